@@ -1,0 +1,2 @@
+//! (to come)
+pub fn main() -> std::process::ExitCode { std::process::ExitCode::SUCCESS }
