@@ -1,0 +1,99 @@
+//! The supervisor's own mount namespace.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::sched::CloneFlags;
+
+use crate::report::Explain;
+use crate::sys::mount;
+
+/// The way back to the host's mounts.
+#[derive(Debug)]
+pub struct HostNamespace(File);
+
+#[derive(Debug, thiserror::Error)]
+pub enum NamespaceError {
+    #[error("cannot make a mount namespace for the container")]
+    Unshare(#[source] io::Error),
+    #[error("cannot open `/proc/thread-self/ns/mnt`")]
+    Open(#[source] io::Error),
+    #[error("cannot go back to the host's mount namespace")]
+    Return(#[source] io::Error),
+    #[error("cannot read the mount table")]
+    Table(#[source] io::Error),
+    #[error("cannot let go of the mount `{}`", .path.display())]
+    Detach { path: PathBuf, source: io::Error },
+}
+
+impl Explain for NamespaceError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Unshare(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                Some("mount namespaces need root: run it with `sudo`".into())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Moves the calling process, which must be single-threaded, into a mount namespace of its own: mounts made on the host later
+/// appear in it, mounts made in it appear nowhere else and vanish with its last process.
+///
+/// The new namespace is a copy, and a copy pins every image mount of the host. All of them under `images` but `keep` are let go
+/// here; once the overlay stands, `keep` can go too ([`HostNamespace::forget`]): overlayfs holds a private clone of its layers.
+pub fn private_namespace(images: &Path, keep: Option<&Path>) -> Result<HostNamespace, NamespaceError> {
+    let host = HostNamespace(File::open("/proc/thread-self/ns/mnt").map_err(NamespaceError::Open)?);
+    mount::unshare_slave().map_err(NamespaceError::Unshare)?;
+    forget(images, keep)?;
+    Ok(host)
+}
+
+impl HostNamespace {
+    /// Lets go of the image mounts under `images` in the calling process's namespace.
+    pub fn forget(&self, images: &Path) -> Result<(), NamespaceError> {
+        forget(images, None)
+    }
+
+    /// Back to the host's namespace; the private one ends if this was its last process.
+    pub fn enter(&self) -> Result<(), NamespaceError> {
+        nix::sched::setns(&self.0, CloneFlags::CLONE_NEWNS).map_err(|errno| NamespaceError::Return(errno.into()))
+    }
+}
+
+fn forget(images: &Path, keep: Option<&Path>) -> Result<(), NamespaceError> {
+    let points = mount::points_below(images).map_err(NamespaceError::Table)?;
+    // Youngest first, so that what stands on another mount goes before it.
+    for path in points.into_iter().rev().filter(|point| Some(point.as_path()) != keep) {
+        mount::detach(&path).map_err(|source| NamespaceError::Detach { path, source })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rootfs::testing::{in_own_mounts, root_or_skip, tmpfs};
+
+    #[test]
+    fn lets_go_of_all_image_mounts_but_one_and_comes_back() {
+        if !root_or_skip("private namespace") {
+            return;
+        }
+        in_own_mounts(|| {
+            let base = tempfile::tempdir().unwrap();
+            let images = base.path().join("images");
+            tmpfs(&images.join("a"));
+            tmpfs(&images.join("b"));
+            let kept = images.join("a");
+            let host = private_namespace(&images, Some(&kept)).unwrap();
+            assert_eq!(mount::points_below(&images).unwrap(), [kept]);
+            host.forget(&images).unwrap();
+            assert!(mount::points_below(&images).unwrap().is_empty());
+            host.enter().unwrap();
+            assert_eq!(mount::points_below(&images).unwrap().len(), 2, "the first namespace kept its mounts");
+            host.forget(&images).unwrap();
+        });
+    }
+}

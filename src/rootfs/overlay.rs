@@ -1,0 +1,259 @@
+//! The container's writable root: one overlay of the image (lower) and the container's own directory (upper).
+//!
+//! Options, and why:
+//! - `redirect_dir=nofollow`, `metacopy=off`, `index=off`: an upper directory stays plain files that a person, `build` and a later
+//!   kernel can read, and nothing that an image carries as `trusted.overlay.*` is ever followed. `off` is not enough for the first:
+//!   kernels built with `REDIRECT_ALWAYS_FOLLOW` take it for "follow".
+//! - `xino=auto`: where inode numbers have room, files of both layers show the overlay's own device number, so `du -x`, `rsync -x` and
+//!   hard-link detection work; where not, the kernel leaves it off by itself.
+//! - `volatile` (on request, for `--rm`): no fsync reaches the disk for files that are deleted at the end anyway. Not otherwise: a person
+//!   who restarts or copies from a stopped container after a power cut expects what was synced.
+//!
+//! Not set: nodev and nosuid. Images carry setuid programs, and device nodes are the device program's business.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statfs::{self, FsType};
+
+use crate::report::Explain;
+use crate::sys::mount::{self, Attr, FsContext, FsError};
+
+/// What to assemble. `upper`, `work` and `merged` are made if absent; `upper` and `work` must be on one file system.
+#[derive(Debug, Clone, Copy)]
+pub struct Overlay<'a> {
+    pub lower: &'a Path,
+    pub upper: &'a Path,
+    pub work: &'a Path,
+    pub merged: &'a Path,
+    /// Let no fsync in the container wait for the disk: right if the upper directory is deleted when the container ends.
+    pub volatile: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OverlayError {
+    #[error("`{}` is on {kind}, which cannot hold a container's writable layer", .path.display())]
+    UnfitUpper { path: PathBuf, kind: &'static str },
+    #[error("cannot make the directory `{}`", .path.display())]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("this kernel cannot mount overlayfs")]
+    NoOverlay(#[source] io::Error),
+    #[error("cannot mount the container's root on `{}`", .merged.display())]
+    Mount { merged: PathBuf, source: FsError },
+}
+
+impl Explain for OverlayError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::UnfitUpper { .. } => Some(
+                "keep gpurun's data on a local disk: `--root /local/disk/gpurun` or `GPURUN_ROOT` (ext4, xfs, btrfs and tmpfs will do)"
+                    .into(),
+            ),
+            Self::NoOverlay(_) => Some("load it with `modprobe overlay`".into()),
+            Self::Directory { .. } | Self::Mount { .. } => None,
+        }
+    }
+}
+
+/// Mounts the overlay in the calling process's mount namespace.
+pub fn overlay(request: &Overlay<'_>) -> Result<(), OverlayError> {
+    for path in [request.upper, request.work, request.merged] {
+        make_directory(path)?;
+    }
+    for path in [request.upper, request.work] {
+        check_upper(path)?;
+    }
+    let failed = |source| OverlayError::Mount { merged: request.merged.to_owned(), source };
+    let plain = |errno: io::Error| failed(FsError { source_errno: errno, messages: Vec::new() });
+
+    let context = FsContext::open(c"overlay").map_err(|error| match error.raw_os_error() {
+        Some(libc::ENODEV) => OverlayError::NoOverlay(error),
+        _ => plain(error),
+    })?;
+    // `opened` keeps the descriptors of odd paths alive until the superblock is made.
+    let mut opened = Vec::new();
+    for (key, path) in [(c"lowerdir", request.lower), (c"upperdir", request.upper), (c"workdir", request.work)] {
+        let path = if mount::is_plain(path) {
+            path.to_owned()
+        } else {
+            let dir = File::open(path).map_err(plain)?;
+            let name = mount::fd_path(&dir);
+            opened.push(dir);
+            name
+        };
+        context.string(key, path.as_os_str().as_bytes()).map_err(failed)?;
+    }
+    for (key, value) in [(c"redirect_dir", "nofollow"), (c"metacopy", "off"), (c"index", "off"), (c"xino", "auto")] {
+        context.string(key, value.as_bytes()).map_err(failed)?;
+    }
+    // Before 5.10 there is no such option; then fsync costs what it always did. (The old parser complains only at `mount`.)
+    if request.volatile && kernel_at_least(5, 10) {
+        context.flag(c"volatile").map_err(failed)?;
+    }
+    let mounted = context.mount(Attr::NONE).map_err(failed)?;
+    let target = File::open(request.merged).map_err(plain)?;
+    mount::attach(mounted.as_fd(), target.as_fd()).map_err(plain)
+}
+
+fn kernel_at_least(major: u32, minor: u32) -> bool {
+    let Ok(name) = nix::sys::utsname::uname() else { return false };
+    let release = name.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
+}
+
+fn make_directory(path: &Path) -> Result<(), OverlayError> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path);
+    made.map_err(|source| OverlayError::Directory { path: path.to_owned(), source })
+}
+
+/// File systems that either refuse to be an upper directory with a bare EINVAL, or take it and break later.
+fn check_upper(path: &Path) -> Result<(), OverlayError> {
+    let stat = statfs::statfs(path)
+        .map_err(|errno| OverlayError::Directory { path: path.to_owned(), source: errno.into() })?;
+    match unfit(stat.filesystem_type()) {
+        Some(kind) => Err(OverlayError::UnfitUpper { path: path.to_owned(), kind }),
+        None => Ok(()),
+    }
+}
+
+fn unfit(kind: FsType) -> Option<&'static str> {
+    // linux/magic.h and the file systems' own headers; overlayfs wants trusted xattrs, d_type and RENAME_WHITEOUT of an upper directory.
+    const UNFIT: &[(u32, &str)] = &[
+        (0x794c_7630, "overlayfs"),
+        (0x6969, "NFS"),
+        (0xff53_4d42, "CIFS"),
+        (0xfe53_4d42, "SMB"),
+        (0x517b, "SMB"),
+        (0x0102_1997, "9p"),
+        (0x0bd0_0bd0, "Lustre"),
+        (0x4d44, "FAT"),
+        (0x2011_bab0, "exFAT"),
+        (0xf15f, "eCryptfs"),
+        (0x0064_0736, "AFS"),
+        (0x5346_414f, "AFS"),
+    ];
+    // The magic is 32 bits wide whatever the width of the field.
+    let magic = kind.0 as u32;
+    UNFIT.iter().find(|(unfit, _)| *unfit == magic).map(|(_, name)| *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rootfs::testing::{in_own_mounts, root_or_skip, tmpfs};
+
+    fn fixture(base: &Path) -> [PathBuf; 4] {
+        let dirs = ["lower", "c/upper", "c/work", "merged"].map(|name| base.join(name));
+        tmpfs(base);
+        std::fs::create_dir_all(&dirs[0]).unwrap();
+        std::fs::write(dirs[0].join("file"), "image").unwrap();
+        dirs
+    }
+
+    fn request(dirs: &[PathBuf; 4]) -> Overlay<'_> {
+        let [lower, upper, work, merged] = dirs;
+        Overlay { lower, upper, work, merged, volatile: false }
+    }
+
+    #[test]
+    fn writes_go_to_the_upper_directory_only() {
+        if !root_or_skip("overlay") {
+            return;
+        }
+        for odd in ["plain", "with:colon,comma \\and \"quotes\""] {
+            in_own_mounts(move || {
+                let base = tempfile::tempdir().unwrap();
+                let dirs = fixture(&base.path().join(odd));
+                overlay(&request(&dirs)).unwrap();
+                let [lower, upper, _, merged] = &dirs;
+                std::fs::write(merged.join("file"), "container").unwrap();
+                assert_eq!(std::fs::read_to_string(lower.join("file")).unwrap(), "image");
+                assert_eq!(std::fs::read_to_string(upper.join("file")).unwrap(), "container");
+                mount::unmount(merged).unwrap();
+                mount::unmount(&base.path().join(odd)).unwrap();
+            });
+        }
+    }
+
+    #[test]
+    fn mounts_again_on_a_used_upper_and_volatile_is_asked_for() {
+        if !root_or_skip("overlay") {
+            return;
+        }
+        in_own_mounts(|| {
+            let base = tempfile::tempdir().unwrap();
+            let dirs = fixture(&base.path().join("o"));
+            for round in 0..2 {
+                overlay(&request(&dirs)).unwrap();
+                std::fs::write(dirs[3].join(format!("round{round}")), "").unwrap();
+                mount::unmount(&dirs[3]).unwrap();
+            }
+            overlay(&Overlay { volatile: true, ..request(&dirs) }).unwrap();
+            assert!(dirs[3].join("round0").exists() && dirs[3].join("round1").exists());
+            let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+            let line = table.lines().find(|line| line.contains("lowerdir=") && line.contains("/o/merged")).unwrap();
+            for option in ["redirect_dir=nofollow", "volatile"] {
+                assert!(line.contains(option), "{line}");
+            }
+            for option in ["metacopy=on", "index=on"] {
+                assert!(!line.contains(option), "{line}");
+            }
+            mount::unmount(&dirs[3]).unwrap();
+            mount::unmount(&base.path().join("o")).unwrap();
+        });
+    }
+
+    #[test]
+    fn an_overlay_is_no_place_for_an_upper_directory() {
+        if !root_or_skip("overlay") {
+            return;
+        }
+        in_own_mounts(|| {
+            let base = tempfile::tempdir().unwrap();
+            let dirs = fixture(&base.path().join("o"));
+            overlay(&request(&dirs)).unwrap();
+            let inner = dirs[3].join("inner");
+            let nested = ["lower", "upper", "work", "merged"].map(|name| inner.join(name));
+            std::fs::create_dir_all(&nested[0]).unwrap();
+            let error = overlay(&request(&nested)).unwrap_err();
+            assert!(matches!(error, OverlayError::UnfitUpper { kind: "overlayfs", .. }), "{error}");
+            assert!(error.hint().unwrap().contains("GPURUN_ROOT"));
+            mount::unmount(&dirs[3]).unwrap();
+            mount::unmount(&base.path().join("o")).unwrap();
+        });
+    }
+
+    #[test]
+    fn network_file_systems_are_known_by_their_magic() {
+        for (magic, expected) in [
+            (0x6969, Some("NFS")),
+            (0xff53_4d42_u32, Some("CIFS")),
+            (0xef53, None),
+            (0x5846_5342, None),
+            (0x0102_1994, None),
+        ] {
+            assert_eq!(unfit(FsType(magic as _)), expected, "{magic:x}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_the_place_and_the_kernels_words() {
+        if !root_or_skip("overlay") {
+            return;
+        }
+        in_own_mounts(|| {
+            let base = tempfile::tempdir().unwrap();
+            let mut dirs = fixture(&base.path().join("o"));
+            dirs[0] = base.path().join("absent");
+            let report = crate::report::Report::from(overlay(&request(&dirs)).unwrap_err());
+            assert!(report.message.contains("merged"), "{report}");
+            assert!(!report.causes.is_empty(), "{report}");
+            mount::unmount(&base.path().join("o")).unwrap();
+        });
+    }
+}
