@@ -15,13 +15,14 @@
 //! An image is hostile: every path inside it is resolved with the image's root as `/` ([`resolve_in_root`]), and never by joining names.
 
 mod guards;
+pub mod images;
 mod namespace;
 mod overlay;
 mod root;
 pub mod users;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use guards::{GuardError, check_guards};
 pub use namespace::{HostNamespace, NamespaceError, private_namespace};

@@ -194,10 +194,13 @@ pub fn fd_path(fd: impl AsFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))
 }
 
-/// Whether `path` can stand in a list of paths in a mount option as it is (overlayfs splits at `:`, the legacy parser at `,`).
+/// Whether `path` can stand in a mount option as it is: overlayfs splits at `:`, the legacy parser at `,`, and `fsconfig(2)` takes at
+/// most 255 bytes.
 #[must_use]
 pub fn is_plain(path: &Path) -> bool {
-    path.is_absolute() && !path.as_os_str().as_bytes().iter().any(|byte| matches!(byte, b',' | b':' | b'\\' | b'"'))
+    path.is_absolute()
+        && path.as_os_str().len() < 256
+        && !path.as_os_str().as_bytes().iter().any(|byte| matches!(byte, b',' | b':' | b'\\' | b'"'))
 }
 
 fn owned(result: libc::c_long) -> io::Result<OwnedFd> {

@@ -1,0 +1,297 @@
+//! Bytes: the superblock, device slots, inodes, attributes and directory blocks of erofs_fs.h, little-endian throughout.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use sha2::{Digest as _, Sha256};
+
+use super::layout::{Body, Chunk, InodeId0, Layout, SLOT, drawn_xattrs, shown_device};
+use super::{BLOCK, BLOCK_BITS, MAGIC, SUPERBLOCK_AT};
+use crate::layer::{Inode, InodeId, Kind, Name, Tree};
+
+const FEATURE_COMPAT_MTIME: u32 = 0x2;
+const FEATURE_INCOMPAT_CHUNKED_FILE: u32 = 0x4;
+const FEATURE_INCOMPAT_DEVICE_TABLE: u32 = 0x8;
+const CHUNK_FORMAT_INDEXES: u16 = 0x20;
+/// i_format: bit 0 extended, then the data layout.
+const FORMAT_PLAIN: u16 = 1;
+const FORMAT_INLINE: u16 = 1 | (2 << 1);
+const FORMAT_CHUNKS: u16 = 1 | (4 << 1);
+const XATTR_HEADER: u32 = 12;
+const DIRENT: u64 = 12;
+
+/// A writer that knows where it is.
+pub struct Out<W> {
+    inner: W,
+    at: u64,
+}
+
+impl<W: Write> Out<W> {
+    pub fn new(inner: W) -> Self {
+        Self { inner, at: 0 }
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.at += bytes.len() as u64;
+        self.inner.write_all(bytes)
+    }
+
+    /// Zeros up to `at`, which never lies behind.
+    fn pad_to(&mut self, at: u64) -> io::Result<()> {
+        const ZEROS: [u8; 512] = [0; 512];
+        debug_assert!(self.at <= at, "{} > {at}", self.at);
+        while self.at < at {
+            let part = usize::try_from(at - self.at).unwrap_or(ZEROS.len()).min(ZEROS.len());
+            self.put(&ZEROS[..part])?;
+        }
+        Ok(())
+    }
+
+    pub fn finish(mut self) -> io::Result<u64> {
+        self.inner.flush()?;
+        Ok(self.at)
+    }
+}
+
+pub fn image<W: Write>(tree: &Tree, layout: &Layout, devices: &[u64], out: &mut Out<W>) -> io::Result<()> {
+    out.pad_to(SUPERBLOCK_AT)?;
+    out.put(&superblock(tree, layout, devices.len()))?;
+    out.pad_to(layout.devices_at)?;
+    for length in devices {
+        let mut slot = [0_u8; 128];
+        slot[64..68].copy_from_slice(&u32::try_from(length.div_ceil(BLOCK)).unwrap_or(u32::MAX).to_le_bytes());
+        out.put(&slot)?;
+    }
+    let mut names = Vec::new();
+    for id in &layout.order {
+        let inode = &tree.inodes[id.0 as usize];
+        let place = &layout.places[id.0 as usize];
+        out.pad_to(place.at)?;
+        out.put(&inode_head(inode, *id, layout))?;
+        xattrs(inode, place.xattrs, out)?;
+        match &place.body {
+            Body::None => {}
+            Body::Chunks { chunks, .. } => {
+                out.pad_to(out.at.next_multiple_of(8))?;
+                for Chunk { device, block } in chunks {
+                    let mut index = [0_u8; 8];
+                    index[2..4].copy_from_slice(&device.to_le_bytes());
+                    index[4..8].copy_from_slice(&block.to_le_bytes());
+                    out.put(&index)?;
+                }
+            }
+            Body::Flat { tail: 0, .. } => {}
+            Body::Flat { blocks, .. } => {
+                let content = content(tree, *id, layout, &mut names);
+                out.put(&content[(*blocks * BLOCK) as usize..])?;
+            }
+        }
+    }
+    for id in &layout.order {
+        if let Body::Flat { block, blocks, .. } = layout.places[id.0 as usize].body
+            && blocks > 0
+        {
+            out.pad_to(block * BLOCK)?;
+            let content = content(tree, *id, layout, &mut names);
+            out.put(&content[..content.len().min((blocks * BLOCK) as usize)])?;
+        }
+    }
+    // To a whole page: what maps the file by pages must not meet its end inside one.
+    out.pad_to((layout.end_block * BLOCK).next_multiple_of(4096))
+}
+
+fn superblock(tree: &Tree, layout: &Layout, devices: usize) -> [u8; 128] {
+    let mut bytes = [0_u8; 128];
+    let mut set = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    set(0, &MAGIC.to_le_bytes());
+    set(8, &FEATURE_COMPAT_MTIME.to_le_bytes());
+    set(12, &[BLOCK_BITS as u8]);
+    set(14, &(nid(layout, InodeId(0)) as u16).to_le_bytes());
+    set(16, &(layout.order.len() as u64).to_le_bytes());
+    set(36, &(layout.end_block as u32).to_le_bytes());
+    // overlayfs wants a file system of its own uuid under it before it trusts inode numbers across copy-up.
+    let mut hash = Sha256::new();
+    for source in &tree.sources {
+        hash.update(source.0);
+    }
+    hash.update((layout.order.len() as u64).to_le_bytes());
+    set(48, &hash.finalize()[..16]);
+    set(80, &(FEATURE_INCOMPAT_CHUNKED_FILE | FEATURE_INCOMPAT_DEVICE_TABLE).to_le_bytes());
+    set(86, &(devices as u16).to_le_bytes());
+    set(88, &((layout.devices_at / 128) as u16).to_le_bytes());
+    bytes
+}
+
+fn nid(layout: &Layout, id: InodeId) -> u64 {
+    layout.places[id.0 as usize].at / SLOT
+}
+
+fn inode_head(inode: &Inode, id: InodeId, layout: &Layout) -> [u8; 64] {
+    let place = &layout.places[id.0 as usize];
+    let (format, size, union) = match &place.body {
+        Body::Chunks { bits, .. } => {
+            let Kind::File(data) = &inode.kind else { unreachable!("only files have chunks") };
+            (FORMAT_CHUNKS, data.size, u32::from(CHUNK_FORMAT_INDEXES | *bits as u16))
+        }
+        Body::Flat { size, block, tail, .. } => {
+            (if *tail > 0 { FORMAT_INLINE } else { FORMAT_PLAIN }, *size, *block as u32)
+        }
+        Body::None => {
+            (FORMAT_PLAIN, 0, shown_device(&inode.kind).map_or(0, |(major, minor)| encode_device(major, minor)))
+        }
+    };
+    let count = if place.xattrs == 0 { 0 } else { 1 + (place.xattrs - XATTR_HEADER) / 4 };
+    let mut bytes = [0_u8; 64];
+    let mut set = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    set(0, &format.to_le_bytes());
+    set(2, &(count as u16).to_le_bytes());
+    set(4, &(type_bits(&inode.kind) | (inode.mode & 0o7777)).to_le_bytes());
+    set(8, &size.to_le_bytes());
+    set(16, &union.to_le_bytes());
+    set(20, &(id.0 + 1).to_le_bytes());
+    set(24, &inode.uid.to_le_bytes());
+    set(28, &inode.gid.to_le_bytes());
+    set(32, &inode.mtime.0.to_le_bytes());
+    set(40, &inode.mtime.1.to_le_bytes());
+    set(44, &place.links.to_le_bytes());
+    bytes
+}
+
+/// The kernel's `new_encode_dev`.
+fn encode_device(major: u32, minor: u32) -> u32 {
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+fn type_bits(kind: &Kind) -> u16 {
+    match kind {
+        Kind::Directory(_) => 0o040_000,
+        Kind::File(_) => 0o100_000,
+        Kind::Symlink(_) => 0o120_000,
+        Kind::CharDevice { .. } => 0o020_000,
+        Kind::BlockDevice { .. } => 0o060_000,
+        Kind::Fifo => 0o010_000,
+    }
+}
+
+/// The generic FT_* numbers that directory entries carry.
+fn file_type(kind: &Kind) -> u8 {
+    match kind {
+        Kind::File(_) => 1,
+        Kind::Directory(_) => 2,
+        Kind::CharDevice { .. } => 3,
+        Kind::BlockDevice { .. } => 4,
+        Kind::Fifo => 5,
+        Kind::Symlink(_) => 7,
+    }
+}
+
+/// Bytes of an inode's attributes with their header, 0 without any.
+pub fn xattr_size(xattrs: &BTreeMap<Box<[u8]>, Box<[u8]>>) -> u32 {
+    let sum: usize =
+        drawn_xattrs(xattrs).map(|(_, name, value)| (4 + name.len() + value.len()).next_multiple_of(4)).sum();
+    if sum == 0 { 0 } else { XATTR_HEADER + sum as u32 }
+}
+
+fn xattrs<W: Write>(inode: &Inode, size: u32, out: &mut Out<W>) -> io::Result<()> {
+    if size == 0 {
+        return Ok(());
+    }
+    out.put(&[0; XATTR_HEADER as usize])?;
+    for (index, name, value) in drawn_xattrs(&inode.xattrs) {
+        let length = (value.len() as u16).to_le_bytes();
+        out.put(&[name.len() as u8, index, length[0], length[1]])?;
+        out.put(name)?;
+        out.put(value)?;
+        out.pad_to(out.at.next_multiple_of(4))?;
+    }
+    Ok(())
+}
+
+/// The bytes of a directory or link target.
+fn content<'a>(tree: &'a Tree, id: InodeId, layout: &Layout, buffer: &'a mut Vec<u8>) -> &'a [u8] {
+    match &tree.inodes[id.0 as usize].kind {
+        Kind::Symlink(target) => target,
+        Kind::Directory(entries) => {
+            buffer.clear();
+            directory(tree, entries, id, layout, buffer);
+            buffer
+        }
+        _ => &[],
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Entry {
+    Itself,
+    Parent,
+    Child(InodeId),
+}
+
+/// The names of a directory in byte order, with `.` and `..` where they sort (`-x` comes before them, `.-x` between).
+fn with_dots(entries: &BTreeMap<Name, InodeId>) -> Vec<(&[u8], Entry)> {
+    let mut all: Vec<(&[u8], Entry)> = Vec::with_capacity(entries.len() + 2);
+    all.push((b".", Entry::Itself));
+    all.push((b"..", Entry::Parent));
+    all.extend(entries.iter().map(|(name, id)| (&**name, Entry::Child(*id))));
+    all.sort_unstable_by_key(|(name, _)| *name);
+    all
+}
+
+/// How many of `names` the next block takes, and how many bytes of it.
+fn fill<'a>(names: impl Iterator<Item = &'a [u8]>) -> (usize, u64) {
+    let mut count = 0;
+    let mut used = 0;
+    for name in names {
+        let with = used + DIRENT + name.len() as u64;
+        if with > BLOCK {
+            break;
+        }
+        used = with;
+        count += 1;
+    }
+    (count, used)
+}
+
+/// Bytes of a directory: full blocks, then the used part of the last one.
+pub fn directory_size(entries: &BTreeMap<Name, InodeId>) -> u64 {
+    let all = with_dots(entries);
+    let mut rest = &all[..];
+    let mut size = 0;
+    loop {
+        let (count, used) = fill(rest.iter().map(|(name, _)| *name));
+        rest = &rest[count..];
+        if rest.is_empty() {
+            return size + used;
+        }
+        size += BLOCK;
+    }
+}
+
+fn directory(tree: &Tree, entries: &BTreeMap<Name, InodeId>, id: InodeId, layout: &Layout, out: &mut Vec<u8>) {
+    let InodeId0(parent) = layout.places[id.0 as usize].parent;
+    let all = with_dots(entries);
+    let mut rest = &all[..];
+    while !rest.is_empty() {
+        let start = out.len();
+        let (count, _) = fill(rest.iter().map(|(name, _)| *name));
+        let mut name_at = DIRENT as usize * count;
+        for (name, entry) in &rest[..count] {
+            let target = match *entry {
+                Entry::Itself => id,
+                Entry::Parent => parent,
+                Entry::Child(child) => child,
+            };
+            out.extend_from_slice(&nid(layout, target).to_le_bytes());
+            out.extend_from_slice(&(name_at as u16).to_le_bytes());
+            out.extend_from_slice(&[file_type(&tree.inodes[target.0 as usize].kind), 0]);
+            name_at += name.len();
+        }
+        for (name, _) in &rest[..count] {
+            out.extend_from_slice(name);
+        }
+        rest = &rest[count..];
+        if !rest.is_empty() {
+            out.resize(start + BLOCK as usize, 0);
+        }
+    }
+}

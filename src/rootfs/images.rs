@@ -1,0 +1,308 @@
+//! Image mounts: one per image and host, shared by its containers, leased by `flock`.
+//!
+//! Two mounts of one index would be two superblocks with two page caches, so an image is mounted once, in the host's namespace, and
+//! every container's overlay stands on it. The lease is a shared lock on `<chain>.lease`, held for as long as its descriptor lives
+//! (init inherits it and dies with its supervisor); whoever gets that lock alone may unmount. All making and unmaking happens under
+//! `.lock`, for the millisecond it takes. The mount is nosuid and nodev, in a directory that only root can enter: nobody on the host runs
+//! a setuid program of an image. An overlay does not inherit that.
+//!
+//! Ways to mount, tried in this order (the kernel's version says too little):
+//! 1. straight from the files (Linux 6.12 with `EROFS_FS_BACKED_BY_FILE`; the files must be on a disk, not a tmpfs);
+//! 2. over loop devices (Linux 6.4);
+//! 3. the caller's rendering of the same tree as a plain directory.
+//!
+//! Double caching: a file-backed mount reads the tars through their own page cache and then keeps pages of its own: 200 MB read cost 400 MB
+//! of the reader's memory limit. The mount option `directio` reads past the tars' cache. It needs an alignment of 512 from the disk
+//! under the tars, so it is tried on the tars themselves first: where a disk has sectors of 4096 bytes, reading twice is better than
+//! an I/O error.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::durable::FileLock;
+use crate::layer::erofs;
+use crate::report::{Explain, Report};
+use crate::sys::loopdev;
+use crate::sys::mount::{self, Attr, FsContext, FsError};
+
+/// An image to mount.
+pub struct Image<'a> {
+    /// Where mounts and leases stand (`/run/gpurun/images`).
+    pub images: &'a Path,
+    /// The chain id's 64 hex digits: the name of the mount.
+    pub chain: &'a str,
+    /// What [`erofs::write`] wrote.
+    pub index: &'a Path,
+    /// The tars in the order of the tree's sources, then the side file if there is one.
+    pub devices: &'a [PathBuf],
+}
+
+/// How an image's files come to be seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backing {
+    /// EROFS on files; `direct`: past the tars' page cache.
+    Files { direct: bool },
+    /// EROFS on loop devices.
+    Loop,
+    /// A rendered directory.
+    Directory,
+    /// It stood already, by whatever way.
+    Shared,
+}
+
+/// A lower directory for an overlay. Keep it for as long as the container lives.
+#[derive(Debug)]
+pub struct Lower {
+    pub dir: PathBuf,
+    pub backing: Backing,
+    pub lease: Lease,
+}
+
+/// The right to find an image's mount in its place.
+#[derive(Debug)]
+pub struct Lease {
+    file: Flock<File>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // The time of the last use, for `sweep`'s idle time: a wish, not a promise.
+        let _ = self.file.set_modified(SystemTime::now());
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    #[error("cannot prepare `{}` for image mounts", .path.display())]
+    Prepare { path: PathBuf, source: io::Error },
+    #[error("the image's file `{}` cannot be opened", .path.display())]
+    Missing { path: PathBuf, source: io::Error },
+    #[error("the index `{}` does not fit its image: it wants {wants} files, there are {given}", .index.display())]
+    Mismatch { index: PathBuf, wants: u16, given: usize },
+    #[error("`{}` is not an image's index", .index.display())]
+    NotAnIndex { index: PathBuf },
+    #[error("this kernel cannot mount the image `{}`, and it could not be unpacked instead: {}", .chain, .render.message)]
+    Render { chain: String, source: FsError, render: Box<Report> },
+    #[error("cannot mount the image on `{}`", .target.display())]
+    Attach { target: PathBuf, source: io::Error },
+}
+
+impl Explain for MountError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Missing { .. } | Self::Mismatch { .. } | Self::NotAnIndex { .. } => {
+                Some("the store is damaged: load the image again with `gpurun image load`".into())
+            }
+            Self::Render { render, .. } => render.hint.clone(),
+            Self::Prepare { .. } | Self::Attach { .. } => None,
+        }
+    }
+}
+
+/// Mounts an image, or joins the mount that stands, and leases it. Call it in the host's mount namespace. `render` answers a directory
+/// with the same tree, for kernels that cannot mount an index; it is called without any lock but the lease.
+pub fn mount(image: &Image<'_>, render: impl FnOnce() -> Result<PathBuf, Report>) -> Result<Lower, MountError> {
+    let prepare = |source| MountError::Prepare { path: image.images.to_owned(), source };
+    DirBuilder::new().recursive(true).mode(0o700).create(image.images).map_err(prepare)?;
+    let lock = FileLock::exclusive(&image.images.join(".lock")).map_err(prepare)?;
+    // Never waits: alone it is only ever held under `.lock`.
+    let lease = Lease { file: open_lease(image.images, image.chain, FlockArg::LockShared).map_err(prepare)? };
+    let target = image.images.join(image.chain);
+    if is_mounted(&target) {
+        return Ok(Lower { dir: target, backing: Backing::Shared, lease });
+    }
+    let source = match mount_index(image.index, image.devices, Way::ALL)? {
+        Ok((mounted, backing)) => {
+            let attach = |source| MountError::Attach { target: target.clone(), source };
+            DirBuilder::new().recursive(true).mode(0o700).create(&target).map_err(attach)?;
+            let point = File::open(&target).map_err(attach)?;
+            mount::attach(mounted.as_fd(), point.as_fd()).map_err(attach)?;
+            return Ok(Lower { dir: target, backing, lease });
+        }
+        Err(refusal) => refusal,
+    };
+    drop(lock);
+    let dir = render().map_err(|render| MountError::Render {
+        chain: image.chain.to_owned(),
+        source,
+        render: Box::new(render),
+    })?;
+    Ok(Lower { dir, backing: Backing::Directory, lease })
+}
+
+/// Whether some container uses the image `chain` now (its mount or its rendered directory).
+pub fn is_leased(images: &Path, chain: &str) -> io::Result<bool> {
+    if !images.join(format!("{chain}.lease")).exists() {
+        return Ok(false);
+    }
+    let _lock = FileLock::exclusive(&images.join(".lock"))?;
+    match open_lease(images, chain, FlockArg::LockExclusiveNonblock) {
+        Ok(_) => Ok(false),
+        Err(error) if error.raw_os_error() == Some(libc::EWOULDBLOCK) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Unmounts every image that nobody leases and nobody used for `idle`; answers their chain ids. Call it in the host's namespace. A mount
+/// that somebody on the host stands in is left for the next sweep.
+pub fn sweep(images: &Path, idle: Duration) -> io::Result<Vec<String>> {
+    let mut gone = Vec::new();
+    let names = match std::fs::read_dir(images) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(gone),
+        other => other?,
+    };
+    let _lock = FileLock::exclusive(&images.join(".lock"))?;
+    for entry in names {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(chain) = name.to_str().and_then(|name| name.strip_suffix(".lease")) else { continue };
+        let lease = match open_lease(images, chain, FlockArg::LockExclusiveNonblock) {
+            Err(error) if error.raw_os_error() == Some(libc::EWOULDBLOCK) => continue,
+            other => other?,
+        };
+        let used = lease.metadata()?.modified()?;
+        if SystemTime::now().duration_since(used).is_ok_and(|since| since < idle) {
+            continue;
+        }
+        let target = images.join(chain);
+        match mount::unmount(&target) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => continue,
+            // Not mounted (any more), or never: an image that was rendered.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => {}
+            Err(error) => return Err(error),
+        }
+        match std::fs::remove_dir(&target) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        std::fs::remove_file(entry.path())?;
+        gone.push(chain.to_owned());
+    }
+    Ok(gone)
+}
+
+fn open_lease(images: &Path, chain: &str, how: FlockArg) -> io::Result<Flock<File>> {
+    let path = images.join(format!("{chain}.lease"));
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    Flock::lock(file, how).map_err(|(_, errno)| errno.into())
+}
+
+fn is_mounted(target: &Path) -> bool {
+    nix::sys::statfs::statfs(target).is_ok_and(|stat| stat.filesystem_type().0 as u32 == erofs::MAGIC)
+}
+
+/// A way to mount an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Direct,
+    Buffered,
+    Loop,
+}
+
+impl Way {
+    pub const ALL: &'static [Self] = &[Self::Direct, Self::Buffered, Self::Loop];
+}
+
+type Mounted = (std::os::fd::OwnedFd, Backing);
+
+/// A mount of the index that stands nowhere yet, by the first of `ways` that works; the inner error is the kernel's last refusal.
+pub fn mount_index(index: &Path, devices: &[PathBuf], ways: &[Way]) -> Result<Result<Mounted, FsError>, MountError> {
+    let open = |path: &Path| File::open(path).map_err(|source| MountError::Missing { path: path.to_owned(), source });
+    let index_file = open(index)?;
+    let wants = erofs::device_count(&index_file)
+        .map_err(|source| MountError::Missing { path: index.to_owned(), source })?
+        .ok_or_else(|| MountError::NotAnIndex { index: index.to_owned() })?;
+    if usize::from(wants) != devices.len() {
+        return Err(MountError::Mismatch { index: index.to_owned(), wants, given: devices.len() });
+    }
+    let files = devices.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
+    let mut refusal = FsError { source_errno: Errno::EOPNOTSUPP.into(), messages: Vec::new() };
+    for way in ways {
+        let tried = match way {
+            Way::Direct if !devices.iter().all(|path| takes_direct_reads(path)) => continue,
+            Way::Direct => mount_files((index, &index_file), devices, &files, true),
+            Way::Buffered => mount_files((index, &index_file), devices, &files, false),
+            Way::Loop => mount_loops(&index_file, &files),
+        };
+        match tried {
+            Ok(mounted) => {
+                let backing = match way {
+                    Way::Direct => Backing::Files { direct: true },
+                    Way::Buffered => Backing::Files { direct: false },
+                    Way::Loop => Backing::Loop,
+                };
+                return Ok(Ok((mounted, backing)));
+            }
+            Err(error) => {
+                tracing::debug!(%error, ?way, "the kernel does not mount the index this way");
+                refusal = error;
+            }
+        }
+    }
+    Ok(Err(refusal))
+}
+
+fn erofs_context() -> Result<FsContext, FsError> {
+    FsContext::open(c"erofs").map_err(|source_errno| FsError { source_errno, messages: Vec::new() })
+}
+
+fn mount_files(
+    index: (&Path, &File),
+    devices: &[PathBuf],
+    files: &[File],
+    direct: bool,
+) -> Result<std::os::fd::OwnedFd, FsError> {
+    // The real name where it can be had: it shows in the mount table.
+    let name = |path: &Path, file: &File| if mount::is_plain(path) { path.to_owned() } else { mount::fd_path(file) };
+    let context = erofs_context()?;
+    context.flag(c"ro")?;
+    context.string(c"source", name(index.0, index.1).as_os_str().as_bytes())?;
+    for (path, file) in devices.iter().zip(files) {
+        context.string(c"device", name(path, file).as_os_str().as_bytes())?;
+    }
+    if direct {
+        context.flag(c"directio")?;
+    }
+    context.mount(Attr::RDONLY.and(Attr::NOSUID).and(Attr::NODEV))
+}
+
+fn mount_loops(index: &File, files: &[File]) -> Result<std::os::fd::OwnedFd, FsError> {
+    let attach = |file: &File, direct: bool| {
+        loopdev::attach(file, direct).map_err(|source_errno| FsError { source_errno, messages: Vec::new() })
+    };
+    // The index is small and read in odd pieces: its cache is welcome.
+    let index = attach(index, false)?;
+    let devices = files.iter().map(|file| attach(file, true)).collect::<Result<Vec<_>, _>>()?;
+    let context = erofs_context()?;
+    context.flag(c"ro")?;
+    context.string(c"source", index.path.as_os_str().as_bytes())?;
+    for device in &devices {
+        context.string(c"device", device.path.as_os_str().as_bytes())?;
+    }
+    // From here on the mount keeps the devices; they free themselves with it.
+    context.mount(Attr::RDONLY.and(Attr::NOSUID).and(Attr::NODEV))
+}
+
+/// Whether the file can be read at multiples of 512 past the page cache: tried, because no call answers it on every kernel.
+fn takes_direct_reads(path: &Path) -> bool {
+    const ALIGN: usize = 4096;
+    let Ok(file) = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path) else { return false };
+    if file.metadata().is_ok_and(|meta| meta.len() < 1024) {
+        return true;
+    }
+    let mut buffer = vec![0_u8; 2 * ALIGN];
+    let start = buffer.as_ptr().align_offset(ALIGN);
+    buffer.get_mut(start..start + 512).is_some_and(|aligned| file.read_at(aligned, 512).is_ok_and(|count| count > 0))
+}
+
+#[cfg(test)]
+mod tests;

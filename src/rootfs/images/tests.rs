@@ -1,0 +1,174 @@
+use super::*;
+use crate::layer::{Inode, InodeId, Kind, Tree};
+use crate::rootfs::testing::{in_own_mounts, root_or_skip};
+use crate::rootfs::{Overlay, overlay, private_namespace};
+
+/// An image with one file, and no layer: nothing but metadata.
+fn index(dir: &Path) -> PathBuf {
+    let inode = |kind, mode| Inode { kind, mode, uid: 0, gid: 0, mtime: (1, 0), xattrs: Default::default() };
+    let root = Kind::Directory([(b"marker"[..].into(), InodeId(1))].into());
+    let tree = Tree { inodes: vec![inode(root, 0o755), inode(Kind::File(Default::default()), 0o644)], sources: vec![] };
+    let path = dir.join("index");
+    let side = File::create(dir.join("side")).unwrap();
+    erofs::write(&tree, &[], File::create(&path).unwrap(), &side).unwrap();
+    path
+}
+
+fn no_render() -> Result<PathBuf, Report> {
+    panic!("this kernel needs no rendering")
+}
+
+struct Fixture {
+    base: tempfile::TempDir,
+    images: PathBuf,
+    index: PathBuf,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let base = tempfile::tempdir().unwrap();
+        let images = base.path().join("run/images");
+        let index = index(base.path());
+        Self { base, images, index }
+    }
+
+    fn image<'a>(&'a self, chain: &'a str) -> Image<'a> {
+        Image { images: &self.images, chain, index: &self.index, devices: &[] }
+    }
+}
+
+fn erofs_here() -> bool {
+    root_or_skip("image mounts") && FsContext::open(c"erofs").is_ok()
+}
+
+#[test]
+fn one_mount_is_shared_and_goes_with_its_last_lease() {
+    if !erofs_here() {
+        return;
+    }
+    in_own_mounts(|| {
+        let fixture = Fixture::new();
+        let first = mount(&fixture.image("aa"), no_render).unwrap();
+        let second = mount(&fixture.image("aa"), no_render).unwrap();
+        assert_ne!(first.backing, Backing::Shared);
+        assert_eq!(second.backing, Backing::Shared);
+        assert_eq!(mount::points_below(&fixture.images).unwrap(), [fixture.images.join("aa")]);
+        assert!(second.dir.join("marker").exists());
+
+        assert!(is_leased(&fixture.images, "aa").unwrap());
+        assert!(sweep(&fixture.images, Duration::ZERO).unwrap().is_empty(), "two leases");
+        drop(first);
+        assert!(sweep(&fixture.images, Duration::ZERO).unwrap().is_empty(), "one lease");
+        drop(second);
+        assert!(!is_leased(&fixture.images, "aa").unwrap());
+        assert!(sweep(&fixture.images, Duration::from_secs(3600)).unwrap().is_empty(), "used a moment ago");
+        assert_eq!(sweep(&fixture.images, Duration::ZERO).unwrap(), ["aa"]);
+        assert!(mount::points_below(&fixture.images).unwrap().is_empty());
+        assert!(!fixture.images.join("aa").exists() && !fixture.images.join("aa.lease").exists());
+        assert!(sweep(&fixture.images, Duration::ZERO).unwrap().is_empty(), "a second sweep finds nothing");
+    });
+}
+
+#[test]
+fn a_sweep_of_nothing_is_no_error() {
+    assert!(sweep(Path::new("/nonexistent/gpurun/images"), Duration::ZERO).unwrap().is_empty());
+    assert!(!is_leased(Path::new("/nonexistent/gpurun/images"), "aa").unwrap());
+}
+
+#[test]
+fn a_busy_mount_waits_for_the_next_sweep() {
+    if !erofs_here() {
+        return;
+    }
+    in_own_mounts(|| {
+        let fixture = Fixture::new();
+        drop(mount(&fixture.image("aa"), no_render).unwrap());
+        let visitor = File::open(fixture.images.join("aa/marker")).unwrap();
+        assert!(sweep(&fixture.images, Duration::ZERO).unwrap().is_empty());
+        drop(visitor);
+        assert_eq!(sweep(&fixture.images, Duration::ZERO).unwrap(), ["aa"]);
+    });
+}
+
+#[test]
+fn nobody_on_the_host_runs_an_images_setuid_programs() {
+    use std::os::unix::fs::PermissionsExt;
+    if !erofs_here() {
+        return;
+    }
+    in_own_mounts(|| {
+        let fixture = Fixture::new();
+        let lower = mount(&fixture.image("aa"), no_render).unwrap();
+        assert_eq!(fixture.images.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        let flags = nix::sys::statvfs::statvfs(&lower.dir).unwrap().flags();
+        use nix::sys::statvfs::FsFlags;
+        assert!(flags.contains(FsFlags::ST_RDONLY | FsFlags::ST_NOSUID | FsFlags::ST_NODEV), "{flags:?}");
+        drop(lower);
+        sweep(&fixture.images, Duration::ZERO).unwrap();
+    });
+}
+
+#[test]
+fn the_overlay_outlives_the_namespaces_copy_of_the_image_mount() {
+    if !erofs_here() {
+        return;
+    }
+    in_own_mounts(|| {
+        let fixture = Fixture::new();
+        let lower = mount(&fixture.image("aa"), no_render).unwrap();
+        let _other = mount(&fixture.image("bb"), no_render).unwrap();
+        let host = private_namespace(&fixture.images, Some(&lower.dir)).unwrap();
+        let [upper, work, merged] = ["upper", "work", "merged"].map(|name| fixture.base.path().join(name));
+        overlay(&Overlay { lower: &lower.dir, upper: &upper, work: &work, merged: &merged, volatile: true }).unwrap();
+        host.forget(&fixture.images).unwrap();
+        assert!(mount::points_below(&fixture.images).unwrap().is_empty());
+        assert!(merged.join("marker").exists(), "the overlay has the layer for itself");
+        host.enter().unwrap();
+        assert!(!merged.join("marker").exists(), "nothing of the container stands on the host");
+        drop((lower, _other));
+        let mut gone = sweep(&fixture.images, Duration::ZERO).unwrap();
+        gone.sort_unstable();
+        assert_eq!(gone, ["aa", "bb"], "nothing pins the image mounts");
+    });
+}
+
+#[test]
+fn what_cannot_be_mounted_is_rendered() {
+    if !root_or_skip("image mounts") {
+        return;
+    }
+    let fixture = Fixture::new();
+    // An index of a format that no kernel takes.
+    let mut bytes = std::fs::read(&fixture.index).unwrap();
+    bytes[1024 + 83] = 0x80;
+    std::fs::write(&fixture.index, bytes).unwrap();
+    let rendered = fixture.base.path().join("rendered");
+    let lower = mount(&fixture.image("aa"), || Ok(rendered.clone())).unwrap();
+    assert_eq!((lower.backing, &lower.dir), (Backing::Directory, &rendered));
+    assert!(is_leased(&fixture.images, "aa").unwrap(), "a rendered directory is leased too");
+    drop(lower);
+    assert_eq!(sweep(&fixture.images, Duration::ZERO).unwrap(), ["aa"]);
+
+    let error = mount(&fixture.image("aa"), || Err(Report::new("no space").with_hint("make room"))).unwrap_err();
+    let report = Report::from(error);
+    assert!(report.message.ends_with("unpacked instead: no space"), "{report}");
+    assert_eq!(report.hint.as_deref(), Some("make room"));
+}
+
+#[test]
+fn a_damaged_store_is_named() {
+    if !root_or_skip("image mounts") {
+        return;
+    }
+    let fixture = Fixture::new();
+    let extra = [fixture.index.clone()];
+    let error = mount(&Image { devices: &extra, ..fixture.image("aa") }, no_render).unwrap_err();
+    assert!(matches!(error, MountError::Mismatch { wants: 0, given: 1, .. }), "{error}");
+    std::fs::write(&fixture.index, "garbage").unwrap();
+    let error = mount(&fixture.image("aa"), no_render).unwrap_err();
+    assert!(matches!(error, MountError::NotAnIndex { .. }), "{error}");
+    std::fs::remove_file(&fixture.index).unwrap();
+    let error = mount(&fixture.image("aa"), no_render).unwrap_err();
+    assert!(matches!(error, MountError::Missing { .. }), "{error}");
+    assert!(error.hint().unwrap().contains("gpurun image load"));
+}
