@@ -1,5 +1,16 @@
-//! Plan → OCI runtime spec. Pure: no disk, no libcontainer.
+//! What a container is to be: limits, capabilities, devices, seccomp, and the [`Plan`] that becomes an OCI runtime spec.
+//!
+//! Pure: no disk, no libcontainer. Whoever plans looks at the host; this room only says what docker's rules make of it.
 
+mod asked;
+mod capabilities;
+mod device;
 mod limits;
+mod plan;
+pub mod seccomp;
 
+pub use asked::{AskedLimits, HostFacts, LimitsError, MINIMUM_MEMORY};
+pub use capabilities::{Capabilities, CapabilityError};
+pub use device::{Device, DeviceRule, device_rules};
 pub use limits::{Limits, Swap};
+pub use plan::{HookEntry, Mount, Network, Plan, Rlimit, SpecError, Stage, oci_spec};

@@ -1,0 +1,80 @@
+//! `--ulimit name=soft[:hard]`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::report::{EXIT_USAGE, Explain};
+
+/// One resource limit; `u64::MAX` is "unlimited".
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ulimit {
+    /// docker's name: `nofile`, `memlock`, …
+    pub name: String,
+    pub soft: u64,
+    pub hard: u64,
+}
+
+/// docker's names, in the order of `getrlimit(2)`.
+pub const NAMES: [&str; 15] = [
+    "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime",
+    "sigpending", "stack",
+];
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum UlimitError {
+    #[error("`--ulimit {0}` is not `name=soft[:hard]`")]
+    Shape(String),
+    #[error("`--ulimit {text}`: there is no resource limit `{name}`")]
+    Name { text: String, name: String },
+    #[error("`--ulimit {text}`: the soft limit {soft} is above the hard limit {hard}")]
+    Order { text: String, soft: u64, hard: u64 },
+}
+
+impl Explain for UlimitError {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Name { .. } => format!("the names are {}", NAMES.join(", ")),
+            _ => "for example `--ulimit nofile=1024:4096` or `--ulimit memlock=-1` (-1: unlimited)".into(),
+        })
+    }
+    fn exit_code(&self) -> u8 {
+        EXIT_USAGE
+    }
+}
+
+/// Parses docker's form; one number sets both limits.
+pub fn parse_ulimit(text: &str) -> Result<Ulimit, UlimitError> {
+    let shape = || UlimitError::Shape(text.to_owned());
+    let (name, limits) = text.split_once('=').ok_or_else(shape)?;
+    if !NAMES.contains(&name) {
+        return Err(UlimitError::Name { text: text.to_owned(), name: name.to_owned() });
+    }
+    let number = |digits: &str| match digits {
+        "-1" | "unlimited" => Ok(u64::MAX),
+        digits => digits.parse::<u64>().map_err(|_| shape()),
+    };
+    let (soft, hard) = match limits.split_once(':') {
+        Some((soft, hard)) => (number(soft)?, number(hard)?),
+        None => (number(limits)?, number(limits)?),
+    };
+    if soft > hard {
+        return Err(UlimitError::Order { text: text.to_owned(), soft, hard });
+    }
+    Ok(Ulimit { name: name.to_owned(), soft, hard })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ulimits_parse_as_docker_does() {
+        let both = |name: &str, soft, hard| Ok(Ulimit { name: name.into(), soft, hard });
+        assert_eq!(parse_ulimit("nofile=1024:2048"), both("nofile", 1024, 2048));
+        assert_eq!(parse_ulimit("nofile=1024"), both("nofile", 1024, 1024));
+        assert_eq!(parse_ulimit("memlock=-1"), both("memlock", u64::MAX, u64::MAX));
+        assert_eq!(parse_ulimit("core=0:-1"), both("core", 0, u64::MAX));
+        for wrong in ["nofile", "nofile=", "nofile=a", "nofile=1:2:3", "files=1", "nofile=3:2", "nofile=-2", "nofile=-1:5"] {
+            assert!(parse_ulimit(wrong).is_err(), "{wrong}");
+        }
+    }
+}
