@@ -6,10 +6,15 @@
 //! `.lock`, for the millisecond it takes. The mount is nosuid and nodev, in a directory that only root can enter: nobody on the host runs
 //! a setuid program of an image. An overlay does not inherit that.
 //!
-//! Ways to mount, tried in this order (the kernel's version says too little):
+//! Ways to mount, found out by trying in this order:
 //! 1. straight from the files (Linux 6.12 with `EROFS_FS_BACKED_BY_FILE`; the files must be on a disk, not a tmpfs);
 //! 2. over loop devices (Linux 6.4);
 //! 3. the caller's rendering of the same tree as a plain directory.
+//!
+//! One thing cannot be found out by trying, so the first way also asks for the kernel's version: until 6.12.80, 6.18.21, 6.19.11 and
+//! 7.0, a reader that is killed in the middle (an OOM kill will do) can leave zeros for file data in the page cache that all
+//! containers of the image share ("erofs: set fileio bio failed in short read case"), and `directio` can use freed memory
+//! (CVE-2026-23224, fixed a little earlier). Loop devices have neither bug.
 //!
 //! Double caching: a file-backed mount reads the tars through their own page cache and then keeps pages of its own: 200 MB read cost 400 MB
 //! of the reader's memory limit. The mount option `directio` reads past the tars' cache. It needs an alignment of 512 from the disk
@@ -226,8 +231,10 @@ pub fn mount_index(index: &Path, devices: &[PathBuf], ways: &[Way]) -> Result<Re
     }
     let files = devices.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
     let mut refusal = FsError { source_errno: Errno::EOPNOTSUPP.into(), messages: Vec::new() };
+    let sound = reads_files_soundly(&kernel_release());
     for way in ways {
         let tried = match way {
+            Way::Direct | Way::Buffered if !sound => continue,
             Way::Direct if !devices.iter().all(|path| takes_direct_reads(path)) => continue,
             Way::Direct => mount_files((index, &index_file), devices, &files, true),
             Way::Buffered => mount_files((index, &index_file), devices, &files, false),
@@ -249,6 +256,23 @@ pub fn mount_index(index: &Path, devices: &[PathBuf], ways: &[Way]) -> Result<Re
         }
     }
     Ok(Err(refusal))
+}
+
+fn kernel_release() -> String {
+    nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Whether a kernel of this release has the two fixes that the room's header names. A distribution's kernel may have them under an
+/// older number; it loses nothing but a little speed.
+fn reads_files_soundly(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    match (next(), next(), next()) {
+        (6, 12, patch) => patch >= 80,
+        (6, 18, patch) => patch >= 21,
+        (6, 19, patch) => patch >= 11,
+        (major, ..) => major >= 7,
+    }
 }
 
 fn erofs_context() -> Result<FsContext, FsError> {

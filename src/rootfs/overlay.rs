@@ -145,7 +145,7 @@ fn unfit(kind: FsType) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rootfs::testing::{in_own_mounts, root_or_skip, tmpfs};
+    use crate::rootfs::testing::{in_own_mounts, root_or_skip, tmpfs, unmount};
 
     fn fixture(base: &Path) -> [PathBuf; 4] {
         let dirs = ["lower", "c/upper", "c/work", "merged"].map(|name| base.join(name));
@@ -174,8 +174,8 @@ mod tests {
                 std::fs::write(merged.join("file"), "container").unwrap();
                 assert_eq!(std::fs::read_to_string(lower.join("file")).unwrap(), "image");
                 assert_eq!(std::fs::read_to_string(upper.join("file")).unwrap(), "container");
-                mount::unmount(merged).unwrap();
-                mount::unmount(&base.path().join(odd)).unwrap();
+                unmount(merged);
+                unmount(&base.path().join(odd));
             });
         }
     }
@@ -191,7 +191,7 @@ mod tests {
             for round in 0..2 {
                 overlay(&request(&dirs)).unwrap();
                 std::fs::write(dirs[3].join(format!("round{round}")), "").unwrap();
-                mount::unmount(&dirs[3]).unwrap();
+                unmount(&dirs[3]);
             }
             overlay(&Overlay { volatile: true, ..request(&dirs) }).unwrap();
             assert!(dirs[3].join("round0").exists() && dirs[3].join("round1").exists());
@@ -203,8 +203,8 @@ mod tests {
             for option in ["metacopy=on", "index=on"] {
                 assert!(!line.contains(option), "{line}");
             }
-            mount::unmount(&dirs[3]).unwrap();
-            mount::unmount(&base.path().join("o")).unwrap();
+            unmount(&dirs[3]);
+            unmount(&base.path().join("o"));
         });
     }
 
@@ -223,8 +223,8 @@ mod tests {
             let error = overlay(&request(&nested)).unwrap_err();
             assert!(matches!(error, OverlayError::UnfitUpper { kind: "overlayfs", .. }), "{error}");
             assert!(error.hint().unwrap().contains("GPURUN_ROOT"));
-            mount::unmount(&dirs[3]).unwrap();
-            mount::unmount(&base.path().join("o")).unwrap();
+            unmount(&dirs[3]);
+            unmount(&base.path().join("o"));
         });
     }
 
@@ -253,7 +253,7 @@ mod tests {
             let report = crate::report::Report::from(overlay(&request(&dirs)).unwrap_err());
             assert!(report.message.contains("merged"), "{report}");
             assert!(!report.causes.is_empty(), "{report}");
-            mount::unmount(&base.path().join("o")).unwrap();
+            unmount(&base.path().join("o"));
         });
     }
 }
