@@ -24,7 +24,9 @@ impl Explain for UnitError {
     fn hint(&self) -> Option<String> {
         Some(
             match self {
-                Self::Size(_) | Self::SizeOverflow(_) => "write a number and a binary unit: `512m`, `1.5g`, `32g` (units: b k m g t p)",
+                Self::Size(_) | Self::SizeOverflow(_) => {
+                    "write a number and a binary unit: `512m`, `1.5g`, `32g` (units: b k m g t p)"
+                }
                 Self::Cpus(_) | Self::TooPrecise(_) => "write a decimal number: `2`, `1.5`, `.5`",
                 Self::CpuSet(_) => "write numbers and ranges with commas between: `0-3,7`",
             }
@@ -105,7 +107,9 @@ impl FromStr for Cpus {
     fn from_str(text: &str) -> Result<Self, UnitError> {
         let wrong = || UnitError::Cpus(text.to_owned());
         let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-        if whole.is_empty() && fraction.is_empty() || !(whole.bytes().chain(fraction.bytes())).all(|byte| byte.is_ascii_digit()) {
+        if whole.is_empty() && fraction.is_empty()
+            || !(whole.bytes().chain(fraction.bytes())).all(|byte| byte.is_ascii_digit())
+        {
             return Err(wrong());
         }
         let kept = fraction.trim_end_matches('0');
@@ -115,7 +119,11 @@ impl FromStr for Cpus {
         let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| wrong())? };
         let fraction: String = kept.chars().chain("000000000".chars()).take(9).collect();
         let fraction: u64 = fraction.parse().map_err(|_| wrong())?;
-        whole.checked_mul(1_000_000_000).and_then(|nanos| nanos.checked_add(fraction)).map(|nanos| Self { nanos }).ok_or_else(wrong)
+        whole
+            .checked_mul(1_000_000_000)
+            .and_then(|nanos| nanos.checked_add(fraction))
+            .map(|nanos| Self { nanos })
+            .ok_or_else(wrong)
     }
 }
 
@@ -181,8 +189,19 @@ mod tests {
     #[test]
     fn sizes_are_dockers() {
         let good = [
-            ("512m", 512 << 20), ("512M", 512 << 20), ("512MB", 512 << 20), ("512MiB", 512 << 20), ("512 m", 512 << 20),
-            ("1.5g", 3 << 29), (".5g", 1 << 29), ("0", 0), ("7", 7), ("7b", 7), ("1k", 1024), ("2t", 2 << 40), ("1p", 1 << 50),
+            ("512m", 512 << 20),
+            ("512M", 512 << 20),
+            ("512MB", 512 << 20),
+            ("512MiB", 512 << 20),
+            ("512 m", 512 << 20),
+            ("1.5g", 3 << 29),
+            (".5g", 1 << 29),
+            ("0", 0),
+            ("7", 7),
+            ("7b", 7),
+            ("1k", 1024),
+            ("2t", 2 << 40),
+            ("1p", 1 << 50),
         ];
         for (text, bytes) in good {
             assert_eq!(parse_memory(text), Ok(bytes), "{text}");
@@ -197,7 +216,13 @@ mod tests {
 
     #[test]
     fn cpus_are_dockers() {
-        for (text, nanos) in [("1", 1_000_000_000), ("8.", 8_000_000_000), (".5", 500_000_000), ("1.25", 1_250_000_000), ("0.000000001", 1)] {
+        for (text, nanos) in [
+            ("1", 1_000_000_000),
+            ("8.", 8_000_000_000),
+            (".5", 500_000_000),
+            ("1.25", 1_250_000_000),
+            ("0.000000001", 1),
+        ] {
             assert_eq!(text.parse::<Cpus>().unwrap().nanos, nanos, "{text}");
         }
         assert_eq!("0.0000000001".parse::<Cpus>(), Err(UnitError::TooPrecise("0.0000000001".into())));

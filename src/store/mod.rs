@@ -1,1 +1,458 @@
-//! (to come)
+//! The image store: layers as the exact tars they were, and images as small files that point to them.
+//!
+//! ```text
+//! <root>/format                    which layout this is
+//! <root>/lock                      flock: alone to commit, remove and sweep; shared while somebody relies on an image staying
+//! <root>/names.json                full reference → image id
+//! <root>/layers/<diff id>.tar      a layer's tar stream, byte for byte: its sha256 IS its name
+//! <root>/images/<id>/config.json   verbatim; its sha256 is the image's id
+//! <root>/images/<id>/manifest.json verbatim, when the source had one
+//! <root>/images/<id>/image.json    what this store knows besides: chain id, layer sizes, when it came
+//! <root>/images/<chain id>.erofs   the merged tree's metadata, file data pointing into the layers (see `layer::erofs`)
+//! <root>/images/<chain id>.side    what of an image's file data is no aligned run of a layer's tar (rare)
+//! <root>/dirs/<chain id>/          the merged tree as plain files, where the index cannot be mounted (made by `rootfs`)
+//! <root>/tmp/<random>/             one loader's workplace; `lock` in it is held by a flock while the loader lives
+//! ```
+//!
+//! Clean-up rule: everything is made in a workplace, synced, and renamed into place under the lock: layers first, then the index, the image
+//! directory, the names. So an image that is listed is whole, whenever the power went. What a killed process leaves is its workplace
+//! (its lock is free, which proves the death) and perhaps layers that no image names; [`Store::open`] finds the first and then clears
+//! both. A loader pins a layer that is already there by a hard link in its workplace, so a removal beside it costs nothing.
+
+mod ingest;
+mod load;
+mod names;
+mod remove;
+mod staging;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use load::{LoadError, LoadOptions, Loaded, Progress, Source};
+pub use remove::{RemoveError, Removed};
+
+use crate::durable::{self, FileLock};
+use crate::image::{Config, DocumentError, ImageConfig};
+use crate::layer::merge::{self, MergeError, Merger};
+use crate::layer::tar::{self, ScanError};
+use crate::layer::{Entry, Tree, erofs};
+use crate::names::{Digest, Reference};
+use crate::report::Explain;
+use staging::Staging;
+
+const FORMAT: &str = "gpurun store 1\n";
+
+/// An open store.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// An image of the store.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// The digest of the config.
+    pub id: Digest,
+    pub names: Vec<Reference>,
+    /// What to run, and how.
+    pub config: Config,
+    pub architecture: String,
+    pub os: String,
+    /// RFC 3339, as the image says; may be empty.
+    pub created: String,
+    pub chain_id: Digest,
+    /// Lowest layer first.
+    pub diff_ids: Vec<Digest>,
+    /// Bytes of all its layers' tars.
+    pub size: u64,
+    /// Seconds since 1970.
+    pub loaded_at: u64,
+    /// The digest of the manifest it came with.
+    pub manifest_digest: Option<Digest>,
+}
+
+impl Image {
+    /// What to call it: its first name, else its short id.
+    pub fn label(&self) -> String {
+        self.names.first().map_or_else(|| self.short_id(), Reference::familiar)
+    }
+
+    pub fn short_id(&self) -> String {
+        self.id.hex()[..12].to_string()
+    }
+}
+
+/// `image.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct ImageRecord {
+    chain_id: String,
+    manifest_digest: Option<String>,
+    /// Of the layers' tars, lowest first.
+    layer_sizes: Vec<u64>,
+    loaded_at: u64,
+}
+
+/// A store that cannot be opened or read.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("cannot {action} `{path}`")]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
+    #[error("the image store `{root}` has the format `{found}`, which this gpurun does not know")]
+    Format { root: PathBuf, found: String },
+    #[error("the stored image `{id}` is damaged")]
+    Damaged {
+        id: String,
+        #[source]
+        cause: DocumentError,
+    },
+    #[error("`{path}` is damaged")]
+    Json {
+        path: PathBuf,
+        #[source]
+        cause: serde_json::Error,
+    },
+    #[error("cannot scan the layer `{layer}`")]
+    Scan {
+        layer: Digest,
+        #[source]
+        cause: ScanError,
+    },
+    #[error("the layers of the image cannot be merged")]
+    Merge(#[source] MergeError),
+    #[error("the index of the image cannot be written")]
+    Index {
+        #[source]
+        cause: Box<erofs::WriteError>,
+    },
+}
+
+impl StoreError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_path_buf();
+        move |cause| Self::Io { action, path, cause }
+    }
+}
+
+impl Explain for StoreError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Io { cause, .. } => match cause.raw_os_error()? {
+                libc::EACCES | libc::EPERM => Some("the image store belongs to root: run it with `sudo`".into()),
+                libc::ENOSPC => Some(
+                    "the disk is full: `gpurun image rm` what is not needed, or choose another disk with `--root`"
+                        .into(),
+                ),
+                libc::EROFS => Some("choose a place that can be written with `--root DIR`".into()),
+                _ => None,
+            },
+            Self::Format { .. } => Some("use the gpurun that made it, or another place with `--root DIR`".into()),
+            Self::Damaged { .. } | Self::Scan { .. } => {
+                Some("remove the image with `gpurun image rm` and load it again".into())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// An image that cannot be found.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    #[error("no image `{name}` is in the store")]
+    NotFound { name: String, known: Vec<String> },
+    #[error("`{prefix}` is the beginning of several image ids: {}", ids.join(", "))]
+    Ambiguous { prefix: String, ids: Vec<String> },
+    #[error("`{0}` is not an image name or id")]
+    BadName(String),
+    #[error("cannot look up the image `{name}`")]
+    Store {
+        name: String,
+        #[source]
+        cause: StoreError,
+    },
+}
+
+impl Explain for ResolveError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotFound { known, .. } if known.is_empty() => Some("load one with `gpurun image load FILE`".into()),
+            Self::NotFound { known, .. } => {
+                let shown: Vec<_> = known.iter().take(5).map(|name| format!("`{name}`")).collect();
+                let more = if known.len() > 5 { " and more" } else { "" };
+                Some(format!(
+                    "the store has {}{more}; see `gpurun image ls`, or load one with `gpurun image load FILE`",
+                    shown.join(", ")
+                ))
+            }
+            Self::Ambiguous { .. } => Some("give more digits".into()),
+            Self::Store { cause, .. } => cause.hint(),
+            Self::BadName(_) => None,
+        }
+    }
+}
+
+impl Store {
+    /// Opens the store below `root`, making it where there is none, and clears what dead loaders left.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let store = Self { root: root.to_path_buf() };
+        let format = root.join("format");
+        match fs::read_to_string(&format) {
+            Ok(found) if found == FORMAT => {}
+            Ok(found) => {
+                let found = found.trim_end().chars().take(40).collect();
+                return Err(StoreError::Format { root: root.into(), found });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => store.create(&format)?,
+            Err(cause) => return Err(StoreError::io("read", &format)(cause)),
+        }
+        store.sweep_if_free()?;
+        Ok(store)
+    }
+
+    fn create(&self, format: &Path) -> Result<(), StoreError> {
+        // The root can be passed through (volumes and logs live there too), the store's own directories are root's alone.
+        make_dir(&self.root, 0o711)?;
+        for name in ["layers", "images", "tmp", "dirs"] {
+            make_dir(&self.root.join(name), 0o700)?;
+        }
+        durable::write_atomic(format, FORMAT.as_bytes()).map_err(StoreError::io("write", format))
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where a layer's tar lies (whether or not it is there).
+    pub fn layer_path(&self, diff_id: &Digest) -> PathBuf {
+        self.root.join("layers").join(format!("{}.tar", diff_id.hex()))
+    }
+
+    /// Where the index of a chain of layers lies (whether or not it is there).
+    pub fn index_path(&self, chain_id: &Digest) -> PathBuf {
+        self.root.join("images").join(format!("{}.erofs", chain_id.hex()))
+    }
+
+    /// Where a chain's merged tree is drawn as plain files (whether or not it is there).
+    pub fn directory_path(&self, chain_id: &Digest) -> PathBuf {
+        self.root.join("dirs").join(chain_id.hex())
+    }
+
+    /// Where the file data of an index lie that are no aligned run of a tar (there for few images).
+    pub fn side_path(&self, chain_id: &Digest) -> PathBuf {
+        self.index_path(chain_id).with_extension("side")
+    }
+
+    /// The files that an image's index points into, in the order of its devices: each layer's tar once, then the side file if any.
+    pub fn index_devices(&self, image: &Image) -> Vec<PathBuf> {
+        let mut devices: Vec<PathBuf> = Vec::new();
+        for path in image.diff_ids.iter().map(|diff_id| self.layer_path(diff_id)) {
+            if !devices.contains(&path) {
+                devices.push(path);
+            }
+        }
+        devices.extend(Some(self.side_path(&image.chain_id)).filter(|side| side.exists()));
+        devices
+    }
+
+    fn image_dir(&self, id: &Digest) -> PathBuf {
+        self.root.join("images").join(id.hex())
+    }
+
+    /// While the guard lives no image is removed: held from resolving an image until its user is on record.
+    pub fn hold(&self) -> Result<FileLock, StoreError> {
+        let path = self.lock_path();
+        FileLock::shared(&path).map_err(StoreError::io("lock", &path))
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    fn lock(&self) -> Result<FileLock, StoreError> {
+        let path = self.lock_path();
+        FileLock::exclusive(&path).map_err(StoreError::io("lock", &path))
+    }
+
+    /// All images, the named ones first, by name.
+    pub fn list(&self) -> Result<Vec<Image>, StoreError> {
+        let names = self.names()?;
+        let mut images = Vec::new();
+        for id in self.image_ids()? {
+            // Removed since the directory was read.
+            let Some(image) = self.image(id, &names)? else { continue };
+            images.push(image);
+        }
+        images.sort_by_key(|image| (image.names.is_empty(), image.label(), image.id));
+        Ok(images)
+    }
+
+    /// Finds an image by id, name or unambiguous beginning of its id.
+    pub fn resolve(&self, name: &str) -> Result<Image, ResolveError> {
+        let failed = |cause| ResolveError::Store { name: name.into(), cause };
+        let names = self.names().map_err(failed)?;
+        let id = match self.find(name, &names).map_err(failed)? {
+            Found::One(id) => id,
+            Found::Several(ids) => {
+                let ids = ids.iter().map(|id| id.hex()[..12].to_string()).collect();
+                return Err(ResolveError::Ambiguous { prefix: name.into(), ids });
+            }
+            Found::BadName => return Err(ResolveError::BadName(name.escape_debug().to_string())),
+            Found::None => return Err(self.not_found(name)),
+        };
+        self.image(id, &names).map_err(failed)?.ok_or_else(|| self.not_found(name))
+    }
+
+    fn not_found(&self, name: &str) -> ResolveError {
+        let known = self.list().unwrap_or_default().iter().map(Image::label).collect();
+        ResolveError::NotFound { name: name.into(), known }
+    }
+
+    fn find(&self, name: &str, names: &names::Names) -> Result<Found, StoreError> {
+        if let Ok(id) = name.parse::<Digest>() {
+            return Ok(Found::One(id));
+        }
+        let references = names::candidates(name);
+        if let Some(id) = references.iter().find_map(|reference| names.get(reference)) {
+            return Ok(Found::One(id));
+        }
+        let prefix = name.strip_prefix("sha256:").unwrap_or(name);
+        if !prefix.is_empty()
+            && prefix.len() <= 64
+            && prefix.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        {
+            let mut ids = self.image_ids()?;
+            ids.retain(|id| id.hex().starts_with(prefix));
+            match ids.as_slice() {
+                [] => {}
+                [id] => return Ok(Found::One(*id)),
+                _ => return Ok(Found::Several(ids)),
+            }
+        }
+        Ok(if references.is_empty() { Found::BadName } else { Found::None })
+    }
+
+    fn image_ids(&self) -> Result<Vec<Digest>, StoreError> {
+        let path = self.root.join("images");
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&path).map_err(StoreError::io("read", &path))? {
+            let entry = entry.map_err(StoreError::io("read", &path))?;
+            ids.extend(entry.file_name().to_str().and_then(parse_hex));
+        }
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Reads one image; `None` when it is not there.
+    fn image(&self, id: Digest, names: &names::Names) -> Result<Option<Image>, StoreError> {
+        let dir = self.image_dir(&id);
+        let path = dir.join("config.json");
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(cause) => return Err(StoreError::io("read", &path)(cause)),
+        };
+        let config = ImageConfig::parse(&bytes).map_err(|cause| StoreError::Damaged { id: id.to_string(), cause })?;
+        let path = dir.join("image.json");
+        let bytes = fs::read(&path).map_err(StoreError::io("read", &path))?;
+        let record: ImageRecord = serde_json::from_slice(&bytes).map_err(|cause| StoreError::Json { path, cause })?;
+        Ok(Some(Image {
+            id,
+            names: names.of(&id),
+            chain_id: merge::chain_id(&config.diff_ids),
+            config: config.config,
+            architecture: config.architecture,
+            os: config.os,
+            created: config.created,
+            diff_ids: config.diff_ids,
+            size: record.layer_sizes.iter().sum(),
+            loaded_at: record.loaded_at,
+            manifest_digest: record.manifest_digest.and_then(|digest| digest.parse().ok()),
+        }))
+    }
+
+    /// The image's config and manifest, verbatim.
+    pub fn documents(&self, image: &Image) -> Result<(Vec<u8>, Option<Vec<u8>>), StoreError> {
+        let dir = self.image_dir(&image.id);
+        let path = dir.join("config.json");
+        let config = fs::read(&path).map_err(StoreError::io("read", &path))?;
+        let path = dir.join("manifest.json");
+        match fs::read(&path) {
+            Ok(manifest) => Ok((config, Some(manifest))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((config, None)),
+            Err(cause) => Err(StoreError::io("read", &path)(cause)),
+        }
+    }
+
+    /// The merged tree of an image, read from its layers' headers.
+    pub fn tree(&self, image: &Image) -> Result<Tree, StoreError> {
+        let paths: Vec<_> = image.diff_ids.iter().map(|diff_id| (*diff_id, self.layer_path(diff_id))).collect();
+        let layers = scan_layers(&paths)?;
+        merge_layers(image.diff_ids.iter().copied().zip(layers))
+    }
+
+    /// Opens the tars that a tree points into, in its order: what [`crate::layer::directory::render`] wants.
+    pub fn open_sources(&self, tree: &Tree) -> Result<Vec<File>, StoreError> {
+        let open = |diff_id| {
+            let path = self.layer_path(diff_id);
+            File::open(&path).map_err(StoreError::io("open", &path))
+        };
+        tree.sources.iter().map(open).collect()
+    }
+}
+
+enum Found {
+    One(Digest),
+    Several(Vec<Digest>),
+    None,
+    BadName,
+}
+
+fn merge_layers(layers: impl Iterator<Item = (Digest, Vec<Entry>)>) -> Result<Tree, StoreError> {
+    let mut merger = Merger::new();
+    for (diff_id, entries) in layers {
+        merger.apply(diff_id, entries).map_err(StoreError::Merge)?;
+    }
+    Ok(merger.finish())
+}
+
+/// The entries of some tars, two at a time.
+fn scan_layers(paths: &[(Digest, PathBuf)]) -> Result<Vec<Vec<Entry>>, StoreError> {
+    let scan = |(layer, path): &(Digest, PathBuf)| {
+        let file = File::open(path).map_err(StoreError::io("open", path))?;
+        let len = file.metadata().map_err(StoreError::io("read", path))?.len();
+        tar::scan_file(&file, 0, len).map_err(|cause| StoreError::Scan { layer: *layer, cause })
+    };
+    // Every other layer: neighbours differ in size more than halves do.
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| paths.iter().skip(1).step_by(2).map(scan).collect::<Result<Vec<_>, _>>());
+        let even = paths.iter().step_by(2).map(scan).collect::<Result<Vec<_>, _>>()?;
+        let mut odd = match other.join() {
+            Ok(odd) => odd?.into_iter(),
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        let mut all = Vec::with_capacity(paths.len());
+        for entries in even {
+            all.push(entries);
+            all.extend(odd.next());
+        }
+        Ok(all)
+    })
+}
+
+fn parse_hex(hex: &str) -> Option<Digest> {
+    format!("sha256:{hex}").parse().ok()
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<(), StoreError> {
+    DirBuilder::new().recursive(true).mode(mode).create(path).map_err(StoreError::io("create", path))
+}

@@ -1,0 +1,426 @@
+//! Loading: a source's images become images of the store.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::ingest::{self, IngestError, Ingested, Packed, Shared, Unpacker};
+use super::{ImageRecord, Staging, Store, StoreError, make_dir, merge_layers, scan_layers};
+use crate::durable;
+use crate::image::{Compression, digest_of};
+use crate::layer::{Entry, Tree, erofs, merge};
+use crate::names::{Digest, Reference};
+use crate::report::Explain;
+use crate::transport::{self, SourceError, SourceImage, SourceLayer};
+
+/// Where to load from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A docker-archive or OCI layout tar (packed or not), or an OCI layout directory.
+    Path(PathBuf),
+    Stdin,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    /// Names besides those in the source, for a source of one image.
+    pub names: Vec<Reference>,
+}
+
+/// An image that is in the store now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    pub id: Digest,
+    pub names: Vec<Reference>,
+    /// Layers that were in the store already.
+    pub shared_layers: usize,
+    pub layers: usize,
+}
+
+/// Who is told how a load goes. Called from several threads.
+pub trait Progress: Sync {
+    /// What there is to read: layers that are not in the store yet, and their packed bytes.
+    fn start(&self, _layers: usize, _bytes: u64) {}
+    /// So many packed bytes more are read.
+    fn advance(&self, _bytes: u64) {}
+    /// All layers are in; the rest is short.
+    fn finish(&self) {}
+}
+
+/// Tells nobody.
+impl Progress for () {}
+
+/// A load that failed; the store is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("cannot load `{origin}`")]
+    Source {
+        origin: String,
+        #[source]
+        cause: SourceError,
+    },
+    #[error("cannot unpack `{origin}`")]
+    Spool {
+        origin: String,
+        #[source]
+        cause: IngestError,
+    },
+    #[error("cannot load the layer `{layer}`")]
+    Layer {
+        layer: Digest,
+        #[source]
+        cause: IngestError,
+    },
+    #[error("cannot load the image `{image}`")]
+    Image {
+        image: String,
+        #[source]
+        cause: StoreError,
+    },
+    #[error("`{origin}` holds {images} images: one name cannot be given to all of them")]
+    OneName { origin: String, images: usize },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Explain for LoadError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Source { cause, .. } => cause.hint(),
+            Self::Layer { cause, .. } | Self::Spool { cause, .. } => match cause {
+                IngestError::Unpack(_) | IngestError::Digest { .. } | IngestError::DiffId { .. } => {
+                    Some("the image is damaged or was changed: save or copy it again".into())
+                }
+                IngestError::Space { .. } => {
+                    Some("`gpurun image rm` what is not needed, or choose another disk with `--root DIR`".into())
+                }
+                IngestError::Write(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                    Some("`gpurun image rm` what is not needed, or choose another disk with `--root DIR`".into())
+                }
+                _ => None,
+            },
+            Self::Image { cause, .. } | Self::Store(cause) => cause.hint(),
+            Self::OneName { .. } => Some("load it without `--name`: its images keep the names they have".into()),
+        }
+    }
+}
+
+/// A layer that the load needs.
+struct Job<'a> {
+    layer: &'a SourceLayer,
+    /// Where its tar lies until the commit.
+    path: PathBuf,
+}
+
+/// The layers of a load: sizes, and entries for the merge.
+type Layers = BTreeMap<Digest, (u64, Vec<Entry>)>;
+
+impl Store {
+    /// Loads all images of a source; either all of them are in the store afterwards, or the store is as it was.
+    pub fn load(
+        &self,
+        source: &Source,
+        options: &LoadOptions,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Loaded>, LoadError> {
+        let staging = Staging::new(self)?;
+        let mut images = find_images(source, &staging)?;
+        if !options.names.is_empty() {
+            let [image] = images.as_mut_slice() else {
+                return Err(LoadError::OneName { origin: origin(source), images: images.len() });
+            };
+            image.names.extend(options.names.iter().cloned());
+        }
+        self.load_images(&images, &staging, progress)
+    }
+
+    /// Takes in images that a transport has found.
+    fn load_images(
+        &self,
+        images: &[SourceImage],
+        staging: &Staging,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Loaded>, LoadError> {
+        let (present, jobs) = self.plan(images, staging)?;
+        progress.start(jobs.len(), jobs.iter().map(|job| job.layer.blob.len).sum());
+        let ingested = ingest_all(&jobs, progress)?;
+        progress.finish();
+        let mut layers: Layers =
+            jobs.iter().zip(ingested).map(|(job, done)| (job.layer.diff_id, (done.size, done.entries))).collect();
+        for ((diff_id, path), entries) in present.iter().zip(scan_layers(&present)?) {
+            let size = path.metadata().map_err(StoreError::io("read", path))?.len();
+            layers.insert(*diff_id, (size, entries));
+        }
+        for (at, image) in images.iter().enumerate() {
+            let failed = |cause| LoadError::Image { image: label(image), cause };
+            let last = at + 1 == images.len();
+            self.prepare(image, &mut layers, last, staging).map_err(failed)?;
+        }
+        self.commit(images, staging)?;
+        let shared = |image: &SourceImage| {
+            image.layers.iter().filter(|layer| present.iter().any(|(diff_id, _)| *diff_id == layer.diff_id)).count()
+        };
+        let loaded = |image: &SourceImage| Loaded {
+            id: image.id,
+            names: image.names.clone(),
+            shared_layers: shared(image),
+            layers: image.layers.len(),
+        };
+        Ok(images.iter().map(loaded).collect())
+    }
+
+    /// Which layers are there (pinned by a link, so that they stay) and which are to be taken in, each once, the largest first.
+    fn plan<'a>(
+        &self,
+        images: &'a [SourceImage],
+        staging: &Staging,
+    ) -> Result<(Vec<(Digest, PathBuf)>, Vec<Job<'a>>), LoadError> {
+        let (mut present, mut jobs) = (Vec::new(), Vec::new());
+        let mut seen = std::collections::BTreeSet::new();
+        for layer in images.iter().flat_map(|image| &image.layers) {
+            if !seen.insert(layer.diff_id) {
+                continue;
+            }
+            let path = staging.path().join(format!("{}.tar", layer.diff_id.hex()));
+            match fs::hard_link(self.layer_path(&layer.diff_id), &path) {
+                Ok(()) => present.push((layer.diff_id, path)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => jobs.push(Job { layer, path }),
+                Err(cause) => return Err(StoreError::io("link", &path)(cause).into()),
+            }
+        }
+        jobs.sort_by_key(|job| std::cmp::Reverse(job.layer.blob.len));
+        Ok((present, jobs))
+    }
+
+    /// Makes an image's small files in the workplace. The merge happens even where its result is not needed: an image with an entry
+    /// that must be refused is refused here, not when it is started.
+    fn prepare(
+        &self,
+        image: &SourceImage,
+        layers: &mut Layers,
+        last: bool,
+        staging: &Staging,
+    ) -> Result<(), StoreError> {
+        let chain_id = merge::chain_id(&image.config.diff_ids);
+        let mut sizes = Vec::new();
+        let mut stack = Vec::new();
+        for (at, diff_id) in image.config.diff_ids.iter().enumerate() {
+            let Some((size, entries)) = layers.get_mut(diff_id) else { continue };
+            sizes.push(*size);
+            let needed_again = !last || image.config.diff_ids[at + 1..].contains(diff_id);
+            stack.push((*diff_id, if needed_again { entries.clone() } else { std::mem::take(entries) }));
+        }
+        let tree = merge_layers(stack.into_iter())?;
+        let drawn =
+            staging.path().join(format!("{}.erofs", chain_id.hex())).exists() || self.index_path(&chain_id).exists();
+        if !drawn {
+            write_index(&tree, &chain_id, staging)?;
+        }
+        let dir = staging.path().join(image.id.hex());
+        if dir.exists() {
+            // The source lists it twice.
+            return Ok(());
+        }
+        make_dir(&dir, 0o700)?;
+        let record = ImageRecord {
+            chain_id: chain_id.to_string(),
+            manifest_digest: image.manifest_bytes.as_deref().map(|bytes| digest_of(bytes).to_string()),
+            layer_sizes: sizes,
+            loaded_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
+        };
+        let path = dir.join("image.json");
+        let record = serde_json::to_vec_pretty(&record).map_err(|cause| StoreError::Json { path, cause })?;
+        let files = [
+            ("config.json", Some(&image.config_bytes)),
+            ("manifest.json", image.manifest_bytes.as_ref()),
+            ("image.json", Some(&record)),
+        ];
+        for (name, bytes) in files {
+            let Some(bytes) = bytes else { continue };
+            let path = dir.join(name);
+            write_synced(&path, bytes).map_err(StoreError::io("write", &path))?;
+        }
+        durable::sync_dir(&dir).map_err(StoreError::io("sync", &dir))
+    }
+
+    /// Renames everything into place, under the lock: what is named only after what it names.
+    fn commit(&self, images: &[SourceImage], staging: &Staging) -> Result<(), StoreError> {
+        let _lock = self.lock()?;
+        for layer in images.iter().flat_map(|image| &image.layers) {
+            let name = format!("{}.tar", layer.diff_id.hex());
+            adopt(&staging.path().join(name), &self.layer_path(&layer.diff_id))?;
+        }
+        self.sync("layers")?;
+        let mut names = self.names()?;
+        for image in images {
+            let chain_id = merge::chain_id(&image.config.diff_ids);
+            let index = staging.path().join(format!("{}.erofs", chain_id.hex()));
+            // The side file first: where an index is, its devices are.
+            adopt(&index.with_extension("side"), &self.side_path(&chain_id))?;
+            adopt(&index, &self.index_path(&chain_id))?;
+            adopt(&staging.path().join(image.id.hex()), &self.image_dir(&image.id))?;
+            for name in &image.names {
+                names.set(name, &image.id);
+            }
+        }
+        self.sync("images")?;
+        self.write_names(&names)
+    }
+
+    fn sync(&self, directory: &str) -> Result<(), StoreError> {
+        let path = self.root.join(directory);
+        durable::sync_dir(&path).map_err(StoreError::io("sync", &path))
+    }
+}
+
+/// Renames `from` to `to`, unless that is there already: equal names are equal contents here.
+fn adopt(from: &Path, to: &Path) -> Result<(), StoreError> {
+    if to.exists() || !from.exists() {
+        return Ok(());
+    }
+    fs::rename(from, to).map_err(StoreError::io("create", to))
+}
+
+/// Draws the index of a merged tree into the workplace; the tars lie there too.
+fn write_index(tree: &Tree, chain_id: &Digest, staging: &Staging) -> Result<(), StoreError> {
+    let open = |diff_id: &Digest| {
+        let path = staging.path().join(format!("{}.tar", diff_id.hex()));
+        File::open(&path).map_err(StoreError::io("open", &path))
+    };
+    let sources = tree.sources.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let index_path = staging.path().join(format!("{}.erofs", chain_id.hex()));
+    let side_path = index_path.with_extension("side");
+    let index = create(&index_path).map_err(StoreError::io("create", &index_path))?;
+    let side = create(&side_path).map_err(StoreError::io("create", &side_path))?;
+    let written =
+        erofs::write(tree, &sources, &index, &side).map_err(|cause| StoreError::Index { cause: Box::new(cause) })?;
+    for note in &written.notes {
+        tracing::warn!("{note}");
+    }
+    index.sync_all().map_err(StoreError::io("sync", &index_path))?;
+    if written.side_bytes == 0 {
+        return fs::remove_file(&side_path).map_err(StoreError::io("remove", &side_path));
+    }
+    side.sync_all().map_err(StoreError::io("sync", &side_path))
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Takes the layers in, two at a time; the first failure stops the others.
+fn ingest_all(jobs: &[Job<'_>], progress: &dyn Progress) -> Result<Vec<Ingested>, LoadError> {
+    let shared = Shared { progress, stop: AtomicBool::new(false), header_memory: AtomicUsize::new(0) };
+    let next = AtomicUsize::new(0);
+    let results: Mutex<Vec<Option<Result<Ingested, LoadError>>>> = Mutex::new(jobs.iter().map(|_| None).collect());
+    let work = || {
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(job) = jobs.get(at) else { return };
+            let done =
+                if shared.stop.load(Ordering::Relaxed) { Err(IngestError::Stopped) } else { ingest_one(job, &shared) };
+            if done.is_err() {
+                shared.stop.store(true, Ordering::Relaxed);
+            }
+            let done = done.map_err(|cause| LoadError::Layer { layer: job.layer.diff_id, cause });
+            results.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[at] = Some(done);
+        }
+    };
+    std::thread::scope(|scope| {
+        if jobs.len() > 1 {
+            scope.spawn(work);
+        }
+        work();
+    });
+    let results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let (mut done, mut stopped) = (Vec::new(), None);
+    for result in results.into_iter().flatten() {
+        match result {
+            Ok(ingested) => done.push(ingested),
+            // Not the cause: that stands with another layer.
+            Err(error @ LoadError::Layer { cause: IngestError::Stopped, .. }) => stopped = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    stopped.map_or(Ok(done), Err)
+}
+
+fn ingest_one(job: &Job<'_>, shared: &Shared<'_>) -> Result<Ingested, IngestError> {
+    let out = create(&job.path).map_err(IngestError::Write)?;
+    ingest::ingest(job.layer, &out, shared)
+}
+
+fn origin(source: &Source) -> String {
+    match source {
+        Source::Path(path) => path.display().to_string(),
+        Source::Stdin => "standard input".into(),
+    }
+}
+
+fn label(image: &SourceImage) -> String {
+    image.names.first().map_or_else(|| image.id.to_string(), Reference::familiar)
+}
+
+fn find_images(source: &Source, staging: &Staging) -> Result<Vec<SourceImage>, LoadError> {
+    let origin = origin(source);
+    let failed = |cause| LoadError::Source { origin: origin.clone(), cause };
+    let path = match source {
+        Source::Stdin => {
+            let file = spool(io::stdin().lock(), staging)
+                .map_err(|cause| LoadError::Spool { origin: origin.clone(), cause })?;
+            return transport::open_archive(file, Path::new("-")).map_err(failed);
+        }
+        Source::Path(path) => path,
+    };
+    let unreadable =
+        |cause| LoadError::Source { origin: origin.clone(), cause: SourceError::Read { path: path.clone(), cause } };
+    if path.metadata().map_err(unreadable)?.is_dir() {
+        return transport::open_directory(path).map_err(failed);
+    }
+    let mut file = File::open(path).map_err(unreadable)?;
+    let seekable = file.metadata().map_err(unreadable)?.is_file();
+    let mut first = Vec::new();
+    if seekable {
+        (&mut file).take(4).read_to_end(&mut first).map_err(unreadable)?;
+        io::Seek::rewind(&mut file).map_err(unreadable)?;
+    }
+    if !seekable || Compression::sniff(&first) != Compression::None {
+        // A pipe, or a packed archive: its members can be found only after it is unpacked.
+        file = spool(file, staging).map_err(|cause| LoadError::Spool { origin: origin.clone(), cause })?;
+    }
+    transport::open_archive(file, path).map_err(failed)
+}
+
+/// Unpacks a whole stream into a file of the workplace.
+fn spool(input: impl Read, staging: &Staging) -> Result<File, IngestError> {
+    let mut file = create(&staging.path().join("archive")).map_err(IngestError::Write)?;
+    let mut unpacker = Unpacker::new(Packed::over(input, &())).map_err(IngestError::Unpack)?;
+    let mut buffer = vec![0; 1 << 20];
+    let mut checked = 0u64;
+    loop {
+        match unpacker.read(&mut buffer) {
+            Ok(0) => return Ok(file),
+            Ok(got) => {
+                file.write_all(&buffer[..got]).map_err(IngestError::Write)?;
+                checked += got as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(IngestError::Unpack(error)),
+        }
+        if checked > 64 << 20 {
+            ingest::check_space(&file)?;
+            checked = 0;
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! `names.json`: which name means which image.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+
+use super::{Store, StoreError};
+use crate::durable;
+use crate::names::{Digest, Reference};
+
+/// Full reference → image id, as stored.
+#[derive(Debug, Default)]
+pub(super) struct Names(BTreeMap<String, String>);
+
+impl Names {
+    pub fn get(&self, reference: &Reference) -> Option<Digest> {
+        self.0.get(&reference.to_string())?.parse().ok()
+    }
+
+    pub fn of(&self, id: &Digest) -> Vec<Reference> {
+        let id = id.to_string();
+        self.0.iter().filter(|(_, target)| **target == id).filter_map(|(name, _)| name.parse().ok()).collect()
+    }
+
+    pub fn set(&mut self, reference: &Reference, id: &Digest) {
+        self.0.insert(reference.to_string(), id.to_string());
+    }
+
+    pub fn remove(&mut self, reference: &Reference) {
+        self.0.remove(&reference.to_string());
+    }
+}
+
+impl Store {
+    pub(super) fn names(&self) -> Result<Names, StoreError> {
+        let path = self.root.join("names.json");
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Names(serde_json::from_slice(&bytes).map_err(|cause| StoreError::Json { path, cause })?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Names::default()),
+            Err(cause) => Err(StoreError::io("read", &path)(cause)),
+        }
+    }
+
+    /// Only under the lock, taken alone.
+    pub(super) fn write_names(&self, names: &Names) -> Result<(), StoreError> {
+        let path = self.root.join("names.json");
+        let bytes =
+            serde_json::to_vec_pretty(&names.0).map_err(|cause| StoreError::Json { path: path.clone(), cause })?;
+        durable::write_atomic(&path, &bytes).map_err(StoreError::io("write", &path))
+    }
+}
+
+/// What a short name may mean, in order: docker's normal form, then a local build of that name.
+pub(super) fn candidates(name: &str) -> Vec<Reference> {
+    let has_domain = name
+        .split_once('/')
+        .is_some_and(|(first, _)| first == "localhost" || first.contains('.') || first.contains(':'));
+    let local = (!has_domain).then(|| format!("localhost/{name}"));
+    [Some(name.to_string()), local].into_iter().flatten().filter_map(|name| name.parse().ok()).collect()
+}

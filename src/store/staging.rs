@@ -1,0 +1,121 @@
+//! A loader's workplace, and the sweep of what dead ones left.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{Store, StoreError, make_dir, parse_hex};
+use crate::durable::FileLock;
+
+/// A directory below `tmp/` that lives as long as this value; its lock proves it to others.
+#[derive(Debug)]
+pub(super) struct Staging {
+    dir: PathBuf,
+    _lock: FileLock,
+}
+
+impl Staging {
+    /// Made under the store's lock: between mkdir and flock a sweep must not come.
+    pub fn new(store: &Store) -> Result<Self, StoreError> {
+        let _store_lock = store.lock()?;
+        Self::new_locked(store)
+    }
+
+    /// For those that hold the store's lock.
+    pub fn new_locked(store: &Store) -> Result<Self, StoreError> {
+        let tmp = store.root.join("tmp");
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).map_err(|error| StoreError::io("create", &tmp)(io::Error::other(error)))?;
+        let dir = tmp.join(hex::encode(random));
+        make_dir(&dir, 0o700)?;
+        let path = dir.join("lock");
+        let lock = FileLock::exclusive(&path).map_err(StoreError::io("lock", &path))?;
+        Ok(Self { dir, _lock: lock })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // What cannot be removed now is swept by the next command.
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Store {
+    /// Clears what dead processes left, unless somebody works on the store right now (then they or the next one will).
+    pub(super) fn sweep_if_free(&self) -> Result<(), StoreError> {
+        let tmp = self.root.join("tmp");
+        let mut entries = fs::read_dir(&tmp).map_err(StoreError::io("read", &tmp))?;
+        if entries.next().is_none() {
+            return Ok(());
+        }
+        let path = self.lock_path();
+        match FileLock::try_exclusive(&path).map_err(StoreError::io("lock", &path))? {
+            Some(_lock) => self.sweep(),
+            None => Ok(()),
+        }
+    }
+
+    /// Only under the lock, taken alone.
+    fn sweep(&self) -> Result<(), StoreError> {
+        let tmp = self.root.join("tmp");
+        let mut dead = false;
+        for entry in fs::read_dir(&tmp).map_err(StoreError::io("read", &tmp))? {
+            let path = entry.map_err(StoreError::io("read", &tmp))?.path();
+            let Ok(lock) = FileLock::try_exclusive(&path.join("lock")) else {
+                // Not a workplace: a file, or a directory without room for a lock.
+                remove(&path)?;
+                continue;
+            };
+            if lock.is_some() {
+                dead = true;
+                remove(&path)?;
+            }
+        }
+        if dead { self.collect_garbage().map(drop) } else { Ok(()) }
+    }
+
+    /// Removes layers, indexes and drawn trees that no image names; only under the lock, taken alone. Returns the bytes freed.
+    pub(super) fn collect_garbage(&self) -> Result<u64, StoreError> {
+        let images = self.list()?;
+        let layer =
+            |hex: &str| parse_hex(hex).is_some_and(|id| images.iter().any(|image| image.diff_ids.contains(&id)));
+        let chain = |hex: &str| parse_hex(hex).is_some_and(|id| images.iter().any(|image| image.chain_id == id));
+        let mut freed = 0;
+        for (directory, suffix, named) in [
+            ("layers", ".tar", &layer as &dyn Fn(&str) -> bool),
+            ("images", ".erofs", &chain),
+            ("images", ".side", &chain),
+            ("dirs", "", &chain),
+        ] {
+            let dir = self.root.join(directory);
+            for entry in fs::read_dir(&dir).map_err(StoreError::io("read", &dir))? {
+                let path = entry.map_err(StoreError::io("read", &dir))?.path();
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                // Image directories, side files and temporaries of atomic writes are told apart by their names.
+                let Some(stem) = name.strip_suffix(suffix).filter(|stem| parse_hex(stem).is_some()) else { continue };
+                if !named(stem) {
+                    freed += path.symlink_metadata().map_or(0, |metadata| metadata.len());
+                    remove(&path)?;
+                }
+            }
+        }
+        Ok(freed)
+    }
+}
+
+fn remove(path: &Path) -> Result<(), StoreError> {
+    let removed = match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,48 @@
+//! Setting extended attributes.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+/// Sets an attribute of an open file or directory.
+pub fn set(fd: impl AsFd, name: &[u8], value: &[u8]) -> io::Result<()> {
+    let name = CString::new(name)?;
+    // SAFETY: `name` is NUL-terminated, `value` is valid for `value.len()` bytes, both outlive the call; the descriptor is borrowed
+    // for its length, and the kernel checks everything else.
+    let result =
+        unsafe { libc::fsetxattr(fd.as_fd().as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets an attribute of the entry `entry` of a directory, a symbolic link itself included.
+///
+/// There is no `setxattrat` before Linux 6.13: the directory is named by its descriptor in /proc, the last component is not followed.
+pub fn set_at(directory: impl AsFd, entry: &[u8], name: &[u8], value: &[u8]) -> io::Result<()> {
+    let path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd()));
+    let path = CString::new([path.as_os_str().as_bytes(), b"/", entry].concat())?;
+    let name = CString::new(name)?;
+    // SAFETY: as above, and `path` is NUL-terminated.
+    let result = unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// An attribute of an open file, or `None` when it has none of that name.
+pub fn get(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    let name = CString::new(name)?;
+    // The largest value that Linux stores.
+    let mut value = vec![0u8; 64 << 10];
+    // SAFETY: `name` is NUL-terminated and `value` is writable for `value.len()` bytes; both outlive the call.
+    let got = unsafe { libc::fgetxattr(fd.as_fd().as_raw_fd(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    match usize::try_from(got) {
+        Ok(len) => {
+            value.truncate(len);
+            Ok(Some(value))
+        }
+        Err(_) => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENODATA) => Ok(None),
+            error => Err(error),
+        },
+    }
+}
