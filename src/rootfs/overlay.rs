@@ -4,8 +4,10 @@
 //! - `redirect_dir=nofollow`, `metacopy=off`, `index=off`: an upper directory stays plain files that a person, `build` and a later
 //!   kernel can read, and nothing that an image carries as `trusted.overlay.*` is ever followed. `off` is not enough for the first:
 //!   kernels built with `REDIRECT_ALWAYS_FOLLOW` take it for "follow".
-//! - `xino=auto`: where inode numbers have room, files of both layers show the overlay's own device number, so `du -x`, `rsync -x` and
-//!   hard-link detection work; where not, the kernel leaves it off by itself.
+//! - `xino=off`: the image is a file system of its own, so `auto` (some distributions' default) would put its mark into the highest bits
+//!   of inode numbers (9223372036854775859 and the like): JavaScript rounds those until different files are one, and old 32-bit programs
+//!   get EOVERFLOW. The price: files of the image show another device number than those that were written, which
+//!   `tar --one-file-system` heeds; directories, and with them `find -xdev` and `du -x`, are not concerned.
 //! - `volatile` (on request, for `--rm`): no fsync reaches the disk for files that are deleted at the end anyway. Not otherwise: a person
 //!   who restarts or copies from a stopped container after a power cut expects what was synced.
 //!
@@ -67,6 +69,7 @@ pub fn overlay(request: &Overlay<'_>) -> Result<(), OverlayError> {
     for path in [request.upper, request.work] {
         check_upper(path)?;
     }
+    forget_volatile(request.work)?;
     let failed = |source| OverlayError::Mount { merged: request.merged.to_owned(), source };
     let plain = |errno: io::Error| failed(FsError { source_errno: errno, messages: Vec::new() });
 
@@ -87,7 +90,13 @@ pub fn overlay(request: &Overlay<'_>) -> Result<(), OverlayError> {
         };
         context.string(key, path.as_os_str().as_bytes()).map_err(failed)?;
     }
-    for (key, value) in [(c"redirect_dir", "nofollow"), (c"metacopy", "off"), (c"index", "off"), (c"xino", "auto")] {
+    for (key, value) in [
+        (c"source", "overlay"),
+        (c"redirect_dir", "nofollow"),
+        (c"metacopy", "off"),
+        (c"index", "off"),
+        (c"xino", "off"),
+    ] {
         context.string(key, value.as_bytes()).map_err(failed)?;
     }
     // Before 5.10 there is no such option; then fsync costs what it always did. (The old parser complains only at `mount`.)
@@ -97,6 +106,16 @@ pub fn overlay(request: &Overlay<'_>) -> Result<(), OverlayError> {
     let mounted = context.mount(Attr::NONE).map_err(failed)?;
     let target = File::open(request.merged).map_err(plain)?;
     mount::attach(mounted.as_fd(), target.as_fd()).map_err(plain)
+}
+
+/// A volatile mount leaves a mark in its work directory that lets no other mount use it (the kernel cannot know whether a crash came
+/// between). Whoever asked for `volatile` took that risk; a restart must not fail over it.
+fn forget_volatile(work: &Path) -> Result<(), OverlayError> {
+    let mark = work.join("work/incompat/volatile");
+    match std::fs::remove_dir_all(&mark) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(OverlayError::Directory { path: mark, source }),
+        _ => Ok(()),
+    }
 }
 
 fn kernel_at_least(major: u32, minor: u32) -> bool {
@@ -193,6 +212,10 @@ mod tests {
                 std::fs::write(dirs[3].join(format!("round{round}")), "").unwrap();
                 unmount(&dirs[3]);
             }
+            for _ in 0..2 {
+                overlay(&Overlay { volatile: true, ..request(&dirs) }).unwrap();
+                unmount(&dirs[3]);
+            }
             overlay(&Overlay { volatile: true, ..request(&dirs) }).unwrap();
             assert!(dirs[3].join("round0").exists() && dirs[3].join("round1").exists());
             let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
@@ -200,7 +223,7 @@ mod tests {
             for option in ["redirect_dir=nofollow", "volatile"] {
                 assert!(line.contains(option), "{line}");
             }
-            for option in ["metacopy=on", "index=on"] {
+            for option in ["metacopy=on", "index=on", "xino="] {
                 assert!(!line.contains(option), "{line}");
             }
             unmount(&dirs[3]);

@@ -480,6 +480,7 @@ fn compare_names(build: &Build, id: InodeId, path: &Path) {
     let inode = &build.tree.inodes[id.0 as usize];
     let meta = path.symlink_metadata().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     assert_eq!((meta.mode() & 0o7777, meta.uid()), (u32::from(inode.mode), inode.uid), "{}", path.display());
+    assert!(meta.ino() < 1 << 53, "{}: {} is more than JavaScript can count", path.display(), meta.ino());
     match &inode.kind {
         Kind::Directory(entries) => {
             let listed = std::fs::read_dir(path).unwrap().count();

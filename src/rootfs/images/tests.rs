@@ -1,6 +1,9 @@
+use nix::mount::MsFlags;
+use nix::sched::CloneFlags;
+
 use super::*;
 use crate::layer::{Inode, InodeId, Kind, Tree};
-use crate::rootfs::testing::{eventually, in_own_mounts, root_or_skip};
+use crate::rootfs::testing::{eventually, in_own_mounts, root_or_skip, tmpfs, unmount};
 use crate::rootfs::{Overlay, overlay, private_namespace};
 
 /// An image with one file, and no layer: nothing but metadata.
@@ -118,27 +121,48 @@ fn nobody_on_the_host_runs_an_images_setuid_programs() {
     });
 }
 
+/// systemd makes all mounts of a host shared; elsewhere they are private.
 #[test]
 fn the_overlay_outlives_the_namespaces_copy_of_the_image_mount() {
     if !erofs_here() {
         return;
     }
-    in_own_mounts(|| {
-        let fixture = Fixture::new();
-        let lower = mount(&fixture.image("aa"), no_render).unwrap();
-        let _other = mount(&fixture.image("bb"), no_render).unwrap();
-        let host = private_namespace(&fixture.images, Some(&lower.dir)).unwrap();
-        let [upper, work, merged] = ["upper", "work", "merged"].map(|name| fixture.base.path().join(name));
-        overlay(&Overlay { lower: &lower.dir, upper: &upper, work: &work, merged: &merged, volatile: true }).unwrap();
-        host.forget(&fixture.images).unwrap();
-        assert!(mount::points_below(&fixture.images).unwrap().is_empty());
-        assert!(merged.join("marker").exists(), "the overlay has the layer for itself");
-        host.enter().unwrap();
-        assert!(!merged.join("marker").exists(), "nothing of the container stands on the host");
-        drop((lower, _other));
-        // Nothing pins the image mounts.
-        swept(&fixture.images, &["aa", "bb"]);
-    });
+    for kind in [MsFlags::MS_SHARED, MsFlags::MS_PRIVATE] {
+        in_own_mounts(move || {
+            let mut fixture = Fixture::new();
+            let shared = fixture.base.path().join("shared");
+            tmpfs(&shared);
+            nix::mount::mount(None::<&Path>, &shared, None::<&Path>, kind, None::<&Path>).unwrap();
+            fixture.images = shared.join("images");
+            let lower = mount(&fixture.image("aa"), no_render).unwrap();
+            let other = mount(&fixture.image("bb"), no_render).unwrap();
+            let host = private_namespace(&fixture.images, Some(&lower.dir)).unwrap();
+            let [upper, work, merged] = ["upper", "work", "merged"].map(|name| fixture.base.path().join(name));
+            overlay(&Overlay { lower: &lower.dir, upper: &upper, work: &work, merged: &merged, volatile: true })
+                .unwrap();
+            host.forget(&fixture.images).unwrap();
+            assert!(mount::points_below(&fixture.images).unwrap().is_empty());
+            assert!(merged.join("marker").exists(), "the overlay has the layer for itself");
+
+            // Meanwhile on the host: somebody mounts a third image, and the first one's mount goes.
+            let container = File::open("/proc/thread-self/ns/mnt").unwrap();
+            host.enter().unwrap();
+            assert!(!merged.join("marker").exists(), "nothing of the container stands on the host");
+            let third = mount(&fixture.image("cc"), no_render).unwrap();
+            drop((lower, other, third));
+            // Nothing pins the image mounts.
+            swept(&fixture.images, &["aa", "bb", "cc"]);
+            nix::sched::setns(&container, CloneFlags::CLONE_NEWNS).unwrap();
+            assert!(
+                mount::points_below(&fixture.images).unwrap().is_empty(),
+                "nor do they stay in the container's namespace"
+            );
+            assert!(merged.join("marker").exists(), "an open overlay needs no mount of its image");
+            unmount(&merged);
+            host.enter().unwrap();
+            unmount(&shared);
+        });
+    }
 }
 
 #[test]
