@@ -6,7 +6,7 @@
 //!                    <chain>.lease  flock, shared by every container that uses the mount; its mtime is the last use
 //! ```
 //!
-//! Order of a launch: [`images::mount`] (host's namespace) → [`private_namespace`] → [`overlay`] → [`check_guards`] → mount points
+//! Order of a launch: [`stored::lower`] (host's namespace) → [`private_namespace`] → [`overlay`] → [`check_guards`] → mount points
 //! and files in the root ([`make_mountpoint_in_root`]) → libcontainer. Nothing but image mounts ever stands in the host's namespace; the overlay goes with the
 //! supervisor's. An image mount that nobody leases may be taken away by anybody ([`images::sweep`]).
 //!
@@ -19,6 +19,7 @@ pub mod images;
 mod namespace;
 mod overlay;
 mod root;
+pub mod stored;
 pub mod users;
 
 #[cfg(test)]

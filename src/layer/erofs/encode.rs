@@ -145,7 +145,9 @@ fn inode_head(inode: &Inode, id: InodeId, layout: &Layout) -> [u8; 64] {
     let mut set = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     set(0, &format.to_le_bytes());
     set(2, &(count as u16).to_le_bytes());
-    set(4, &(type_bits(&inode.kind) | (inode.mode & 0o7777)).to_le_bytes());
+    // Linux knows no mode of a link; tars carry all sorts of them.
+    let mode = if matches!(inode.kind, Kind::Symlink(_)) { 0o777 } else { inode.mode & 0o7777 };
+    set(4, &(type_bits(&inode.kind) | mode).to_le_bytes());
     set(8, &size.to_le_bytes());
     set(16, &union.to_le_bytes());
     set(20, &(id.0 + 1).to_le_bytes());

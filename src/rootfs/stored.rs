@@ -1,0 +1,274 @@
+//! From an image of the store to a lower directory, by whatever way this kernel has.
+//!
+//! The fallback draws the merged tree once per image into `dirs/<chain id>` of the store, where it stays until the image goes (the
+//! store's garbage collection knows it). It is made in a workplace of the store (`tmp/<random>`, alive as long as its `lock` is held),
+//! synced and renamed: a directory that is there is whole.
+
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use super::images::{self, Lower, MountError};
+use crate::durable::{self, FileLock};
+use crate::layer::{Merger, Tree, directory, tar};
+use crate::report::{Explain, Report};
+use crate::store::{Image, Store};
+
+#[derive(Debug, thiserror::Error)]
+pub enum DrawError {
+    #[error("cannot make `{}`", .path.display())]
+    Make { path: PathBuf, source: io::Error },
+    #[error("cannot read the layer `{}`", .path.display())]
+    Layer { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("cannot unpack the image to `{}`", .path.display())]
+    Draw { path: PathBuf, source: directory::RenderError },
+}
+
+impl Explain for DrawError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Layer { .. } => Some("the store is damaged: load the image again with `gpurun image load`".into()),
+            Self::Draw { source, .. } => source.hint(),
+            Self::Make { .. } => None,
+        }
+    }
+}
+
+/// A lower directory with the tree of `image`, leased: the shared mount of its index below `images`, or on kernels that cannot mount it
+/// the directory drawn from the same tree. Call it in the host's mount namespace. Starts no thread.
+pub fn lower(images: &Path, store: &Store, image: &Image) -> Result<Lower, MountError> {
+    let request = images::Image {
+        images,
+        chain: &image.chain_id.hex(),
+        index: &store.index_path(&image.chain_id),
+        devices: &store.index_devices(image),
+    };
+    images::mount(&request, || draw(store, image).map_err(Report::from))
+}
+
+/// The directory with the image's tree, made if it is not there yet.
+pub fn draw(store: &Store, image: &Image) -> Result<PathBuf, DrawError> {
+    let target = store.directory_path(&image.chain_id);
+    if target.exists() {
+        return Ok(target);
+    }
+    let workplace = Workplace::new(store)?;
+    let tree_dir = workplace.dir.join("tree");
+    let make = |path: &Path| {
+        let path = path.to_owned();
+        move |source| DrawError::Make { path, source }
+    };
+    DirBuilder::new().mode(0o700).create(&tree_dir).map_err(make(&tree_dir))?;
+    let root = File::open(&tree_dir).map_err(make(&tree_dir))?;
+    let (tree, sources) = scan(store, image)?;
+    directory::render(&tree, &sources, root.as_fd())
+        .map_err(|source| DrawError::Draw { path: target.clone(), source })?;
+    nix::unistd::syncfs(&root).map_err(|errno| make(&tree_dir)(errno.into()))?;
+    match std::fs::rename(&tree_dir, &target) {
+        // Somebody else was quicker with the same tree.
+        Err(_) if target.exists() => {}
+        other => other.map_err(make(&target))?,
+    }
+    let parent = target.parent().unwrap_or(Path::new("/"));
+    durable::sync_dir(parent).map_err(make(parent))?;
+    Ok(target)
+}
+
+/// The merged tree and its open tars. Not [`Store::tree`], which scans with threads: this runs in the supervisor.
+fn scan(store: &Store, image: &Image) -> Result<(Tree, Vec<File>), DrawError> {
+    let mut merger = Merger::new();
+    for diff_id in &image.diff_ids {
+        let path = store.layer_path(diff_id);
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| DrawError::Layer { path: path.clone(), source };
+        let file = File::open(&path).map_err(|error| failed(error.into()))?;
+        let length = file.metadata().map_err(|error| failed(error.into()))?.len();
+        let entries = tar::scan_file(&file, 0, length).map_err(|error| failed(error.into()))?;
+        merger.apply(*diff_id, entries).map_err(|error| failed(error.into()))?;
+    }
+    let tree = merger.finish();
+    let open = |diff_id| {
+        let path = store.layer_path(diff_id);
+        File::open(&path).map_err(|source| DrawError::Layer { path, source: source.into() })
+    };
+    let sources = tree.sources.iter().map(open).collect::<Result<_, _>>()?;
+    Ok((tree, sources))
+}
+
+/// A workplace as the store's own: its sweep removes what a dead process left.
+struct Workplace {
+    dir: PathBuf,
+    _lock: FileLock,
+}
+
+impl Workplace {
+    fn new(store: &Store) -> Result<Self, DrawError> {
+        let mut random = [0; 8];
+        let tmp = store.root().join("tmp");
+        let make = |path: &Path, source| DrawError::Make { path: path.to_owned(), source };
+        getrandom::fill(&mut random).map_err(|error| make(&tmp, io::Error::other(error)))?;
+        let dir = tmp.join(hex::encode(random));
+        // Between mkdir and flock no sweep may come; it takes this lock alone.
+        let _hold = store.hold().map_err(|error| make(&dir, io::Error::other(error)))?;
+        DirBuilder::new().mode(0o700).create(&dir).map_err(|error| make(&dir, error))?;
+        let lock = FileLock::exclusive(&dir.join("lock")).map_err(|error| make(&dir, error))?;
+        Ok(Self { dir, _lock: lock })
+    }
+}
+
+impl Drop for Workplace {
+    fn drop(&mut self) {
+        // What cannot be removed now is swept by the store.
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest as _, Sha256};
+
+    use super::*;
+    use crate::layer::testing::Layer;
+    use crate::rootfs::images::Backing;
+    use crate::rootfs::testing::{in_own_mounts, root_or_skip, unmount};
+    use crate::store::{LoadOptions, Source};
+
+    fn blob(layout: &Path, bytes: &[u8]) -> serde_json::Value {
+        let hex = hex::encode(Sha256::digest(bytes));
+        std::fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
+        std::fs::write(layout.join("blobs/sha256").join(&hex), bytes).unwrap();
+        serde_json::json!({ "digest": format!("sha256:{hex}"), "size": bytes.len() })
+    }
+
+    fn typed(mut descriptor: serde_json::Value, kind: &str) -> serde_json::Value {
+        descriptor["mediaType"] = format!("application/vnd.oci.image.{kind}").into();
+        descriptor
+    }
+
+    /// A store with one image of these layers.
+    fn store_with(base: &Path, layers: &[Vec<u8>]) -> (Store, Image) {
+        let layout = base.join("layout");
+        let blobs: Vec<_> = layers.iter().map(|layer| blob(&layout, layer)).collect();
+        let diff_ids: Vec<_> = blobs.iter().map(|blob| blob["digest"].clone()).collect();
+        let config = serde_json::json!({
+            "architecture": "amd64", "os": "linux", "config": {}, "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        });
+        let config = typed(blob(&layout, config.to_string().as_bytes()), "config.v1+json");
+        let layers: Vec<_> = blobs.into_iter().map(|blob| typed(blob, "layer.v1.tar")).collect();
+        let manifest = serde_json::json!({
+            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": config, "layers": layers,
+        });
+        let manifest = typed(blob(&layout, manifest.to_string().as_bytes()), "manifest.v1+json");
+        let index = serde_json::json!({ "schemaVersion": 2, "manifests": [manifest] });
+        std::fs::write(layout.join("index.json"), index.to_string()).unwrap();
+        std::fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        let store = Store::open(&base.join("root")).unwrap();
+        let loaded = store.load(&Source::Path(layout), &LoadOptions::default(), &()).unwrap();
+        let image = store.resolve(&loaded[0].id.to_string()).unwrap();
+        (store, image)
+    }
+
+    fn layers() -> Vec<Vec<u8>> {
+        vec![
+            Layer::new()
+                .dir("etc")
+                .file("etc/passwd", "root:x:0:0::/root:/bin/sh\n")
+                .file("etc/gone", "x")
+                .dir("opaque")
+                .file("opaque/old", "old")
+                .file("big", &"0123456789abcdef".repeat(5000))
+                .end(),
+            Layer::new()
+                .file("etc/.wh.gone", "")
+                .dir("opaque")
+                .file("opaque/.wh..wh..opq", "")
+                .file("opaque/new", "new")
+                .link("link", "etc/passwd")
+                .hard("hard", "big")
+                .fifo("fifo")
+                .device(b'3', "null", 1, 3)
+                .device(b'3', "zero-zero", 0, 0)
+                .pax(&[("SCHILY.xattr.user.k", b"v"), ("mtime", b"-5.25")])
+                .file("with-xattr", "x")
+                .end(),
+        ]
+    }
+
+    /// Everything that a person can see below `dir`, as text.
+    fn listing(dir: &Path) -> Vec<String> {
+        use std::os::unix::fs::MetadataExt;
+        let mut lines = Vec::new();
+        let mut todo = vec![PathBuf::new()];
+        while let Some(at) = todo.pop() {
+            let path = dir.join(&at);
+            let meta = path.symlink_metadata().unwrap();
+            let data =
+                if meta.is_file() { hex::encode(Sha256::digest(std::fs::read(&path).unwrap())) } else { String::new() };
+            let links = if meta.is_dir() { 0 } else { meta.nlink() };
+            lines.push(format!(
+                "{} {:o} {}:{} {}.{:09} {} {links} {:?} {:?} {data}",
+                at.display(),
+                meta.mode(),
+                meta.uid(),
+                meta.gid(),
+                meta.mtime(),
+                meta.mtime_nsec(),
+                meta.rdev(),
+                std::fs::read_link(&path).ok(),
+                crate::sys::xattr_read::all(&path).unwrap(),
+            ));
+            if meta.is_dir() {
+                todo.extend(std::fs::read_dir(&path).unwrap().map(|entry| at.join(entry.unwrap().file_name())));
+            }
+        }
+        lines.sort_unstable();
+        lines
+    }
+
+    #[test]
+    fn the_index_and_the_directory_show_the_same_image() {
+        if !root_or_skip("an image from the store") {
+            return;
+        }
+        in_own_mounts(|| {
+            let base = tempfile::tempdir().unwrap();
+            let (store, image) = store_with(base.path(), &layers());
+            let images = base.path().join("images");
+            let lower = lower(&images, &store, &image).unwrap();
+            let drawn = draw(&store, &image).unwrap();
+            assert_eq!(draw(&store, &image).unwrap(), drawn, "drawn once");
+            let seen = listing(&drawn);
+            assert!(
+                seen.iter().any(|line| line.starts_with("with-xattr") && line.contains("-6.750000000")),
+                "{seen:#?}"
+            );
+            assert!(!seen.iter().any(|line| line.contains("gone") || line.contains("opaque/old")), "{seen:#?}");
+            for (index, directory) in listing(&lower.dir).iter().zip(&seen) {
+                assert_eq!(index, directory);
+            }
+            assert_eq!(listing(&lower.dir).len(), seen.len());
+            assert_eq!(std::fs::read_dir(base.path().join("root/tmp")).unwrap().count(), 0, "no workplace is left");
+            if lower.backing != Backing::Directory {
+                drop(lower);
+                unmount(&images.join(image.chain_id.hex()));
+            }
+        });
+    }
+
+    #[test]
+    fn a_damaged_layer_is_named() {
+        if !root_or_skip("an image from the store") {
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        let (store, image) = store_with(base.path(), &layers());
+        let path = store.layer_path(&image.diff_ids[1]);
+        std::fs::remove_file(&path).unwrap();
+        let report = Report::from(draw(&store, &image).unwrap_err());
+        assert!(report.message.contains(&image.diff_ids[1].hex()), "{report}");
+        assert!(report.hint.unwrap().contains("gpurun image load"));
+        assert!(!store.directory_path(&image.chain_id).exists());
+        assert_eq!(std::fs::read_dir(base.path().join("root/tmp")).unwrap().count(), 0, "no workplace is left");
+    }
+}
