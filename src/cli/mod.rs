@@ -1,2 +1,7 @@
 //! (to come)
-pub fn main() -> std::process::ExitCode { std::process::ExitCode::SUCCESS }
+
+pub mod image;
+
+pub fn main() -> std::process::ExitCode {
+    std::process::ExitCode::SUCCESS
+}

@@ -261,3 +261,6 @@ fn copy_range(source: &File, from: u64, out: &File, to: u64, len: u64) -> io::Re
 pub fn open_root(path: &std::path::Path) -> io::Result<OwnedFd> {
     Ok(nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -117,6 +117,9 @@ struct Job<'a> {
     path: PathBuf,
 }
 
+/// Layers that are there, with their pinned tars, and layers to take in.
+type Planned<'a> = (Vec<(Digest, PathBuf)>, Vec<Job<'a>>);
+
 /// The layers of a load: sizes, and entries for the merge.
 type Layers = BTreeMap<Digest, (u64, Vec<Entry>)>;
 
@@ -175,11 +178,7 @@ impl Store {
     }
 
     /// Which layers are there (pinned by a link, so that they stay) and which are to be taken in, each once, the largest first.
-    fn plan<'a>(
-        &self,
-        images: &'a [SourceImage],
-        staging: &Staging,
-    ) -> Result<(Vec<(Digest, PathBuf)>, Vec<Job<'a>>), LoadError> {
+    fn plan<'a>(&self, images: &'a [SourceImage], staging: &Staging) -> Result<Planned<'a>, LoadError> {
         let (mut present, mut jobs) = (Vec::new(), Vec::new());
         let mut seen = std::collections::BTreeSet::new();
         for layer in images.iter().flat_map(|image| &image.layers) {

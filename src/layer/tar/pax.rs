@@ -89,7 +89,7 @@ impl Sparse {
             b"realsize" | b"size" => self.real_size = Some(decimal(value)?),
             b"offset" | b"numbytes" => {
                 // Version 0.0 repeats the two keys in turns.
-                if (self.map.len() % 2 == 0) != (key == b"offset") {
+                if self.map.len().is_multiple_of(2) != (key == b"offset") {
                     return None;
                 }
                 self.map.push(decimal(value)?);
@@ -172,6 +172,6 @@ mod tests {
         }
         assert!(Records::parse(b"10 path=\0x\n").is_err());
         assert!(Records::parse(b"6 a=b\n\0\0\0").is_ok());
-        assert_eq!(Records::parse(b"9 path=\n").expect("an empty value").path, None);
+        assert_eq!(Records::parse(b"8 path=\n").expect("an empty value").path, None);
     }
 }

@@ -88,7 +88,7 @@ impl Scanner {
             }
             (0, 0 | 1) => {
                 let map: Vec<_> = sparse.map.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
-                if sparse.map.len() % 2 != 0 {
+                if !sparse.map.len().is_multiple_of(2) {
                     return Err(TarProblem::Sparse);
                 }
                 self.sparse_entry(entry, &map, real_size, self.position, data)
