@@ -1,6 +1,7 @@
 //! The only `unsafe` of the project: system calls as safe functions, one file per subject.
 
 pub mod file;
+pub mod idmap;
 pub mod loopdev;
 pub mod mount;
 pub mod xattr;
