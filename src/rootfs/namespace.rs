@@ -63,9 +63,12 @@ impl HostNamespace {
 }
 
 fn forget(images: &Path, keep: Option<&Path>) -> Result<(), NamespaceError> {
-    let points = mount::points_below(images).map_err(NamespaceError::Table)?;
+    // The mount table knows no links: `/var/run` is `/run` there.
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let keep = keep.map(real);
+    let points = mount::points_below(&real(images)).map_err(NamespaceError::Table)?;
     // Youngest first, so that what stands on another mount goes before it.
-    for path in points.into_iter().rev().filter(|point| Some(point.as_path()) != keep) {
+    for path in points.into_iter().rev().filter(|point| Some(point) != keep.as_ref()) {
         mount::detach(&path).map_err(|source| NamespaceError::Detach { path, source })?;
     }
     Ok(())
@@ -87,7 +90,9 @@ mod tests {
             tmpfs(&images.join("a"));
             tmpfs(&images.join("b"));
             let kept = images.join("a");
-            let host = private_namespace(&images, Some(&kept)).unwrap();
+            let link = base.path().join("link");
+            std::os::unix::fs::symlink(&images, &link).unwrap();
+            let host = private_namespace(&link, Some(&link.join("a"))).unwrap();
             assert_eq!(mount::points_below(&images).unwrap(), [kept]);
             host.forget(&images).unwrap();
             assert!(mount::points_below(&images).unwrap().is_empty());

@@ -89,6 +89,28 @@ fn a_sweep_of_nothing_is_no_error() {
 }
 
 #[test]
+fn what_a_killed_process_leaves_is_swept_or_mounted_over() {
+    if !erofs_here() {
+        return;
+    }
+    in_own_mounts(|| {
+        let fixture = Fixture::new();
+        // Killed before the mount, after mkdir, and between unmount and unlink.
+        std::fs::create_dir_all(fixture.images.join("after-mkdir")).unwrap();
+        for chain in ["before", "after-mkdir"] {
+            std::fs::write(fixture.images.join(format!("{chain}.lease")), "").unwrap();
+        }
+        let lower = mount(&fixture.image("after-mkdir"), no_render).unwrap();
+        assert!(lower.dir.join("marker").exists());
+        drop(lower);
+        swept(&fixture.images, &["after-mkdir", "before"]);
+        let left: Vec<_> =
+            std::fs::read_dir(&fixture.images).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, [".lock"]);
+    });
+}
+
+#[test]
 fn a_busy_mount_waits_for_the_next_sweep() {
     if !erofs_here() {
         return;
