@@ -27,6 +27,10 @@ const PATH_MAX: usize = 4096;
 const MAX_DEPTH: usize = 512;
 /// Linux follows 40 links in one path.
 const MAX_LINKS: usize = 40;
+/// Inodes of one image: several times the largest known ones, and some 2 GiB of memory at the worst.
+const MAX_INODES: usize = 3_000_000;
+/// Steps of all names of one image through links; a few hundred links of 4 KiB, followed by every entry, would take days.
+const MAX_LINK_STEPS: usize = 50_000_000;
 /// Sources of one image: the device slots of an index.
 const MAX_LAYERS: usize = 1000;
 
@@ -67,6 +71,10 @@ pub enum Problem {
     LinkToDirectory(String),
     #[error("the image has more than {MAX_LAYERS} layers")]
     TooManyLayers,
+    #[error("the image has more than {MAX_INODES} files")]
+    TooManyFiles,
+    #[error("the image's symbolic links take too long to follow")]
+    TooManySteps,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -98,6 +106,9 @@ pub struct Merger {
     items: Vec<Item>,
     sources: Vec<Digest>,
     layer: u32,
+    link_steps: usize,
+    /// [`MAX_INODES`]; a test that made so many would need their memory.
+    max_inodes: usize,
     /// Where the last entry went: most entries share their parent with the one before. Dropped by whatever may move the ground.
     last_parent: Option<(Vec<u8>, u32)>,
 }
@@ -110,7 +121,14 @@ impl Default for Merger {
 
 impl Merger {
     pub fn new() -> Self {
-        Self { items: vec![implicit_directory()], sources: Vec::new(), layer: 0, last_parent: None }
+        Self {
+            items: vec![implicit_directory()],
+            sources: Vec::new(),
+            layer: 0,
+            link_steps: 0,
+            max_inodes: MAX_INODES,
+            last_parent: None,
+        }
     }
 
     /// Applies the next layer.
@@ -173,6 +191,10 @@ impl Merger {
 
     fn entry(&mut self, path: &[u8], entry: Entry, source: u32) -> Result<(), Problem> {
         let mut components = clean(path)?;
+        // A name makes at most its depth of directories and itself.
+        if self.items.len() + components.len() > self.max_inodes {
+            return Err(Problem::TooManyFiles);
+        }
         let Some(name) = components.pop() else {
             return self.root(path, entry);
         };
@@ -347,6 +369,10 @@ impl Merger {
                 if component.len() > NAME_MAX {
                     return Err(Problem::NameTooLong);
                 }
+                // By way of a link's target: no tree of ours has such a name.
+                if component.starts_with(WHITEOUT) {
+                    return Err(Problem::Whiteout);
+                }
                 let id = self.items.len() as u32;
                 self.items.push(implicit_directory());
                 let layer = self.layer;
@@ -360,6 +386,10 @@ impl Merger {
                     links += 1;
                     if links > MAX_LINKS {
                         return Err(Problem::Loop);
+                    }
+                    self.link_steps += target.len();
+                    if self.link_steps > MAX_LINK_STEPS {
+                        return Err(Problem::TooManySteps);
                     }
                     if target.starts_with(b"/") {
                         stack.truncate(1);

@@ -354,16 +354,12 @@ impl Store {
 
     /// Reads one image; `None` when it is not there.
     fn image(&self, id: Digest, names: &names::Names) -> Result<Option<Image>, StoreError> {
+        // Both files come and go with their directory, in one rename: what is missing was removed, even between the two reads.
         let dir = self.image_dir(&id);
-        let path = dir.join("config.json");
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(cause) => return Err(StoreError::io("read", &path)(cause)),
-        };
+        let Some(bytes) = read_if_there(&dir.join("config.json"))? else { return Ok(None) };
         let config = ImageConfig::parse(&bytes).map_err(|cause| StoreError::Damaged { id: id.to_string(), cause })?;
         let path = dir.join("image.json");
-        let bytes = fs::read(&path).map_err(StoreError::io("read", &path))?;
+        let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
         let record: ImageRecord = serde_json::from_slice(&bytes).map_err(|cause| StoreError::Json { path, cause })?;
         Ok(Some(Image {
             id,
@@ -385,12 +381,7 @@ impl Store {
         let dir = self.image_dir(&image.id);
         let path = dir.join("config.json");
         let config = fs::read(&path).map_err(StoreError::io("read", &path))?;
-        let path = dir.join("manifest.json");
-        match fs::read(&path) {
-            Ok(manifest) => Ok((config, Some(manifest))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((config, None)),
-            Err(cause) => Err(StoreError::io("read", &path)(cause)),
-        }
+        Ok((config, read_if_there(&dir.join("manifest.json"))?))
     }
 
     /// The merged tree of an image, read from its layers' headers.
@@ -447,6 +438,14 @@ fn scan_layers(paths: &[(Digest, PathBuf)]) -> Result<Vec<Vec<Entry>>, StoreErro
         }
         Ok(all)
     })
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(StoreError::io("read", path)(cause)),
+    }
 }
 
 fn parse_hex(hex: &str) -> Option<Digest> {

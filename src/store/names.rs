@@ -1,10 +1,8 @@
 //! `names.json`: which name means which image.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, read_if_there};
 use crate::durable;
 use crate::names::{Digest, Reference};
 
@@ -34,10 +32,9 @@ impl Names {
 impl Store {
     pub(super) fn names(&self) -> Result<Names, StoreError> {
         let path = self.root.join("names.json");
-        match fs::read(&path) {
-            Ok(bytes) => Ok(Names(serde_json::from_slice(&bytes).map_err(|cause| StoreError::Json { path, cause })?)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Names::default()),
-            Err(cause) => Err(StoreError::io("read", &path)(cause)),
+        match read_if_there(&path)? {
+            Some(bytes) => Ok(Names(serde_json::from_slice(&bytes).map_err(|cause| StoreError::Json { path, cause })?)),
+            None => Ok(Names::default()),
         }
     }
 

@@ -66,14 +66,11 @@ impl Store {
         let mut dead = false;
         for entry in fs::read_dir(&tmp).map_err(StoreError::io("read", &tmp))? {
             let path = entry.map_err(StoreError::io("read", &tmp))?.path();
-            let Ok(lock) = FileLock::try_exclusive(&path.join("lock")) else {
-                // Not a workplace: a file, or a directory without room for a lock.
-                remove(&path)?;
-                continue;
-            };
-            if lock.is_some() {
+            // An error: not a workplace at all (a file), or one that its owner is just taking away.
+            if !matches!(FileLock::try_exclusive(&path.join("lock")), Ok(None)) {
                 dead = true;
-                remove(&path)?;
+                // What its owner removes at the same moment is as good as removed; what stays for another reason, the next command tries.
+                let _ = remove(&path);
             }
         }
         if dead { self.collect_garbage().map(drop) } else { Ok(()) }

@@ -593,3 +593,56 @@ fn an_unknown_format_is_refused() {
     let error = told(Store::open(&dir.path().join("root")).expect_err("newer"));
     assert!(error.contains("`gpurun store 2`") && error.contains("hint"), "{error}");
 }
+
+/// Runs in a process of its own, which it ends by SIGKILL at the stage that the environment names.
+#[test]
+fn killed_loader() {
+    let (Ok(root), Ok(archive), Ok(stage)) =
+        (std::env::var("KILLED_ROOT"), std::env::var("KILLED_ARCHIVE"), std::env::var("KILLED_STAGE"))
+    else {
+        return;
+    };
+    struct Killer(String);
+    impl Killer {
+        fn at(&self, stage: &str) {
+            if self.0 == stage {
+                let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+            }
+        }
+    }
+    impl Progress for Killer {
+        fn start(&self, _layers: usize, _bytes: u64) {
+            self.at("start");
+        }
+        fn advance(&self, _bytes: u64) {
+            self.at("advance");
+        }
+        fn finish(&self) {
+            self.at("finish");
+        }
+    }
+    let store = Store::open(Path::new(&root)).expect("opened");
+    store.load(&Source::Path(archive.into()), &LoadOptions::default(), &Killer(stage)).expect("loads");
+}
+
+#[test]
+fn a_sigkill_at_any_stage_leaves_nothing() {
+    let (_dir, store) = store();
+    let mut archive = tempfile::NamedTempFile::new().expect("a file");
+    archive.write_all(&docker(&["k"], &[base(), top()]).tar()).expect("written");
+    for stage in ["start", "advance", "finish"] {
+        let status = std::process::Command::new(std::env::current_exe().expect("this test"))
+            .args(["--exact", "store::tests::killed_loader", "--nocapture"])
+            .env("KILLED_ROOT", store.root())
+            .env("KILLED_ARCHIVE", archive.path())
+            .env("KILLED_STAGE", stage)
+            .stdout(std::process::Stdio::null())
+            .status()
+            .expect("ran");
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "{stage}");
+        assert_eq!(ls(&store.root().join("tmp")).len(), 1, "{stage}: it had a workplace");
+        Store::open(store.root()).expect("opened again");
+        assert_untouched(&store);
+    }
+    load(&store, archive.path()).expect("the store works");
+}

@@ -221,6 +221,7 @@ fn whiteouts_that_are_not_or_that_escape() {
         refused(vec![l().dir("d").file("x", "1"), l().file(name, "")], Problem::Whiteout);
     }
     refused(vec![l().file(".wh.d/x", "1")], Problem::Whiteout);
+    refused(vec![l().link("s", ".wh.d").file("s/x", "1")], Problem::Whiteout);
     refused(vec![l().file("../.wh.x", "")], Problem::Escapes);
     // Through a link: inside the tree.
     becomes(
@@ -284,6 +285,38 @@ fn chain_ids() {
     let ab = crate::image::digest_of(format!("{a} {b}").as_bytes());
     assert_eq!(chain_id(&[a, b]), ab);
     assert_eq!(chain_id(&[a, b, a]), crate::image::digest_of(format!("{ab} {a}").as_bytes()));
+}
+
+#[test]
+fn bombs_of_links_and_of_directories_are_refused() {
+    // Each entry goes through 40 links of 4 KiB.
+    let target = "../".repeat(1360) + "a";
+    let mut links = l();
+    for at in 0..39 {
+        let next = format!("{}{}", &target[..target.len() - 1], format_args!("l{}", at + 1));
+        links = links.pax(&[("linkpath", next.as_bytes())]).link(&format!("l{at}"), "x");
+    }
+    links = links.dir("l39");
+    // A new name behind another parent each time, so that nothing is remembered.
+    for at in 0..800 {
+        links = links.file(&format!("l0/{at}/x"), "");
+    }
+    refused(vec![links], Problem::TooManySteps);
+    let deep = |at: usize| format!("{at}/{}", "d/".repeat(400));
+    let mut merger = Merger { max_inodes: 20_000, ..Merger::new() };
+    let entries: Vec<Entry> = (0..60usize)
+        .map(|at| Entry {
+            path: deep(at).into_bytes().into(),
+            kind: EntryKind::Directory,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime: (0, 0),
+            xattrs: BTreeMap::new(),
+        })
+        .collect();
+    let error = merger.apply(Digest([0; 32]), entries).expect_err("too many directories");
+    assert_eq!(error.problem, Problem::TooManyFiles);
 }
 
 mod properties {
