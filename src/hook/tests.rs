@@ -1,0 +1,282 @@
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::shim::{KEPT_STDERR, Shim};
+use super::*;
+use crate::report::Report;
+
+fn script(dir: &Path, name: &str, body: &str) -> PathBuf {
+    let path = dir.join(name);
+    std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+fn shim(path: &Path, timeout: Duration) -> Shim {
+    Shim {
+        name: "stand-in".into(),
+        stage: "prestart".into(),
+        timeout,
+        report: None,
+        path: path.to_owned(),
+        args: vec!["stand-in".into(), "prestart".into(), "a b".into()],
+    }
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_hook_gets_arguments_state_and_the_bundle() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    // $0 of a script is its path, so arg0 is read from /proc.
+    let hook = script(
+        dir.path(),
+        "hook",
+        &format!("exec > {}; echo \"$#:$1:$2\"; pwd; cat; echo; cut -d' ' -f5 /proc/$$/stat; echo $$", out.display()),
+    );
+    let state = format!(r#"{{"ociVersion":"1.0.2","id":"x","pid":7,"bundle":"{}"}}"#, dir.path().display());
+    let report = shim(&hook, LONG).run(state.as_bytes());
+    assert_eq!(report.outcome, Outcome::Exit(0), "{}", report.stderr);
+    let text = std::fs::read_to_string(out).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(&lines[..3], ["2:prestart:a b", dir.path().to_str().unwrap(), &state]);
+    assert_eq!(lines[3], lines[4], "it leads a process group of its own");
+    assert_eq!(report.failure(), None);
+}
+
+#[test]
+fn endings_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let cases = [
+        ("ok", "exit 0", Outcome::Exit(0)),
+        ("three", "echo first >&2; echo 'last word' >&2; echo >&2; exit 3", Outcome::Exit(3)),
+        ("killed", "kill -9 $$", Outcome::Signal(9)),
+        ("daemon", "sleep 1000 & echo $! > \"${0%/*}/pid\"; exit 0", Outcome::Exit(0)),
+    ];
+    for (name, body, expected) in cases {
+        let path = script(dir.path(), name, body);
+        let started = Instant::now();
+        let report = shim(&path, LONG).run(b"{}");
+        assert_eq!(report.outcome, expected, "{name}");
+        assert!(started.elapsed() < Duration::from_secs(30), "{name} was waited for");
+        if name == "three" {
+            let failure = report.failure().unwrap();
+            let expected =
+                format!("the prestart hook `stand-in` (`{}`) failed with exit status 3: last word", path.display());
+            assert_eq!(failure.to_string(), expected);
+        }
+    }
+    let gone = shim(&dir.path().join("gone"), LONG).run(b"{}").failure().unwrap();
+    assert!(gone.to_string().contains("could not be started: No such file"), "{gone}");
+    // A hook that went well may leave a daemon, which keeps stderr open and holds nobody up; the test's own is ended here.
+    let daemon: i32 = std::fs::read_to_string(dir.path().join("pid")).unwrap().trim().parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon), nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn the_end_of_the_time_takes_the_whole_group() {
+    let dir = tempfile::tempdir().unwrap();
+    let pids = dir.path().join("pids");
+    let hook =
+        script(dir.path(), "hang", &format!("echo started >&2; sleep 1000 & echo $! > {}; wait", pids.display()));
+    let started = Instant::now();
+    let report = shim(&hook, Duration::from_millis(600)).run(b"{}");
+    assert_eq!(report.outcome, Outcome::TimedOut(600));
+    assert!(started.elapsed() >= Duration::from_millis(600));
+    assert_eq!(report.last_line(), "started");
+    let child: i32 = std::fs::read_to_string(pids).unwrap().trim().parse().unwrap();
+    // SIGKILL was sent to the group; the orphan is reaped by whoever adopts it, and until then it is a zombie.
+    let end = Instant::now() + LONG;
+    loop {
+        match std::fs::read_to_string(format!("/proc/{child}/stat")) {
+            Err(_) => break,
+            Ok(stat) if stat.contains(") Z ") => break,
+            Ok(stat) => assert!(Instant::now() < end, "still there: {stat}"),
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let text = Report::from(report.failure().unwrap()).to_string();
+    assert!(text.contains("did not end within 0.6 s and was killed: started"), "{text}");
+    assert!(text.contains("hint: raise `timeout`"), "{text}");
+}
+
+#[test]
+fn stderr_is_bounded_and_its_end_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let hook = script(
+        dir.path(),
+        "loud",
+        "i=0; while [ $i -lt 3000 ]; do echo 'a line of sixty characters, more or less, to fill the pipe up' >&2; i=$((i+1)); done; printf 'the \\033[31mend' >&2; exit 1",
+    );
+    let report = shim(&hook, LONG).run(b"{}");
+    assert!(report.stderr.len() <= KEPT_STDERR + 8, "{}", report.stderr.len());
+    assert_eq!(report.last_line(), "the [31mend");
+}
+
+#[test]
+fn a_large_state_blocks_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let hook = script(dir.path(), "deaf", "exit 0");
+    let report = shim(&hook, LONG).run(&vec![b' '; 2 << 20]);
+    assert_eq!(report.outcome, Outcome::Exit(0));
+}
+
+#[test]
+fn a_report_is_kept_and_found_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = script(
+        dir.path(),
+        "hook",
+        "echo 'nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so.1: cannot open shared object file: no such file or directory' >&2; exit 1",
+    );
+    let chosen = Chosen {
+        name: "50-nvidia".into(),
+        stage: crate::spec::Stage::Prestart,
+        command: Command { path: program, args: vec![], env: vec!["A=1".into()], timeout: Some(9) },
+    };
+    let entries = spec_entries(std::slice::from_ref(&chosen), Path::new("/proc/self/exe"), dir.path());
+    let (stage, entry) = &entries[0];
+    assert_eq!((*stage, entry.path.as_path()), (crate::spec::Stage::Prestart, Path::new("/proc/self/exe")));
+    assert_eq!(entry.env, ["A=1", DEFAULT_PATH]);
+    assert_eq!(entry.args[..2], ["gpurun", "hook-shim"]);
+    let shim = shim::parse(entry.args[2..].iter().map(Into::into)).unwrap();
+    assert_eq!(shim.timeout, Duration::from_secs(9));
+    assert_eq!(shim.args, [chosen.command.path.as_os_str()]);
+    let report = shim.run(b"{}");
+    shim.keep(&report);
+    let found = failures(dir.path());
+    assert_eq!(found.len(), 1);
+    let text = Report::from(found[0].clone()).to_string();
+    insta::assert_snapshot!(text.replace(dir.path().to_str().unwrap(), "DIR"));
+}
+
+#[test]
+fn nvidias_words_are_understood() {
+    let cases = [
+        ("nvidia-container-cli: initialization error: nvml error: driver/library version mismatch", "upgraded"),
+        ("nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so.1: x", "not installed"),
+        ("nvidia-container-cli: device error: 9: unknown device", "does not exist"),
+        (
+            "nvidia-container-cli: requirement error: unsatisfied condition: cuda>=12.9, please update your driver",
+            "newer CUDA",
+        ),
+        ("nvidia-container-cli: requirement error: unsatisfied condition: arch>=9.0", "NVIDIA_REQUIRE_"),
+        (
+            "nvidia-container-cli: mount error: failed to add device rules: unable to generate new device filter program with no existing programs",
+            "device filter",
+        ),
+    ];
+    for (line, words) in cases {
+        let plain = explain_nvidia(line).unwrap_or_else(|| panic!("{line}"));
+        assert!(plain.says.contains(words), "{line}: {plain}");
+        assert!(!plain.hint.is_empty());
+    }
+    assert_eq!(explain_nvidia("myhook: unknown device"), None);
+    assert_eq!(explain_nvidia("nvidia-container-cli: all is well"), None);
+}
+
+fn definition(when: &str) -> Definition {
+    let text = format!(
+        r#"{{"version":"1.0.0","hook":{{"path":"/bin/true","args":["true"]}},"when":{when},"stages":["poststop","prestart"]}}"#
+    );
+    Definition::parse("/etc/x/10-test.json", &text).unwrap()
+}
+
+#[test]
+fn conditions_are_joined_by_and() {
+    let annotations = [("org.gpurun.gpus".to_owned(), "0,2".to_owned())];
+    let about = |command, has_bind_mounts| Circumstances { annotations: &annotations, command, has_bind_mounts };
+    let cases = [
+        (r#"{"always":true}"#, true, true),
+        (r#"{"always":false}"#, false, false),
+        (r#"{"commands":["^/bin/.*sh$"]}"#, true, true),
+        (r#"{"commands":["^python$","^/bin/dash$"]}"#, false, false),
+        (r#"{"hasBindMounts":true}"#, true, false),
+        (r#"{"annotations":{"^org\\.gpurun\\.gpus$":".+"}}"#, true, true),
+        (r#"{"annotations":{"^org\\.gpurun\\.gpus$":"^all$"}}"#, false, false),
+        (r#"{"always":true,"hasBindMounts":true}"#, true, false),
+        (r#"{"commands":["sh"],"annotations":{"nothing":".*"}}"#, false, false),
+    ];
+    for (when, with_binds, without) in cases {
+        let definition = definition(when);
+        assert_eq!(definition.matches(&about("/bin/sh", true)), with_binds, "{when}");
+        assert_eq!(definition.matches(&about("/bin/sh", false)), without, "{when}");
+    }
+    let chosen = matching(&[definition(r#"{"always":true}"#)], &about("x", false)).unwrap();
+    let stages: Vec<_> = chosen.iter().map(|hook| (hook.name.as_str(), hook.stage.key())).collect();
+    assert_eq!(stages, [("10-test", "prestart"), ("10-test", "poststop")]);
+}
+
+#[test]
+fn bad_definitions_name_their_file() {
+    let cases = [
+        ("{", "is not valid JSON"),
+        (r#"{"version":"0.1.0","hook":{"path":"/bin/true"},"stages":["prestart"]}"#, "version `0.1.0`"),
+        (
+            r#"{"version":"1.0.0","hook":{"path":"true"},"when":{"always":true},"stages":["prestart"]}"#,
+            "not an absolute path",
+        ),
+        (
+            r#"{"version":"1.0.0","hook":{"path":"/bin/true"},"when":{"always":true},"stages":["before"]}"#,
+            "unknown stage `before`",
+        ),
+        (r#"{"version":"1.0.0","hook":{"path":"/bin/true"},"when":{"always":true}}"#, "no stage"),
+        (r#"{"version":"1.0.0","hook":{"path":"/bin/true"},"stages":["prestart"]}"#, "no condition"),
+        (
+            r#"{"version":"1.0.0","hook":{"path":"/bin/true"},"when":{"commands":["("]},"stages":["prestart"]}"#,
+            "the pattern `(`",
+        ),
+    ];
+    for (text, words) in cases {
+        let error = Definition::parse("bad.json", text).unwrap_err().to_string();
+        assert!(error.contains(words) && error.contains("`bad.json`"), "{error}");
+    }
+}
+
+#[test]
+fn later_directories_win_by_file_name() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let text = |stage: &str| {
+        format!(r#"{{"version":"1.0.0","hook":{{"path":"/bin/true"}},"when":{{"always":true}},"stages":["{stage}"]}}"#)
+    };
+    for (dir, name, text) in [
+        (&first, "10-a.json", text("prestart")),
+        (&first, "20-b.json", text("prestart")),
+        (&first, "README", "not a definition".into()),
+        (&second, "20-b.json", text("poststop")),
+        (&second, "50-nvidia-prestart.json", String::new()),
+    ] {
+        std::fs::write(dir.path().join(name), text).unwrap();
+    }
+    let missing = (first.path().join("none"), true);
+    let found = read_dirs(&[(first.path().into(), false), missing.clone(), (second.path().into(), false)]).unwrap();
+    let names: Vec<_> = found.iter().map(|found| (found.name.as_str(), found.stages[0].key())).collect();
+    assert_eq!(names, [("10-a", "prestart"), ("20-b", "poststop")]);
+    assert!(matches!(read_dirs(&[(missing.0, false)]), Err(DefinitionError::Directory { .. })));
+}
+
+#[test]
+fn a_missing_program_is_told_only_where_it_is_needed() {
+    let mut gone = definition(r#"{"hasBindMounts":true}"#);
+    gone.command.path = "/no/such/hook".into();
+    let mut about = Circumstances { command: "x", ..Circumstances::default() };
+    assert_eq!(matching(std::slice::from_ref(&gone), &about).unwrap(), []);
+    about.has_bind_mounts = true;
+    let error = matching(&[gone], &about).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the hook definition `10-test` names the program `/no/such/hook`, which is not there"
+    );
+}
+
+#[test]
+fn the_builtin_definitions_are_the_files_of_the_project() {
+    let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/hooks")).unwrap();
+    let mut names: Vec<_> =
+        files.map(|file| file.unwrap().file_name().to_string_lossy().replace(".json", "")).collect();
+    names.sort();
+    let builtin: Vec<_> = builtin().into_iter().map(|definition| definition.name).collect();
+    assert_eq!(builtin, names);
+}
