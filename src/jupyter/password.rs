@@ -160,8 +160,11 @@ pub fn check_hash(hash: &str) -> Result<(), HashError> {
     Ok(())
 }
 
-/// Salt, parameters and output of `$argon2id$v=19$m=…,t=…,p=…$…$…`; argon2i and argon2d are let through without being computable here.
-fn parse_phc(text: &str) -> Option<(Vec<u8>, (u32, u32, u32), Vec<u8>)> {
+/// Salt, parameters (KiB, rounds, lanes) and output.
+type Phc = (Vec<u8>, (u32, u32, u32), Vec<u8>);
+
+/// The parts of `$argon2id$v=19$m=…,t=…,p=…$…$…`; argon2i and argon2d are let through without being computable here.
+fn parse_phc(text: &str) -> Option<Phc> {
     let mut parts = text.strip_prefix('$')?.split('$');
     let (_variant, version) = (parts.next().filter(|name| name.starts_with("argon2"))?, parts.next()?);
     if version != "v=19" {

@@ -33,7 +33,7 @@ pub struct Ready {
 pub enum ReadyError {
     #[error("Jupyter ended before it was ready, with exit status {status}")]
     Died { status: i32 },
-    #[error("Jupyter did not answer on {address} within {} s (last attempt: {last})", .waited.as_secs())]
+    #[error("Jupyter did not answer on {address} within {} s (last attempt: {last})", .waited.as_secs_f64())]
     Late { address: SocketAddr, waited: Duration, last: String },
     #[error("Jupyter on {address} is open: it shows files to a visitor without a login")]
     Open { address: SocketAddr },

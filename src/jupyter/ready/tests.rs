@@ -136,7 +136,8 @@ fn an_open_server_is_refused() {
 #[test]
 fn what_never_answers_properly_is_late() {
     let patience = Duration::from_millis(400);
-    let cases: [(&str, fn(&str) -> String, &str); 4] = [
+    type Answer = fn(&str) -> String;
+    let cases: [(&str, Answer, &str); 4] = [
         ("closes", |_| String::new(), "closed without an answer"),
         ("is no HTTP server", |_| "SSH-2.0-OpenSSH_9.2\r\n".into(), "the answer is not HTTP"),
         ("is still starting", |_| status(503, ""), "HTTP status 503"),
@@ -351,7 +352,8 @@ fn a_real_server_left_open_is_refused_and_one_that_dies_is_told() {
         assert_eq!(server.ready(&password), Err(ReadyError::Open { address }), "{}", server.log());
 
         let mut dying = start(&venv, &password, |launch, _| {
-            launch.argv.push("--ServerApp.port=none --NotebookApp.port=none".into())
+            let port = launch.argv.iter_mut().find(|argument| argument.starts_with("--port=")).unwrap();
+            *port = "--port=none".into();
         });
         assert!(matches!(dying.ready(&password), Err(ReadyError::Died { status: 1.. })), "{}", dying.log());
     }
