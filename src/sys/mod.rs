@@ -6,3 +6,4 @@ pub mod loopdev;
 pub mod mount;
 pub mod xattr;
 pub mod xattr_read;
+pub mod bpf;

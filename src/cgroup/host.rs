@@ -1,0 +1,136 @@
+//! What the host has of cgroups: which version, which controllers, mounted where.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::CgroupError;
+use crate::spec::HostFacts;
+use crate::units::CpuSet;
+
+/// How the controllers are reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hierarchy {
+    /// Version 1, or hybrid: each controller has a mount; `unified` is where version 2 is mounted beside it, if it is.
+    V1 { controllers: BTreeMap<String, PathBuf>, unified: Option<PathBuf> },
+    /// Version 2 alone.
+    V2 { mount: PathBuf },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    pub hierarchy: Hierarchy,
+    root: PathBuf,
+}
+
+impl Host {
+    /// Looks at the host whose file systems lie below `root` (`/`, or a test's fixture).
+    pub fn probe(root: &Path) -> Result<Self, CgroupError> {
+        let path = root.join("proc/self/mountinfo");
+        let text = fs::read_to_string(&path).map_err(|source| CgroupError::Io { action: "read", path, source })?;
+        let hierarchy = parse_mountinfo(&text).ok_or(CgroupError::None)?;
+        let at = |path: PathBuf| root.join(path.strip_prefix("/").unwrap_or(&path));
+        let hierarchy = match hierarchy {
+            Hierarchy::V1 { controllers, unified } => Hierarchy::V1 {
+                controllers: controllers.into_iter().map(|(name, path)| (name, at(path))).collect(),
+                unified: unified.map(at),
+            },
+            Hierarchy::V2 { mount } => Hierarchy::V2 { mount: at(mount) },
+        };
+        Ok(Self { hierarchy, root: root.to_path_buf() })
+    }
+
+    /// CPUs and memory nodes, for the checks of flags.
+    pub fn facts(&self) -> Result<HostFacts, CgroupError> {
+        let set = |path: &str, fallback: &str| -> Result<CpuSet, CgroupError> {
+            let path = self.root.join(path);
+            let text = match fs::read_to_string(&path) {
+                Ok(text) => text,
+                // A kernel without NUMA has no nodes to list: there is one.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => fallback.to_owned(),
+                Err(source) => return Err(CgroupError::Io { action: "read", path, source }),
+            };
+            text.trim().parse().map_err(|_| CgroupError::Unreadable { path, text: text.trim().to_owned() })
+        };
+        Ok(HostFacts { cpus: set("sys/devices/system/cpu/online", "0")?, mems: set("sys/devices/system/node/has_memory", "0")? })
+    }
+
+    /// The version in words, for messages.
+    #[must_use]
+    pub fn version(&self) -> &'static str {
+        match &self.hierarchy {
+            Hierarchy::V1 { unified: None, .. } => "v1",
+            Hierarchy::V1 { unified: Some(_), .. } => "hybrid (v1 controllers)",
+            Hierarchy::V2 { .. } => "v2",
+        }
+    }
+}
+
+/// Controllers of version 1 that gpurun uses; any of them mounted means that version 1 has it.
+const V1_CONTROLLERS: [&str; 9] = ["cpuset", "cpu", "cpuacct", "memory", "pids", "devices", "freezer", "blkio", "name=systemd"];
+
+/// The hierarchy that a mountinfo text (proc_pid_mountinfo(5)) describes; the first mount of a controller counts.
+fn parse_mountinfo(text: &str) -> Option<Hierarchy> {
+    let mut controllers = BTreeMap::new();
+    let mut unified = None;
+    for line in text.lines() {
+        let (Some((before, after)), true) = (line.split_once(" - "), line.contains(" - cgroup")) else { continue };
+        let Some(point) = before.split(' ').nth(4).map(unescape) else { continue };
+        let mut after = after.split(' ');
+        match (after.next(), after.nth(1)) {
+            (Some("cgroup2"), _) => {
+                unified.get_or_insert(point);
+            }
+            (Some("cgroup"), Some(options)) => {
+                for option in options.split(',').filter(|option| V1_CONTROLLERS.contains(option)) {
+                    controllers.entry(option.to_owned()).or_insert_with(|| point.clone());
+                }
+            }
+            _ => {}
+        }
+    }
+    let real = controllers.keys().any(|name| name != "name=systemd");
+    match (real, unified) {
+        (true, unified) => Some(Hierarchy::V1 { controllers, unified }),
+        (false, Some(mount)) => Some(Hierarchy::V2 { mount }),
+        (false, None) => None,
+    }
+}
+
+/// mountinfo writes blanks in paths as octal.
+fn unescape(path: &str) -> PathBuf {
+    PathBuf::from(path.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hybrid_hosts_are_version_1() {
+        let text = "\
+25 20 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+26 25 0:23 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
+27 25 0:24 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+28 25 0:25 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+29 25 0:26 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n";
+        let Some(Hierarchy::V1 { controllers, unified }) = parse_mountinfo(text) else { panic!("not version 1") };
+        assert_eq!(unified, Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(controllers["cpu"], controllers["cpuacct"]);
+        assert_eq!(controllers["name=systemd"], Path::new("/sys/fs/cgroup/systemd"));
+    }
+
+    #[test]
+    fn version_2_alone() {
+        let text = "30 20 0:27 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+        assert_eq!(parse_mountinfo(text), Some(Hierarchy::V2 { mount: "/sys/fs/cgroup".into() }));
+        assert_eq!(parse_mountinfo("1 0 0:1 / / rw - ext4 /dev/a rw\n"), None);
+    }
+
+    #[test]
+    fn facts_of_this_host() {
+        let facts = Host::probe(Path::new("/")).unwrap().facts().unwrap();
+        assert!(!facts.cpus.0.is_empty() && facts.mems.0.contains(&0));
+    }
+}
