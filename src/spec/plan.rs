@@ -156,7 +156,6 @@ pub fn oci_spec(plan: &Plan) -> Result<Spec, SpecError> {
             "cwd": plan.cwd,
             "capabilities": { "bounding": capabilities, "effective": held, "permitted": held, "inheritable": [], "ambient": [] },
             "rlimits": rlimits,
-            "noNewPrivileges": plan.no_new_privileges,
         },
         "root": { "path": plan.rootfs, "readonly": plan.readonly_root },
         "mounts": mounts,
@@ -176,6 +175,9 @@ pub fn oci_spec(plan: &Plan) -> Result<Spec, SpecError> {
         },
         "hooks": hooks(&plan.hooks),
     });
+    if plan.no_new_privileges {
+        spec["process"]["noNewPrivileges"] = json!(true);
+    }
     if let Some(hostname) = &plan.hostname {
         spec["hostname"] = json!(hostname);
     }
