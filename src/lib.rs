@@ -10,29 +10,29 @@
 //! | 3 | [`launch`], [`supervise`], [`jupyter`] |
 //! | 4 | [`cli`] |
 
-pub mod units;
+pub mod durable;
 pub mod names;
 pub mod report;
 pub mod sys;
-pub mod durable;
+pub mod units;
 
 pub mod request;
 pub mod spec;
 
-pub mod layer;
+pub mod cgroup;
+pub mod gpu;
+pub mod hook;
 pub mod image;
+pub mod layer;
+pub mod net;
+pub mod record;
+pub mod rootfs;
+pub mod runtime;
 pub mod store;
 pub mod transport;
-pub mod rootfs;
-pub mod hook;
-pub mod gpu;
-pub mod net;
-pub mod cgroup;
-pub mod runtime;
-pub mod record;
 
+pub mod jupyter;
 pub mod launch;
 pub mod supervise;
-pub mod jupyter;
 
 pub mod cli;

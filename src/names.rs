@@ -24,7 +24,9 @@ impl Explain for NameError {
         Some(
             match self {
                 Self::Digest(_) => "a digest is `sha256:` and 64 lower-case hex digits",
-                Self::Reference { .. } => "write `name`, `name:tag`, `name@sha256:…` or `registry:port/name:tag`, the name in lower case",
+                Self::Reference { .. } => {
+                    "write `name`, `name:tag`, `name@sha256:…` or `registry:port/name:tag`, the name in lower case"
+                }
                 Self::Container(_) => "use two or more of a-z A-Z 0-9 _ . - and begin with a letter or digit",
             }
             .into(),
@@ -99,7 +101,9 @@ impl FromStr for Reference {
     fn from_str(text: &str) -> Result<Self, NameError> {
         let wrong = |why| NameError::Reference { name: text.chars().take(300).collect(), why };
         let (rest, digest) = match text.split_once('@') {
-            Some((rest, digest)) => (rest, Some(digest.parse().map_err(|_| wrong("the part behind `@` is no sha256 digest"))?)),
+            Some((rest, digest)) => {
+                (rest, Some(digest.parse().map_err(|_| wrong("the part behind `@` is no sha256 digest"))?))
+            }
             None => (text, None),
         };
         // A colon behind the last slash begins the tag; one before it belongs to a port.
@@ -131,7 +135,10 @@ impl FromStr for Reference {
             return Err(wrong("the name is longer than 255 characters"));
         }
         // 64 hex digits would be taken for an id.
-        if path.strip_prefix("library/").is_some_and(|name| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())) {
+        if path
+            .strip_prefix("library/")
+            .is_some_and(|name| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        {
             return Err(wrong("64 hex digits are an image's id, not a name"));
         }
         let tag = tag.map(str::to_owned).or_else(|| digest.is_none().then(|| "latest".to_owned()));
@@ -188,9 +195,9 @@ fn is_path_component(component: &str) -> bool {
     if !bytes.first().copied().is_some_and(alphanumeric) || !bytes.last().copied().is_some_and(alphanumeric) {
         return false;
     }
-    bytes.split(|&byte| alphanumeric(byte)).all(|separator| {
-        matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|&byte| byte == b'-')
-    })
+    bytes
+        .split(|&byte| alphanumeric(byte))
+        .all(|separator| matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|&byte| byte == b'-'))
 }
 
 /// A container's name: docker's `[a-zA-Z0-9][a-zA-Z0-9_.-]+`.
@@ -227,14 +234,43 @@ pub fn new_container_id() -> String {
 #[must_use]
 pub fn random_name() -> String {
     const ADJECTIVES: [&str; 32] = [
-        "amber", "brave", "bright", "calm", "clever", "cosy", "daring", "eager", "fair", "fancy", "gentle", "golden", "happy", "honest",
-        "jolly", "keen", "kind", "lively", "lucid", "merry", "modest", "nimble", "patient", "placid", "quick", "quiet", "serene", "silver",
-        "steady", "swift", "warm", "wise",
+        "amber", "brave", "bright", "calm", "clever", "cosy", "daring", "eager", "fair", "fancy", "gentle", "golden",
+        "happy", "honest", "jolly", "keen", "kind", "lively", "lucid", "merry", "modest", "nimble", "patient",
+        "placid", "quick", "quiet", "serene", "silver", "steady", "swift", "warm", "wise",
     ];
     const PEOPLE: [&str; 32] = [
-        "allen", "babbage", "backus", "bartik", "booth", "cerf", "church", "clarke", "dijkstra", "engelbart", "feinler", "floyd", "hamilton",
-        "hamming", "hoare", "hopper", "keller", "kernighan", "knuth", "lamport", "liskov", "lovelace", "mccarthy", "noether", "perlman",
-        "ritchie", "shannon", "thompson", "turing", "wiener", "wilkes", "zuse",
+        "allen",
+        "babbage",
+        "backus",
+        "bartik",
+        "booth",
+        "cerf",
+        "church",
+        "clarke",
+        "dijkstra",
+        "engelbart",
+        "feinler",
+        "floyd",
+        "hamilton",
+        "hamming",
+        "hoare",
+        "hopper",
+        "keller",
+        "kernighan",
+        "knuth",
+        "lamport",
+        "liskov",
+        "lovelace",
+        "mccarthy",
+        "noether",
+        "perlman",
+        "ritchie",
+        "shannon",
+        "thompson",
+        "turing",
+        "wiener",
+        "wilkes",
+        "zuse",
     ];
     let mut bytes = [0; 2];
     random(&mut bytes);
@@ -275,7 +311,25 @@ mod tests {
     fn odd_references_are_refused() {
         let long = "a".repeat(300);
         let id = "a".repeat(64);
-        for text in ["", "X", "a/B", "x:", "x:a b", "../x", "a//b", "/x", "x/", "x@sha256:12", "x@md5:1", "-x", "a___b", ".a/b", "x:.t", &long, &id] {
+        for text in [
+            "",
+            "X",
+            "a/B",
+            "x:",
+            "x:a b",
+            "../x",
+            "a//b",
+            "/x",
+            "x/",
+            "x@sha256:12",
+            "x@md5:1",
+            "-x",
+            "a___b",
+            ".a/b",
+            "x:.t",
+            &long,
+            &id,
+        ] {
             assert!(text.parse::<Reference>().is_err(), "{text}");
         }
     }
@@ -284,7 +338,13 @@ mod tests {
     fn odd_digests_are_refused() {
         let hex = "ab".repeat(32);
         assert!(format!("sha256:{hex}").parse::<Digest>().is_ok());
-        for text in [hex.clone(), format!("sha256:{}", hex.to_uppercase()), format!("sha256:../{hex}"), "sha256:".into(), format!("sha512:{hex}")] {
+        for text in [
+            hex.clone(),
+            format!("sha256:{}", hex.to_uppercase()),
+            format!("sha256:../{hex}"),
+            "sha256:".into(),
+            format!("sha512:{hex}"),
+        ] {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }
     }

@@ -57,7 +57,10 @@ pub fn program(rules: &[DeviceRule]) -> Vec<Instruction> {
 }
 
 fn matches_everything(rule: &DeviceRule) -> bool {
-    rule.kind == 'a' && access_bits(&rule.access) == READ | WRITE | MKNOD && rule.major.is_none() && rule.minor.is_none()
+    rule.kind == 'a'
+        && access_bits(&rule.access) == READ | WRITE | MKNOD
+        && rule.major.is_none()
+        && rule.minor.is_none()
 }
 
 fn rule_program(rule: &DeviceRule) -> Vec<Instruction> {
@@ -164,7 +167,16 @@ mod tests {
 
     #[test]
     fn dockers_defaults_and_one_gpu() {
-        let gpu = Device { path: "/dev/nvidia0".into(), kind: 'c', major: 195, minor: 0, mode: 0o666, uid: 0, gid: 0, access: "rw".into() };
+        let gpu = Device {
+            path: "/dev/nvidia0".into(),
+            kind: 'c',
+            major: 195,
+            minor: 0,
+            mode: 0o666,
+            uid: 0,
+            gid: 0,
+            access: "rw".into(),
+        };
         let program = program(&device_rules(&[gpu]));
         let open = READ | WRITE;
         let cases = [
@@ -185,7 +197,8 @@ mod tests {
 
     #[test]
     fn the_last_rule_that_matches_decides() {
-        let rule = |allow, access: &str| DeviceRule { allow, kind: 'c', major: Some(1), minor: None, access: access.into() };
+        let rule =
+            |allow, access: &str| DeviceRule { allow, kind: 'c', major: Some(1), minor: None, access: access.into() };
         let program = program(&[rule(true, "rwm"), rule(false, "w")]);
         assert!(allowed(&program, CHAR, READ, 1, 9));
         assert!(!allowed(&program, CHAR, READ | WRITE, 1, 9));

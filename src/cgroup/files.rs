@@ -47,22 +47,40 @@ pub fn v1(limits: &Limits) -> Vec<Setting> {
     }
     // Total of memory and swap: after the memory limit, which it must not be below.
     match limits.swap {
-        Some(Swap::Total(total)) => add("--memory-swap", "memory", "memory.memsw.limit_in_bytes", total.to_string(), Kind::Bytes, false),
-        Some(Swap::Unlimited) => add("--memory-swap", "memory", "memory.memsw.limit_in_bytes", "-1".into(), Kind::Bytes, true),
+        Some(Swap::Total(total)) => {
+            add("--memory-swap", "memory", "memory.memsw.limit_in_bytes", total.to_string(), Kind::Bytes, false)
+        }
+        Some(Swap::Unlimited) => {
+            add("--memory-swap", "memory", "memory.memsw.limit_in_bytes", "-1".into(), Kind::Bytes, true)
+        }
         Some(Swap::Implicit { total }) => {
             add("--memory-swap", "memory", "memory.memsw.limit_in_bytes", total.to_string(), Kind::Bytes, true);
         }
         None => {}
     }
     if let Some(reservation) = limits.memory_reservation {
-        add("--memory-reservation", "memory", "memory.soft_limit_in_bytes", reservation.to_string(), Kind::Bytes, false);
+        add(
+            "--memory-reservation",
+            "memory",
+            "memory.soft_limit_in_bytes",
+            reservation.to_string(),
+            Kind::Bytes,
+            false,
+        );
     }
     if let (Some(quota), Some(period)) = (limits.cpu_quota_us, limits.cpu_period_us) {
         add("--cpus", "cpu", "cpu.cfs_period_us", period.to_string(), Kind::Number, false);
         add("--cpus", "cpu", "cpu.cfs_quota_us", quota.to_string(), Kind::Number, false);
     }
     if let Some(pids) = limits.pids {
-        add("--pids-limit", "pids", "pids.max", pids.map_or_else(|| "max".into(), |pids| pids.to_string()), Kind::Number, false);
+        add(
+            "--pids-limit",
+            "pids",
+            "pids.max",
+            pids.map_or_else(|| "max".into(), |pids| pids.to_string()),
+            Kind::Number,
+            false,
+        );
     }
     settings
 }
@@ -84,9 +102,23 @@ pub fn v2(limits: &Limits) -> Vec<Setting> {
         add("--memory", "memory", "memory.max", memory.to_string(), Kind::Bytes, false);
         // Swap alone: docker's total less the memory.
         match limits.swap {
-            Some(Swap::Total(total)) => add("--memory-swap", "memory", "memory.swap.max", (total - memory.min(total)).to_string(), Kind::Bytes, false),
+            Some(Swap::Total(total)) => add(
+                "--memory-swap",
+                "memory",
+                "memory.swap.max",
+                (total - memory.min(total)).to_string(),
+                Kind::Bytes,
+                false,
+            ),
             Some(Swap::Implicit { total }) => {
-                add("--memory-swap", "memory", "memory.swap.max", (total - memory.min(total)).to_string(), Kind::Bytes, true);
+                add(
+                    "--memory-swap",
+                    "memory",
+                    "memory.swap.max",
+                    (total - memory.min(total)).to_string(),
+                    Kind::Bytes,
+                    true,
+                );
             }
             Some(Swap::Unlimited) => add("--memory-swap", "memory", "memory.swap.max", "max".into(), Kind::Bytes, true),
             None => {}
@@ -99,7 +131,14 @@ pub fn v2(limits: &Limits) -> Vec<Setting> {
         add("--cpus", "cpu", "cpu.max", format!("{quota} {period}"), Kind::Quota, false);
     }
     if let Some(pids) = limits.pids {
-        add("--pids-limit", "pids", "pids.max", pids.map_or_else(|| "max".into(), |pids| pids.to_string()), Kind::Number, false);
+        add(
+            "--pids-limit",
+            "pids",
+            "pids.max",
+            pids.map_or_else(|| "max".into(), |pids| pids.to_string()),
+            Kind::Number,
+            false,
+        );
     }
     settings
 }
@@ -160,7 +199,9 @@ mod tests {
     #[test]
     fn swap_means_the_same_on_both_versions() {
         let limits = |swap| Limits { memory: Some(1 << 30), swap: Some(swap), ..Limits::default() };
-        let value = |settings: Vec<Setting>| settings.into_iter().find(|setting| setting.flag == "--memory-swap").unwrap().value;
+        let value = |settings: Vec<Setting>| {
+            settings.into_iter().find(|setting| setting.flag == "--memory-swap").unwrap().value
+        };
         for (swap, old, new) in [
             (Swap::Total(1 << 30), "1073741824", "0"),
             (Swap::Total(3 << 30), "3221225472", "2147483648"),

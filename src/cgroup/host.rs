@@ -53,7 +53,10 @@ impl Host {
             };
             text.trim().parse().map_err(|_| CgroupError::Unreadable { path, text: text.trim().to_owned() })
         };
-        Ok(HostFacts { cpus: set("sys/devices/system/cpu/online", "0")?, mems: set("sys/devices/system/node/has_memory", "0")? })
+        Ok(HostFacts {
+            cpus: set("sys/devices/system/cpu/online", "0")?,
+            mems: set("sys/devices/system/node/has_memory", "0")?,
+        })
     }
 
     /// The version in words, for messages.
@@ -68,7 +71,8 @@ impl Host {
 }
 
 /// Controllers of version 1 that gpurun uses; any of them mounted means that version 1 has it.
-const V1_CONTROLLERS: [&str; 9] = ["cpuset", "cpu", "cpuacct", "memory", "pids", "devices", "freezer", "blkio", "name=systemd"];
+const V1_CONTROLLERS: [&str; 9] =
+    ["cpuset", "cpu", "cpuacct", "memory", "pids", "devices", "freezer", "blkio", "name=systemd"];
 
 /// The hierarchy that a mountinfo text (proc_pid_mountinfo(5)) describes; the first mount of a controller counts.
 fn parse_mountinfo(text: &str) -> Option<Hierarchy> {

@@ -59,16 +59,23 @@ impl Explain for CgroupError {
         Some(match self {
             Self::None => "mount one: `mount -t cgroup2 none /sys/fs/cgroup`".into(),
             Self::NoController { controller, parent: Some(parent), .. } => {
-                format!("enable it: `echo +{controller} > {}/cgroup.subtree_control`, or leave the flag out", parent.display())
+                format!(
+                    "enable it: `echo +{controller} > {}/cgroup.subtree_control`, or leave the flag out",
+                    parent.display()
+                )
             }
             Self::NoController { controller, parent: None, .. } => {
-                format!("boot a kernel that has the controller `{controller}` enabled (see /proc/cgroups), or leave the flag out")
+                format!(
+                    "boot a kernel that has the controller `{controller}` enabled (see /proc/cgroups), or leave the flag out"
+                )
             }
             Self::NoFile { file, .. } if file.contains("swap") || file.contains("memsw") => {
                 "swap accounting is off: boot with `swapaccount=1`, or leave `--memory-swap` out".into()
             }
             Self::NoFile { .. } => "leave the flag out, or use a newer kernel".into(),
-            Self::Devices { .. } => "the kernel needs CONFIG_CGROUP_BPF (version 2) or CONFIG_CGROUP_DEVICE (version 1)".into(),
+            Self::Devices { .. } => {
+                "the kernel needs CONFIG_CGROUP_BPF (version 2) or CONFIG_CGROUP_DEVICE (version 1)".into()
+            }
             _ => return None,
         })
     }
@@ -108,9 +115,15 @@ const V2: [&str; 5] = ["cpuset", "cpu", "memory", "pids", "io"];
 impl Host {
     /// Makes the cgroup, puts the limits and the device filter in place and reads them back. `path` is absolute in the hierarchy
     /// (`/gpurun/ID`). A failure leaves nothing.
-    pub fn create(&self, path: &str, limits: &Limits, devices: &[DeviceRule]) -> Result<(Cgroup, Vec<Verified>), CgroupError> {
+    pub fn create(
+        &self,
+        path: &str,
+        limits: &Limits,
+        devices: &[DeviceRule],
+    ) -> Result<(Cgroup, Vec<Verified>), CgroupError> {
         let cgroup = self.make(path)?;
-        let done = cgroup.write(limits).and_then(|()| cgroup.filter_devices(devices)).and_then(|()| cgroup.verify(limits));
+        let done =
+            cgroup.write(limits).and_then(|()| cgroup.filter_devices(devices)).and_then(|()| cgroup.verify(limits));
         match done {
             Ok(verified) => Ok((cgroup, verified)),
             Err(error) => {
@@ -130,7 +143,11 @@ impl Host {
                     let Some(mount) = controllers.get(name) else { continue };
                     let dir = mount.join(relative);
                     // cpu and cpuacct may share a mount
-                    fs::create_dir_all(&dir).map_err(|source| CgroupError::Io { action: "make the cgroup", path: dir.clone(), source })?;
+                    fs::create_dir_all(&dir).map_err(|source| CgroupError::Io {
+                        action: "make the cgroup",
+                        path: dir.clone(),
+                        source,
+                    })?;
                     if name == "cpuset" {
                         inherit_cpuset(mount, relative)?;
                     }
@@ -141,12 +158,23 @@ impl Host {
             Hierarchy::V2 { mount } => {
                 let dir = mount.join(relative);
                 let parent = dir.parent().unwrap_or(mount);
-                fs::create_dir_all(parent)
-                    .map_err(|source| CgroupError::Io { action: "make the cgroup", path: parent.to_path_buf(), source })?;
+                fs::create_dir_all(parent).map_err(|source| CgroupError::Io {
+                    action: "make the cgroup",
+                    path: parent.to_path_buf(),
+                    source,
+                })?;
                 enable_controllers(mount, parent);
-                fs::create_dir_all(&dir).map_err(|source| CgroupError::Io { action: "make the cgroup", path: dir.clone(), source })?;
+                fs::create_dir_all(&dir).map_err(|source| CgroupError::Io {
+                    action: "make the cgroup",
+                    path: dir.clone(),
+                    source,
+                })?;
                 let enabled = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
-                let dirs = V2.into_iter().filter(|name| enabled.split_whitespace().any(|other| other == *name)).map(|name| (name, dir.clone())).collect();
+                let dirs = V2
+                    .into_iter()
+                    .filter(|name| enabled.split_whitespace().any(|other| other == *name))
+                    .map(|name| (name, dir.clone()))
+                    .collect();
                 Ok(Cgroup { dirs, v2: Some(dir), is_v2: true })
             }
         }
@@ -194,7 +222,11 @@ impl Host {
             return Ok(());
         }
         let dir = mount.join("gpurun/supervisors");
-        fs::create_dir_all(&dir).map_err(|source| CgroupError::Io { action: "make the cgroup", path: dir.clone(), source })?;
+        fs::create_dir_all(&dir).map_err(|source| CgroupError::Io {
+            action: "make the cgroup",
+            path: dir.clone(),
+            source,
+        })?;
         write(&dir.join("cgroup.procs"), "0")
     }
 }
@@ -240,14 +272,20 @@ impl Cgroup {
             Hierarchy::V1 { controllers, unified } => {
                 let mut dirs: BTreeMap<&'static str, PathBuf> = BTreeMap::new();
                 for name in V1.into_iter().chain(["name=systemd"]) {
-                    dirs.extend(controllers.get(name).map(|mount| (name, mount.join(relative))).filter(|(_, dir)| dir.is_dir()));
+                    dirs.extend(
+                        controllers.get(name).map(|mount| (name, mount.join(relative))).filter(|(_, dir)| dir.is_dir()),
+                    );
                 }
                 let v2 = unified.as_ref().map(|mount| mount.join(relative)).filter(|dir| dir.is_dir());
                 Self { dirs, v2, is_v2: false }
             }
             Hierarchy::V2 { mount } => {
                 let dir = mount.join(relative);
-                let dirs = if dir.is_dir() { V2.into_iter().map(|name| (name, dir.clone())).collect() } else { BTreeMap::new() };
+                let dirs = if dir.is_dir() {
+                    V2.into_iter().map(|name| (name, dir.clone())).collect()
+                } else {
+                    BTreeMap::new()
+                };
                 Self { v2: dir.is_dir().then_some(dir), dirs, is_v2: true }
             }
         };
@@ -322,14 +360,26 @@ impl Cgroup {
             }
             let (effective, binding) = effective(&setting, &path, &kernel);
             let note = binding.as_ref().map(|path| format!("an ancestor is tighter: {}", path.display()));
-            rows.push(Verified { flag: setting.flag, file: path, asked: setting.value, kernel, effective, binding, note });
+            rows.push(Verified {
+                flag: setting.flag,
+                file: path,
+                asked: setting.value,
+                kernel,
+                effective,
+                binding,
+                note,
+            });
         }
         Ok(rows)
     }
 
     /// A set may be accepted and still not hold, where an ancestor has fewer CPUs.
     fn verify_effective_set(&self, setting: &Setting, path: &Path) -> Result<(), CgroupError> {
-        let name = if self.is_v2 { format!("{}.effective", setting.file) } else { setting.file.replace("cpuset.", "cpuset.effective_") };
+        let name = if self.is_v2 {
+            format!("{}.effective", setting.file)
+        } else {
+            setting.file.replace("cpuset.", "cpuset.effective_")
+        };
         let path = path.with_file_name(name);
         let kernel = match read(&path) {
             Ok(kernel) => kernel,
@@ -399,8 +449,12 @@ impl Cgroup {
         while let Some(dir) = todo.pop() {
             match fs::read_to_string(dir.join("cgroup.procs")) {
                 // Zombies of another pid namespace show as 0.
-                Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV) => continue,
+                Ok(text) => {
+                    pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0))
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV) => {
+                    continue;
+                }
                 Err(source) => return Err(CgroupError::Io { action: "read", path: dir.join("cgroup.procs"), source }),
             }
             todo.extend(children(&dir));

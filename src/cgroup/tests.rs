@@ -45,7 +45,13 @@ fn limits() -> Limits {
 /// Runs a shell line in the cgroup; its exit code.
 fn run_in(cgroup: &Cgroup, line: &str) -> Option<i32> {
     let enter: String = cgroup.procs_files().iter().map(|file| format!("echo $$ > {} && ", file.display())).collect();
-    Command::new("sh").args(["-c", &format!("{enter} exec sh -c '{line}'")]).stderr(Stdio::null()).stdout(Stdio::null()).status().unwrap().code()
+    Command::new("sh")
+        .args(["-c", &format!("{enter} exec sh -c '{line}'")])
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .unwrap()
+        .code()
 }
 
 #[test]
@@ -69,12 +75,16 @@ fn limits_are_written_and_read_back() {
 fn a_tighter_ancestor_is_named() {
     let Some(host) = host() else { return };
     let parent = path();
-    let outer = Temporary(host.create(&parent, &Limits { memory: Some(32 << 20), ..Limits::default() }, &device_rules(&[])).unwrap().0);
+    let outer = Temporary(
+        host.create(&parent, &Limits { memory: Some(32 << 20), ..Limits::default() }, &device_rules(&[])).unwrap().0,
+    );
     if host.version() == "v2" {
         // Version 2 gives a child no controllers that its parent has not enabled.
         enable_controllers(outer.0.v2.as_ref().unwrap(), outer.0.v2.as_ref().unwrap());
     }
-    let (inner, rows) = host.create(&format!("{parent}/inner"), &Limits { memory: Some(64 << 20), ..Limits::default() }, &device_rules(&[])).unwrap();
+    let (inner, rows) = host
+        .create(&format!("{parent}/inner"), &Limits { memory: Some(64 << 20), ..Limits::default() }, &device_rules(&[]))
+        .unwrap();
     let _inner = Temporary(inner);
     let memory = rows.iter().find(|row| row.flag == "--memory").unwrap();
     assert_eq!(memory.effective, (32 << 20).to_string());
@@ -146,7 +156,11 @@ fn everything_in_it_is_killed() {
     let (cgroup, _) = host.create(&path(), &Limits::default(), &device_rules(&[])).unwrap();
     let cgroup = Temporary(cgroup);
     let enter: String = cgroup.0.procs_files().iter().map(|file| format!("echo $$ > {}; ", file.display())).collect();
-    let mut child = Command::new("sh").args(["-c", &format!("{enter} sleep 1000 & sleep 1000 & echo ready; sleep 1000")]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = Command::new("sh")
+        .args(["-c", &format!("{enter} sleep 1000 & sleep 1000 & echo ready; sleep 1000")])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0; 5]).unwrap();
     assert!(cgroup.0.pids().unwrap().len() >= 3);
     let killed = std::thread::scope(|scope| {

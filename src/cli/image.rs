@@ -195,23 +195,28 @@ fn rm(store: &Store, args: &RmArgs, in_use: &dyn Fn(&Digest) -> Option<String>) 
     if args.json { print_json(&Value::Array(list)) } else { Ok(()) }
 }
 
+/// All that is known about an image, with docker's keys.
+pub fn inspect_json(image: &Image) -> Value {
+    json!({
+        "Id": image.id.to_string(),
+        "RepoTags": names(&image.names),
+        "Created": image.created,
+        "LoadedAt": image.loaded_at,
+        "Architecture": image.architecture,
+        "Os": image.os,
+        "Size": image.size,
+        "ManifestDigest": image.manifest_digest.map(|digest| digest.to_string()),
+        "ChainId": image.chain_id.to_string(),
+        "Config": image.config,
+        "RootFS": {"Type": "layers", "Layers": image.diff_ids.iter().map(ToString::to_string).collect::<Vec<_>>()},
+    })
+}
+
 fn inspect(store: &Store, args: &InspectArgs) -> Result<(), Report> {
     let mut list = Vec::new();
     for name in &args.images {
         let image = store.resolve(name)?;
-        list.push(json!({
-            "Id": image.id.to_string(),
-            "RepoTags": names(&image.names),
-            "Created": image.created,
-            "LoadedAt": image.loaded_at,
-            "Architecture": image.architecture,
-            "Os": image.os,
-            "Size": image.size,
-            "ManifestDigest": image.manifest_digest.map(|digest| digest.to_string()),
-            "ChainId": image.chain_id.to_string(),
-            "Config": image.config,
-            "RootFS": {"Type": "layers", "Layers": image.diff_ids.iter().map(ToString::to_string).collect::<Vec<_>>()},
-        }));
+        list.push(inspect_json(&image));
     }
     print_json(&Value::Array(list))
 }

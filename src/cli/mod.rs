@@ -1,8 +1,191 @@
-//! (to come)
+//! The command line: arguments, printing, exit codes. One file a command; a command's `--help` is the only place where its flags are
+//! documented.
 
-pub mod image;
-pub mod token;
+mod attach;
+mod containers;
+mod detach;
+mod exec;
+mod flags;
+mod image;
+mod inspect;
+mod internal;
+mod jupyter;
+mod logs;
+mod print;
+mod ps;
+mod request;
+mod run;
+mod session;
 
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::record::Records;
+use crate::report::{EXIT_USAGE, Report};
+
+/// Run an image as a hard-limited container: `gpurun --image IMAGE` starts Jupyter in it, `gpurun run IMAGE COMMAND` anything else.
+#[derive(Debug, Parser)]
+#[command(
+    name = "gpurun",
+    version,
+    subcommand_negates_reqs = true,
+    after_help = "Examples:\n  gpurun image load jupyter.tar\n  gpurun --image jupyter --mem 2g --cpus 1.5 -v \"$PWD\":/work/share -p 8888:8888\n  gpurun run --rm -it jupyter bash\n  gpurun ps -a"
+)]
+struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(flatten)]
+    jupyter: jupyter::JupyterArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// Where everything lies.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global")]
+pub struct Globals {
+    /// Directory of images, containers and volumes
+    #[arg(long, global = true, value_name = "DIR", env = "GPURUN_ROOT", default_value = "/var/lib/gpurun")]
+    pub root: PathBuf,
+    /// Directory of what does not survive a reboot
+    #[arg(long, global = true, value_name = "DIR", env = "GPURUN_RUN", default_value = "/run/gpurun")]
+    pub run_dir: PathBuf,
+    /// Say more; `-v` is taken by volumes, as in docker
+    #[arg(long, global = true)]
+    pub verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a command in a new container
+    Run(run::RunArgs),
+    /// List containers
+    Ps(ps::PsArgs),
+    /// Run another command in a running container
+    Exec(exec::ExecArgs),
+    /// Show a container's output
+    Logs(logs::LogsArgs),
+    /// Attach this terminal to a running container
+    Attach(attach::AttachArgs),
+    /// Start containers that have ended
+    Start(containers::StartArgs),
+    /// Stop and start containers
+    Restart(containers::RestartArgs),
+    /// Stop containers in good order
+    Stop(containers::StopArgs),
+    /// Send a signal to containers
+    Kill(containers::KillArgs),
+    /// Remove containers
+    Rm(containers::RmArgs),
+    /// Give a container another name
+    Rename(containers::RenameArgs),
+    /// Wait until containers have ended and print their exit codes
+    Wait(containers::WaitArgs),
+    /// Show everything about containers or images, as JSON
+    Inspect(inspect::InspectArgs),
+    /// Load, list, inspect and remove images
+    Image(image::ImageArgs),
+    #[command(hide = true)]
+    Supervise(internal::SuperviseArgs),
+    #[command(hide = true)]
+    HookShim(internal::HookShimArgs),
+}
+
+/// What every command gets.
+#[derive(Debug, Clone)]
+pub struct Context {
+    pub root: PathBuf,
+    pub run_dir: PathBuf,
+    pub verbose: bool,
+}
+
+impl Context {
+    /// The containers' records, after what dead supervisors left has been cleared away.
+    pub fn records(&self) -> Result<Records, Report> {
+        let records = Records::open(&self.root, &self.run_dir)?;
+        crate::launch::reconcile(&records)?;
+        Ok(records)
+    }
+
+    pub fn store(&self) -> Result<crate::store::Store, Report> {
+        Ok(crate::store::Store::open(&self.root)?)
+    }
+}
+
+/// Parses, dispatches, prints the error if there is one.
+pub fn main() -> ExitCode {
+    init_tracing();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // clap prints help on stdout with status 0, errors on stderr with status 2
+            let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let context =
+        Context { root: cli.globals.root.clone(), run_dir: cli.globals.run_dir.clone(), verbose: cli.globals.verbose };
+    match dispatch(cli, &context) {
+        Ok(code) => ExitCode::from(code),
+        Err(report) => {
+            eprintln!("{report}");
+            ExitCode::from(report.exit_code)
+        }
+    }
+}
+
+fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
+    let Some(command) = cli.command else {
+        need_root()?;
+        return jupyter::run(&cli.jupyter, context);
+    };
+    match &command {
+        Command::HookShim(_) => {}
+        _ => need_root()?,
+    }
+    match command {
+        Command::Run(args) => run::run(&args, context),
+        Command::Ps(args) => ps::run(&args, context),
+        Command::Exec(args) => exec::run(&args, context),
+        Command::Logs(args) => logs::run(&args, context),
+        Command::Attach(args) => attach::run(&args, context),
+        Command::Start(args) => containers::start(&args, context),
+        Command::Restart(args) => containers::restart(&args, context),
+        Command::Stop(args) => containers::stop(&args, context),
+        Command::Kill(args) => containers::kill(&args, context),
+        Command::Rm(args) => containers::rm(&args, context),
+        Command::Rename(args) => containers::rename(&args, context),
+        Command::Wait(args) => containers::wait(&args, context),
+        Command::Inspect(args) => inspect::run(&args, context),
+        Command::Image(args) => image::run(&args, &context.root, &|id| users_of(context, id)),
+        Command::Supervise(args) => internal::supervise(&args, context),
+        Command::HookShim(args) => internal::hook_shim(&args),
+    }
+}
+
+/// The container that needs an image, if any.
+fn users_of(context: &Context, id: &crate::names::Digest) -> Option<String> {
+    let records = Records::open(&context.root, &context.run_dir).ok()?;
+    let entries = records.list().ok()?;
+    entries.into_iter().find(|entry| entry.record.request.image_id == id.to_string()).map(|entry| entry.record.name)
+}
+
+fn need_root() -> Result<(), Report> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Report::new("gpurun needs root: it makes namespaces, mounts and cgroups").with_hint("try `sudo gpurun …`"))
+}
+
+/// `GPURUN_LOG=debug` (the syntax of tracing's EnvFilter) shows what happens inside.
+fn init_tracing() {
+    use tracing_subscriber::Layer;
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::util::SubscriberInitExt;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("GPURUN_LOG").unwrap_or_else(|_| "gpurun=warn".into());
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_filter(filter);
+    tracing_subscriber::registry().with(crate::runtime::capture_errors()).with(lines).init();
 }

@@ -37,12 +37,10 @@ fn choose<T>(all: &[T], asked: &str, key: impl Fn(&T) -> (&str, &str)) -> Result
         all.iter().enumerate().filter(|(_, item)| test(key(item).0, key(item).1)).map(|(index, _)| index).collect()
     };
     let asked_id = asked.to_ascii_lowercase();
-    let tests: [&dyn Fn(&str, &str) -> bool; 4] = [
-        &|name, _| name == asked,
-        &|_, id| id == asked_id,
-        &|_, id| id.starts_with(&asked_id),
-        &|name, _| name.starts_with(asked),
-    ];
+    let tests: [&dyn Fn(&str, &str) -> bool; 4] =
+        [&|name, _| name == asked, &|_, id| id == asked_id, &|_, id| id.starts_with(&asked_id), &|name, _| {
+            name.starts_with(asked)
+        }];
     if !asked.is_empty() {
         for test in tests {
             match matching(test)[..] {
@@ -79,11 +77,14 @@ mod tests {
         assert_eq!(find("aa"), Ok(2), "a whole name wins over the beginning of an id");
         assert_eq!(find("aaa"), Ok(0));
         assert_eq!(find("CCCC"), Ok(2));
-        assert_eq!(find("we"), Err(FindError::Ambiguous {
-            asked: "we".into(),
-            count: 2,
-            examples: "web (aaaa11), webber (aabb22)".into()
-        }));
+        assert_eq!(
+            find("we"),
+            Err(FindError::Ambiguous {
+                asked: "we".into(),
+                count: 2,
+                examples: "web (aaaa11), webber (aabb22)".into()
+            })
+        );
         assert_eq!(find("x"), Err(FindError::None("x".into())));
         assert_eq!(find(""), Err(FindError::None(String::new())));
     }

@@ -73,7 +73,9 @@ pub enum RecordError {
 impl Explain for RecordError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::NameTaken { name, .. } => Some(format!("remove it with `gpurun rm -f {name}`, or choose another `--name`")),
+            Self::NameTaken { name, .. } => {
+                Some(format!("remove it with `gpurun rm -f {name}`, or choose another `--name`"))
+            }
             Self::Damaged { path, .. } => Some(format!(
                 "the container cannot be started any more; remove it with `rm -r {}`",
                 path.parent().unwrap_or(path).display()
@@ -273,7 +275,11 @@ impl Entry {
 
 /// Whether a process holds the given lock file.
 pub fn holder(path: &Path) -> Result<Option<i32>, RecordError> {
-    ProcessLock::holder(path).map_err(|source| RecordError::Io { action: "look at the lock", path: path.to_path_buf(), source })
+    ProcessLock::holder(path).map_err(|source| RecordError::Io {
+        action: "look at the lock",
+        path: path.to_path_buf(),
+        source,
+    })
 }
 
 fn is_id(name: &str) -> bool {
@@ -289,8 +295,8 @@ fn make_dir(path: &Path) -> Result<(), RecordError> {
 }
 
 fn put<T: Serialize>(path: &Path, value: &T, durable: bool) -> Result<(), RecordError> {
-    let bytes = serde_json::to_vec_pretty(value)
-        .map_err(|source| RecordError::Damaged { path: path.to_path_buf(), source })?;
+    let bytes =
+        serde_json::to_vec_pretty(value).map_err(|source| RecordError::Damaged { path: path.to_path_buf(), source })?;
     let written =
         if durable { durable::write_atomic(path, &bytes) } else { durable::write_atomic_volatile(path, &bytes) };
     written.map_err(|source| RecordError::Io { action: "write", path: path.to_path_buf(), source })

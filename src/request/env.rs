@@ -22,10 +22,7 @@ impl Explain for EnvError {
 }
 
 /// One `-e`: `KEY=VALUE`, or `KEY` to take the caller's value. `Ok(None)`: the caller has no such variable, and docker passes nothing.
-pub fn parse_env(
-    text: &str,
-    lookup: impl Fn(&str) -> Option<String>,
-) -> Result<Option<(String, String)>, EnvError> {
+pub fn parse_env(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Result<Option<(String, String)>, EnvError> {
     let (name, value) = match text.split_once('=') {
         Some((name, value)) => (name, Some(value.to_owned())),
         None => (text, None),
@@ -41,10 +38,7 @@ pub fn parse_env(
 }
 
 /// An environment file: a variable a line, `#` begins a comment line, values are taken as they stand (no quotes are removed).
-pub fn parse_env_file(
-    text: &str,
-    lookup: impl Fn(&str) -> Option<String>,
-) -> Result<Vec<(String, String)>, EnvError> {
+pub fn parse_env_file(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Result<Vec<(String, String)>, EnvError> {
     let mut variables = Vec::new();
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     for (number, line) in text.lines().enumerate() {

@@ -20,10 +20,20 @@ pub struct MountRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MountSource {
     /// A path of the host, absolute.
-    Bind { path: PathBuf, recursive: bool, propagation: Option<String> },
+    Bind {
+        path: PathBuf,
+        recursive: bool,
+        propagation: Option<String>,
+    },
     /// A named volume, or an anonymous one (`None`) that goes with the container.
-    Volume { name: Option<String> },
-    Tmpfs { size: Option<u64>, mode: Option<u32>, options: Vec<String> },
+    Volume {
+        name: Option<String>,
+    },
+    Tmpfs {
+        size: Option<u64>,
+        mode: Option<u32>,
+        options: Vec<String>,
+    },
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -42,9 +52,12 @@ impl Explain for MountError {
             Self::Grammar { flag, .. } | Self::Relative { flag, .. } | Self::Root { flag, .. } => *flag,
         };
         Some(match flag {
-            "-v" => "for example `-v \"$PWD\":/work`, `-v ./data:/data:ro`, or `-v name:/data` for a named volume".into(),
+            "-v" => {
+                "for example `-v \"$PWD\":/work`, `-v ./data:/data:ro`, or `-v name:/data` for a named volume".into()
+            }
             "--tmpfs" => "for example `--tmpfs /tmp` or `--tmpfs /tmp:size=64m,mode=1777`".into(),
-            _ => "for example `--mount type=bind,source=/data,target=/data,readonly`; types: bind, volume, tmpfs".to_owned(),
+            _ => "for example `--mount type=bind,source=/data,target=/data,readonly`; types: bind, volume, tmpfs"
+                .to_owned(),
         })
     }
     fn exit_code(&self) -> u8 {
@@ -80,9 +93,7 @@ pub fn parse_volume(text: &str, cwd: &Path) -> Result<MountRequest, MountError> 
     let source = match source {
         None => MountSource::Volume { name: None },
         Some("") => return Err(grammar("the source is empty")),
-        Some(source) if is_path(source) => {
-            MountSource::Bind { path: absolute(source, cwd), recursive, propagation }
-        }
+        Some(source) if is_path(source) => MountSource::Bind { path: absolute(source, cwd), recursive, propagation },
         Some(name) => MountSource::Volume { name: Some(volume_name("-v", text, name)?) },
     };
     Ok(MountRequest { source, destination, read_only })
@@ -250,8 +261,13 @@ mod tests {
         assert_eq!(parse_mount("source=vol,target=/b", cwd), Ok(volume(Some("vol"), "/b")));
         let tmpfs = parse_mount("type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=1777", cwd).unwrap();
         assert_eq!(tmpfs.source, MountSource::Tmpfs { size: Some(1 << 20), mode: Some(0o1777), options: vec![] });
-        for text in ["type=bind,target=/b", "type=nfs,target=/b", "type=bind,source=/a", "target=/b,what=1", "type=tmpfs,source=a,target=/b"]
-        {
+        for text in [
+            "type=bind,target=/b",
+            "type=nfs,target=/b",
+            "type=bind,source=/a",
+            "target=/b,what=1",
+            "type=tmpfs,source=a,target=/b",
+        ] {
             assert!(parse_mount(text, cwd).is_err(), "{text}");
         }
     }

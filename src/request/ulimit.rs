@@ -15,8 +15,21 @@ pub struct Ulimit {
 
 /// docker's names, in the order of `getrlimit(2)`.
 pub const NAMES: [&str; 15] = [
-    "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime",
-    "sigpending", "stack",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
 ];
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -73,7 +86,9 @@ mod tests {
         assert_eq!(parse_ulimit("nofile=1024"), both("nofile", 1024, 1024));
         assert_eq!(parse_ulimit("memlock=-1"), both("memlock", u64::MAX, u64::MAX));
         assert_eq!(parse_ulimit("core=0:-1"), both("core", 0, u64::MAX));
-        for wrong in ["nofile", "nofile=", "nofile=a", "nofile=1:2:3", "files=1", "nofile=3:2", "nofile=-2", "nofile=-1:5"] {
+        for wrong in
+            ["nofile", "nofile=", "nofile=a", "nofile=1:2:3", "files=1", "nofile=3:2", "nofile=-2", "nofile=-1:5"]
+        {
             assert!(parse_ulimit(wrong).is_err(), "{wrong}");
         }
     }

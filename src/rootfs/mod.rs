@@ -14,6 +14,7 @@
 //!
 //! An image is hostile: every path inside it is resolved with the image's root as `/` ([`resolve_in_root`]), and never by joining names.
 
+mod copy;
 mod guards;
 pub mod images;
 mod namespace;
@@ -25,6 +26,7 @@ pub mod users;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use copy::copy_tree;
 pub use guards::{GuardError, check_guards};
 pub use namespace::{HostNamespace, NamespaceError, private_namespace};
 pub use overlay::{Overlay, OverlayError, overlay};

@@ -70,7 +70,8 @@ pub fn exec(request: &ExecRequest<'_>) -> Result<ExecChild, RuntimeError> {
     let _ = waitpid(Pid::from_raw(helper), None);
     let failure = read_failure(&mut failures);
     let Some(pid) = pid else {
-        let failure = failure.unwrap_or(Failure { step: "the helper ended without a word".into(), errno: libc::ECHILD });
+        let failure =
+            failure.unwrap_or(Failure { step: "the helper ended without a word".into(), errno: libc::ECHILD });
         return Err(failure.into_error(&program));
     };
     if let Some(failure) = failure {
@@ -182,13 +183,17 @@ fn prepare(request: &ExecRequest<'_>, terminal: &UnixStream) -> Result<Vec<std::
 fn streams(request: &ExecRequest<'_>, terminal: &UnixStream) -> Step {
     use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
     let put = |stdin: &OwnedFd, stdout: &OwnedFd, stderr: &OwnedFd| {
-        dup2_stdin(stdin).and_then(|_| dup2_stdout(stdout)).and_then(|_| dup2_stderr(stderr)).map_err(failed_nix("set up the standard streams"))
+        dup2_stdin(stdin)
+            .and_then(|_| dup2_stdout(stdout))
+            .and_then(|_| dup2_stderr(stderr))
+            .map_err(failed_nix("set up the standard streams"))
     };
     match &request.stdio {
         Stdio::Fds { stdin, stdout, stderr } => put(stdin, stdout, stderr).map(drop),
         Stdio::Pty { .. } => {
             let (master, slave) = pty::open().map_err(failed("open a terminal in the container"))?;
-            nix::unistd::fchown(&slave, Some(Uid::from_raw(request.uid)), None).map_err(failed_nix("give the terminal to the user"))?;
+            nix::unistd::fchown(&slave, Some(Uid::from_raw(request.uid)), None)
+                .map_err(failed_nix("give the terminal to the user"))?;
             process::send_fd(terminal.as_fd(), master.as_fd()).map_err(failed("hand over the terminal"))?;
             put(&slave, &slave, &slave)?;
             pty::make_controlling(&slave).map_err(failed("take the terminal"))
@@ -197,7 +202,8 @@ fn streams(request: &ExecRequest<'_>, terminal: &UnixStream) -> Step {
 }
 
 fn set_rlimit(limit: &Rlimit) -> Step {
-    crate::sys::rlimit::set(&limit.name, limit.soft, limit.hard).map_err(failed(&format!("set the limit `{}`", limit.name)))
+    crate::sys::rlimit::set(&limit.name, limit.soft, limit.hard)
+        .map_err(failed(&format!("set the limit `{}`", limit.name)))
 }
 
 /// The directory is entered before the user changes, as runtimes do, so that root may use one that the user cannot; and it must lie in the

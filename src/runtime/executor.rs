@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use libcontainer::oci_spec::runtime::Spec;
-use libcontainer::workload::{Executor as WorkloadExecutor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use libcontainer::workload::{
+    Executor as WorkloadExecutor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{CreateRequest, RuntimeError};
@@ -35,9 +37,11 @@ impl Failure {
                 why: "there is no such file in the image, or the interpreter that it names is missing".into(),
                 not_found: true,
             },
-            libc::ENOENT | libc::ENOTDIR => {
-                RuntimeError::Execute { program, why: "there is no such program in the container's PATH".into(), not_found: true }
-            }
+            libc::ENOENT | libc::ENOTDIR => RuntimeError::Execute {
+                program,
+                why: "there is no such program in the container's PATH".into(),
+                not_found: true,
+            },
             libc::EACCES | libc::EISDIR => {
                 RuntimeError::Execute { program, why: "it is not an executable file".into(), not_found: false }
             }
@@ -142,7 +146,8 @@ fn environment(spec: &Spec) -> Vec<String> {
 
 pub(super) fn c_strings(texts: &[String]) -> Result<Vec<CString>, RuntimeError> {
     let convert = |text: &String| {
-        CString::new(text.as_str()).map_err(|error| RuntimeError::Sys("pass a text with a NUL byte to a program", error.into()))
+        CString::new(text.as_str())
+            .map_err(|error| RuntimeError::Sys("pass a text with a NUL byte to a program", error.into()))
     };
     texts.iter().map(convert).collect()
 }
@@ -178,7 +183,8 @@ pub(super) fn find(program: &str, env: &[String]) -> Result<PathBuf, nix::Error>
 
 fn executable(path: &Path) -> Result<(), nix::Error> {
     use std::os::unix::fs::PermissionsExt;
-    let metadata = std::fs::metadata(path).map_err(|error| nix::Error::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    let metadata =
+        std::fs::metadata(path).map_err(|error| nix::Error::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
     if metadata.is_dir() {
         return Err(nix::Error::EISDIR);
     }

@@ -48,8 +48,14 @@ pub const INIT_PAYLOAD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init")
 #[derive(Debug)]
 pub enum Stdio {
     /// A pty of the container's own; the size is rows and columns.
-    Pty { size: Option<(u16, u16)> },
-    Fds { stdin: OwnedFd, stdout: OwnedFd, stderr: OwnedFd },
+    Pty {
+        size: Option<(u16, u16)>,
+    },
+    Fds {
+        stdin: OwnedFd,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    },
 }
 
 #[derive(Debug)]
@@ -92,7 +98,9 @@ pub enum RuntimeError {
 impl Explain for RuntimeError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Execute { not_found: true, .. } => Some("is it in the image, and in its PATH? `gpurun run … IMAGE ls /bin` shows what there is".into()),
+            Self::Execute { not_found: true, .. } => {
+                Some("is it in the image, and in its PATH? `gpurun run … IMAGE ls /bin` shows what there is".into())
+            }
             _ => None,
         }
     }
@@ -215,8 +223,14 @@ fn write_inner_spec(request: &CreateRequest<'_>, inner: &Path) -> Result<Vec<Str
         move |source| RuntimeError::Io { action, path, source }
     };
     let bytes = std::fs::read(&path).map_err(io("read", &path))?;
-    let mut spec: Value = serde_json::from_slice(&bytes).map_err(|source| RuntimeError::Spec { path: path.clone(), source })?;
-    let args = spec["process"]["args"].as_array().into_iter().flatten().filter_map(|arg| arg.as_str().map(str::to_owned)).collect();
+    let mut spec: Value =
+        serde_json::from_slice(&bytes).map_err(|source| RuntimeError::Spec { path: path.clone(), source })?;
+    let args = spec["process"]["args"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|arg| arg.as_str().map(str::to_owned))
+        .collect();
     // libcontainer would only warn about it; the filter is loaded by our executor.
     if let Some(linux) = spec["linux"].as_object_mut() {
         linux.remove("seccomp");
@@ -243,8 +257,8 @@ fn write_inner_spec(request: &CreateRequest<'_>, inner: &Path) -> Result<Vec<Str
 }
 
 fn pipe() -> Result<(File, OwnedFd), RuntimeError> {
-    let (read, write) =
-        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| RuntimeError::Sys("make a pipe", errno.into()))?;
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+        .map_err(|errno| RuntimeError::Sys("make a pipe", errno.into()))?;
     Ok((read.into(), write))
 }
 
@@ -304,8 +318,11 @@ impl Console {
             listen(&fd, Backlog::new(1)?)?;
             Ok(fd.into())
         };
-        let listener =
-            make().map_err(|source| RuntimeError::Io { action: "bind the console socket", path: path.to_path_buf(), source })?;
+        let listener = make().map_err(|source| RuntimeError::Io {
+            action: "bind the console socket",
+            path: path.to_path_buf(),
+            source,
+        })?;
         Ok(Self { path: path.to_path_buf(), listener })
     }
 

@@ -41,13 +41,17 @@ const MINIMUM_QUOTA_US: u64 = 1000;
 pub enum LimitsError {
     #[error("minimum memory limit allowed is 6MB: `--memory {0}` is less")]
     MemoryTooSmall(String),
-    #[error("minimum memoryswap limit should be larger than memory limit: `--memory-swap {swap}` is less than `--memory {memory}`")]
+    #[error(
+        "minimum memoryswap limit should be larger than memory limit: `--memory-swap {swap}` is less than `--memory {memory}`"
+    )]
     SwapBelowMemory { swap: String, memory: String },
     #[error("`--memory-swap {0}` needs `--memory`: it is the total of memory and swap")]
     SwapAlone(String),
     #[error("`--memory-reservation {reservation}` is more than `--memory {memory}`")]
     ReservationAboveMemory { reservation: String, memory: String },
-    #[error("range of CPUs is from 0.01 to {most}.00, as there are only {most} CPUs available: `--cpus {asked}` is outside")]
+    #[error(
+        "range of CPUs is from 0.01 to {most}.00, as there are only {most} CPUs available: `--cpus {asked}` is outside"
+    )]
     CpusOutOfRange { asked: String, most: usize },
     #[error("requested CPUs are not available - requested {asked}, available: {available}")]
     CpusNotThere { asked: CpuSet, available: CpuSet },
@@ -59,10 +63,14 @@ impl Explain for LimitsError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::MemoryTooSmall(_) => "give it at least `--memory 6m`".into(),
-            Self::SwapBelowMemory { memory, .. } => format!("`--memory-swap {memory}` means no swap, `-1` unlimited swap"),
+            Self::SwapBelowMemory { memory, .. } => {
+                format!("`--memory-swap {memory}` means no swap, `-1` unlimited swap")
+            }
             Self::SwapAlone(_) => "add `--memory`".into(),
             Self::ReservationAboveMemory { memory, .. } => format!("use at most `--memory-reservation {memory}`"),
-            Self::CpusOutOfRange { .. } | Self::CpusNotThere { .. } => "`nproc` and `lscpu` show what the host has".into(),
+            Self::CpusOutOfRange { .. } | Self::CpusNotThere { .. } => {
+                "`nproc` and `lscpu` show what the host has".into()
+            }
             Self::MemsNotThere { .. } => "`lscpu` shows the NUMA nodes".into(),
         })
     }
@@ -79,7 +87,8 @@ impl AskedLimits {
         if memory.is_some_and(|bytes| bytes < MINIMUM_MEMORY) {
             return Err(LimitsError::MemoryTooSmall(memory_text()).into());
         }
-        let memory_reservation = size("--memory-reservation", self.memory_reservation.as_deref())?.filter(|bytes| *bytes > 0);
+        let memory_reservation =
+            size("--memory-reservation", self.memory_reservation.as_deref())?.filter(|bytes| *bytes > 0);
         if let (Some(reservation), Some(limit)) = (memory_reservation, memory)
             && reservation > limit
         {
@@ -113,7 +122,8 @@ impl AskedLimits {
             (None, Some(_)) => Err(LimitsError::SwapAlone(self.memory_swap.clone().unwrap_or_default()).into()),
             (Some(memory), None) => Ok(Some(Swap::Implicit { total: memory.saturating_mul(2) })),
             (Some(memory), Some(total)) if total < memory => {
-                let (swap, memory) = (self.memory_swap.clone().unwrap_or_default(), self.memory.clone().unwrap_or_default());
+                let (swap, memory) =
+                    (self.memory_swap.clone().unwrap_or_default(), self.memory.clone().unwrap_or_default());
                 Err(LimitsError::SwapBelowMemory { swap, memory }.into())
             }
             (Some(_), Some(total)) => Ok(Some(Swap::Total(total))),
@@ -152,7 +162,6 @@ fn subset(
     let asked: CpuSet = text.parse().map_err(|error| under(flag, text, error))?;
     if asked.0.is_subset(&available.0) { Ok(Some(asked)) } else { Err(missing(asked, available.clone()).into()) }
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -223,7 +232,9 @@ mod tests {
 
     #[test]
     fn pids_below_one_mean_no_limit() {
-        for (limit, expected) in [(Some(100), Some(Some(100))), (Some(-1), Some(None)), (Some(0), Some(None)), (None, None)] {
+        for (limit, expected) in
+            [(Some(100), Some(Some(100))), (Some(-1), Some(None)), (Some(0), Some(None)), (None, None)]
+        {
             let asked = AskedLimits { pids_limit: limit, ..AskedLimits::default() };
             assert_eq!(asked.resolve(&host()).unwrap().pids, expected);
         }

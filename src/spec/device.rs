@@ -35,14 +35,14 @@ const DEFAULT: [(char, Option<u32>, Option<u32>, &str); 10] = [
     // making nodes is harmless, opening them is what counts
     ('c', None, None, "m"),
     ('b', None, None, "m"),
-    ('c', Some(1), Some(3), "rwm"),  // null
-    ('c', Some(1), Some(5), "rwm"),  // zero
-    ('c', Some(1), Some(7), "rwm"),  // full
-    ('c', Some(1), Some(8), "rwm"),  // random
-    ('c', Some(1), Some(9), "rwm"),  // urandom
-    ('c', Some(5), Some(0), "rwm"),  // tty
-    ('c', Some(5), Some(2), "rwm"),  // ptmx
-    ('c', Some(136), None, "rwm"),   // pts
+    ('c', Some(1), Some(3), "rwm"), // null
+    ('c', Some(1), Some(5), "rwm"), // zero
+    ('c', Some(1), Some(7), "rwm"), // full
+    ('c', Some(1), Some(8), "rwm"), // random
+    ('c', Some(1), Some(9), "rwm"), // urandom
+    ('c', Some(5), Some(0), "rwm"), // tty
+    ('c', Some(5), Some(2), "rwm"), // ptmx
+    ('c', Some(136), None, "rwm"),  // pts
 ];
 
 /// The filter's rules for a container with these devices of its own: deny everything, then allow.
@@ -50,7 +50,13 @@ const DEFAULT: [(char, Option<u32>, Option<u32>, &str); 10] = [
 pub fn device_rules(devices: &[Device]) -> Vec<DeviceRule> {
     let mut rules = vec![DeviceRule { allow: false, kind: 'a', major: None, minor: None, access: "rwm".into() }];
     // /dev/console is a pty of the container's own, bound over the node (136:n): 5:1 stays out.
-    rules.extend(DEFAULT.map(|(kind, major, minor, access)| DeviceRule { allow: true, kind, major, minor, access: access.into() }));
+    rules.extend(DEFAULT.map(|(kind, major, minor, access)| DeviceRule {
+        allow: true,
+        kind,
+        major,
+        minor,
+        access: access.into(),
+    }));
     rules.extend(devices.iter().map(|device| DeviceRule {
         allow: true,
         kind: device.kind,

@@ -112,8 +112,18 @@ impl Explain for SpecError {}
 
 /// Paths that a container must not read: docker's list of 2026.
 const MASKED: [&str; 13] = [
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
-    "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
     "/sys/devices/system/cpu/cpu0/thermal_throttle",
 ];
 
@@ -144,8 +154,11 @@ pub fn oci_spec(plan: &Plan) -> Result<Spec, SpecError> {
     mounts.extend(plan.mounts.iter().map(|mount| {
         json!({ "destination": mount.destination, "type": mount.kind, "source": mount.source, "options": mount.options })
     }));
-    let rlimits: Vec<Value> =
-        plan.rlimits.iter().map(|limit| json!({ "type": limit.name, "soft": limit.soft, "hard": limit.hard })).collect();
+    let rlimits: Vec<Value> = plan
+        .rlimits
+        .iter()
+        .map(|limit| json!({ "type": limit.name, "soft": limit.soft, "hard": limit.hard }))
+        .collect();
     let mut spec = json!({
         "ociVersion": "1.0.2",
         "process": {
@@ -168,7 +181,7 @@ pub fn oci_spec(plan: &Plan) -> Result<Spec, SpecError> {
                 "fileMode": device.mode, "uid": device.uid, "gid": device.gid,
             })).collect::<Vec<_>>(),
             "resources": resources(plan),
-            "rootfsPropagation": "rprivate",
+            "rootfsPropagation": "private",
             "maskedPaths": MASKED,
             "readonlyPaths": READONLY,
             "sysctl": object(&plan.sysctls),
@@ -195,7 +208,12 @@ fn object(pairs: &[(String, String)]) -> Value {
 }
 
 fn namespaces(plan: &Plan) -> Value {
-    let mut list = vec![json!({ "type": "mount" }), json!({ "type": "ipc" }), json!({ "type": "uts" }), json!({ "type": "cgroup" })];
+    let mut list = vec![
+        json!({ "type": "mount" }),
+        json!({ "type": "ipc" }),
+        json!({ "type": "uts" }),
+        json!({ "type": "cgroup" }),
+    ];
     if !plan.pid_host {
         list.push(json!({ "type": "pid" }));
     }
@@ -312,8 +330,11 @@ fn seccomp(profile: &Profile) -> Value {
         })
         .collect();
     let (name, errno) = action(profile.default);
-    let architectures: &[&str] =
-        if cfg!(target_arch = "aarch64") { &["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"] } else { &["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"] };
+    let architectures: &[&str] = if cfg!(target_arch = "aarch64") {
+        &["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]
+    } else {
+        &["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
+    };
     let mut value = json!({ "defaultAction": name, "architectures": architectures, "syscalls": syscalls });
     if let Some(errno) = errno {
         value["defaultErrnoRet"] = json!(errno);
@@ -375,9 +396,20 @@ mod tests {
             pids: Some(Some(100)),
         };
         plan.devices = vec![Device {
-            path: "/dev/nvidia0".into(), kind: 'c', major: 195, minor: 0, mode: 0o666, uid: 0, gid: 0, access: "rw".into(),
+            path: "/dev/nvidia0".into(),
+            kind: 'c',
+            major: 195,
+            minor: 0,
+            mode: 0o666,
+            uid: 0,
+            gid: 0,
+            access: "rw".into(),
         }];
-        let hook = HookEntry { path: "/proc/self/exe".into(), args: vec!["gpurun".into(), "hook-shim".into()], env: vec!["PATH=/usr/bin".into()] };
+        let hook = HookEntry {
+            path: "/proc/self/exe".into(),
+            args: vec!["gpurun".into(), "hook-shim".into()],
+            env: vec!["PATH=/usr/bin".into()],
+        };
         plan.hooks = vec![(Stage::Prestart, hook)];
         plan.network = Network::Host;
         plan.pid_host = true;

@@ -41,7 +41,9 @@ pub fn ensure_sealed() -> io::Result<()> {
         return Ok(());
     }
     let handle = sealed_handle()?;
-    let text = |text: std::ffi::OsString| CString::new(std::os::unix::ffi::OsStringExt::into_vec(text)).map_err(io::Error::from);
+    let text = |text: std::ffi::OsString| {
+        CString::new(std::os::unix::ffi::OsStringExt::into_vec(text)).map_err(io::Error::from)
+    };
     let args = std::env::args_os().map(text).collect::<io::Result<Vec<_>>>()?;
     let env = std::env::vars_os()
         .map(|(key, value)| {
@@ -79,7 +81,14 @@ fn read_only_clone() -> io::Result<OwnedFd> {
     let attr = MountAttr { set: MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, userns: 0 };
     // SAFETY: mount_setattr(2) reads an empty path and one struct mount_attr of the size given.
     let result = unsafe {
-        libc::syscall(libc::SYS_mount_setattr, tree.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, &raw const attr, size_of::<MountAttr>())
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(tree) }
 }

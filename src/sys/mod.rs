@@ -7,6 +7,7 @@ pub mod file;
 pub mod idmap;
 pub mod loopdev;
 pub mod mount;
+pub mod netns;
 pub mod process;
 pub mod pty;
 pub mod rlimit;

@@ -15,7 +15,8 @@ pub fn set_window_size(terminal: BorrowedFd<'_>, rows: u16, columns: u16) {
 
 /// A new pty from the devpts at `/dev/ptmx` of the mount namespace that this process is in: master and slave.
 pub fn open() -> io::Result<(OwnedFd, OwnedFd)> {
-    let master = nix::pty::posix_openpt(nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NOCTTY | nix::fcntl::OFlag::O_CLOEXEC)?;
+    let master =
+        nix::pty::posix_openpt(nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NOCTTY | nix::fcntl::OFlag::O_CLOEXEC)?;
     let stat = nix::sys::stat::fstat(&master)?;
     // The container's root may have put anything at /dev/ptmx.
     if stat.st_rdev != nix::sys::stat::makedev(5, 2) {
@@ -23,7 +24,8 @@ pub fn open() -> io::Result<(OwnedFd, OwnedFd)> {
     }
     nix::pty::unlockpt(&master)?;
     // SAFETY: TIOCGPTPEER takes open flags and answers a descriptor; it needs no path, so none can lead astray.
-    let slave = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) };
+    let slave =
+        unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) };
     if slave < 0 {
         return Err(io::Error::last_os_error());
     }

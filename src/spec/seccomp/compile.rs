@@ -327,14 +327,21 @@ mod tests {
             let filter = compile(&profile).unwrap();
             for &convention in Convention::of_this_host() {
                 for number in 0..600 {
-                    let rules: Vec<&Rule> =
-                        profile.rules.iter().filter(|rule| rule.names.iter().any(|name| convention.number(name) == Some(number))).collect();
+                    let rules: Vec<&Rule> = profile
+                        .rules
+                        .iter()
+                        .filter(|rule| rule.names.iter().any(|name| convention.number(name) == Some(number)))
+                        .collect();
                     let expected = match rules.iter().find(|rule| rule.conditions.is_empty()) {
                         Some(rule) => answer(rule.action).k,
                         None if rules.is_empty() => EPERM,
                         None => continue,
                     };
-                    assert_eq!(run(&filter, convention.audit(), number, [0; 6]), expected, "{convention:?} {number} {add:?}");
+                    assert_eq!(
+                        run(&filter, convention.audit(), number, [0; 6]),
+                        expected,
+                        "{convention:?} {number} {add:?}"
+                    );
                 }
             }
             assert!(filter.0.len() < 1000, "{} instructions", filter.0.len());
@@ -357,14 +364,22 @@ mod tests {
         let convention = Convention::of_this_host()[0];
         for (compare, holds) in compares {
             let condition = |argument| Condition { argument, compare };
-            let rule = Rule { names: vec!["read".into()], action: Action::Allow, conditions: vec![condition(0), condition(5)] };
+            let rule = Rule {
+                names: vec!["read".into()],
+                action: Action::Allow,
+                conditions: vec![condition(0), condition(5)],
+            };
             let filter = compile(&Profile { default: Action::Errno(1), rules: vec![rule] }).unwrap();
             let read = convention.number("read").unwrap();
             for first in values {
                 for last in values {
                     let expected = if holds(first) && holds(last) { ALLOW } else { EPERM };
                     let arguments = [first, 0, 0, 0, 0, last];
-                    assert_eq!(run(&filter, convention.audit(), read, arguments), expected, "{compare:?} {first} {last}");
+                    assert_eq!(
+                        run(&filter, convention.audit(), read, arguments),
+                        expected,
+                        "{compare:?} {first} {last}"
+                    );
                 }
             }
         }
@@ -414,7 +429,12 @@ mod tests {
         let call = |name: &str| run(&filter, convention.audit(), convention.number(name).unwrap(), [0; 6]);
         assert_eq!(call("mkdirat"), 0x0005_000d);
         assert_eq!((call("chroot"), call("reboot"), call("read")), (ALLOW, ALLOW, ALLOW));
-        for wrong in ["", "[]", r#"{"defaultAction":"SCMP_ACT_MAYBE"}"#, r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW","args":[{"index":6,"value":0,"op":"SCMP_CMP_EQ"}]}]}"#] {
+        for wrong in [
+            "",
+            "[]",
+            r#"{"defaultAction":"SCMP_ACT_MAYBE"}"#,
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW","args":[{"index":6,"value":0,"op":"SCMP_CMP_EQ"}]}]}"#,
+        ] {
             assert!(Profile::parse(wrong, &capabilities).is_err(), "{wrong}");
         }
     }

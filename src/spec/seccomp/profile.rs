@@ -68,7 +68,10 @@ pub enum ProfileError {
 
 impl Explain for ProfileError {
     fn hint(&self) -> Option<String> {
-        Some("docker's default profile is an example of the format; `--security-opt seccomp=unconfined` does without".into())
+        Some(
+            "docker's default profile is an example of the format; `--security-opt seccomp=unconfined` does without"
+                .into(),
+        )
     }
     fn exit_code(&self) -> u8 {
         EXIT_USAGE
@@ -121,9 +124,16 @@ impl Profile {
     #[must_use]
     pub fn docker_default(capabilities: &Capabilities) -> Self {
         let allow = |names: Vec<String>| Rule { names, action: Action::Allow, conditions: Vec::new() };
-        let when = |name: &str, conditions: Vec<Condition>| Rule { names: vec![name.to_owned()], action: Action::Allow, conditions };
+        let when = |name: &str, conditions: Vec<Condition>| Rule {
+            names: vec![name.to_owned()],
+            action: Action::Allow,
+            conditions,
+        };
         let first = |compare| Condition { argument: 0, compare };
-        let mut rules = vec![allow(words(ALLOWED)), allow(words("process_vm_readv process_vm_writev ptrace arch_prctl modify_ldt"))];
+        let mut rules = vec![
+            allow(words(ALLOWED)),
+            allow(words("process_vm_readv process_vm_writev ptrace arch_prctl modify_ldt")),
+        ];
         for (from, to) in SOCKET_FAMILIES {
             let conditions = match (from, to) {
                 (0, to) => vec![first(Compare::LessOrEqual(to))],
@@ -136,7 +146,9 @@ impl Profile {
             rules.push(when("personality", vec![first(Compare::Equal(value))]));
         }
         if cfg!(target_arch = "aarch64") {
-            rules.push(allow(words("arm_fadvise64_64 arm_sync_file_range sync_file_range2 breakpoint cacheflush set_tls")));
+            rules.push(allow(words(
+                "arm_fadvise64_64 arm_sync_file_range sync_file_range2 breakpoint cacheflush set_tls",
+            )));
         }
         for (capability, names) in BY_CAPABILITY {
             if capabilities.has(capability) {
@@ -146,7 +158,11 @@ impl Profile {
         if !capabilities.has("CAP_SYS_ADMIN") {
             rules.push(when("clone", vec![first(Compare::Masked { mask: CLONE_NEW_FLAGS, value: 0 })]));
             // ENOSYS, so that the C library falls back to clone(2), whose flags the filter can see.
-            rules.push(Rule { names: words("clone3"), action: Action::Errno(libc::ENOSYS as u16), conditions: Vec::new() });
+            rules.push(Rule {
+                names: words("clone3"),
+                action: Action::Errno(libc::ENOSYS as u16),
+                conditions: Vec::new(),
+            });
         }
         Self { default: Action::Errno(libc::EPERM as u16), rules }
     }
@@ -160,7 +176,8 @@ impl Profile {
             let any_architecture = |list: &[String]| list.iter().any(|arch| ARCHITECTURES.contains(&arch.as_str()));
             let all = |list: &[String]| list.iter().all(|capability| capabilities.has(capability));
             let any = |list: &[String]| list.iter().any(|capability| capabilities.has(capability));
-            let included = all(&entry.includes.caps) && (entry.includes.arches.is_empty() || any_architecture(&entry.includes.arches));
+            let included = all(&entry.includes.caps)
+                && (entry.includes.arches.is_empty() || any_architecture(&entry.includes.arches));
             let excluded = any(&entry.excludes.caps) || any_architecture(&entry.excludes.arches);
             if !included || excluded {
                 continue;
@@ -245,6 +262,7 @@ fn condition(argument: JsonArgument) -> Result<Condition, ProfileError> {
         "SCMP_CMP_MASKED_EQ" => Compare::Masked { mask: value, value: argument.value_two },
         other => return Err(ProfileError::Compare(other.to_owned())),
     };
-    let argument = u8::try_from(argument.index).ok().filter(|index| *index < 6).ok_or(ProfileError::Argument(argument.index))?;
+    let argument =
+        u8::try_from(argument.index).ok().filter(|index| *index < 6).ok_or(ProfileError::Argument(argument.index))?;
     Ok(Condition { argument, compare })
 }

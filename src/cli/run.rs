@@ -1,0 +1,122 @@
+//! `gpurun run [flags] IMAGE [COMMAND…]`: any command in a new container, docker's way.
+
+use clap::Args;
+
+use super::Context;
+use super::attach::{self, Interrupt};
+use super::detach::DetachKeys;
+use super::flags::ContainerFlags;
+use super::session::{Event, Keys, Session, take_signals};
+use crate::launch::{self, Spawned};
+use crate::names;
+use crate::record::{LimitRow, Record, Secrets, State};
+use crate::report::Report;
+use crate::request::{Payload, Request};
+use crate::supervise::log;
+use crate::supervise::protocol::{FromSupervisor, ToSupervisor};
+
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+pub struct RunArgs {
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+    #[command(flatten)]
+    flags: ContainerFlags,
+    /// The image: a name, a name with tag, an id, or an unambiguous beginning of one
+    image: String,
+    /// The command and its arguments (default: the image's own)
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+pub fn run(args: &RunArgs, context: &Context) -> Result<u8, Report> {
+    let image = context.store()?.resolve(&args.image)?;
+    let payload = Payload::Command(args.command.clone());
+    let request = super::request::build(&args.flags, &args.image, image.id.to_string(), payload)?;
+    if request.tty && request.interactive && !args.flags.detach {
+        attach::need_terminal()?;
+    }
+    let detach_keys = DetachKeys::parse(&args.flags.detach_keys)?;
+    let signals = take_signals()?;
+    let spawned = start_new(context, args.flags.name.as_deref(), request, None)?;
+    let id = spawned.id.clone();
+    let (tty, interactive) = (args.flags.tty, args.flags.interactive);
+    if args.flags.detach {
+        let mut session = Session::new(spawned.connection, signals, Keys::Ignored, detach_keys);
+        wait_running(&mut session, context.verbose)?;
+        super::print::out(&format!("{id}\n"))?;
+        return Ok(0);
+    }
+    let keys = if interactive { Keys::Typed { tty } } else { Keys::Ignored };
+    let mut session = Session::new(spawned.connection, signals, keys, detach_keys);
+    session.attach(tty)?;
+    wait_running(&mut session, context.verbose)?;
+    session.begin_keys();
+    attach::relay(&mut session, if tty { Interrupt::Ignore } else { Interrupt::Forward })
+}
+
+/// Writes the record of a new container and starts its supervisor.
+pub fn start_new(
+    context: &Context,
+    name: Option<&str>,
+    request: Request,
+    secrets: Option<&Secrets>,
+) -> Result<Spawned, Report> {
+    let records = context.records()?;
+    launch::check(&request)?;
+    let id = names::new_container_id();
+    let name = match name {
+        Some(name) => name.parse::<names::ContainerName>()?.to_string(),
+        None => loop {
+            let name = names::random_name();
+            if records.check_name(&name, None).is_ok() {
+                break name;
+            }
+        },
+    };
+    let record = Record::new(id, name, log::now(), request);
+    let (entry, launching) = records.create(&record, secrets)?;
+    match launch::spawn(&context.root, &context.run_dir, &entry, launching) {
+        Ok(spawned) => Ok(spawned),
+        Err(report) => {
+            // Nothing runs: the record that was written for it goes again.
+            let _ = launch::remove(&records, &entry);
+            Err(report)
+        }
+    }
+}
+
+/// Waits for the end of the launch, showing its notices; the limits' table too where more was asked for.
+pub fn wait_running(session: &mut Session, verbose: bool) -> Result<State, Report> {
+    loop {
+        match session.next(None, None)? {
+            Event::Message(FromSupervisor::Running(state)) => return Ok(*state),
+            Event::Message(FromSupervisor::Failed(report)) => return Err(report),
+            Event::Message(FromSupervisor::Notice(line)) => eprintln!("gpurun: {line}"),
+            Event::Message(FromSupervisor::Detail(line)) if verbose => eprintln!("gpurun: {line}"),
+            Event::Message(FromSupervisor::Limits(rows)) if verbose => eprint!("{}", limits_text(&rows)),
+            // A process that ended at once may have been heard of before the launch was.
+            Event::Message(FromSupervisor::Exited(state)) => return Ok(*state),
+            Event::Message(_) | Event::Extra | Event::TimedOut | Event::Detach => {}
+            Event::Signal(_) => session.send(&ToSupervisor::Stop { timeout: Some(0) })?,
+            Event::HungUp => {
+                return Err(Report::new("the container's supervisor ended during the launch").with_hint(
+                    "what it left is cleared away by the next gpurun command; `GPURUN_LOG=debug` shows more",
+                ));
+            }
+        }
+    }
+}
+
+/// One line a limit: flag → file → value.
+pub fn limits_text(rows: &[LimitRow]) -> String {
+    let mut text = String::new();
+    for row in rows {
+        let note = row.note.as_ref().map(|note| format!("  ({note})")).unwrap_or_default();
+        let effective =
+            if row.effective == row.kernel { String::new() } else { format!("  effective {}", row.effective) };
+        text.push_str(&format!("{} {} → {} = {}{effective}{note}\n", row.flag, row.asked, row.file, row.kernel));
+    }
+    text
+}

@@ -1,0 +1,176 @@
+//! A container that exists: its processes, its streams, and how all of it is taken down again.
+
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+use nix::poll::PollFlags;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::streams::Streams;
+use super::undo::Undo;
+use super::{Progress, jupyter, plan, step};
+use crate::cgroup::Cgroup;
+use crate::record::{Entry, LimitRow, PublishedPort, Records, State};
+use crate::report::Report;
+use crate::request::Payload;
+use crate::runtime::{Created, ExecChild};
+use crate::sys::process;
+
+/// How a container's process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ending {
+    /// Its exit code, or 128 + the signal's number.
+    pub code: u8,
+}
+
+/// A container between create and clear.
+#[derive(Debug)]
+pub struct Container {
+    pub(super) created: Created,
+    pub(super) cgroup: Cgroup,
+    pub(super) oom: Option<crate::cgroup::OomWatch>,
+    pub streams: Streams,
+    /// The exec'ed Jupyter of a bare launch.
+    pub(super) jupyter: Option<ExecChild>,
+    pub(super) jupyter_plan: Option<jupyter::Prepared>,
+    pub(super) limits: Vec<LimitRow>,
+    pub(super) ip: Option<String>,
+    pub(super) ports: Vec<PublishedPort>,
+    /// Held: its descriptors are the network.
+    #[expect(dead_code, reason = "held for its descriptors")]
+    pub(super) network: crate::net::Network,
+    pub(super) cgroup_path: String,
+    pub(super) stop_signal: i32,
+    pub(super) ending: Option<Ending>,
+    pub(super) payload_ending: Option<Ending>,
+    pub(super) undo: Undo,
+}
+
+impl Container {
+    /// Starts pid 1, and Jupyter beside it where this is a bare launch.
+    pub fn start(&mut self, entry: &Entry) -> Result<(), Report> {
+        self.created.start()?;
+        step("started");
+        if let (Payload::Jupyter(_), Some(prepared)) = (&entry.record.request.payload, self.jupyter_plan.take()) {
+            let child = jupyter::exec(prepared, &self.created, &self.cgroup, &mut self.streams)?;
+            self.jupyter = Some(child);
+            step("jupyter");
+        }
+        Ok(())
+    }
+
+    /// Takes everything down after a failure and answers with it.
+    #[must_use]
+    pub fn give_up(mut self, mut report: Report) -> Report {
+        report.afterwards.extend(self.clear());
+        report
+    }
+
+    /// The end of the container, once its pid 1 is gone.
+    #[must_use]
+    pub fn ended(&self) -> Option<Ending> {
+        // A bare launch ends as Jupyter ended: pid 1 is only its keeper.
+        self.ending.map(|ending| self.payload_ending.unwrap_or(ending))
+    }
+
+    /// Takes the exit statuses of our children that have ended.
+    pub fn reap(&mut self) {
+        loop {
+            let (pid, ending) = match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid.as_raw(), Ending { code: code as u8 }),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid.as_raw(), Ending { code: 128 + signal as u8 }),
+                Ok(WaitStatus::StillAlive) | Err(_) => return,
+                Ok(_) => continue,
+            };
+            if pid == self.created.pid {
+                self.ending = Some(ending);
+            } else if self.jupyter.as_ref().is_some_and(|child| child.pid == pid) {
+                self.payload_ending = Some(ending);
+                // Its keeper has nothing to keep any more.
+                self.signal_pid1(libc::SIGKILL);
+            }
+        }
+    }
+
+    /// Sends a signal to what the person thinks of as the container's process.
+    pub fn signal(&self, number: i32) {
+        match &self.jupyter {
+            Some(jupyter) if number != libc::SIGKILL => drop(process::signal(&jupyter.pidfd, number)),
+            _ => self.signal_pid1(number),
+        }
+    }
+
+    /// Asks it to end in good order.
+    pub fn stop(&self) {
+        self.signal(self.stop_signal);
+    }
+
+    /// Ends it now, with all of its processes.
+    pub fn kill(&self) {
+        self.signal_pid1(libc::SIGKILL);
+        if let Err(error) = self.cgroup.kill_all() {
+            tracing::error!("{}", Report::from(error));
+        }
+    }
+
+    fn signal_pid1(&self, number: i32) {
+        // A process that has ended already needs no signal.
+        let _ = process::signal(&self.created.pidfd, number);
+    }
+
+    /// The descriptor that becomes ready when the kernel killed for memory, and the poll event that says so.
+    #[must_use]
+    pub fn oom_fd(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        self.oom.as_ref().map(|watch| (watch.fd(), watch.poll_flags()))
+    }
+
+    /// Takes the event and answers how many processes the kernel has killed here so far.
+    pub fn take_oom_event(&mut self) -> u64 {
+        if let Some(watch) = &mut self.oom {
+            watch.clear();
+        }
+        self.oom_kills()
+    }
+
+    /// How many processes of this container the kernel has killed for memory.
+    #[must_use]
+    pub fn oom_kills(&self) -> u64 {
+        self.cgroup.oom_kills().unwrap_or(0)
+    }
+
+    /// Writes what a person may want to know into the state.
+    pub fn describe(&self, state: &mut State) {
+        state.pid = Some(self.created.pid);
+        state.pid_start = Some(self.created.start_time);
+        state.ip.clone_from(&self.ip);
+        state.ports.clone_from(&self.ports);
+        state.cgroup = Some(self.cgroup_path.clone());
+        state.limits.clone_from(&self.limits);
+    }
+
+    /// Kills what is left and takes back everything that was made; answers with what could not be.
+    pub fn clear(&mut self) -> Vec<String> {
+        // With `--pid host`, or processes that were exec'ed, more than pid 1 may live on.
+        if let Err(error) = self.cgroup.kill_all() {
+            tracing::warn!("{}", Report::from(error));
+        }
+        self.signal_pid1(libc::SIGKILL);
+        let _ = process::wait_pidfd(&self.created.pidfd, std::time::Duration::from_secs(10));
+        self.reap();
+        self.oom = None;
+        self.undo.run()
+    }
+}
+
+/// Makes the container: see the room's header for the order.
+pub(super) fn build(
+    root: &Path,
+    records: &Records,
+    entry: &Entry,
+    tell: &mut dyn FnMut(Progress),
+    undo: &mut Undo,
+) -> Result<Container, Report> {
+    let planned = plan::make(root, records, entry, tell, undo)?;
+    planned.create(entry, tell, undo)
+}

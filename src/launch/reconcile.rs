@@ -1,0 +1,143 @@
+//! Clearing away what dead supervisors left. Every command does this before it looks at a container; it is idempotent, and works under
+//! the records' lock.
+//!
+//! Who owns what, and how its owner is known to be dead:
+//!
+//! | resource | made by | proof of life | removed by |
+//! |---|---|---|---|
+//! | `containers/ID` without `record.json` | the command | record lock `launching` | reconcile |
+//! | `/run/gpurun/ID` | the command | record locks `launching`, `alive` | the supervisor at the end, reconcile |
+//! | container's processes | the supervisor | PDEATHSIG KILL of pid 1 | the kernel; `cgroup.kill` by reconcile |
+//! | cgroup `/gpurun/ID` | the supervisor | record lock `alive` | the supervisor, reconcile |
+//! | overlay and bind mounts | the supervisor | they stand in its mount namespace | the kernel |
+//! | network namespace, veth | the supervisor | held by its descriptor | the kernel |
+//! | address lease, nft elements | the supervisor | record lock `alive` | the supervisor, `net::reconcile` |
+//! | image mount | any launch | flock on its lease | whoever finds it unused |
+//! | `state.json` says `running` | the supervisor | record lock `alive` | the supervisor, reconcile |
+
+use std::path::Path;
+
+use crate::record::{Entry, Phase, Records, holder};
+use crate::report::Report;
+use crate::{cgroup, net};
+
+/// Clears away everything that belongs to containers whose supervisor is dead. Costs a few reads where there is nothing to do.
+pub fn reconcile(records: &Records) -> Result<(), Report> {
+    if dead(records)?.is_empty() {
+        return Ok(());
+    }
+    let _lock = records.lock()?;
+    // Looked at again under the lock: another command may have done it meanwhile.
+    let dead = dead(records)?;
+    if dead.is_empty() {
+        return Ok(());
+    }
+    let host = cgroup::Host::probe(Path::new("/"))?;
+    for id in &dead {
+        tracing::info!("clearing away what the dead supervisor of {id} left");
+        remove_cgroup(&host, id)?;
+    }
+    net::reconcile(&records.run_dir().join("net"), &living(records)?)?;
+    for id in &dead {
+        match records.get(id)? {
+            Some(entry) if !entry.record.request.auto_remove => {
+                bury(&entry)?;
+                clear_run_dir(&entry)?;
+            }
+            _ => remove_dirs(records, id)?,
+        }
+    }
+    Ok(())
+}
+
+/// Removes a container for good: its record first, so that a removal which is killed half way is finished by the next command.
+pub fn remove(records: &Records, entry: &Entry) -> Result<(), Report> {
+    remove_dirs(records, &entry.record.id)
+}
+
+/// Removes the directory in /run, which says that there is nothing left to clear away.
+pub fn clear_run_dir(entry: &Entry) -> Result<(), Report> {
+    remove_tree(&entry.run_dir)
+}
+
+fn remove_dirs(records: &Records, id: &str) -> Result<(), Report> {
+    let (dir, run_dir) = records.paths(id);
+    match std::fs::remove_file(dir.join("record.json")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Report::new(format!("cannot remove the record of container {id}")).with_cause(error));
+        }
+        _ => {}
+    }
+    remove_tree(&dir)?;
+    remove_tree(&run_dir)
+}
+
+fn remove_tree(dir: &Path) -> Result<(), Report> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Report::new(format!("cannot remove `{}`", dir.display())).with_cause(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Ids of everything that nobody runs or starts, and that is not simply at rest.
+fn dead(records: &Records) -> Result<Vec<String>, Report> {
+    let mut ids = records.ids_in_run()?;
+    ids.extend(records.orphans()?);
+    for entry in records.list()? {
+        // After a reboot /run is empty, but the file still says `running`.
+        if matches!(entry.state()?.phase, Phase::Running | Phase::Restarting) {
+            ids.push(entry.record.id);
+        }
+    }
+    ids.sort();
+    ids.dedup();
+    let mut dead = Vec::new();
+    for id in ids {
+        if is_idle(records, &id)? {
+            dead.push(id);
+        }
+    }
+    Ok(dead)
+}
+
+fn living(records: &Records) -> Result<Vec<String>, Report> {
+    let mut living = records.ids_in_run()?;
+    living.retain(|id| !is_idle(records, id).unwrap_or(false));
+    Ok(living)
+}
+
+fn is_idle(records: &Records, id: &str) -> Result<bool, Report> {
+    let (_, run_dir) = records.paths(id);
+    Ok(holder(&run_dir.join("alive"))?.is_none() && holder(&run_dir.join("launching"))?.is_none())
+}
+
+fn remove_cgroup(host: &cgroup::Host, id: &str) -> Result<(), Report> {
+    let Some(cgroup) = cgroup::Cgroup::open(host, &super::cgroup_path(id))? else { return Ok(()) };
+    cgroup.kill_all()?;
+    cgroup.remove()?;
+    Ok(())
+}
+
+/// Writes the exit report that the supervisor could not write.
+fn bury(entry: &Entry) -> Result<(), Report> {
+    let mut state = entry.state()?;
+    if !matches!(state.phase, Phase::Running | Phase::Restarting) {
+        return Ok(());
+    }
+    let same_boot = state.boot_id == super::boot_id();
+    state.phase = Phase::Exited;
+    state.exit_code = Some(128 + 9);
+    state.finished = Some(crate::supervise::log::now());
+    state.pid = None;
+    state.pid_start = None;
+    state.url = None;
+    state.error = Some(Report::new(if same_boot {
+        "the container's supervisor was killed, and the container with it"
+    } else {
+        "the host was restarted while the container ran"
+    }));
+    entry.write_state(&state)?;
+    Ok(())
+}

@@ -1,0 +1,57 @@
+//! What has been done, and how to take it back: in reverse order, every step even if one fails.
+
+use crate::report::Report;
+
+type Step = Box<dyn FnOnce() -> Result<(), Report>>;
+
+#[derive(Default)]
+pub struct Undo(Vec<(&'static str, Step)>);
+
+impl Undo {
+    /// Remembers how to take back the step that was just done.
+    pub fn push(&mut self, what: &'static str, step: impl FnOnce() -> Result<(), Report> + 'static) {
+        self.0.push((what, Box::new(step)));
+    }
+
+    /// Takes everything back; what could not be is told, and left to reconcile.
+    #[must_use]
+    pub fn run(&mut self) -> Vec<String> {
+        let mut failures = Vec::new();
+        while let Some((what, step)) = self.0.pop() {
+            if let Err(report) = step() {
+                let causes: String = report.causes.iter().map(|cause| format!(": {cause}")).collect();
+                failures.push(format!("cannot {what}: {}{causes}", report.message));
+            }
+        }
+        failures
+    }
+}
+
+impl std::fmt::Debug for Undo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(what, _)| what)).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    #[test]
+    fn steps_are_taken_back_in_reverse_and_a_failure_stops_none() {
+        let done = Rc::new(RefCell::new(Vec::new()));
+        let mut undo = Undo::default();
+        for (name, works) in [("a", true), ("b", false), ("c", true)] {
+            let done = Rc::clone(&done);
+            undo.push(name, move || {
+                done.borrow_mut().push(name);
+                if works { Ok(()) } else { Err(Report::new("no").with_cause("because")) }
+            });
+        }
+        assert_eq!(undo.run(), ["cannot b: no: because"]);
+        assert_eq!(*done.borrow(), ["c", "b", "a"]);
+        assert!(undo.run().is_empty(), "nothing is taken back twice");
+    }
+}

@@ -1,0 +1,218 @@
+//! A host of its own for each test: a store, a run directory and a network namespace, and the promise that nothing is left behind.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+pub struct Host {
+    pub dir: PathBuf,
+    pub netns: String,
+}
+
+/// What a gpurun command answered.
+pub struct Answer {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Host {
+    pub fn new() -> Self {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("gpurun-e2e-{}-{number}", std::process::id());
+        let dir = std::env::var_os("GPURUN_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from).join(&name);
+        fs::create_dir_all(&dir).unwrap();
+        sh(&format!("ip netns add {name} && ip -n {name} link set lo up"));
+        Self { dir, netns: name }
+    }
+
+    /// A host with the image `box` (busybox) in its store.
+    pub fn with_box() -> Self {
+        let host = Self::new();
+        let archive = host.dir.join("box.tar");
+        fs::copy(box_archive(), &archive).unwrap();
+        host.ok(&["image", "load", archive.to_str().unwrap()]);
+        host
+    }
+
+    /// `gpurun …` on this host.
+    pub fn command(&self, args: &[&str]) -> Command {
+        self.command_in(&self.netns, args)
+    }
+
+    pub fn command_in(&self, netns: &str, args: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{netns}")).arg(env!("CARGO_BIN_EXE_gpurun"));
+        command.args(args);
+        command.env("GPURUN_ROOT", self.dir.join("root")).env("GPURUN_RUN", self.dir.join("run"));
+        command.env_remove("SUDO_UID").env_remove("SUDO_GID").env_remove("GPURUN_KILL_AT");
+        command.current_dir(&self.dir).stdin(Stdio::null());
+        command
+    }
+
+    /// Another program in this host's network.
+    pub fn program(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.netns)).arg(program).args(args).stdin(Stdio::null());
+        command
+    }
+
+    pub fn run(&self, args: &[&str]) -> Answer {
+        answer(self.command(args).output().unwrap())
+    }
+
+    /// Runs, and insists that it works; answers with standard output, trimmed.
+    #[track_caller]
+    pub fn ok(&self, args: &[&str]) -> String {
+        let answer = self.run(args);
+        assert_eq!(answer.code, 0, "gpurun {args:?}\nstdout: {}\nstderr: {}", answer.out, answer.err);
+        answer.out.trim().to_owned()
+    }
+
+    /// Runs, and insists that it ends with this code; answers with standard error.
+    #[track_caller]
+    pub fn fails(&self, code: i32, args: &[&str]) -> String {
+        let answer = self.run(args);
+        assert_eq!(answer.code, code, "gpurun {args:?}\nstdout: {}\nstderr: {}", answer.out, answer.err);
+        answer.err
+    }
+
+    pub fn with_input(&self, args: &[&str], input: &[u8]) -> Answer {
+        let mut child =
+            self.command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let input = input.to_vec();
+        let writer = std::thread::spawn(move || {
+            let _ = stdin.write_all(&input);
+        });
+        let answer = answer(child.wait_with_output().unwrap());
+        writer.join().unwrap();
+        answer
+    }
+
+    pub fn spawn(&self, args: &[&str]) -> Child {
+        self.command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// The first container that `inspect` shows under a name.
+    pub fn inspect(&self, name: &str) -> serde_json::Value {
+        let all: serde_json::Value = serde_json::from_str(&self.ok(&["inspect", name])).unwrap();
+        all[0].clone()
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.join("root")
+    }
+
+    /// Ids of all containers that have a directory anywhere.
+    fn ids(&self) -> Vec<String> {
+        let mut ids = Vec::new();
+        for dir in [self.dir.join("root/containers"), self.dir.join("run")] {
+            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if name.len() == 64 {
+                    ids.push(name);
+                }
+            }
+        }
+        ids
+    }
+
+    /// Everything of this host's that still stands outside its directory, after a gpurun command had its chance to clear it away.
+    pub fn leftovers(&self) -> String {
+        let mut found = String::new();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        for line in mounts.lines().filter(|line| line.contains(self.dir.to_str().unwrap())) {
+            // The image cache is leased, not left: see rootfs.
+            if !line.contains("/run/images/") {
+                writeln!(found, "mount: {line}").unwrap();
+            }
+        }
+        for id in self.ids() {
+            for cgroup in cgroups_of(&id) {
+                writeln!(found, "cgroup: {}", cgroup.display()).unwrap();
+            }
+        }
+        for entry in fs::read_dir(self.dir.join("run")).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.len() == 64 {
+                writeln!(found, "run directory: {name}").unwrap();
+            }
+        }
+        let links = sh(&format!("ip -n {} -o link", self.netns));
+        for line in links.lines().filter(|line| line.contains("veth")) {
+            writeln!(found, "link: {line}").unwrap();
+        }
+        let rules = sh(&format!("nsenter --net=/run/netns/{} nft list ruleset", self.netns));
+        for line in rules.lines().filter(|line| line.contains("dnat") || line.contains("gpurun:")) {
+            writeln!(found, "nft: {line}").unwrap();
+        }
+        found
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let names = self.run(&["ps", "-aq", "--no-trunc"]).out;
+        for name in names.lines() {
+            let _ = self.run(&["rm", "-f", name]);
+        }
+        for line in fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
+            let point = line.split(' ').nth(4).unwrap_or_default();
+            if point.starts_with(self.dir.to_str().unwrap()) {
+                let _ = Command::new("umount").args(["-l", point]).status();
+            }
+        }
+        let _ = Command::new("ip").args(["netns", "delete", &self.netns]).status();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Directories of a container's cgroup below any hierarchy.
+pub fn cgroups_of(id: &str) -> Vec<PathBuf> {
+    let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
+    roots.extend(fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path()));
+    roots.into_iter().map(|root| root.join("gpurun").join(id)).filter(|path| path.is_dir()).collect()
+}
+
+fn answer(output: Output) -> Answer {
+    Answer {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Runs a shell line that must work.
+#[track_caller]
+pub fn sh(line: &str) -> String {
+    let output = Command::new("sh").args(["-c", line]).output().unwrap();
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Waits until a condition holds, looking often; the test fails when it does not within the time.
+#[track_caller]
+pub fn eventually(what: &str, seconds: u64, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {seconds} s: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A docker-archive with one image, `box`: Debian's static busybox and its applets. Made once a run.
+pub fn box_archive() -> &'static Path {
+    static ARCHIVE: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+    ARCHIVE.get_or_init(|| {
+        let path = std::env::temp_dir().join(format!("gpurun-e2e-box-{}.tar", std::process::id()));
+        super::archive::busybox().write(&path);
+        path
+    })
+}

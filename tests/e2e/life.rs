@@ -1,0 +1,211 @@
+//! Living with containers: ps, exec, logs, start, stop, kill, rm, wait, attach, restart policies, terminals.
+
+use std::io::{Read, Write};
+use std::process::Stdio;
+
+use crate::host::{Host, eventually};
+
+pub const TESTS: &[(&str, fn())] = &[
+    ("a_detached_container_lives_and_is_stopped", detached),
+    ("names_and_prefixes", names),
+    ("exec_is_like_init", exec),
+    ("logs_and_follow", logs),
+    ("start_again_keeps_the_files", start_again),
+    ("restart_policies", restart_policies),
+    ("wait_and_kill", wait_and_kill),
+    ("stop_signal_and_patience", stop_signal),
+    ("attach_passes_input_and_exit_code", attach),
+    ("a_terminal_has_size_and_detach_keys", terminal),
+    ("removing_a_running_container_needs_force", rm_running),
+];
+
+fn up(host: &Host, name: &str, rest: &[&str]) {
+    let mut args = vec!["run", "-d", "--network", "none", "--name", name];
+    args.extend(rest);
+    host.ok(&args);
+}
+
+fn detached() {
+    let host = Host::with_box();
+    let id = host.ok(&["run", "-d", "--network", "none", "--name", "one", "box", "sleep", "1000"]);
+    assert_eq!(id.len(), 64);
+    let ps = host.ok(&["ps"]);
+    assert!(ps.contains("one") && ps.contains("Up") && ps.contains("sleep 1000"), "{ps}");
+    let state = &host.inspect("one")["State"];
+    assert_eq!(state["Running"], true);
+    // sleep is pid 1 and has no handler: SIGTERM does nothing, patience decides.
+    host.ok(&["stop", "-t", "0", "one"]);
+    assert_eq!(host.ok(&["ps", "-q"]), "");
+    let state = host.inspect("one")["State"].clone();
+    assert_eq!((state["Status"].as_str(), state["ExitCode"].as_u64()), (Some("exited"), Some(137)));
+    assert_eq!(state["OOMKilled"], false, "137 alone is not OOM");
+    assert_eq!(host.leftovers(), "");
+}
+
+fn names() {
+    let host = Host::with_box();
+    up(&host, "alpha", &["box", "sleep", "1000"]);
+    up(&host, "alpine", &["box", "sleep", "1000"]);
+    let error = host.fails(125, &["run", "-d", "--name", "alpha", "--network", "none", "box", "true"]);
+    assert!(error.contains("`alpha` is taken"), "{error}");
+    let error = host.fails(1, &["stop", "-t", "0", "al"]);
+    assert!(error.contains("alpha") && error.contains("alpine"), "{error}");
+    host.ok(&["rename", "alpine", "beta"]);
+    host.ok(&["stop", "-t", "0", "be"]);
+    let id = host.inspect("alpha")["Id"].as_str().unwrap().to_owned();
+    host.ok(&["stop", "-t", "0", &id[..6]]);
+    let error = host.fails(1, &["stop", "nobody"]);
+    assert!(error.contains("there is no container `nobody`") && error.contains("hint:"), "{error}");
+    host.ok(&["rm", "alpha", "beta"]);
+    assert_eq!(host.ok(&["ps", "-aq"]), "");
+}
+
+fn exec() {
+    let host = Host::with_box();
+    up(&host, "one", &["-e", "A=1", "-u", "ann", "-w", "/tmp", "--memory", "64m", "box", "sleep", "1000"]);
+    let status = |who: &str| {
+        let keys = "CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp:|Uid|Gid|Groups|SigIgn|SigBlk";
+        host.ok(&["exec", "one", "sh", "-c", &format!("grep -E '{keys}' /proc/{who}/status")])
+    };
+    assert_eq!(status("1"), status("self"), "an exec'ed process is held like pid 1");
+    assert!(status("self").contains("Seccomp:\t2"));
+    assert_eq!(host.ok(&["exec", "one", "cat", "/proc/1/cgroup"]), host.ok(&["exec", "one", "cat", "/proc/self/cgroup"]));
+    assert_eq!(host.ok(&["exec", "-e", "B=2", "one", "sh", "-c", "echo $A $B $(pwd) $(id -u)"]), "1 2 /tmp 1000");
+    assert_eq!(host.ok(&["exec", "-u", "0", "-w", "/", "one", "sh", "-c", "echo $(pwd) $(id -u)"]), "/ 0");
+    host.fails(7, &["exec", "one", "sh", "-c", "exit 7"]);
+    host.fails(127, &["exec", "one", "no-such-command"]);
+    host.fails(126, &["exec", "one", "/etc/passwd"]);
+    assert_eq!(host.with_input(&["exec", "-i", "one", "cat"], b"typed").out, "typed");
+    host.ok(&["exec", "-d", "one", "sh", "-c", "echo done > /tmp/done"]);
+    eventually("the detached process writes", 5, || host.run(&["exec", "one", "cat", "/tmp/done"]).out == "done\n");
+    host.ok(&["stop", "-t", "0", "one"]);
+    let error = host.fails(125, &["exec", "one", "true"]);
+    assert!(error.contains("is not running"), "{error}");
+}
+
+fn logs() {
+    let host = Host::with_box();
+    up(&host, "one", &["box", "sh", "-c", "echo first; echo oops >&2; while ! test -e /tmp/go; do sleep 0.05; done; echo last"]);
+    eventually("both lines are there", 5, || host.ok(&["logs", "one"]).contains("first"));
+    let mut follower = host.command(&["logs", "-f", "one"]).stdout(Stdio::piped()).spawn().unwrap();
+    host.ok(&["exec", "one", "touch", "/tmp/go"]);
+    let mut text = String::new();
+    follower.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    assert!(follower.wait().unwrap().success());
+    assert_eq!(text, "first\nlast\n", "a follower sees all of it and ends with the container");
+    let answer = host.run(&["logs", "one"]);
+    assert_eq!((answer.out.as_str(), answer.err.as_str()), ("first\nlast\n", "oops\n"));
+    assert_eq!(host.ok(&["logs", "-n", "1", "one"]), "last");
+    let stamped = host.ok(&["logs", "-t", "-n", "1", "one"]);
+    assert!(stamped.ends_with("Z last") && stamped.starts_with("20"), "{stamped}");
+}
+
+fn start_again() {
+    let host = Host::with_box();
+    host.ok(&["run", "--name", "one", "--network", "none", "box", "sh", "-c", "echo x >> /count; wc -l < /count"]);
+    assert_eq!(host.ok(&["start", "-a", "one"]), "2");
+    host.ok(&["start", "one"]);
+    host.ok(&["wait", "one"]);
+    assert_eq!(host.ok(&["logs", "one"]), "1\n2\n3");
+    host.ok(&["restart", "one"]);
+    host.ok(&["wait", "one"]);
+    assert_eq!(host.ok(&["logs", "-n", "1", "one"]), "4");
+    host.ok(&["rm", "one"]);
+}
+
+fn restart_policies() {
+    let host = Host::with_box();
+    up(&host, "fails", &["--restart", "on-failure:2", "box", "sh", "-c", "echo try; exit 3"]);
+    eventually("two restarts are over", 10, || host.inspect("fails")["State"]["Status"] == "exited");
+    let seen = host.inspect("fails");
+    assert_eq!((seen["RestartCount"].as_u64(), seen["State"]["ExitCode"].as_u64()), (Some(2), Some(3)));
+    assert_eq!(host.ok(&["logs", "fails"]), "try\ntry\ntry");
+    up(&host, "always", &["--restart", "always", "box", "sh", "-c", "echo run; sleep 0.05"]);
+    eventually("it ran three times", 10, || host.ok(&["logs", "always"]).lines().count() >= 3);
+    host.ok(&["stop", "always"]);
+    assert_eq!(host.inspect("always")["State"]["Status"], "exited", "a stop is stronger than the policy");
+    host.ok(&["run", "--network", "none", "--name", "good", "--restart", "on-failure", "box", "true"]);
+    assert_eq!(host.inspect("good")["RestartCount"], 0);
+    assert_eq!(host.leftovers(), "");
+}
+
+fn wait_and_kill() {
+    let host = Host::with_box();
+    up(&host, "one", &["box", "sh", "-c", "trap 'exit 9' USR1; echo ready; while true; do sleep 0.05; done"]);
+    eventually("the trap is set", 5, || host.ok(&["logs", "one"]).contains("ready"));
+    let waiting = host.command(&["wait", "one"]).stdout(Stdio::piped()).spawn().unwrap();
+    host.ok(&["kill", "-s", "USR1", "one"]);
+    let output = waiting.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "9\n");
+    assert_eq!(host.ok(&["wait", "one"]), "9", "one that has ended answers at once");
+    let error = host.fails(125, &["kill", "one"]);
+    assert!(error.contains("is not running"), "{error}");
+}
+
+fn stop_signal() {
+    let host = Host::with_box();
+    up(&host, "one", &["--stop-signal", "INT", "box", "sh", "-c", "trap 'exit 33' INT; echo ready; while true; do sleep 0.05; done"]);
+    eventually("the trap is set", 5, || host.ok(&["logs", "one"]).contains("ready"));
+    host.ok(&["stop", "one"]);
+    assert_eq!(host.inspect("one")["State"]["ExitCode"], 33);
+}
+
+fn attach() {
+    let host = Host::with_box();
+    up(&host, "one", &["-i", "box", "sh", "-c", "read line; echo got $line; exit 5"]);
+    let answer = host.with_input(&["attach", "one"], b"hello\n");
+    assert_eq!((answer.code, answer.out.as_str()), (5, "got hello\n"), "{}", answer.err);
+}
+
+fn terminal() {
+    let host = Host::with_box();
+    let (mut master, slave) = pty(33, 101);
+    let child = |args: &[&str]| {
+        let mut command = host.command(args);
+        let stream = || Stdio::from(slave.try_clone().unwrap());
+        command.stdin(stream()).stdout(stream()).stderr(stream());
+        command.spawn().unwrap()
+    };
+    let mut run = child(&["run", "-it", "--name", "one", "--network", "none", "box", "sh"]);
+    let mut seen = String::new();
+    let mut read_until = |master: &mut std::fs::File, what: &str| {
+        let mut buffer = [0; 4096];
+        while !seen.contains(what) {
+            let count = master.read(&mut buffer).unwrap();
+            seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+        std::mem::take(&mut seen)
+    };
+    read_until(&mut master, "# ");
+    master.write_all(b"stty size; tty\n").unwrap();
+    let text = read_until(&mut master, "/dev/");
+    assert!(text.contains("33 101"), "{text}");
+    master.write_all(b"\x10\x11").unwrap();
+    read_until(&mut master, "left running");
+    assert_eq!(run.wait().unwrap().code(), Some(0));
+    assert!(host.ok(&["ps"]).contains("Up"), "the keys leave it running");
+    let mut attach = child(&["attach", "one"]);
+    master.write_all(b"echo b$((40+2))\n").unwrap();
+    read_until(&mut master, "b42");
+    let mut exec = child(&["exec", "-it", "one", "sh", "-c", "stty size; exit 6"]);
+    read_until(&mut master, "33 101");
+    assert_eq!(exec.wait().unwrap().code(), Some(6));
+    master.write_all(b"exit 4\n").unwrap();
+    assert_eq!(attach.wait().unwrap().code(), Some(4));
+}
+
+fn pty(rows: u16, columns: u16) -> (std::fs::File, std::fs::File) {
+    let size = nix::pty::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = nix::pty::openpty(Some(&size), None).unwrap();
+    (pty.master.into(), pty.slave.into())
+}
+
+fn rm_running() {
+    let host = Host::with_box();
+    up(&host, "one", &["box", "sleep", "1000"]);
+    let error = host.fails(125, &["rm", "one"]);
+    assert!(error.contains("is running") && error.contains("rm -f"), "{error}");
+    host.ok(&["rm", "-f", "one"]);
+    assert_eq!(host.ok(&["ps", "-aq"]), "");
+    assert_eq!(host.leftovers(), "");
+}

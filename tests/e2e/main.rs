@@ -1,0 +1,48 @@
+//! End to end: the real binary, real images, real containers, as root on this host.
+//!
+//! Every test has a host of its own (store, run directory, network namespace: see `host`). Run one with
+//! `cargo test --test e2e -- NAME`.
+
+mod archive;
+mod crash;
+mod host;
+mod isolation;
+mod jupyter;
+mod life;
+mod limits;
+mod network;
+mod run;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+type Test = (&'static str, fn());
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let rooms: [(&str, &[Test]); 7] = [
+        ("run", run::TESTS),
+        ("life", life::TESTS),
+        ("limits", limits::TESTS),
+        ("isolation", isolation::TESTS),
+        ("network", network::TESTS),
+        ("crash", crash::TESTS),
+        ("jupyter", jupyter::TESTS),
+    ];
+    let root = nix::unistd::geteuid().is_root();
+    let required = std::env::var("GPURUN_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == "root"));
+    let mut trials = Vec::new();
+    for (room, tests) in rooms {
+        for &(name, test) in tests {
+            let trial = Trial::test(format!("{room}::{name}"), move || {
+                if !root {
+                    return Err(Failed::from("needs root"));
+                }
+                test();
+                Ok(())
+            });
+            // A test that cannot run here is counted as ignored, unless this place promised to be able to.
+            trials.push(trial.with_ignored_flag(!root && !required));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
