@@ -75,7 +75,7 @@ pub fn create(
 
 /// Dies here if a test asked for it: `GPURUN_KILL_AT=STEP` proves that a SIGKILL between two steps leaves nothing that the next command
 /// does not clear away. Not in release builds.
-fn step(name: &str) {
+pub fn step(name: &str) {
     tracing::debug!("launch: {name}");
     #[cfg(debug_assertions)]
     if std::env::var_os("GPURUN_KILL_AT").is_some_and(|at| at == name) {

@@ -177,6 +177,7 @@ impl Supervisor {
             return Err(container.give_up(report));
         }
         self.announce(&container);
+        launch::step("running");
         let ending = self.watch(&mut container);
         self.state.oom_kills += container.oom_kills();
         self.state.oom_killed = self.state.oom_kills > 0;

@@ -83,7 +83,8 @@ impl Archive {
         let config = serde_json::to_vec(&config).unwrap();
         let config_name = format!("{}.json", hex(&config));
         let names: Vec<String> = tars.iter().map(|tar| format!("{}/layer.tar", hex(tar))).collect();
-        let manifest = json!([{ "Config": config_name, "RepoTags": [format!("{}:latest", self.name)], "Layers": names }]);
+        let manifest =
+            json!([{ "Config": config_name, "RepoTags": [format!("{}:latest", self.name)], "Layers": names }]);
         let mut builder = Builder::new(fs::File::create(path).unwrap());
         let mut add = |name: &str, bytes: &[u8]| {
             let mut header = Header::new_gnu();
@@ -102,9 +103,10 @@ impl Archive {
 
 /// busybox's applets that the tests use.
 const APPLETS: &[&str] = &[
-    "sh", "true", "false", "echo", "cat", "ls", "sleep", "id", "env", "pwd", "kill", "nc", "wget", "httpd", "hostname", "mount", "umount",
-    "mkdir", "rm", "ln", "touch", "dd", "nproc", "ps", "grep", "head", "tail", "yes", "stty", "test", "mknod", "ip", "ping", "awk", "seq",
-    "chmod", "stat", "wc", "sort", "printf", "trap", "date", "cut", "readlink", "tty", "timeout", "udhcpc", "printenv", "df", "ulimit",
+    "sh", "true", "false", "echo", "cat", "ls", "sleep", "id", "env", "pwd", "kill", "nc", "wget", "httpd", "hostname",
+    "mount", "umount", "mkdir", "rm", "ln", "touch", "dd", "nproc", "ps", "grep", "head", "tail", "yes", "stty",
+    "test", "mknod", "ip", "ping", "awk", "seq", "chmod", "stat", "wc", "sort", "printf", "trap", "date", "cut",
+    "readlink", "tty", "timeout", "udhcpc", "printenv", "df", "ulimit",
 ];
 
 pub fn busybox() -> Archive {

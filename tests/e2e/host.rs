@@ -26,7 +26,8 @@ impl Host {
     pub fn new() -> Self {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("gpurun-e2e-{}-{number}", std::process::id());
-        let dir = std::env::var_os("GPURUN_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from).join(&name);
+        let dir =
+            std::env::var_os("GPURUN_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from).join(&name);
         fs::create_dir_all(&dir).unwrap();
         sh(&format!("ip netns add {name} && ip -n {name} link set lo up"));
         Self { dir, netns: name }

@@ -69,7 +69,10 @@ fn exec() {
     };
     assert_eq!(status("1"), status("self"), "an exec'ed process is held like pid 1");
     assert!(status("self").contains("Seccomp:\t2"));
-    assert_eq!(host.ok(&["exec", "one", "cat", "/proc/1/cgroup"]), host.ok(&["exec", "one", "cat", "/proc/self/cgroup"]));
+    assert_eq!(
+        host.ok(&["exec", "one", "cat", "/proc/1/cgroup"]),
+        host.ok(&["exec", "one", "cat", "/proc/self/cgroup"])
+    );
     assert_eq!(host.ok(&["exec", "-e", "B=2", "one", "sh", "-c", "echo $A $B $(pwd) $(id -u)"]), "1 2 /tmp 1000");
     assert_eq!(host.ok(&["exec", "-u", "0", "-w", "/", "one", "sh", "-c", "echo $(pwd) $(id -u)"]), "/ 0");
     host.fails(7, &["exec", "one", "sh", "-c", "exit 7"]);
@@ -85,7 +88,11 @@ fn exec() {
 
 fn logs() {
     let host = Host::with_box();
-    up(&host, "one", &["box", "sh", "-c", "echo first; echo oops >&2; while ! test -e /tmp/go; do sleep 0.05; done; echo last"]);
+    up(
+        &host,
+        "one",
+        &["box", "sh", "-c", "echo first; echo oops >&2; while ! test -e /tmp/go; do sleep 0.05; done; echo last"],
+    );
     eventually("both lines are there", 5, || host.ok(&["logs", "one"]).contains("first"));
     let mut follower = host.command(&["logs", "-f", "one"]).stdout(Stdio::piped()).spawn().unwrap();
     host.ok(&["exec", "one", "touch", "/tmp/go"]);
@@ -144,7 +151,11 @@ fn wait_and_kill() {
 
 fn stop_signal() {
     let host = Host::with_box();
-    up(&host, "one", &["--stop-signal", "INT", "box", "sh", "-c", "trap 'exit 33' INT; echo ready; while true; do sleep 0.05; done"]);
+    up(
+        &host,
+        "one",
+        &["--stop-signal", "INT", "box", "sh", "-c", "trap 'exit 33' INT; echo ready; while true; do sleep 0.05; done"],
+    );
     eventually("the trap is set", 5, || host.ok(&["logs", "one"]).contains("ready"));
     host.ok(&["stop", "one"]);
     assert_eq!(host.inspect("one")["State"]["ExitCode"], 33);

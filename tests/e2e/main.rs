@@ -7,7 +7,6 @@ mod archive;
 mod crash;
 mod host;
 mod isolation;
-mod jupyter;
 mod life;
 mod limits;
 mod network;
@@ -19,14 +18,13 @@ type Test = (&'static str, fn());
 
 fn main() {
     let arguments = Arguments::from_args();
-    let rooms: [(&str, &[Test]); 7] = [
+    let rooms: [(&str, &[Test]); 6] = [
         ("run", run::TESTS),
         ("life", life::TESTS),
         ("limits", limits::TESTS),
         ("isolation", isolation::TESTS),
         ("network", network::TESTS),
         ("crash", crash::TESTS),
-        ("jupyter", jupyter::TESTS),
     ];
     let root = nix::unistd::geteuid().is_root();
     let required = std::env::var("GPURUN_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == "root"));

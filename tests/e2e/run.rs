@@ -62,7 +62,8 @@ fn streams() {
 fn environment() {
     let host = Host::with_box();
     std::fs::write(host.dir.join("file.env"), "# comment\nFROM_FILE=1\nA=file\n").unwrap();
-    let out = host.ok(&run(&["-e", "A=flag", "-e", "B=x y", "--env-file", "file.env", "--hostname", "h1", "box", "env"]));
+    let out =
+        host.ok(&run(&["-e", "A=flag", "-e", "B=x y", "--env-file", "file.env", "--hostname", "h1", "box", "env"]));
     for line in ["A=flag", "B=x y", "FROM_FILE=1", "PATH=/bin", "HOSTNAME=h1", "HOME=/root"] {
         assert!(out.lines().any(|other| other == line), "{line} is not in\n{out}");
     }
@@ -77,7 +78,10 @@ fn identity() {
     assert_eq!(host.ok(&run(&["-w", "/made/up", "box", "pwd"])), "/made/up");
     assert_eq!(host.ok(&run(&["--hostname", "spark", "box", "hostname"])), "spark");
     assert_eq!(host.ok(&run(&["--entrypoint", "echo", "box", "a", "b"])), "a b");
-    assert_eq!(host.ok(&run(&["--init", "box", "sh", "-c", "readlink /proc/1/exe; echo $$"])).lines().last().unwrap() != "1", true);
+    assert_eq!(
+        host.ok(&run(&["--init", "box", "sh", "-c", "readlink /proc/1/exe; echo $$"])).lines().last().unwrap() != "1",
+        true
+    );
 }
 
 fn mounts() {
@@ -90,7 +94,8 @@ fn mounts() {
     host.ok(&run(&["-v", "./data:/deep/er/d", "box", "touch", "/deep/er/d/new"]));
     assert!(host.dir.join("data/new").exists());
     host.ok(&run(&["--mount", "type=bind,source=data/in,target=/one", "box", "cat", "/one"]));
-    let out = host.ok(&run(&["--tmpfs", "/t:size=1m,mode=700", "box", "sh", "-c", "stat -c %a /t; df -k /t | tail -1"]));
+    let out =
+        host.ok(&run(&["--tmpfs", "/t:size=1m,mode=700", "box", "sh", "-c", "stat -c %a /t; df -k /t | tail -1"]));
     assert!(out.starts_with("700\n") && out.contains("1024"), "{out}");
     let error = host.fails(1, &run(&["--read-only", "box", "touch", "/x"]));
     assert!(error.contains("Read-only"), "{error}");
@@ -127,7 +132,11 @@ fn side_by_side() {
         let children: Vec<_> = (0..8)
             .map(|code| {
                 let script = format!("exit {code}");
-                host.command(&run(&["box", "sh", "-c", &script])).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+                host.command(&run(&["box", "sh", "-c", &script]))
+                    .stdout(Stdio::piped())
+                    .stderr(Stdio::piped())
+                    .spawn()
+                    .unwrap()
             })
             .collect();
         for (code, child) in children.into_iter().enumerate() {
@@ -148,7 +157,10 @@ fn volumes() {
     archive.layer(seeded).write(&path);
     host.ok(&["image", "load", path.to_str().unwrap()]);
     // A named volume begins as a copy of what the image has there, and keeps what is written.
-    assert_eq!(host.ok(&run(&["-v", "keep:/data", "seeded", "sh", "-c", "cat /data/seed; echo more > /data/more"])), "from the image");
+    assert_eq!(
+        host.ok(&run(&["-v", "keep:/data", "seeded", "sh", "-c", "cat /data/seed; echo more > /data/more"])),
+        "from the image"
+    );
     assert_eq!(host.ok(&run(&["-v", "keep:/data", "seeded", "cat", "/data/more"])), "more");
     let _ = Archive::new("unused");
 }

@@ -1,0 +1,194 @@
+//! Bridge, published ports, host and none: from loopback, from the host's address, from another machine.
+
+use std::io::{Read, Write};
+use std::process::Stdio;
+
+use crate::host::{Host, eventually, sh};
+
+pub const TESTS: &[(&str, fn())] = &[
+    ("a_published_port_is_reachable_from_everywhere", published),
+    ("udp_is_published_too", udp),
+    ("a_port_on_loopback_is_for_this_host_only", loopback_only),
+    ("two_containers_on_one_port", port_taken),
+    ("a_port_of_the_host_is_in_use", port_in_use),
+    ("containers_reach_each_other_and_out", outwards),
+    ("names_and_name_servers", names),
+    ("none_and_host", modes),
+];
+
+/// Another machine on a wire to this host: 192.0.2.2 there, 192.0.2.1 here.
+struct Outside<'a> {
+    host: &'a Host,
+    netns: String,
+}
+
+impl<'a> Outside<'a> {
+    fn new(host: &'a Host) -> Self {
+        let netns = format!("{}-out", host.netns);
+        let here = &host.netns;
+        sh(&format!(
+            "ip netns add {netns} && ip -n {netns} link set lo up && ip -n {here} link add wire type veth peer name wire netns {netns} && \
+             ip -n {here} addr add 192.0.2.1/24 dev wire && ip -n {here} link set wire up && \
+             ip -n {netns} addr add 192.0.2.2/24 dev wire && ip -n {netns} link set wire up"
+        ));
+        Self { host, netns }
+    }
+
+    fn fetch(&self, address: &str) -> Option<String> {
+        fetch(&self.netns, address)
+    }
+}
+
+impl Drop for Outside<'_> {
+    fn drop(&mut self) {
+        let _ = self.host;
+        let _ = std::process::Command::new("ip").args(["netns", "delete", &self.netns]).status();
+    }
+}
+
+/// What a TCP server says, seen from a network namespace.
+fn fetch(netns: &str, address: &str) -> Option<String> {
+    let (ip, port) = address.split_once(':').unwrap();
+    let output = std::process::Command::new("nsenter")
+        .args([&format!("--net=/run/netns/{netns}"), "busybox", "timeout", "2", "busybox", "nc", ip, port])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    (!text.is_empty()).then_some(text)
+}
+
+fn serve(host: &Host, name: &str, publish: &str) {
+    host.ok(&["run", "-d", "--name", name, "-p", publish, "box", "nc", "-lk", "-p", "80", "-e", "echo", name]);
+    let port = host.inspect(name)["Network"]["Ports"][0]["host_port"].as_u64().unwrap();
+    eventually("the server answers", 5, || fetch(&host.netns, &format!("127.0.0.1:{port}")).is_some());
+}
+
+fn published() {
+    let host = Host::with_box();
+    let outside = Outside::new(&host);
+    serve(&host, "web", "8080:80");
+    assert_eq!(fetch(&host.netns, "127.0.0.1:8080").as_deref(), Some("web"));
+    assert_eq!(fetch(&host.netns, "192.0.2.1:8080").as_deref(), Some("web"));
+    assert_eq!(outside.fetch("192.0.2.1:8080").as_deref(), Some("web"));
+    // From the container itself, by the host's address: hairpin.
+    assert_eq!(host.ok(&["exec", "web", "sh", "-c", "nc 192.0.2.1 8080 < /dev/null"]), "web");
+    host.ok(&["rm", "-f", "web"]);
+    assert_eq!(fetch(&host.netns, "127.0.0.1:8080"), None);
+    assert_eq!(host.leftovers(), "");
+}
+
+fn udp() {
+    let host = Host::with_box();
+    host.ok(&["run", "-d", "--name", "u", "-p", "5353:53/udp", "box", "nc", "-u", "-l", "-p", "53", "-e", "cat"]);
+    let mut client = host
+        .program("busybox", &["nc", "-u", "127.0.0.1", "5353"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut answer = [0; 5];
+    client.stdin.as_mut().unwrap().write_all(b"hello").unwrap();
+    client.stdout.as_mut().unwrap().read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"hello");
+    client.kill().unwrap();
+    client.wait().unwrap();
+}
+
+fn loopback_only() {
+    let host = Host::with_box();
+    let outside = Outside::new(&host);
+    serve(&host, "web", "127.0.0.1:8080:80");
+    let ip = host.inspect("web")["Network"]["IPAddress"].as_str().unwrap().to_owned();
+    assert_eq!(outside.fetch("192.0.2.1:8080"), None);
+    // A neighbour that sends packets for our loopback, or for the container itself, straight to us.
+    sh(&format!("ip -n {} route add 10.89.0.0/16 via 192.0.2.1", outside.netns));
+    assert_eq!(outside.fetch(&format!("{ip}:80")), None, "the container itself is behind the host");
+    sh(&format!(
+        "ip netns exec {0} sysctl -qw net.ipv4.conf.all.route_localnet=1 && ip -n {0} addr del 127.0.0.1/8 dev lo && ip -n {0} route add 127.0.0.1 via 192.0.2.1 dev wire",
+        outside.netns
+    ));
+    assert_eq!(outside.fetch("127.0.0.1:8080"), None);
+}
+
+fn port_taken() {
+    let host = Host::with_box();
+    serve(&host, "web", "8080:80");
+    let error = host.fails(125, &["run", "-d", "--name", "two", "-p", "8080:81", "box", "true"]);
+    assert!(error.contains("8080") && error.contains("container `web`") && error.contains("hint:"), "{error}");
+    // Any free one is another one.
+    serve(&host, "three", "80");
+}
+
+fn port_in_use() {
+    let host = Host::with_box();
+    let mut other = host.program("busybox", &["nc", "-l", "-p", "8080"]).spawn().unwrap();
+    eventually("somebody listens", 5, || {
+        !sh(&format!("nsenter --net=/run/netns/{} cat /proc/net/tcp /proc/net/tcp6 | grep :1F90 || true", host.netns))
+            .is_empty()
+    });
+    let error = host.fails(125, &["run", "--rm", "-p", "8080:80", "box", "true"]);
+    assert!(error.contains("8080") && error.contains("in use"), "{error}");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert_eq!(host.leftovers(), "");
+}
+
+fn outwards() {
+    let host = Host::with_box();
+    let outside = Outside::new(&host);
+    serve(&host, "web", "8080:80");
+    let ip = host.inspect("web")["Network"]["IPAddress"].as_str().unwrap().to_owned();
+    assert_eq!(host.ok(&["run", "--rm", "box", "sh", "-c", &format!("nc {ip} 80 < /dev/null")]), "web");
+    let mut server = std::process::Command::new("nsenter")
+        .args([
+            &format!("--net=/run/netns/{}", outside.netns),
+            "busybox",
+            "nc",
+            "-lk",
+            "-p",
+            "99",
+            "-e",
+            "echo",
+            "outside",
+        ])
+        .spawn()
+        .unwrap();
+    eventually("the other machine answers", 5, || fetch(&host.netns, "192.0.2.2:99").is_some());
+    assert_eq!(host.ok(&["run", "--rm", "box", "sh", "-c", "nc 192.0.2.2 99 < /dev/null"]), "outside");
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+fn names() {
+    let host = Host::with_box();
+    let out = host.ok(&[
+        "run",
+        "--rm",
+        "--hostname",
+        "spark",
+        "--dns",
+        "192.0.2.53",
+        "--add-host",
+        "db:192.0.2.7",
+        "box",
+        "cat",
+        "/etc/hosts",
+        "/etc/resolv.conf",
+        "/etc/hostname",
+    ]);
+    for part in ["127.0.0.1\tlocalhost", "\tspark", "192.0.2.7\tdb", "nameserver 192.0.2.53", "spark"] {
+        assert!(out.contains(part), "{part} is not in\n{out}");
+    }
+}
+
+fn modes() {
+    let host = Host::with_box();
+    assert_eq!(host.ok(&["run", "--rm", "--network", "none", "box", "sh", "-c", "ip -o link | wc -l"]), "1");
+    let own = sh(&format!(
+        "readlink /run/netns/{0} 2>/dev/null; nsenter --net=/run/netns/{0} readlink /proc/self/ns/net",
+        host.netns
+    ));
+    assert_eq!(host.ok(&["run", "--rm", "--network", "host", "box", "readlink", "/proc/self/ns/net"]), own.trim());
+    host.fails(2, &["run", "--rm", "--network", "host", "-p", "80:80", "box", "true"]);
+}
