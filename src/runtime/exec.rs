@@ -70,23 +70,16 @@ pub fn exec(request: &ExecRequest<'_>) -> Result<ExecChild, RuntimeError> {
     let _ = waitpid(Pid::from_raw(helper), None);
     let failure = read_failure(&mut failures);
     let Some(pid) = pid else {
-        let failure =
-            failure.unwrap_or(Failure { step: "the helper ended without a word".into(), errno: libc::ECHILD });
-        return Err(failure.into_error(&program));
+        let failure = failure.unwrap_or(Failure::step("the helper ended without a word", libc::ECHILD));
+        return Err(failure.into_error(&program, &[]));
     };
     if let Some(failure) = failure {
         let _ = waitpid(Pid::from_raw(pid), None);
-        return Err(failure.into_error(&program));
+        return Err(failure.into_error(&program, &[]));
     }
     let pidfd = process::open_pidfd(pid).map_err(sys("open the new process"))?;
     let pty = match request.stdio {
-        Stdio::Pty { size } => {
-            let master = process::receive_fd(terminal.as_fd()).map_err(sys("receive the terminal"))?;
-            if let Some((rows, columns)) = size {
-                pty::set_window_size(master.as_fd(), rows, columns);
-            }
-            Some(master)
-        }
+        Stdio::Pty { .. } => Some(process::receive_fd(terminal.as_fd()).map_err(sys("receive the terminal"))?),
         Stdio::Fds { .. } => None,
     };
     Ok(ExecChild { pid, pidfd, pty })
@@ -102,12 +95,12 @@ type Step = Result<(), Failure>;
 
 fn failed(step: &str) -> impl Fn(std::io::Error) -> Failure {
     let step = step.to_owned();
-    move |error| Failure { step: step.clone(), errno: error.raw_os_error().unwrap_or(libc::EIO) }
+    move |error| Failure::step(&step, error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 fn failed_nix(step: &str) -> impl Fn(nix::Error) -> Failure {
     let step = step.to_owned();
-    move |errno| Failure { step: step.clone(), errno: errno as i32 }
+    move |errno| Failure::step(&step, errno as i32)
 }
 
 /// The helper: never returns.
@@ -154,10 +147,7 @@ fn enter_namespaces(request: &ExecRequest<'_>) -> Step {
 fn become_process(request: &ExecRequest<'_>, failures: &OwnedFd, terminal: &UnixStream) -> ! {
     let prepared = prepare(request, terminal);
     let failure = match prepared {
-        Ok(args) => {
-            let errno = execute(&request.args[0], &args, &request.env);
-            Failure { step: String::new(), errno: errno as i32 }
-        }
+        Ok(args) => execute(request.args.first().map_or("", String::as_str), &args, &request.env),
         Err(failure) => failure,
     };
     tell(failures, &failure);
@@ -177,7 +167,8 @@ fn prepare(request: &ExecRequest<'_>, terminal: &UnixStream) -> Result<Vec<std::
     identity(request)?;
     process::close_on_exec_from(3).map_err(failed("close the host's descriptors"))?;
     process::default_signals();
-    c_strings(&request.args).map_err(|_| Failure { step: "pass its arguments".into(), errno: libc::EINVAL })
+    process::usual_umask();
+    c_strings(&request.args).map_err(|_| Failure::step("pass its arguments", libc::EINVAL))
 }
 
 fn streams(request: &ExecRequest<'_>, terminal: &UnixStream) -> Step {
@@ -190,10 +181,14 @@ fn streams(request: &ExecRequest<'_>, terminal: &UnixStream) -> Step {
     };
     match &request.stdio {
         Stdio::Fds { stdin, stdout, stderr } => put(stdin, stdout, stderr).map(drop),
-        Stdio::Pty { .. } => {
+        Stdio::Pty { size } => {
             let (master, slave) = pty::open().map_err(failed("open a terminal in the container"))?;
             nix::unistd::fchown(&slave, Some(Uid::from_raw(request.uid)), None)
                 .map_err(failed_nix("give the terminal to the user"))?;
+            // Before the program runs: an editor asks once, at its start.
+            if let Some((rows, columns)) = *size {
+                pty::set_window_size(master.as_fd(), rows, columns);
+            }
             process::send_fd(terminal.as_fd(), master.as_fd()).map_err(failed("hand over the terminal"))?;
             put(&slave, &slave, &slave)?;
             pty::make_controlling(&slave).map_err(failed("take the terminal"))
@@ -212,7 +207,7 @@ fn enter_directory(request: &ExecRequest<'_>) -> Step {
     let what = format!("enter the directory `{}`", request.cwd.display());
     nix::unistd::chdir(&request.cwd).map_err(failed_nix(&what))?;
     let inside = nix::unistd::getcwd().is_ok_and(|path| path.starts_with(Path::new("/")));
-    if inside { Ok(()) } else { Err(Failure { step: what + ", which is not in the container", errno: libc::EXDEV }) }
+    if inside { Ok(()) } else { Err(Failure::step(what + ", which is not in the container", libc::EXDEV)) }
 }
 
 fn identity(request: &ExecRequest<'_>) -> Step {

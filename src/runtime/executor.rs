@@ -22,36 +22,36 @@ pub(super) struct Failure {
     /// What was being done; the empty text: executing the program itself.
     pub step: String,
     pub errno: i32,
+    /// The file that was found, where it is the program that failed.
+    pub found: Option<String>,
 }
 
 impl Failure {
-    pub(super) fn into_error(self, program: &str) -> RuntimeError {
+    pub(super) fn step(step: impl Into<String>, errno: i32) -> Self {
+        Self { step: step.into(), errno, found: None }
+    }
+
+    /// `words`: what libcontainer had to say, which is nothing for the program's own failures.
+    pub(super) fn into_error(self, program: &str, words: &[String]) -> RuntimeError {
         let source = std::io::Error::from_raw_os_error(self.errno);
         if !self.step.is_empty() {
-            return RuntimeError::Enter { step: self.step, source };
+            let step = if words.is_empty() { self.step } else { format!("{} ({})", self.step, words.join("; ")) };
+            return RuntimeError::Enter { step, source };
         }
-        let program = program.to_owned();
-        match self.errno {
-            libc::ENOENT if program.contains('/') => RuntimeError::Execute {
-                program,
-                why: "there is no such file in the image, or the interpreter that it names is missing".into(),
-                not_found: true,
-            },
-            libc::ENOENT | libc::ENOTDIR => RuntimeError::Execute {
-                program,
-                why: "there is no such program in the container's PATH".into(),
-                not_found: true,
-            },
-            libc::EACCES | libc::EISDIR => {
-                RuntimeError::Execute { program, why: "it is not an executable file".into(), not_found: false }
+        let not_found = matches!(self.errno, libc::ENOENT | libc::ENOTDIR);
+        let why = match (self.errno, self.found) {
+            // The kernel says ENOENT for a script's `#!` line and for a dynamic loader that is not there, too.
+            (libc::ENOENT, Some(path)) => format!("the interpreter that `{path}` names is not in the image"),
+            (libc::ENOENT | libc::ENOTDIR, _) if program.contains('/') => "there is no such file in the image".into(),
+            (libc::ENOENT | libc::ENOTDIR, _) => "there is no such program in the container's PATH".into(),
+            (libc::EACCES, _) => "it is not an executable file, or the container's user may not execute it".into(),
+            (libc::EISDIR, _) => "it is a directory".into(),
+            (libc::ENOEXEC, _) => {
+                "it is no program for this machine (another architecture, or a script without `#!`)".into()
             }
-            libc::ENOEXEC => RuntimeError::Execute {
-                program,
-                why: "it is no program for this machine (wrong architecture, or a script without `#!`)".into(),
-                not_found: false,
-            },
-            _ => RuntimeError::Execute { program, why: source.to_string(), not_found: false },
-        }
+            _ => source.to_string(),
+        };
+        RuntimeError::Execute { program: program.to_owned(), why, not_found }
     }
 }
 
@@ -64,13 +64,17 @@ pub(super) struct Executor {
     filter: Option<Filter>,
     no_new_privileges: bool,
     held: u64,
-    oom_score_adj: Option<i32>,
+    /// The supervisor, to see whether it still lives.
+    supervisor: Rc<OwnedFd>,
     failures: Rc<OwnedFd>,
 }
 
 impl Executor {
     pub(super) fn new(request: &CreateRequest<'_>, args: Vec<String>, failures: OwnedFd) -> Result<Self, RuntimeError> {
         let program = args.first().cloned().unwrap_or_default();
+        let own = i32::try_from(std::process::id()).unwrap_or(0);
+        let supervisor =
+            process::open_pidfd(own).map_err(|error| RuntimeError::Sys("open gpurun's own process", error))?;
         Ok(Self {
             args: c_strings(&args)?,
             program,
@@ -78,7 +82,7 @@ impl Executor {
             filter: request.seccomp.cloned(),
             no_new_privileges: request.no_new_privileges,
             held: request.held_capabilities,
-            oom_score_adj: request.oom_score_adj,
+            supervisor: Rc::new(supervisor),
             failures: Rc::new(failures),
         })
     }
@@ -87,17 +91,25 @@ impl Executor {
         tell(&self.failures, failure);
     }
 
+    /// The container dies with its supervisor. One that died before this call sends no signal any more, and getppid(2) answers 0 for any
+    /// parent outside the pid namespace: its pidfd tells.
+    fn tie(&self) -> std::io::Result<()> {
+        process::set_parent_death_signal(libc::SIGKILL)?;
+        if process::wait_pidfd(&*self.supervisor, std::time::Duration::ZERO) {
+            return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        Ok(())
+    }
+
     /// The order matters: the filter is loaded while it still may be, and is the last thing before exec otherwise.
     fn finish(&self) -> Result<(), Failure> {
         let step = |step: &str| {
             let step = step.to_owned();
-            move |error: std::io::Error| Failure { step, errno: error.raw_os_error().unwrap_or(libc::EIO) }
+            move |error: std::io::Error| Failure::step(step, error.raw_os_error().unwrap_or(libc::EIO))
         };
-        if let Some(score) = self.oom_score_adj {
-            std::fs::write("/proc/self/oom_score_adj", score.to_string()).map_err(step("set the OOM score"))?;
-        }
-        process::set_parent_death_signal(libc::SIGKILL).map_err(step("tie the container to its supervisor"))?;
+        self.tie().map_err(step("tie the container to its supervisor"))?;
         process::default_signals();
+        process::usual_umask();
         if let Some(filter) = &self.filter {
             seccomp::load(&filter.0).map_err(step("load the seccomp filter"))?;
         }
@@ -111,13 +123,13 @@ impl Executor {
 impl WorkloadExecutor for Executor {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         // From here on the container dies with its supervisor, also while it waits for the start.
-        if let Err(error) = process::set_parent_death_signal(libc::SIGKILL) {
+        if let Err(error) = self.tie() {
             return Err(ExecutorValidationError::ArgValidationError(error.to_string()));
         }
         // Already in the container's root: a missing program is an error before anything runs.
         let env = environment(spec);
         if let Err(errno) = find(&self.check, &env) {
-            self.tell(&Failure { step: String::new(), errno: errno as i32 });
+            self.tell(&Failure::step("", errno as i32));
             return Err(ExecutorValidationError::ArgValidationError(self.check.clone()));
         }
         Ok(())
@@ -134,9 +146,9 @@ impl WorkloadExecutor for Executor {
             self.tell(&failure);
             return Err(ExecutorError::Other(failure.step));
         }
-        let errno = execute(&self.program, &self.args, &env);
-        self.tell(&Failure { step: String::new(), errno: errno as i32 });
-        process::exit_now(if errno == nix::Error::ENOENT { 127 } else { 126 })
+        let failure = execute(&self.program, &self.args, &env);
+        self.tell(&failure);
+        process::exit_now(if failure.errno == libc::ENOENT { 127 } else { 126 })
     }
 }
 
@@ -195,13 +207,64 @@ fn executable(path: &Path) -> Result<(), nix::Error> {
 }
 
 /// Replaces the process; answers only if that fails.
-pub(super) fn execute(program: &str, args: &[CString], env: &[String]) -> nix::Error {
+pub(super) fn execute(program: &str, args: &[CString], env: &[String]) -> Failure {
     let path = match find(program, env) {
         Ok(path) => path,
-        Err(errno) => return errno,
+        Err(errno) => return Failure::step("", errno as i32),
     };
+    let found = Some(path.display().to_string());
     let (Ok(path), Ok(env)) = (CString::new(path.into_os_string().into_encoded_bytes()), c_strings(env)) else {
-        return nix::Error::EINVAL;
+        return Failure::step("pass its environment", libc::EINVAL);
     };
-    process::execve(&path, args, &env)
+    let errno = process::execve(&path, args, &env);
+    Failure { step: String::new(), errno: errno as i32, found }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Report;
+
+    #[test]
+    fn a_program_is_found_as_execvp_finds_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = |name: &str, mode: u32| {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, "").unwrap();
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+            path
+        };
+        let (good, plain) = (make("b/tool", 0o755), make("a/tool", 0o644));
+        make("a/closed", 0o600);
+        let env = [format!("PATH={0}/none:{0}/a:{0}/b", dir.path().display())];
+        assert_eq!(find("tool", &env), Ok(good), "a file that is not executable does not end the search");
+        assert_eq!(find("closed", &env), Err(nix::Error::EACCES), "but is the better word where nothing else is found");
+        assert_eq!(find("nothing", &env), Err(nix::Error::ENOENT));
+        assert_eq!(find("", &env), Err(nix::Error::ENOENT));
+        assert_eq!(find(plain.to_str().unwrap(), &env), Err(nix::Error::EACCES));
+        assert_eq!(find(dir.path().to_str().unwrap(), &env), Err(nix::Error::EISDIR));
+    }
+
+    #[test]
+    fn every_failure_has_its_words_and_exit_code() {
+        let case = |program: &str, errno: i32, found: Option<&str>| {
+            let failure = Failure { step: String::new(), errno, found: found.map(str::to_owned) };
+            let report = Report::from(failure.into_error(program, &[]));
+            (report.exit_code, report.message)
+        };
+        for (program, errno, found, code, words) in [
+            ("x", libc::ENOENT, None, 127, "PATH"),
+            ("/x", libc::ENOENT, None, 127, "no such file"),
+            ("/a/x", libc::ENOTDIR, None, 127, "no such file"),
+            ("x", libc::ENOENT, Some("/bin/x"), 127, "interpreter that `/bin/x` names"),
+            ("x", libc::EACCES, None, 126, "not an executable file"),
+            ("/", libc::EISDIR, None, 126, "directory"),
+            ("x", libc::ENOEXEC, Some("/bin/x"), 126, "architecture"),
+            ("x", libc::E2BIG, Some("/bin/x"), 126, "Argument list too long"),
+        ] {
+            let (exit, message) = case(program, errno, found);
+            assert!(exit == code && message.contains(words), "{program} {errno}: {exit} {message}");
+        }
+    }
 }

@@ -11,11 +11,16 @@
 //! | SIGPIPE stays ignored, the signal mask is inherited | `executor`: defaults for all signals before exec |
 //! | the tenant has no seccomp filter | `exec`, ours; for pid 1 the filter is loaded in `executor` |
 //! | `noNewPrivileges: false` with a filter fails | left unset; CAP_SYS_ADMIN is kept until `executor` has loaded the filter |
+//! | resources are written a second time, by other rules than ours | left out of what libcontainer reads: the cgroup room has written them |
 //! | HOME unset runs the image's NSS | `launch` always sets HOME |
 //! | memory.swap.max = 0 is never written, controllers' errors are lost, no device program on v2 | the cgroup room writes and reads back |
-//! | oomScoreAdj is written to the caller | taken out of what libcontainer reads, set in `executor` |
-//! | errors say little | ERROR events of its tracing are captured and attached ([`capture_errors`]) |
-//! | zombies after a failed create | reaped here |
+//! | oomScoreAdj is written to the caller | left out as well, written to pid 1 before it starts |
+//! | the umask of whoever called is inherited | 022 in `executor` and `exec`, as in docker |
+//! | errors say little | ERROR events of its tracing, its children's too, are captured and attached (`capture`) |
+//! | zombies, and the state directory after an early error, stay behind a failed create | killed, reaped, removed here |
+//!
+//! On disk: `<state_root>/<id>` is libcontainer's own, `<state_root>/bundle` the spec that it reads, `<state_root>/console` a socket for the
+//! time of a create. [`create`] removes all of them when it fails, [`Created::delete`] at the end. No locks: one supervisor per container.
 
 mod capture;
 mod exec;
@@ -30,10 +35,10 @@ use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::wait::waitpid;
 use serde_json::Value;
 
-pub use capture::{Captured, capture_errors};
+use capture::{Words, capture};
 pub use exec::{ExecChild, ExecRequest, exec};
 use executor::{Executor, Failure};
 
@@ -86,9 +91,11 @@ pub enum RuntimeError {
     #[error("the OCI spec `{}` cannot be understood", path.display())]
     Spec { path: PathBuf, source: serde_json::Error },
     #[error("cannot create the container: {said}")]
-    Create { said: String, source: libcontainer::error::LibcontainerError },
-    #[error("cannot start the container")]
-    Start(#[source] libcontainer::error::LibcontainerError),
+    Create { said: String, source: Box<libcontainer::error::LibcontainerError> },
+    #[error("cannot start the container: {said}")]
+    Start { said: String, source: Box<libcontainer::error::LibcontainerError> },
+    #[error("cannot delete the container `{id}`: {said}")]
+    Delete { id: String, said: String, source: Box<libcontainer::error::LibcontainerError> },
     #[error("cannot execute `{program}`: {why}")]
     Execute { program: String, why: String, not_found: bool },
     #[error("cannot enter the container: {step}")]
@@ -125,7 +132,9 @@ pub struct Created {
     pub pty: Option<OwnedFd>,
     container: Box<ContainerHandle>,
     failures: File,
+    words: Words,
     program: String,
+    state_root: PathBuf,
 }
 
 struct ContainerHandle(Container);
@@ -146,26 +155,38 @@ pub fn create(request: CreateRequest<'_>) -> Result<Created, RuntimeError> {
     let args = write_inner_spec(&request, &inner)?;
     let (failures, failure_end) = pipe()?;
     let executor = Executor::new(&request, args, failure_end)?;
-    let check = request.check.to_owned();
     let console = match &request.stdio {
-        Stdio::Pty { .. } => Some(Console::bind(&request.state_root.join("console"))?),
+        Stdio::Pty { .. } => Some(Console::bind(request.state_root)?),
         Stdio::Fds { .. } => None,
     };
-    let captured = Captured::begin();
-    let built = build(&request, &inner, executor, console.as_ref());
-    let said = captured.end();
+    let before = process::children();
+    // Mount points that libcontainer makes in the image's root must be open to the container's user.
+    let umask = process::usual_umask();
+    let (built, mut words) = capture(|| build(&request, &inner, executor, console.as_ref()));
+    nix::sys::stat::umask(umask);
     let container = match built {
         Ok(container) => container,
         Err(source) => {
-            reap_strays();
-            return Err(create_error(failures, source, &said, &check));
+            end_strays(&before);
+            clear(request.state_root, request.id);
+            return Err(create_error(failures, source, &words.take(), request.check));
         }
     };
-    let size = match request.stdio {
-        Stdio::Pty { size } => size,
-        Stdio::Fds { .. } => None,
-    };
-    finish(container, console, size, failures, check)
+    let pid = container.pid().map_or(0, |pid| pid.as_raw());
+    finish(&request, container, console, failures, words).inspect_err(|_| {
+        // Its pid 1 waits for a start that will not come.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        end_strays(&before);
+        clear(request.state_root, request.id);
+    })
+}
+
+/// Removes what libcontainer and this room have written. Nothing of it is worth an error: it lies under /run.
+fn clear(state_root: &Path, id: &str) {
+    for name in [id, "bundle"] {
+        let _ = std::fs::remove_dir_all(state_root.join(name));
+    }
+    let _ = std::fs::remove_file(state_root.join(CONSOLE));
 }
 
 fn build(
@@ -173,47 +194,90 @@ fn build(
     inner: &Path,
     executor: Executor,
     console: Option<&Console>,
-) -> Result<Container, libcontainer::error::LibcontainerError> {
+) -> Result<Container, Box<libcontainer::error::LibcontainerError>> {
     let mut builder = ContainerBuilder::new(request.id.to_owned(), SyscallType::default())
-        .with_root_path(request.state_root)?
+        .with_root_path(request.state_root)
+        .map_err(Box::new)?
         .with_console_socket(console.map(|console| console.path.clone()))
         .with_executor(executor)
-        .validate_id()?;
+        .validate_id()
+        .map_err(Box::new)?;
     if let Stdio::Fds { stdin, stdout, stderr } = &request.stdio {
-        let copy = |fd: &OwnedFd| fd.try_clone().map_err(libcontainer::error::LibcontainerError::OtherIO);
+        let copy = |fd: &OwnedFd| {
+            fd.try_clone().map_err(|error| Box::new(libcontainer::error::LibcontainerError::OtherIO(error)))
+        };
         builder = builder.with_stdin(copy(stdin)?).with_stdout(copy(stdout)?).with_stderr(copy(stderr)?);
     }
-    builder.as_init(inner).with_systemd(false).with_detach(true).build()
+    builder.as_init(inner).with_systemd(false).with_detach(true).build().map_err(Box::new)
 }
 
 fn finish(
+    request: &CreateRequest<'_>,
     container: Container,
     console: Option<Console>,
-    size: Option<(u16, u16)>,
     failures: File,
-    program: String,
+    words: Words,
 ) -> Result<Created, RuntimeError> {
-    let pid = container.pid().map_or(0, |pid| pid.as_raw());
     let sys = |what: &'static str| move |error: std::io::Error| RuntimeError::Sys(what, error);
+    let pid = container.pid().map_or(0, |pid| pid.as_raw());
     let pidfd = process::open_pidfd(pid).map_err(sys("open the container's process"))?;
-    let start_time = process::start_time(pid).unwrap_or(0);
-    let pty = console.map(Console::receive).transpose()?;
-    if let (Some(master), Some((rows, columns))) = (&pty, size) {
-        pty::set_window_size(master.as_fd(), rows, columns);
+    let no_start = || std::io::Error::other("its start time cannot be read");
+    let start_time = process::start_time(pid).ok_or_else(no_start).map_err(sys("identify the container's process"))?;
+    if let Some(score) = request.oom_score_adj {
+        // From here, since pid 1 itself may be neither root nor allowed to open its own file by now.
+        std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
+            .map_err(sys("set the container's OOM score"))?;
     }
-    Ok(Created { pid, pidfd, start_time, pty, container: Box::new(ContainerHandle(container)), failures, program })
+    let pty = console.map(Console::receive).transpose()?;
+    if let (Some(master), Stdio::Pty { size: Some((rows, columns)) }) = (&pty, &request.stdio) {
+        pty::set_window_size(master.as_fd(), *rows, *columns);
+    }
+    Ok(Created {
+        pid,
+        pidfd,
+        start_time,
+        pty,
+        container: Box::new(ContainerHandle(container)),
+        failures,
+        words,
+        program: request.check.to_owned(),
+        state_root: request.state_root.to_path_buf(),
+    })
 }
 
 impl Created {
-    /// Lets pid 1 execute its program, and waits until it has.
+    /// Lets pid 1 execute its program, and waits until it has. Hooks of the stage `poststart` have run then, too.
     pub fn start(&mut self) -> Result<(), RuntimeError> {
-        self.container.0.start().map_err(RuntimeError::Start)?;
+        let (started, mut words) = capture(|| self.container.0.start());
+        if let Err(source) = started {
+            return Err(RuntimeError::Start { said: said(&words.take()), source: Box::new(source) });
+        }
+        // The pipe ends without a word when the program is executed, or when pid 1 is killed: that is for the pidfd to tell.
         match read_failure(&mut self.failures) {
-            Some(failure) => Err(failure.into_error(&self.program)),
+            Some(failure) => Err(failure.into_error(&self.program, &self.words.take())),
             None => Ok(()),
         }
     }
+
+    /// Sends a signal to pid 1, and to no other process that may have got its number.
+    pub fn signal(&self, number: i32) -> std::io::Result<()> {
+        process::signal(&self.pidfd, number)
+    }
+
+    /// Kills what still runs, lets `poststop` hooks run, removes the cgroup and everything on disk.
+    pub fn delete(mut self) -> Result<(), RuntimeError> {
+        // libcontainer refuses, or not, by a race, what was killed a moment ago: wait for the end first.
+        let _ = self.signal(libc::SIGKILL);
+        process::wait_pidfd(&self.pidfd, END);
+        let (deleted, mut words) = capture(|| self.container.0.delete(true));
+        let id = self.container.0.id().to_owned();
+        clear(&self.state_root, &id);
+        deleted.map_err(|source| RuntimeError::Delete { id, said: said(&words.take()), source: Box::new(source) })
+    }
 }
+
+/// How long a killed process may take to end: one in uninterruptible sleep needs the device that it waits for.
+const END: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The changes that libcontainer's bugs need, in a copy of the spec that it alone reads; answers with the process's arguments.
 fn write_inner_spec(request: &CreateRequest<'_>, inner: &Path) -> Result<Vec<String>, RuntimeError> {
@@ -234,6 +298,7 @@ fn write_inner_spec(request: &CreateRequest<'_>, inner: &Path) -> Result<Vec<Str
     // libcontainer would only warn about it; the filter is loaded by our executor.
     if let Some(linux) = spec["linux"].as_object_mut() {
         linux.remove("seccomp");
+        linux.remove("resources");
     }
     if let Some(process) = spec["process"].as_object_mut() {
         process.remove("oomScoreAdj");
@@ -272,35 +337,38 @@ fn read_failure(pipe: &mut File) -> Option<Failure> {
 /// The executor's own word is the best; else what libcontainer logged; else its error.
 fn create_error(
     mut failures: File,
-    source: libcontainer::error::LibcontainerError,
-    said: &[String],
+    source: Box<libcontainer::error::LibcontainerError>,
+    words: &[String],
     program: &str,
 ) -> RuntimeError {
     if let Some(failure) = read_failure(&mut failures) {
-        return failure.into_error(program);
+        return failure.into_error(program, words);
     }
-    let mut said: Vec<&str> = said.iter().map(String::as_str).collect();
-    said.dedup();
-    let said = if said.is_empty() { "the runtime gave up".to_owned() } else { said.join("; ") };
-    RuntimeError::Create { said, source }
+    RuntimeError::Create { said: said(words), source }
 }
 
-/// After a failed create its helper processes are our children, and dead or dying: their exit statuses are of no interest.
-fn reap_strays() {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(2);
-    loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Err(_) => return,
-            Ok(nix::sys::wait::WaitStatus::StillAlive) => {
-                if std::time::Instant::now() > deadline {
-                    return;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(1));
-            }
-            Ok(_) => {}
-        }
+/// The first word is the closest to the cause. These frames only say it again, from the processes further out; alone they are kept.
+fn said(words: &[String]) -> String {
+    let frames =
+        ["failed to initialize container process", "failed to run container process", "failed to wait for init ready"];
+    let telling: Vec<&str> =
+        words.iter().map(String::as_str).filter(|line| !frames.iter().any(|frame| line.starts_with(frame))).collect();
+    match (telling.is_empty(), words.first()) {
+        (false, _) => telling.join("; "),
+        (true, Some(frame)) => frame.clone(),
+        (true, None) => "the runtime gave up".to_owned(),
     }
 }
+
+/// After a failure the processes that libcontainer made are our children, dead, dying, or waiting for ever: those and no others.
+fn end_strays(before: &[i32]) {
+    for pid in process::children().into_iter().filter(|pid| !before.contains(pid)).map(nix::unistd::Pid::from_raw) {
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        let _ = waitpid(pid, None);
+    }
+}
+
+const CONSOLE: &str = "console";
 
 /// The socket on which libcontainer hands over the pty's master.
 #[derive(Debug)]
@@ -310,11 +378,15 @@ struct Console {
 }
 
 impl Console {
-    fn bind(path: &Path) -> Result<Self, RuntimeError> {
+    fn bind(state_root: &Path) -> Result<Self, RuntimeError> {
+        let path = &state_root.join(CONSOLE);
         let make = || -> std::io::Result<std::os::unix::net::UnixListener> {
             let _ = std::fs::remove_file(path);
+            // By way of the directory's descriptor: a socket's address holds 107 bytes, and a state directory's path may be longer.
+            let dir = File::open(state_root)?;
+            let short = format!("/proc/self/fd/{}/{CONSOLE}", std::os::fd::AsRawFd::as_raw_fd(&dir));
             let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-            bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &UnixAddr::new(path)?)?;
+            bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &UnixAddr::new(short.as_str())?)?;
             listen(&fd, Backlog::new(1)?)?;
             Ok(fd.into())
         };

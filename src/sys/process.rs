@@ -98,15 +98,16 @@ pub enum Fork {
 
 /// Forks. Only for a single-threaded process (checked): there, the child may do anything that the parent may.
 ///
-/// With `sibling`, the child's parent is this process's own parent (CLONE_PARENT).
+/// With `sibling`, the child's parent is this process's own parent (CLONE_PARENT). That is for a process which is itself the child of such a
+/// fork, and so has one thread; it is not checked again, because such a helper may stand in a container's mount namespace without being
+/// in its pid namespace, where /proc has no `self` for it.
 pub fn fork(sibling: bool) -> io::Result<Fork> {
-    // After entering another mount namespace nobody can be counted: 0 is no reason to refuse.
-    if thread_count() > 1 {
+    if !sibling && thread_count() != 1 {
         return Err(io::Error::other("a process with threads cannot be forked"));
     }
     let flags = libc::SIGCHLD | if sibling { libc::CLONE_PARENT } else { 0 };
     // SAFETY: clone(2) without CLONE_VM and with no stack of its own is fork(2): the child gets a copy of everything. There is no other
-    // thread whose locks the copy could hold.
+    // thread whose locks the copy could hold: checked above, or by the fork that made this process.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     match pid {
         0 => Ok(Fork::Child),
@@ -121,6 +122,18 @@ pub fn thread_count() -> usize {
     std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
 }
 
+/// The children of this process's only thread (CONFIG_PROC_CHILDREN; where a kernel lacks it, none are known).
+#[must_use]
+pub fn children() -> Vec<i32> {
+    let list = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// Sets the umask that docker's containers have, not that of the login which happened to start them; answers with the old one.
+pub fn usual_umask() -> nix::sys::stat::Mode {
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022))
+}
+
 /// Ends this process at once, without running anything that is registered for its end.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit(2) does not return and runs no destructors.
@@ -129,9 +142,13 @@ pub fn exit_now(code: i32) -> ! {
 
 /// Gives a fresh program what programs expect: no blocked signals, SIGPIPE and all others at their defaults.
 pub fn default_signals() {
+    // struct sigaction of the kernel: SIG_DFL, no flags, no restorer, an empty mask.
+    let default = [0u64; 4];
     for number in 1..=64 {
-        // SAFETY: sets a disposition to SIG_DFL, for which no code of ours must live on. KILL, STOP and the C library's own are refused.
-        unsafe { libc::signal(number, libc::SIG_DFL) };
+        // By the system call: the C library refuses 32 and 33, its own, which may be ignored all the same by whoever started us.
+        // SAFETY: rt_sigaction(2) reads one zeroed structure (of at most 32 bytes), with a signal set of 8 bytes; SIG_DFL needs no code of
+        // ours to live on. KILL and STOP are refused.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), std::ptr::null::<u64>(), 8) };
     }
     let none = nix::sys::signal::SigSet::empty();
     let _ = none.thread_set_mask();

@@ -1,0 +1,62 @@
+//! The runtime room on real containers.
+//!
+//! libcontainer needs a single-threaded process and the test harness is none: every case runs in a process of its own (this program again,
+//! with `--case NAME`), in a private mount namespace, on a root file system made of one static busybox. What has no root is counted as
+//! ignored; with `GPURUN_REQUIRE=root` it fails.
+
+mod cases;
+mod exec_cases;
+mod fixture;
+mod start_cases;
+
+use std::process::{Command, ExitCode};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    match words.next().as_deref() {
+        Some("--case") => return run_here(&words.next().unwrap_or_default()),
+        Some("--measure") => return fixture::measure::main(words.next().and_then(|n| n.parse().ok()).unwrap_or(40)),
+        _ => {}
+    }
+    let arguments = Arguments::from_args();
+    let required = std::env::var("GPURUN_REQUIRE").is_ok_and(|list| list.split(',').any(|name| name == "root"));
+    let able = nix::unistd::geteuid().is_root() && fixture::busybox().is_some();
+    let trials = all()
+        .map(|(name, _)| Trial::test(name, move || run_apart(name)).with_ignored_flag(!able && !required))
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // Only empty ones go, so another run at the same time is not disturbed.
+    fixture::cgroup_parents().into_iter().for_each(|path| drop(std::fs::remove_dir(path)));
+    conclusion.exit_code()
+}
+
+fn all() -> impl Iterator<Item = (&'static str, fn())> {
+    start_cases::CASES.iter().chain(exec_cases::CASES).chain(cases::CASES).copied()
+}
+
+fn run_apart(name: &str) -> Result<(), Failed> {
+    let own = std::env::current_exe()?;
+    let output = Command::new(own).args(["--case", name]).env("RUST_BACKTRACE", "0").output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{}\n{said}", output.status).into())
+}
+
+fn run_here(name: &str) -> ExitCode {
+    let Some((_, case)) = all().find(|(other, _)| *other == name) else {
+        eprintln!("there is no case `{name}`");
+        return ExitCode::FAILURE;
+    };
+    // The one case in which it matters enters a namespace by itself.
+    if std::env::var_os("SEAL").is_none() {
+        fixture::private_mounts();
+    }
+    match std::panic::catch_unwind(case) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
