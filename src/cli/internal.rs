@@ -21,9 +21,9 @@ pub fn supervise(args: &SuperviseArgs, context: &Context) -> Result<u8, Report> 
 #[derive(Debug, Args)]
 pub struct HookShimArgs {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    args: Vec<String>,
+    args: Vec<std::ffi::OsString>,
 }
 
-pub fn hook_shim(args: &HookShimArgs) -> Result<u8, Report> {
-    crate::hook::shim::main(&args.args)
+pub fn hook_shim(args: HookShimArgs) -> u8 {
+    crate::hook::shim::main(args.args)
 }

@@ -16,6 +16,7 @@ mod ps;
 mod request;
 mod run;
 mod session;
+mod token;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -87,6 +88,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Load, list, inspect and remove images
     Image(image::ImageArgs),
+    /// Print the hash of a Jupyter password
+    Token(token::TokenArgs),
     #[command(hide = true)]
     Supervise(internal::SuperviseArgs),
     #[command(hide = true)]
@@ -143,7 +146,7 @@ fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
         return jupyter::run(&cli.jupyter, context);
     };
     match &command {
-        Command::HookShim(_) => {}
+        Command::Token(_) | Command::HookShim(_) => {}
         _ => need_root()?,
     }
     match command {
@@ -161,8 +164,9 @@ fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
         Command::Wait(args) => containers::wait(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
         Command::Image(args) => image::run(&args, &context.root, &|id| users_of(context, id)),
+        Command::Token(args) => token::run(&args),
         Command::Supervise(args) => internal::supervise(&args, context),
-        Command::HookShim(args) => internal::hook_shim(&args),
+        Command::HookShim(args) => Ok(internal::hook_shim(args)),
     }
 }
 
@@ -187,5 +191,5 @@ fn init_tracing() {
     use tracing_subscriber::util::SubscriberInitExt;
     let filter = tracing_subscriber::EnvFilter::try_from_env("GPURUN_LOG").unwrap_or_else(|_| "gpurun=warn".into());
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_filter(filter);
-    tracing_subscriber::registry().with(crate::runtime::capture_errors()).with(lines).init();
+    tracing_subscriber::registry().with(lines).init();
 }

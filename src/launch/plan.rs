@@ -14,13 +14,14 @@ use crate::cgroup::{self, Verified};
 use crate::net::{self, PortSpec};
 use crate::record::{Entry, LimitRow, PublishedPort, Records};
 use crate::report::Report;
-use crate::request::{NetworkMode, Payload, Request, Seccomp, Ulimit};
+use crate::gpu::{self, Selection};
+use crate::hook;
+use crate::request::{MountSource, NetworkMode, Payload, Request, Seccomp, Ulimit};
 use crate::rootfs::{self, users};
 use crate::runtime::{self, CreateRequest, INIT_PAYLOAD, Stdio};
 use crate::spec::seccomp::{self, Filter, Profile};
-use crate::spec::{Capabilities, Limits, Mount, Network, Plan, Rlimit, device_rules, oci_spec};
+use crate::spec::{Capabilities, HookEntry, Limits, Mount, Network, Plan, Rlimit, Stage, device_rules, oci_spec};
 use crate::store::Store;
-use crate::{gpu, hook};
 
 /// docker's size of /dev/shm.
 const SHM_SIZE: u64 = 64 << 20;
@@ -33,15 +34,23 @@ pub fn check(request: &Request) -> Result<(), Report> {
     request.limits.resolve(&host.facts()?)?;
     Capabilities::resolve(&request.cap_add, &request.cap_drop)?;
     ports(request)?;
-    rlimits(&request.ulimits, request.gpus.is_some())?;
+    rlimits(&request.ulimits, &[])?;
     mounts::check(&request.mounts)?;
     if let Seccomp::Profile(text) = &request.seccomp {
         Profile::parse(text, &Capabilities::default())?;
     }
-    if let Some(asked) = &request.gpus {
-        gpu::check(asked, Path::new("/"))?;
-    }
+    gpu::plan(selection(request)?.as_ref(), &driver_root())?;
     Ok(())
+}
+
+fn selection(request: &Request) -> Result<Option<Selection>, Report> {
+    Ok(request.gpus.as_deref().map(str::parse::<Selection>).transpose()?)
+}
+
+/// The root directory below which the driver and its hook are looked for; another one than `/` serves tests, and drivers that live in a
+/// tree of their own.
+fn driver_root() -> PathBuf {
+    std::env::var_os("GPURUN_DRIVER_ROOT").map_or_else(|| PathBuf::from("/"), PathBuf::from)
 }
 
 fn ports(request: &Request) -> Result<Vec<PortSpec>, Report> {
@@ -96,16 +105,12 @@ pub(super) fn make(
     let network = make_network(records, entry, &hostname, undo)?;
     step("network");
 
-    let gpus = gpu::plan(request.gpus.as_deref(), Path::new("/"))?;
+    let gpus = gpu::plan(selection(request)?.as_ref(), &driver_root())?;
+    if let Some(line) = &gpus.summary {
+        tell(Progress::Detail(line.clone()));
+    }
     let capabilities = Capabilities::resolve(&request.cap_add, &request.cap_drop)?.known_up_to(last_capability());
-    let mut env = process::environment(
-        &hostname,
-        request.tty,
-        &config.env,
-        &jupyter::limits_env(request, &limits, &config.env),
-        &request.env,
-        &gpus.env,
-    );
+    let mut env = process::environment(&hostname, request.tty, &config.env, &gpus.default_env, &request.env, &gpus.env);
     process::add_home(&mut env, &user.home);
     let cwd = process::workdir(request.workdir.as_ref(), Some(&config.working_dir));
     let cwd = rootfs::create_dir_in_root(&root_fd, &cwd)?;
@@ -113,23 +118,17 @@ pub(super) fn make(
     let mut all_mounts = files::mounts(entry, &root_fd, &hostname, &network, request)?;
     all_mounts.extend(mounts::plan(root, entry, &root_fd, &rootfs, &config.volumes)?);
 
-    let (args, check, jupyter) = payload(entry, &root_fd, config, &env, &limits, &user, &mut all_mounts)?;
-    let mut annotations = request.labels.clone();
-    annotations.extend(gpus.annotation.map(|asked| (gpu::ANNOTATION.to_owned(), asked)));
-    let hooks = hook::plan(&hook::Query {
-        bundle: &entry.run_dir,
-        directories: &request.hooks_dirs,
-        annotations: &annotations,
-        command: args.first().map_or("", String::as_str),
-        has_bind_mounts: !request.mounts.is_empty(),
-    })?;
+    let about = About { entry, request, root: &root_fd, merged: &rootfs, config, env: &env, cwd: &cwd, limits: &limits, user: &user };
+    let (args, check, jupyter) = payload(&about, &mut all_mounts)?;
+    let annotations: Vec<(String, String)> = request.labels.iter().cloned().chain(gpus.annotations.clone()).collect();
+    let hooks = hooks(entry, &gpus, &annotations, &args)?;
     let seccomp_profile = match &request.seccomp {
         Seccomp::Unconfined => None,
         Seccomp::Default => Some(Profile::docker_default(&capabilities)),
         Seccomp::Profile(text) => Some(Profile::parse(text, &capabilities)?),
     };
     let filter = seccomp_profile.as_ref().map(seccomp::compile).transpose()?;
-    let (rlimits, lowered) = rlimits(&request.ulimits, request.gpus.is_some())?;
+    let (rlimits, lowered) = rlimits(&request.ulimits, &gpus.rlimits)?;
     lowered.into_iter().for_each(|word| tell(Progress::Detail(word)));
 
     let stop_signal = request.stop_signal.or_else(|| signal(&config.stop_signal)).unwrap_or(libc::SIGTERM);
@@ -148,7 +147,7 @@ pub(super) fn make(
         no_new_privileges: request.no_new_privileges,
         rlimits,
         limits: limits.clone(),
-        devices: gpus.devices,
+        devices: Vec::new(),
         mounts: all_mounts,
         shm_size: request.shm_size.unwrap_or(SHM_SIZE),
         network: match &network.namespace {
@@ -232,18 +231,43 @@ fn make_network(records: &Records, entry: &Entry, hostname: &str, undo: &mut Und
     Ok(network)
 }
 
-/// Arguments of pid 1, the program whose absence is an error, and Jupyter's half of a bare launch.
-#[expect(clippy::too_many_arguments, reason = "each is a different part of the plan, named at the one call")]
-fn payload(
+/// What the payload depends on.
+struct About<'a> {
+    entry: &'a Entry,
+    request: &'a Request,
+    root: &'a OwnedFd,
+    merged: &'a Path,
+    config: &'a crate::image::Config,
+    env: &'a [String],
+    cwd: &'a Path,
+    limits: &'a Limits,
+    user: &'a users::User,
+}
+
+/// The hooks of hooks.d that apply, and NVIDIA's where GPUs were asked for, each behind our shim.
+fn hooks(
     entry: &Entry,
-    root: &OwnedFd,
-    config: &crate::image::Config,
-    env: &[String],
-    limits: &Limits,
-    user: &users::User,
-    mounts: &mut Vec<Mount>,
-) -> Result<(Vec<String>, String, Option<jupyter::Prepared>), Report> {
+    gpus: &gpu::Edits,
+    annotations: &[(String, String)],
+    args: &[String],
+) -> Result<Vec<(Stage, HookEntry)>, Report> {
     let request = &entry.record.request;
+    let mut dirs: Vec<(PathBuf, bool)> = hook::HOST_DIRS.iter().map(|dir| (PathBuf::from(dir), true)).collect();
+    dirs.extend(request.hooks_dirs.iter().map(|dir| (dir.clone(), false)));
+    let definitions = hook::read_dirs(&dirs)?;
+    let matched = hook::matching(&definitions, &hook::Circumstances {
+        annotations,
+        command: args.first().map_or("", String::as_str),
+        has_bind_mounts: request.mounts.iter().any(|mount| matches!(mount.source, MountSource::Bind { .. })),
+    })?;
+    let reports = entry.run_dir.join("hooks");
+    fs::create_dir_all(&reports).map_err(|error| Report::new(format!("cannot make `{}`", reports.display())).with_cause(error))?;
+    Ok(hook::spec_entries(&gpus.combine(matched), Path::new("/proc/self/exe"), &reports))
+}
+
+/// Arguments of pid 1, the program whose absence is an error, and Jupyter's half of a bare launch.
+fn payload(about: &About<'_>, mounts: &mut Vec<Mount>) -> Result<(Vec<String>, String, Option<jupyter::Prepared>), Report> {
+    let About { entry, request, config, .. } = about;
     let init_mount = || -> Result<Mount, Report> {
         let path = entry.run_dir.join("init");
         write_executable(&path, INIT_PAYLOAD)?;
@@ -255,9 +279,20 @@ fn payload(
         })
     };
     match &request.payload {
-        Payload::Jupyter(_) => {
+        Payload::Jupyter(jupyter_request) => {
             mounts.push(init_mount()?);
-            let prepared = jupyter::prepare(entry, root, config, env, limits, user, mounts)?;
+            let about = jupyter::About {
+                entry,
+                request: jupyter_request,
+                root: about.root,
+                merged: about.merged,
+                entrypoint: request.entrypoint.as_deref().unwrap_or(&config.entrypoint),
+                env: about.env,
+                cwd: about.cwd,
+                limits: about.limits,
+                user: about.user,
+            };
+            let prepared = jupyter::prepare(&about, mounts)?;
             Ok((vec![INIT_PATH.into()], INIT_PATH.into(), Some(prepared)))
         }
         Payload::Command(words) => {
@@ -294,7 +329,10 @@ impl Planned {
         tell: &mut dyn FnMut(Progress),
         undo: &mut Undo,
     ) -> Result<Container, Report> {
-        let Self { plan, filter, host, limits, network, stop_signal, check, jupyter } = self;
+        let Self { plan, filter, host, limits, network, stop_signal, check, mut jupyter } = self;
+        if let Some(prepared) = &mut jupyter {
+            prepared.hold(&plan, filter.as_ref());
+        }
         let (cgroup, _) = host.create(&plan.cgroup_path, &limits, &device_rules(&plan.devices))?;
         let ours = cgroup.clone();
         undo.push("remove the container's cgroup", move || {
@@ -319,7 +357,11 @@ impl Planned {
             oom_score_adj: plan.oom_score_adj,
             check: &check,
         });
-        let mut created = created.map_err(|error| hook::explain(&entry.run_dir, error.into()))?;
+        // A hook's own words say more than the runtime's.
+        let mut created = created.map_err(|error| match hook::failures(&entry.run_dir.join("hooks")).into_iter().next() {
+            Some(failure) => Report::from(failure),
+            None => Report::from(error),
+        })?;
         step("created");
         let mut streams = streams;
         if let Some(master) = created.pty.take() {
@@ -418,14 +460,11 @@ fn streams(entry: &Entry) -> Result<(Stdio, Streams), Report> {
 
 /// The limits for the process, and a word about each default of ours that the host does not allow. What a person asked for and the host
 /// does not allow is an error.
-fn rlimits(asked: &[Ulimit], gpus: bool) -> Result<(Vec<Rlimit>, Vec<String>), Report> {
+fn rlimits(asked: &[Ulimit], gpus: &[Rlimit]) -> Result<(Vec<Rlimit>, Vec<String>), Report> {
     let (mut limits, mut words) = (Vec::new(), Vec::new());
     // What libcontainer's parent has must not leak in by chance: docker's daemon gives its containers these.
-    let mut defaults = vec![("nofile", 1_048_576, 1_048_576)];
-    if gpus {
-        // NVIDIA's advice for NCCL and pinned memory.
-        defaults.extend([("memlock", u64::MAX, u64::MAX), ("stack", 64 << 20, 64 << 20)]);
-    }
+    let mut defaults = vec![Rlimit { name: "RLIMIT_NOFILE".into(), soft: 1_048_576, hard: 1_048_576 }];
+    defaults.extend_from_slice(gpus);
     let name = |name: &str| format!("RLIMIT_{}", name.to_ascii_uppercase());
     let hard_limit = |limit: &str| crate::sys::rlimit::get(limit).map(|(_, hard)| hard).unwrap_or(u64::MAX);
     let may_raise = may_raise_limits();
@@ -443,17 +482,16 @@ fn rlimits(asked: &[Ulimit], gpus: bool) -> Result<(Vec<Rlimit>, Vec<String>), R
         }
         limits.push(Rlimit { name: limit, soft: ulimit.soft, hard: ulimit.hard });
     }
-    for (short, soft, hard) in defaults {
-        let limit = name(short);
-        if limits.iter().any(|other| other.name == limit) {
+    for default in defaults {
+        if limits.iter().any(|other| other.name == default.name) {
             continue;
         }
-        let most = hard_limit(&limit);
-        if hard > most && !may_raise {
-            words.push(format!("the resource limit `{short}` is lowered to this host's {most}"));
-            limits.push(Rlimit { name: limit, soft: soft.min(most), hard: most });
+        let most = hard_limit(&default.name);
+        if default.hard > most && !may_raise {
+            words.push(format!("the resource limit {} is lowered to this host's {most}", default.name));
+            limits.push(Rlimit { soft: default.soft.min(most), hard: most, name: default.name });
         } else {
-            limits.push(Rlimit { name: limit, soft, hard });
+            limits.push(default);
         }
     }
     Ok((limits, words))

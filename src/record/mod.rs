@@ -54,8 +54,8 @@ pub struct Record {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Secrets {
     Token(String),
-    /// A hash in Jupyter's form.
-    PasswordHash(String),
+    /// Hashes of one password in Jupyter's forms, the preferred one first: which of them the image can check is seen at the launch.
+    Hashes(Vec<String>),
 }
 
 #[derive(Debug, thiserror::Error)]
