@@ -29,6 +29,12 @@ pub(super) fn capture<T>(work: impl FnOnce() -> T) -> (T, Words) {
     (result, Words { pipe: Some(read) })
 }
 
+/// A layer that does nothing: what is captured needs no part of the subscriber that prints.
+#[must_use]
+pub fn capture_errors() -> tracing_subscriber::layer::Identity {
+    tracing_subscriber::layer::Identity::new()
+}
+
 /// What was said, still in the pipe: pid 1 goes on writing until it executes its program.
 #[derive(Debug)]
 pub(super) struct Words {

@@ -38,6 +38,7 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bin
 use nix::sys::wait::waitpid;
 use serde_json::Value;
 
+pub use capture::capture_errors;
 use capture::{Words, capture};
 pub use exec::{ExecChild, ExecRequest, exec};
 use executor::{Executor, Failure};
