@@ -77,6 +77,8 @@ pub(super) fn exchange(
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
     loop {
+        // The mark may begin in the last three bytes that were there before.
+        let unseen = bytes.len().saturating_sub(3);
         match stream.read(&mut buffer) {
             Ok(0) if bytes.is_empty() => return Err(HttpError::Closed),
             Ok(0) => return Err(HttpError::NotHttp),
@@ -88,8 +90,8 @@ pub(super) fn exchange(
                 ) => {}
             Err(error) => return Err(HttpError::Broken(error)),
         }
-        if let Some(end) = find(&bytes, b"\r\n\r\n") {
-            return parse(&bytes[..end]).ok_or(HttpError::NotHttp);
+        if let Some(end) = find(&bytes[unseen..], b"\r\n\r\n") {
+            return parse(&bytes[..unseen + end]).ok_or(HttpError::NotHttp);
         }
         if bytes.len() > MAX_HEAD || !b"HTTP/1".starts_with(&bytes[..bytes.len().min(6)]) {
             return Err(HttpError::NotHttp);

@@ -78,17 +78,21 @@ pub fn wait_ready(
     let wrong = hex::encode(password::random::<16>().map_err(|_| ReadyError::Random)?);
     let mut visitor =
         Visitor { probe, end: started + patience, alive, died: None, base: probe.base_url.trim_end_matches('/') };
+    let mut last = None;
     loop {
-        let last = match visitor.examine(&wrong) {
+        match visitor.examine(&wrong) {
             Ok(login_proved) => return Ok(Ready { after: started.elapsed(), login_proved }),
             Err(Attempt::Verdict(error)) => return Err(error),
-            Err(Attempt::Again(why)) => why,
-        };
+            Err(Attempt::Again(why)) => last = Some(why),
+            // The attempt that the end of the time cut off says less than the one before.
+            Err(Attempt::Cut) => {}
+        }
         let status = visitor.died.or_else(|| (visitor.alive)());
         if let Some(status) = status {
             return Err(ReadyError::Died { status });
         }
         if Instant::now() + PAUSE >= visitor.end {
+            let last = last.unwrap_or_else(|| "connected, but no answer in time".into());
             return Err(ReadyError::Late { address: probe.address, waited: patience, last });
         }
         std::thread::sleep(PAUSE);
@@ -98,12 +102,17 @@ pub fn wait_ready(
 /// Why an examination did not come to its end.
 enum Attempt {
     Again(String),
+    /// The time was over, or the server died.
+    Cut,
     Verdict(ReadyError),
 }
 
 impl From<HttpError> for Attempt {
     fn from(error: HttpError) -> Self {
         use std::error::Error;
+        if matches!(error, HttpError::Late | HttpError::Interrupted) {
+            return Self::Cut;
+        }
         Self::Again(error.source().map_or_else(|| error.to_string(), |source| format!("{error}, {source}")))
     }
 }

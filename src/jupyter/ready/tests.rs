@@ -1,5 +1,6 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -207,7 +208,9 @@ struct Real {
 
 impl Drop for Real {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        // With the group: JupyterLab starts helpers that go on writing into the home directory, which is removed next.
+        let group = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
         let _ = self.child.wait();
     }
 }
@@ -235,6 +238,17 @@ fn launch(venv: &Path, auth: &Auth, port: u16, dir: &Path) -> Launch {
     .unwrap()
 }
 
+/// A command that runs its arguments where the configuration is mounted read-only, as in the container (only root can do that).
+fn read_only(config: &Path) -> Command {
+    if !nix::unistd::geteuid().is_root() {
+        return Command::new("env");
+    }
+    let script = r#"mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@""#;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]).arg(config);
+    command
+}
+
 /// Starts what [`plan`] says, with our configuration directory where the container would have it; `bend` may spoil it.
 fn start(venv: &Path, auth: &Auth, bend: impl FnOnce(&mut Launch, &Path)) -> Real {
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
@@ -249,13 +263,14 @@ fn start(venv: &Path, auth: &Auth, bend: impl FnOnce(&mut Launch, &Path)) -> Rea
     bend(&mut launch, dir.path());
     launch.write_files(&config).unwrap();
     let log = std::fs::File::create(dir.path().join("log")).unwrap();
-    let child = Command::new(&launch.argv[0])
-        .args(&launch.argv[1..])
+    let child = read_only(&config)
+        .args(&launch.argv)
         .env_clear()
         .envs([("PATH", format!("{}:/usr/bin:/bin", venv.join("bin").display()))])
         .env("HOME", dir.path().join("home"))
         .envs(launch.env.iter().map(|(key, value)| (key, value)))
         .current_dir(&launch.cwd)
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)
@@ -307,7 +322,7 @@ fn real_servers_let_their_owner_in_and_nobody_else() {
             for secret in ["geheim", "argon2:", "sha512:"] {
                 assert!(!log.contains(secret), "{log}");
             }
-            eprintln!("{log}");
+            assert!(!log.contains("Traceback") && !log.contains("Read-only"), "{log}");
         }
     }
 }
