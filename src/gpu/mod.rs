@@ -108,7 +108,9 @@ pub fn plan(selection: Option<&Selection>, root: &Path) -> Result<Edits, GpuErro
 const BUILTIN_HOOK: &str = "50-nvidia-prestart";
 
 impl Edits {
-    /// All hooks of the container: those that matched, and NVIDIA's exactly once (a host's own definition of it would run it again).
+    /// All hooks of the container, in the order in which they run: those that matched, and NVIDIA's as [`plan`] has it, with the path where
+    /// this host really has the program. Other definitions of NVIDIA's hook (the built-in one, or a host's that stands for every container)
+    /// would run it a second time.
     #[must_use]
     pub fn combine(&self, matched: Vec<Chosen>) -> Vec<Chosen> {
         let mut all = self.hooks.clone();

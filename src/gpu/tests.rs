@@ -180,13 +180,16 @@ fn nvidias_hook_runs_once_and_where_it_is() {
         elsewhere.hooks[0].command.env
     );
 
-    let other = Chosen {
-        name: "other".into(),
-        stage: Stage::Prestart,
-        command: hook::Command { path: "/bin/true".into(), args: vec![], env: vec![], timeout: None },
-    };
-    let all = edits.combine(vec![edits.hooks[0].clone(), other.clone()]);
-    assert_eq!(all, [edits.hooks[0].clone(), other]);
+    // The built-in definition matches by the annotation and names a program that is not there: no second run, and no error.
+    let other = r#"{"version":"1.0.0","hook":{"path":"/bin/true"},"when":{"always":true},"stages":["prestart"]}"#;
+    let mut definitions = hook::builtin();
+    definitions.push(hook::Definition::parse("other.json", other).unwrap());
+    let about = hook::Circumstances { annotations: &elsewhere.annotations, command: "sh", has_bind_mounts: false };
+    let all = elsewhere.combine(hook::matching(&definitions, &about).unwrap());
+    assert_eq!(all.iter().map(|hook| hook.name.as_str()).collect::<Vec<_>>(), ["50-nvidia-prestart", "other"]);
+    assert_eq!(all[0], elsewhere.hooks[0]);
+    let none = plan(None, dir.path()).unwrap().combine(hook::matching(&definitions, &about).unwrap());
+    assert_eq!(none.len(), 1);
 }
 
 #[test]

@@ -247,7 +247,8 @@ fn read_file(path: &Path) -> Result<Option<Definition>, DefinitionError> {
     Ok(Some(definition))
 }
 
-/// The hooks that a container gets, in the order in which they run. The program of each must be there.
+/// The hooks that a container gets, in the order in which they run. The program of each must be there; a built-in definition whose program
+/// is not stands back (who plans for it, as the gpu room does, looks in more places and has the better error).
 pub fn matching(definitions: &[Definition], about: &Circumstances<'_>) -> Result<Vec<Chosen>, DefinitionError> {
     let mut chosen = Vec::new();
     for definition in definitions.iter().filter(|definition| definition.matches(about)) {
