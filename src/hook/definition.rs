@@ -253,9 +253,9 @@ pub fn matching(definitions: &[Definition], about: &Circumstances<'_>) -> Result
     let mut chosen = Vec::new();
     for definition in definitions.iter().filter(|definition| definition.matches(about)) {
         if !definition.command.path.exists() {
-            let file =
-                definition.file.as_ref().map_or_else(|| definition.name.clone(), |file| file.display().to_string());
-            return Err(DefinitionError::NoProgram { file, path: definition.command.path.clone() });
+            let Some(file) = &definition.file else { continue };
+            let (file, path) = (file.display().to_string(), definition.command.path.clone());
+            return Err(DefinitionError::NoProgram { file, path });
         }
         chosen.extend(definition.stages.iter().map(|stage| Chosen {
             name: definition.name.clone(),

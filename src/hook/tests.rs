@@ -264,11 +264,11 @@ fn a_missing_program_is_told_only_where_it_is_needed() {
     let mut about = Circumstances { command: "x", ..Circumstances::default() };
     assert_eq!(matching(std::slice::from_ref(&gone), &about).unwrap(), []);
     about.has_bind_mounts = true;
-    let error = matching(&[gone], &about).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "the hook definition `10-test` names the program `/no/such/hook`, which is not there"
-    );
+    assert_eq!(matching(std::slice::from_ref(&gone), &about).unwrap(), [], "a built-in one stands back");
+    gone.file = Some("/etc/x/10-test.json".into());
+    let error = matching(&[gone], &about).unwrap_err().to_string();
+    let words = "the hook definition `/etc/x/10-test.json` names the program `/no/such/hook`, which is not there";
+    assert_eq!(error, words);
 }
 
 #[test]
