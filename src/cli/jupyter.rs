@@ -61,12 +61,15 @@ pub struct JupyterArgs {
 
 pub fn run(args: &JupyterArgs, context: &Context) -> Result<u8, Report> {
     let image_name = args.image.as_deref().ok_or_else(|| {
-        Report::usage("no image was named").with_hint("`gpurun --image IMAGE …` starts Jupyter, `gpurun run IMAGE COMMAND` anything else; `gpurun --help`")
+        Report::usage("no image was named").with_hint(
+            "`gpurun --image IMAGE …` starts Jupyter, `gpurun run IMAGE COMMAND` anything else; `gpurun --help`",
+        )
     })?;
     let flags = &args.flags;
     if flags.tty || flags.interactive {
-        return Err(Report::usage("`-i` and `-t` mean nothing for a Jupyter launch")
-            .with_hint(format!("for a shell: `gpurun run --rm -it {image_name} bash`, or `gpurun exec -it CONTAINER bash`")));
+        return Err(Report::usage("`-i` and `-t` mean nothing for a Jupyter launch").with_hint(format!(
+            "for a shell: `gpurun run --rm -it {image_name} bash`, or `gpurun exec -it CONTAINER bash`"
+        )));
     }
     let image = context.store()?.resolve(image_name)?;
     let (publish, port) = ports(flags)?;
@@ -74,7 +77,9 @@ pub fn run(args: &JupyterArgs, context: &Context) -> Result<u8, Report> {
     let mut request = super::request::build(flags, image_name, image.id.to_string(), payload)?;
     request.publish = publish;
     if request.network == NetworkMode::None {
-        return Err(Report::usage("Jupyter cannot be reached with `--network none`").with_hint("use `bridge` or `host`"));
+        return Err(
+            Report::usage("Jupyter cannot be reached with `--network none`").with_hint("use `bridge` or `host`")
+        );
     }
     let auth = ask_auth(args)?;
     let detach_keys = DetachKeys::parse(&flags.detach_keys)?;
@@ -93,7 +98,8 @@ pub fn run(args: &JupyterArgs, context: &Context) -> Result<u8, Report> {
             return Err(failed(report, &held, &name, flags.rm));
         }
     };
-    let announcement = jupyter::announce("Jupyter", published(&state, port), "/", &auth, &host_name(), &person(), &name);
+    let announcement =
+        jupyter::announce("Jupyter", published(&state, port), "/", &auth, &host_name(), &person(), &name);
     session.send(&ToSupervisor::Ready { url: format!("http://{address}/") })?;
     // Data on stdout: the URL alone where a program reads it, the whole announcement for a person.
     if std::io::stdout().is_terminal() {
@@ -135,17 +141,16 @@ fn ports(flags: &ContainerFlags) -> Result<(Vec<String>, u16), Report> {
 
 /// The first port from 8888 upwards that nobody has on loopback.
 fn free_port() -> Result<u16, Report> {
-    (PORT..PORT + PORTS_TRIED)
-        .find(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok())
-        .ok_or_else(|| {
-            Report::new(format!("the ports {PORT} to {} are all taken", PORT + PORTS_TRIED - 1))
-                .with_hint("publish another one: `-p PORT:8888`")
-        })
+    (PORT..PORT + PORTS_TRIED).find(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()).ok_or_else(|| {
+        Report::new(format!("the ports {PORT} to {} are all taken", PORT + PORTS_TRIED - 1))
+            .with_hint("publish another one: `-p PORT:8888`")
+    })
 }
 
 /// Where Jupyter's port is published.
 fn published(state: &State, port: u16) -> (IpAddr, u16) {
-    let published = state.ports.iter().find(|published| published.container_port == port && published.protocol == "tcp");
+    let published =
+        state.ports.iter().find(|published| published.container_port == port && published.protocol == "tcp");
     match published {
         Some(published) => (published.host_ip.parse().unwrap_or(Ipv4Addr::UNSPECIFIED.into()), published.host_port),
         None => (Ipv4Addr::LOCALHOST.into(), port),

@@ -61,7 +61,7 @@ pub struct Globals {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a command in a new container
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// List containers
     Ps(ps::PsArgs),
     /// Run another command in a running container

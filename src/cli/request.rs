@@ -87,7 +87,6 @@ fn asked_limits(flags: &ContainerFlags) -> AskedLimits {
         cpuset_cpus: limits.cpuset_cpus.clone(),
         cpuset_mems: limits.cpuset_mems.clone(),
         pids_limit: limits.pids_limit,
-        ..AskedLimits::default()
     }
 }
 

@@ -1,6 +1,6 @@
 //! A container that exists: its processes, its streams, and how all of it is taken down again.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::poll::PollFlags;
@@ -27,7 +27,11 @@ pub struct Ending {
 /// A container between create and clear.
 #[derive(Debug)]
 pub struct Container {
-    pub(super) created: Created,
+    /// `None` once it has been deleted.
+    pub(super) created: Option<Created>,
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+    pub(super) start_time: u64,
     pub(super) cgroup: Cgroup,
     pub(super) oom: Option<crate::cgroup::OomWatch>,
     pub streams: Streams,
@@ -50,10 +54,12 @@ pub struct Container {
 impl Container {
     /// Starts pid 1, and Jupyter beside it where this is a bare launch.
     pub fn start(&mut self, entry: &Entry) -> Result<(), Report> {
-        self.created.start()?;
+        if let Some(created) = &mut self.created {
+            created.start()?;
+        }
         step("started");
         if let (Payload::Jupyter(_), Some(prepared)) = (&entry.record.request.payload, self.jupyter_plan.take()) {
-            let child = jupyter::exec(prepared, &self.created, &self.cgroup, &mut self.streams)?;
+            let child = jupyter::exec(prepared, &self.pidfd, &self.cgroup, &mut self.streams)?;
             self.jupyter = Some(child);
             step("jupyter");
         }
@@ -83,7 +89,7 @@ impl Container {
                 Ok(WaitStatus::StillAlive) | Err(_) => return,
                 Ok(_) => continue,
             };
-            if pid == self.created.pid {
+            if pid == self.pid {
                 self.ending = Some(ending);
             } else if self.jupyter.as_ref().is_some_and(|child| child.pid == pid) {
                 self.payload_ending = Some(ending);
@@ -116,7 +122,7 @@ impl Container {
 
     fn signal_pid1(&self, number: i32) {
         // A process that has ended already needs no signal.
-        let _ = process::signal(&self.created.pidfd, number);
+        let _ = process::signal(&self.pidfd, number);
     }
 
     /// The descriptor that becomes ready when the kernel killed for memory, and the poll event that says so.
@@ -141,8 +147,8 @@ impl Container {
 
     /// Writes what a person may want to know into the state.
     pub fn describe(&self, state: &mut State) {
-        state.pid = Some(self.created.pid);
-        state.pid_start = Some(self.created.start_time);
+        state.pid = Some(self.pid);
+        state.pid_start = Some(self.start_time);
         state.ip.clone_from(&self.ip);
         state.ports.clone_from(&self.ports);
         state.cgroup = Some(self.cgroup_path.clone());
@@ -156,10 +162,16 @@ impl Container {
             tracing::warn!("{}", Report::from(error));
         }
         self.signal_pid1(libc::SIGKILL);
-        let _ = process::wait_pidfd(&self.created.pidfd, std::time::Duration::from_secs(10));
+        let _ = process::wait_pidfd(&self.pidfd, std::time::Duration::from_secs(10));
         self.reap();
         self.oom = None;
-        self.undo.run()
+        let mut failures = Vec::new();
+        // Poststop hooks run here, and libcontainer's own state goes.
+        if let Some(Err(error)) = self.created.take().map(Created::delete) {
+            failures.push(Report::from(error).message);
+        }
+        failures.extend(self.undo.run());
+        failures
     }
 }
 

@@ -11,7 +11,7 @@ use crate::record::{Entry, Secrets};
 use crate::report::Report;
 use crate::request::{JupyterRequest, MountSource, NetworkMode};
 use crate::rootfs::{self, MountpointKind, users};
-use crate::runtime::{self, Created, ExecChild, ExecRequest, Stdio};
+use crate::runtime::{self, ExecChild, ExecRequest, Stdio};
 use crate::spec::seccomp::Filter;
 use crate::spec::{Limits, Mount, Plan, Rlimit};
 
@@ -52,14 +52,16 @@ pub struct About<'a> {
 
 /// Looks for Jupyter in the image, writes its configuration, and binds it into the container.
 pub fn prepare(about: &About<'_>, mounts: &mut Vec<Mount>) -> Result<Prepared, Report> {
-    let secrets = about.entry.secrets()?.ok_or_else(|| Report::new("the container has no login for Jupyter on record"))?;
+    let secrets =
+        about.entry.secrets()?.ok_or_else(|| Report::new("the container has no login for Jupyter on record"))?;
     let launch = match secrets {
         Secrets::Token(token) => plan(about, &Auth::Token(Secret::new(token)))?,
         Secrets::Hashes(hashes) => plan_with_hashes(about, &hashes)?,
     };
     let dir = about.entry.run_dir.join("jupyter");
     launch.write_files(&dir)?;
-    let destination = rootfs::make_mountpoint_in_root(about.root, Path::new(jupyter::CONFIG_DIR), MountpointKind::Directory)?;
+    let destination =
+        rootfs::make_mountpoint_in_root(about.root, Path::new(jupyter::CONFIG_DIR), MountpointKind::Directory)?;
     let options = ["bind", "ro", "nosuid", "nodev", "noexec"].map(str::to_owned).into();
     mounts.push(Mount { destination, kind: "bind".into(), source: dir, options });
     let mut env = about.env.to_vec();
@@ -131,14 +133,14 @@ impl Prepared {
 }
 
 /// Starts Jupyter in the running container; its output goes the way of the container's.
-pub fn exec(prepared: Prepared, created: &Created, cgroup: &Cgroup, streams: &mut Streams) -> Result<ExecChild, Report> {
+pub fn exec(prepared: Prepared, target: &OwnedFd, cgroup: &Cgroup, streams: &mut Streams) -> Result<ExecChild, Report> {
     let failed = |error: std::io::Error| Report::new("cannot make Jupyter's standard streams").with_cause(error);
     let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| failed(errno.into()));
     let held = prepared.held.ok_or_else(|| Report::new("Jupyter was prepared without its limits"))?;
     let (out_read, stdout) = pipe()?;
     let (error_read, stderr) = pipe()?;
     let child = runtime::exec(&ExecRequest {
-        target: &created.pidfd,
+        target,
         cgroup_procs: cgroup.procs_files(),
         args: prepared.argv,
         env: prepared.env,

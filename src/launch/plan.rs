@@ -11,11 +11,11 @@ use super::streams::{Stream, Streams};
 use super::undo::Undo;
 use super::{Progress, cgroup_path, files, jupyter, mounts, process, step};
 use crate::cgroup::{self, Verified};
+use crate::gpu::{self, Selection};
+use crate::hook;
 use crate::net::{self, PortSpec};
 use crate::record::{Entry, LimitRow, PublishedPort, Records};
 use crate::report::Report;
-use crate::gpu::{self, Selection};
-use crate::hook;
 use crate::request::{MountSource, NetworkMode, Payload, Request, Seccomp, Ulimit};
 use crate::rootfs::{self, users};
 use crate::runtime::{self, CreateRequest, INIT_PAYLOAD, Stdio};
@@ -118,7 +118,17 @@ pub(super) fn make(
     let mut all_mounts = files::mounts(entry, &root_fd, &hostname, &network, request)?;
     all_mounts.extend(mounts::plan(root, entry, &root_fd, &rootfs, &config.volumes)?);
 
-    let about = About { entry, request, root: &root_fd, merged: &rootfs, config, env: &env, cwd: &cwd, limits: &limits, user: &user };
+    let about = About {
+        entry,
+        request,
+        root: &root_fd,
+        merged: &rootfs,
+        config,
+        env: &env,
+        cwd: &cwd,
+        limits: &limits,
+        user: &user,
+    };
     let (args, check, jupyter) = payload(&about, &mut all_mounts)?;
     let annotations: Vec<(String, String)> = request.labels.iter().cloned().chain(gpus.annotations.clone()).collect();
     let hooks = hooks(entry, &gpus, &annotations, &args)?;
@@ -255,18 +265,25 @@ fn hooks(
     let mut dirs: Vec<(PathBuf, bool)> = hook::HOST_DIRS.iter().map(|dir| (PathBuf::from(dir), true)).collect();
     dirs.extend(request.hooks_dirs.iter().map(|dir| (dir.clone(), false)));
     let definitions = hook::read_dirs(&dirs)?;
-    let matched = hook::matching(&definitions, &hook::Circumstances {
-        annotations,
-        command: args.first().map_or("", String::as_str),
-        has_bind_mounts: request.mounts.iter().any(|mount| matches!(mount.source, MountSource::Bind { .. })),
-    })?;
+    let matched = hook::matching(
+        &definitions,
+        &hook::Circumstances {
+            annotations,
+            command: args.first().map_or("", String::as_str),
+            has_bind_mounts: request.mounts.iter().any(|mount| matches!(mount.source, MountSource::Bind { .. })),
+        },
+    )?;
     let reports = entry.run_dir.join("hooks");
-    fs::create_dir_all(&reports).map_err(|error| Report::new(format!("cannot make `{}`", reports.display())).with_cause(error))?;
+    fs::create_dir_all(&reports)
+        .map_err(|error| Report::new(format!("cannot make `{}`", reports.display())).with_cause(error))?;
     Ok(hook::spec_entries(&gpus.combine(matched), Path::new("/proc/self/exe"), &reports))
 }
 
 /// Arguments of pid 1, the program whose absence is an error, and Jupyter's half of a bare launch.
-fn payload(about: &About<'_>, mounts: &mut Vec<Mount>) -> Result<(Vec<String>, String, Option<jupyter::Prepared>), Report> {
+fn payload(
+    about: &About<'_>,
+    mounts: &mut Vec<Mount>,
+) -> Result<(Vec<String>, String, Option<jupyter::Prepared>), Report> {
     let About { entry, request, config, .. } = about;
     let init_mount = || -> Result<Mount, Report> {
         let path = entry.run_dir.join("init");
@@ -358,11 +375,16 @@ impl Planned {
             check: &check,
         });
         // A hook's own words say more than the runtime's.
-        let mut created = created.map_err(|error| match hook::failures(&entry.run_dir.join("hooks")).into_iter().next() {
-            Some(failure) => Report::from(failure),
-            None => Report::from(error),
-        })?;
+        let mut created =
+            created.map_err(|error| match hook::failures(&entry.run_dir.join("hooks")).into_iter().next() {
+                Some(failure) => Report::from(failure),
+                None => Report::from(error),
+            })?;
         step("created");
+        let pidfd = created
+            .pidfd
+            .try_clone()
+            .map_err(|error| Report::new("cannot keep hold of the container's process").with_cause(error))?;
         let mut streams = streams;
         if let Some(master) = created.pty.take() {
             streams
@@ -387,7 +409,10 @@ impl Planned {
             ending: None,
             payload_ending: None,
             undo: Undo::default(),
-            created,
+            pid: created.pid,
+            start_time: created.start_time,
+            pidfd,
+            created: Some(created),
         })
     }
 }

@@ -37,7 +37,8 @@ fn choose<T>(all: &[T], asked: &str, key: impl Fn(&T) -> (&str, &str)) -> Result
         all.iter().enumerate().filter(|(_, item)| test(key(item).0, key(item).1)).map(|(index, _)| index).collect()
     };
     let asked_id = asked.to_ascii_lowercase();
-    let tests: [&dyn Fn(&str, &str) -> bool; 4] =
+    type Test<'a> = &'a dyn Fn(&str, &str) -> bool;
+    let tests: [Test<'_>; 4] =
         [&|name, _| name == asked, &|_, id| id == asked_id, &|_, id| id.starts_with(&asked_id), &|name, _| {
             name.starts_with(asked)
         }];

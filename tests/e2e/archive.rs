@@ -68,12 +68,6 @@ impl Archive {
         self
     }
 
-    /// Sets a key of the image's `config`.
-    pub fn set(mut self, key: &str, value: Value) -> Self {
-        self.config["config"][key] = value;
-        self
-    }
-
     pub fn write(&self, path: &Path) {
         let tars: Vec<Vec<u8>> = self.layers.iter().map(Layer::tar).collect();
         let hex = |bytes: &[u8]| hex::encode(Sha256::digest(bytes));

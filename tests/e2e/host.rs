@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -97,18 +97,10 @@ impl Host {
         answer
     }
 
-    pub fn spawn(&self, args: &[&str]) -> Child {
-        self.command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    }
-
     /// The first container that `inspect` shows under a name.
     pub fn inspect(&self, name: &str) -> serde_json::Value {
         let all: serde_json::Value = serde_json::from_str(&self.ok(&["inspect", name])).unwrap();
         all[0].clone()
-    }
-
-    pub fn root(&self) -> PathBuf {
-        self.dir.join("root")
     }
 
     /// Ids of all containers that have a directory anywhere.
@@ -151,7 +143,7 @@ impl Host {
             writeln!(found, "link: {line}").unwrap();
         }
         let rules = sh(&format!("nsenter --net=/run/netns/{} nft list ruleset", self.netns));
-        for line in rules.lines().filter(|line| line.contains("dnat") || line.contains("gpurun:")) {
+        for line in rules.lines().filter(|line| line.contains("elements")) {
             writeln!(found, "nft: {line}").unwrap();
         }
         found

@@ -45,10 +45,9 @@ fn cpus() {
             if let Ok(text) = std::fs::read_to_string(dir.join("cpuacct.usage")) {
                 return Duration::from_nanos(text.trim().parse().unwrap());
             }
-            if let Ok(text) = std::fs::read_to_string(dir.join("cpu.stat")) {
-                if let Some(usec) = text.lines().find_map(|line| line.strip_prefix("usage_usec ")) {
-                    return Duration::from_micros(usec.parse().unwrap());
-                }
+            let stat = std::fs::read_to_string(dir.join("cpu.stat")).unwrap_or_default();
+            if let Some(usec) = stat.lines().find_map(|line| line.strip_prefix("usage_usec ")) {
+                return Duration::from_micros(usec.parse().unwrap());
             }
         }
         panic!("no CPU time for {id}");

@@ -1,6 +1,5 @@
 //! Bridge, published ports, host and none: from loopback, from the host's address, from another machine.
 
-use std::io::{Read, Write};
 use std::process::Stdio;
 
 use crate::host::{Host, eventually, sh};
@@ -59,7 +58,7 @@ fn fetch(netns: &str, address: &str) -> Option<String> {
 }
 
 fn serve(host: &Host, name: &str, publish: &str) {
-    host.ok(&["run", "-d", "--name", name, "-p", publish, "box", "nc", "-lk", "-p", "80", "-e", "echo", name]);
+    host.ok(&["run", "-d", "--name", name, "-p", publish, "box", "nc", "-ll", "-p", "80", "-e", "echo", name]);
     let port = host.inspect(name)["Network"]["Ports"][0]["host_port"].as_u64().unwrap();
     eventually("the server answers", 5, || fetch(&host.netns, &format!("127.0.0.1:{port}")).is_some());
 }
@@ -80,19 +79,27 @@ fn published() {
 
 fn udp() {
     let host = Host::with_box();
-    host.ok(&["run", "-d", "--name", "u", "-p", "5353:53/udp", "box", "nc", "-u", "-l", "-p", "53", "-e", "cat"]);
-    let mut client = host
-        .program("busybox", &["nc", "-u", "127.0.0.1", "5353"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut answer = [0; 5];
-    client.stdin.as_mut().unwrap().write_all(b"hello").unwrap();
-    client.stdout.as_mut().unwrap().read_exact(&mut answer).unwrap();
-    assert_eq!(&answer, b"hello");
-    client.kill().unwrap();
-    client.wait().unwrap();
+    // busybox has no UDP server; perl is on every Debian host, and runs in the container from there.
+    let echo = "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalPort => 53, Proto => 'udp'); while ($s->recv(my $m, 99)) { $s->send($m) }";
+    let mut args = vec!["run", "-d", "--name", "udp", "-p", "5353:53/udp"];
+    args.extend([
+        "-v",
+        "/usr:/usr:ro",
+        "-v",
+        "/lib:/lib:ro",
+        "-v",
+        "/lib64:/lib64:ro",
+        "box",
+        "/usr/bin/perl",
+        "-e",
+        echo,
+    ]);
+    host.ok(&args);
+    let talk = "exec 3<>/dev/udp/127.0.0.1/5353; echo hello >&3; timeout 2 head -c 5 <&3";
+    eventually("the server answers", 5, || {
+        let output = host.program("bash", &["-c", talk]).output().unwrap();
+        output.stdout == b"hello"
+    });
 }
 
 fn loopback_only() {
@@ -145,7 +152,7 @@ fn outwards() {
             &format!("--net=/run/netns/{}", outside.netns),
             "busybox",
             "nc",
-            "-lk",
+            "-ll",
             "-p",
             "99",
             "-e",

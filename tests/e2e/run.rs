@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::archive::{Archive, Layer};
+use crate::archive::Layer;
 use crate::host::Host;
 
 pub const TESTS: &[(&str, fn())] = &[
@@ -31,7 +31,7 @@ fn exit_codes() {
     for code in [1, 2, 42, 125, 255] {
         host.fails(code, &run(&["box", "sh", "-c", &format!("exit {code}")]));
     }
-    host.fails(128 + 9, &run(&["box", "sh", "-c", "kill -9 $$; sleep 5"]).into_iter().collect::<Vec<_>>());
+    host.fails(128 + 9, &run(&["--init", "box", "sh", "-c", "kill -9 $$; sleep 5"]));
     assert_eq!(host.leftovers(), "");
 }
 
@@ -72,16 +72,13 @@ fn environment() {
 
 fn identity() {
     let host = Host::with_box();
-    assert_eq!(host.ok(&run(&["-u", "ann", "box", "id"])), "uid=1000(ann) gid=1000(ann) groups=1000(ann),10(wheel)");
+    assert_eq!(host.ok(&run(&["-u", "ann", "box", "id"])), "uid=1000(ann) gid=1000(ann) groups=10(wheel),1000(ann)");
     assert_eq!(host.ok(&run(&["-u", "4242:7", "box", "sh", "-c", "id -u; id -g"])), "4242\n7");
     host.fails(125, &run(&["-u", "nobody-here", "box", "true"]));
     assert_eq!(host.ok(&run(&["-w", "/made/up", "box", "pwd"])), "/made/up");
     assert_eq!(host.ok(&run(&["--hostname", "spark", "box", "hostname"])), "spark");
     assert_eq!(host.ok(&run(&["--entrypoint", "echo", "box", "a", "b"])), "a b");
-    assert_eq!(
-        host.ok(&run(&["--init", "box", "sh", "-c", "readlink /proc/1/exe; echo $$"])).lines().last().unwrap() != "1",
-        true
-    );
+    assert_ne!(host.ok(&run(&["--init", "box", "sh", "-c", "echo $$"])), "1", "pid 1 is the init");
 }
 
 fn mounts() {
@@ -162,5 +159,4 @@ fn volumes() {
         "from the image"
     );
     assert_eq!(host.ok(&run(&["-v", "keep:/data", "seeded", "cat", "/data/more"])), "more");
-    let _ = Archive::new("unused");
 }

@@ -351,7 +351,8 @@ mod tests {
     #[test]
     fn conditions_hold_for_all_64_bits() {
         let values = [0, 1, 7, 8, 9, u64::from(u32::MAX), 1 << 32, (1 << 32) + 8, u64::MAX];
-        let compares: [(Compare, fn(u64) -> bool); 8] = [
+        type Holds = fn(u64) -> bool;
+        let compares: [(Compare, Holds); 8] = [
             (Compare::Equal(8), |v| v == 8),
             (Compare::NotEqual(8), |v| v != 8),
             (Compare::Less(8), |v| v < 8),
