@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# The main job on a real image: tests/jupyter.sh IMAGE.tar
+#
+# A host of its own (store, run directory, network namespace), and a second machine on a wire from which a person opens the notebook.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+archive=$(realpath "$1")
+cargo build --quiet --locked
+gpurun=$(realpath "${CARGO_TARGET_DIR:-target}/debug/gpurun")
+dir=$(mktemp -d /var/tmp/gpurun-jupyter.XXXXXX)
+here=gpurun-jup-$$ there=gpurun-jup-$$-out
+export GPURUN_ROOT=$dir/root GPURUN_RUN=$dir/run
+on() { nsenter --net="/run/netns/$1" "${@:2}"; }
+run() { on "$here" "$gpurun" "$@"; }
+cleanup() {
+    for id in $(run ps -aq --no-trunc 2>/dev/null); do run rm -f "$id" >/dev/null || true; done
+    ip netns delete "$here" 2>/dev/null || true
+    ip netns delete "$there" 2>/dev/null || true
+    awk -v dir="$dir" 'index($5, dir) == 1 {print $5}' /proc/self/mountinfo | xargs -r umount -l
+    rm -rf "$dir"
+}
+trap cleanup EXIT
+fail() { echo "FAILED: $*" >&2; exit 1; }
+expect() { [ "$2" = "$3" ] || fail "$1: expected \`$2\`, got \`$3\`"; echo "ok: $1"; }
+
+ip netns add "$here" && ip netns add "$there"
+ip -n "$here" link set lo up && ip -n "$there" link set lo up
+ip -n "$here" link add wire type veth peer name wire netns "$there"
+ip -n "$here" addr add 192.0.2.1/24 dev wire && ip -n "$here" link set wire up
+ip -n "$there" addr add 192.0.2.2/24 dev wire && ip -n "$there" link set wire up
+
+run image load "$archive"
+mkdir "$dir/share"
+chmod 777 "$dir/share"
+echo "open sesame" >"$dir/password"
+chmod 600 "$dir/password"
+
+url=$(cd "$dir/share" && run --image jupyter --name lab --mem 1g --cpus 1.5 --cpuset-cpus 0-1 -v "$PWD":/work/share -p 8888:8888 -d --password-file "$dir/password")
+expect "the URL" "http://127.0.0.1:8888/" "$url"
+expect "1+1 by password, on this host" 2 "$(on "$here" python3 tests/notebook.py "$url" password "$dir/password" 1+1)"
+expect "6*7 by password, from another machine" 42 "$(on "$there" python3 tests/notebook.py http://192.0.2.1:8888/ password "$dir/password" 6*7)"
+expect "the limits in the kernel's environment" "1073741824 1.5 2" \
+    "$(on "$here" python3 tests/notebook.py "$url" password "$dir/password" 'import os; print(os.environ["MEM_LIMIT"], os.environ["CPU_LIMIT"], os.environ["OMP_NUM_THREADS"])')"
+on "$here" python3 tests/notebook.py "$url" password "$dir/password" 'open("/work/share/from-notebook", "w").write("x"); 0' >/dev/null
+[ -f "$dir/share/from-notebook" ] || fail "a file written by the notebook is not on the host"
+echo "ok: files go through"
+if grep -rlE "open sesame" /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | grep -v "/$$/" | grep -q .; then fail "the password stands on a command line or in an environment"; fi
+echo "ok: the password is on no command line and in no environment"
+run exec lab jupyter --version >/dev/null && echo "ok: exec in it"
+# The kernel is killed at the limit, and ps says why.
+on "$here" timeout 60 python3 tests/notebook.py "$url" password "$dir/password" 'x = b"1" * (3 << 30)' >/dev/null 2>&1 || true
+for _ in $(seq 100); do run ps -a | grep -q OOMKilled && break; sleep 0.1; done
+run ps -a | grep -q OOMKilled || fail "ps does not tell of the OOM kill"
+echo "ok: ps tells of the OOM kill"
+run stop lab >/dev/null
+expect "it is stopped" "exited" "$(run inspect lab | python3 -c 'import json, sys; print(json.load(sys.stdin)[0]["State"]["Status"])')"
+run rm lab >/dev/null
+
+url=$(run --image jupyter --name tok -d)
+case $url in http://127.0.0.1:8888/?token=*) echo "ok: a token URL on loopback" ;; *) fail "not a token URL: $url" ;; esac
+second=$(run --image jupyter --name tok2 -d)
+case $second in http://127.0.0.1:8889/?token=*) echo "ok: the next free port" ;; *) fail "not the next port: $second" ;; esac
+expect "1+1 by token" 2 "$(on "$here" python3 tests/notebook.py "$url" token - 1+1)"
+if on "$there" timeout 3 bash -c 'exec 3<>/dev/tcp/192.0.2.1/8888' 2>/dev/null; then fail "a launch without -p is open to the network"; fi
+echo "ok: without -p it is for this host only"
+run rm -f tok tok2 >/dev/null
+
+hash=$(run token --algorithm sha256 --password-file "$dir/password")
+url=$(run --image jupyter --rm --name hashed -d --password-hash "$hash" -p 127.0.0.1:9000:8888)
+expect "1+1 by a password known as a hash" 2 "$(on "$here" python3 tests/notebook.py "$url" password "$dir/password" 1+1)"
+run stop hashed >/dev/null
+expect "nothing is left" "" "$(run ps -aq)"
