@@ -131,12 +131,13 @@ impl Container {
         self.oom.as_ref().map(|watch| (watch.fd(), watch.poll_flags()))
     }
 
-    /// Takes the event and answers how many processes the kernel has killed here so far.
-    pub fn take_oom_event(&mut self) -> u64 {
-        if let Some(watch) = &mut self.oom {
-            watch.clear();
+    /// Makes the watch ready for the next event.
+    pub fn take_oom_event(&mut self) {
+        if let Some(watch) = &mut self.oom
+            && !watch.clear()
+        {
+            self.oom = None;
         }
-        self.oom_kills()
     }
 
     /// How many processes of this container the kernel has killed for memory.

@@ -34,6 +34,7 @@ pub(super) fn join(
     lease::write(request.state_dir, request.id, &lease)?;
     let [_, b, c, d] = ip.octets();
     netlink.veth(&veth, netns::index(BRIDGE), namespace, [0x02, 0x67, 0x00, b, c, d])?;
+    netlink.hairpin(&veth)?;
     netns::inside(namespace, || -> Result<(), NetError> {
         let inner = Netlink::open()?;
         let index = netns::index("eth0");

@@ -9,7 +9,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
-    InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -108,6 +109,17 @@ impl Netlink {
             RouteNetlinkMessage::NewLink(message),
             NLM_F_CREATE | NLM_F_EXCL,
         )
+    }
+
+    /// Lets a leg of the bridge have its own packets back, for a container that talks to its own published port.
+    pub(super) fn hairpin(&self, name: &str) -> Result<(), NetError> {
+        let mut message = LinkMessage::default();
+        message.header.index = netns::index(name);
+        message.attributes = vec![LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+        ])];
+        self.ask(&format!("set hairpin mode on `{name}`"), RouteNetlinkMessage::NewLink(message), 0)
     }
 
     /// Removes a device; one that is gone already is no error.

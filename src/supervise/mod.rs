@@ -52,6 +52,8 @@ pub struct Supervisor {
     log: Log,
     /// A person asked for the end: the restart policy is off.
     stopping: bool,
+    /// When to count OOM kills again, and how often still: the kernel tells of an OOM before it has killed.
+    oom_look: Option<(Instant, u32)>,
     /// When patience ends and SIGKILL follows.
     kill_at: Option<Instant>,
     _alive: ProcessLock,
@@ -117,6 +119,7 @@ impl Supervisor {
             log,
             stopping: false,
             kill_at: None,
+            oom_look: None,
             entry,
             _alive: alive,
         })
@@ -163,6 +166,7 @@ impl Supervisor {
     /// One run of the container, from the first mount to the last undone step.
     fn run_once(&mut self) -> Result<Ending, Report> {
         self.kill_at = None;
+        self.oom_look = None;
         let clients = &mut self.clients;
         let mut container = launch::create(&self.root, &self.records, &self.entry, &mut |progress| {
             clients.tell(&match progress {

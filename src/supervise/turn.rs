@@ -16,6 +16,10 @@ const CHUNK: usize = 64 * 1024;
 /// streams end by themselves, unless a process outside (`--pid host`) still holds them.
 const REST_OF_OUTPUT: Duration = Duration::from_millis(500);
 
+/// How often, and how long apart, OOM kills are counted after the kernel told of an OOM.
+const OOM_LOOKS: u32 = 40;
+const OOM_PAUSE: Duration = Duration::from_millis(50);
+
 /// What a poll entry stands for.
 #[derive(Debug, Clone, Copy)]
 enum Source {
@@ -39,7 +43,14 @@ impl Supervisor {
                 self.kill_at = None;
                 container.kill();
             }
-            self.turn(Some(container), self.kill_at);
+            if let Some((at, times)) = self.oom_look
+                && at <= Instant::now()
+            {
+                self.oom_look = None;
+                self.count_oom_kills(container, times);
+            }
+            let next = [self.kill_at, self.oom_look.map(|(at, _)| at)].into_iter().flatten().min();
+            self.turn(Some(container), next);
         }
     }
 
@@ -145,13 +156,22 @@ impl Supervisor {
             }
             (Source::Input, Some(container)) => container.streams.write(),
             (Source::Oom, Some(container)) => {
-                let kills = self.state.oom_kills + container.take_oom_event();
-                if kills > 0 && !self.state.oom_killed {
-                    self.state.oom_killed = true;
-                    self.save();
-                }
+                container.take_oom_event();
+                self.count_oom_kills(container, OOM_LOOKS);
             }
             (Source::Output(_) | Source::Input | Source::Oom, None) => {}
+        }
+    }
+
+    /// Counts the kernel's kills; where there is none yet, looks again soon, so many times.
+    fn count_oom_kills(&mut self, container: &Container, times: u32) {
+        if container.oom_kills() > 0 {
+            if !self.state.oom_killed {
+                self.state.oom_killed = true;
+                self.save();
+            }
+        } else if times > 0 {
+            self.oom_look = Some((Instant::now() + OOM_PAUSE, times - 1));
         }
     }
 
