@@ -31,11 +31,12 @@ ip -n "$there" addr add 192.0.2.2/24 dev wire && ip -n "$there" link set wire up
 
 run image load "$archive"
 mkdir "$dir/share"
-chmod 777 "$dir/share"
+chown 1234:1234 "$dir/share"
 echo "open sesame" >"$dir/password"
 chmod 600 "$dir/password"
 
-url=$(cd "$dir/share" && run --image jupyter --name lab --mem 1g --cpus 1.5 --cpuset-cpus 0-1 -v "$PWD":/work/share -p 8888:8888 -d --password-file "$dir/password")
+# As a person with uid 1234 behind sudo.
+url=$(cd "$dir/share" && SUDO_UID=1234 SUDO_GID=1234 run --image jupyter --name lab --mem 1g --cpus 1.5 --cpuset-cpus 0-1 -v "$PWD":/work/share -p 8888:8888 -d --password-file "$dir/password")
 expect "the URL" "http://127.0.0.1:8888/" "$url"
 expect "1+1 by password, on this host" 2 "$(on "$here" python3 tests/notebook.py "$url" password "$dir/password" 1+1)"
 expect "6*7 by password, from another machine" 42 "$(on "$there" python3 tests/notebook.py http://192.0.2.1:8888/ password "$dir/password" 6*7)"
@@ -43,7 +44,7 @@ expect "the limits in the kernel's environment" "1073741824 1.5 2" \
     "$(on "$here" python3 tests/notebook.py "$url" password "$dir/password" 'import os; print(os.environ["MEM_LIMIT"], os.environ["CPU_LIMIT"], os.environ["OMP_NUM_THREADS"])')"
 on "$here" python3 tests/notebook.py "$url" password "$dir/password" 'open("/work/share/from-notebook", "w").write("x"); 0' >/dev/null
 [ -f "$dir/share/from-notebook" ] || fail "a file written by the notebook is not on the host"
-echo "ok: files go through"
+expect "its owner is the person behind sudo" 1234 "$(stat -c %u "$dir/share/from-notebook")"
 if grep -rlE "open sesame" /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | grep -v "/$$/" | grep -q .; then fail "the password stands on a command line or in an environment"; fi
 echo "ok: the password is on no command line and in no environment"
 run exec lab jupyter --version >/dev/null && echo "ok: exec in it"

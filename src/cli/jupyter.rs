@@ -33,6 +33,7 @@ const PORTS_TRIED: u16 = 200;
 const LAST_LINES: usize = 20;
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Jupyter")]
 pub struct JupyterArgs {
     /// Start Jupyter in a new container of this image, and print the URL where it answers
     #[arg(long, value_name = "IMAGE", required = true)]
@@ -71,7 +72,10 @@ pub fn run(args: &JupyterArgs, context: &Context) -> Result<u8, Report> {
             "for a shell: `gpurun run --rm -it {image_name} bash`, or `gpurun exec -it CONTAINER bash`"
         )));
     }
-    let image = context.store()?.resolve(image_name)?;
+    let store = context.store()?;
+    // Until the container is on record, nobody removes its image.
+    let hold = store.hold()?;
+    let image = store.resolve(image_name)?;
     let (publish, port) = ports(flags)?;
     let payload = Payload::Jupyter(JupyterRequest { port, args: args.jupyter_arg.clone() });
     let mut request = super::request::build(flags, image_name, image.id.to_string(), payload)?;
@@ -85,6 +89,7 @@ pub fn run(args: &JupyterArgs, context: &Context) -> Result<u8, Report> {
     let detach_keys = DetachKeys::parse(&flags.detach_keys)?;
     let signals = take_signals()?;
     let spawned = start_new(context, flags.name.as_deref(), request, Some(&secrets(&auth)?))?;
+    drop(hold);
     let keys = if flags.detach || !std::io::stdin().is_terminal() { Keys::Ignored } else { Keys::DetachOnly };
     let mut session = Session::new(spawned.connection, signals, Keys::Ignored, detach_keys.clone());
     session.attach(false)?;

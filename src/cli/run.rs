@@ -31,7 +31,10 @@ pub struct RunArgs {
 }
 
 pub fn run(args: &RunArgs, context: &Context) -> Result<u8, Report> {
-    let image = context.store()?.resolve(&args.image)?;
+    let store = context.store()?;
+    // Until the container is on record, nobody removes its image.
+    let hold = store.hold()?;
+    let image = store.resolve(&args.image)?;
     let payload = Payload::Command(args.command.clone());
     let request = super::request::build(&args.flags, &args.image, image.id.to_string(), payload)?;
     if request.tty && request.interactive && !args.flags.detach {
@@ -40,6 +43,7 @@ pub fn run(args: &RunArgs, context: &Context) -> Result<u8, Report> {
     let detach_keys = DetachKeys::parse(&args.flags.detach_keys)?;
     let signals = take_signals()?;
     let spawned = start_new(context, args.flags.name.as_deref(), request, None)?;
+    drop(hold);
     let id = spawned.id.clone();
     let (tty, interactive) = (args.flags.tty, args.flags.interactive);
     if args.flags.detach {

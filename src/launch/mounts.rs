@@ -1,15 +1,17 @@
 //! `-v`, `--mount`, `--tmpfs` and an image's VOLUMEs: from requests to mounts, with the places to mount on made in the container's root.
 
 use std::fs;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::Progress;
 use crate::record::Entry;
 use crate::report::Report;
 use crate::request::{MountRequest, MountSource};
 use crate::rootfs::{self, MountpointKind};
 use crate::spec::Mount;
+use crate::sys::idmap::{self, Owner};
 
 /// A host path that is not there is an error: docker would make an empty directory, which hides every typing mistake.
 pub fn check(requests: &[MountRequest]) -> Result<(), Report> {
@@ -36,6 +38,8 @@ pub fn plan(
     root: &OwnedFd,
     merged: &Path,
     image_volumes: &[String],
+    owners: Option<(Owner, Owner)>,
+    tell: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Mount>, Report> {
     let mut requests = entry.record.request.mounts.clone();
     for destination in image_volumes {
@@ -46,7 +50,51 @@ pub fn plan(
         }
     }
     requests.sort_by_key(|request| request.destination.components().count());
-    requests.iter().enumerate().map(|(number, request)| one(store_root, entry, root, merged, number, request)).collect()
+    let mut mounts = Vec::new();
+    for (number, request) in requests.iter().enumerate() {
+        let mut mount = one(store_root, entry, root, merged, number, request)?;
+        let is_bind = matches!(request.source, MountSource::Bind { .. });
+        if let Some(owners) = owners.filter(|_| is_bind && !request.read_only) {
+            exchange(entry, number, owners, &mut mount, tell);
+        }
+        mounts.push(mount);
+    }
+    Ok(mounts)
+}
+
+/// Binds a clone of the source in which the person behind sudo and the container's user are exchanged, so that what a notebook writes is the
+/// person's. A file system that cannot do that (NFS, FUSE) gets a plain bind, and a word.
+fn exchange(
+    entry: &Entry,
+    number: usize,
+    (outside, inside): (Owner, Owner),
+    mount: &mut Mount,
+    tell: &mut dyn FnMut(Progress),
+) {
+    let point = entry.run_dir.join("binds").join(number.to_string());
+    let clone = || -> std::io::Result<()> {
+        let clone = idmap::exchanged_clone(&mount.source, outside, inside)?;
+        if mount.source.is_dir() {
+            fs::create_dir_all(&point)?;
+        } else {
+            fs::create_dir_all(point.parent().unwrap_or(&point))?;
+            fs::write(&point, "")?;
+        }
+        // In the supervisor's own mount namespace: it goes with it.
+        let place = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&point)?;
+        crate::sys::mount::attach(clone.as_fd(), place.as_fd())
+    };
+    match clone() {
+        Ok(()) => mount.source = point,
+        Err(error) => {
+            tracing::debug!("no exchanged owners for {}: {error}", mount.source.display());
+            tell(Progress::Notice(format!(
+                "files written to `{}` will belong to the container's user (uid {}): its file system cannot map owners",
+                mount.source.display(),
+                inside.uid
+            )));
+        }
+    }
 }
 
 fn one(

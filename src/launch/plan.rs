@@ -116,7 +116,12 @@ pub(super) fn make(
     let cwd = rootfs::create_dir_in_root(&root_fd, &cwd)?;
 
     let mut all_mounts = files::mounts(entry, &root_fd, &hostname, &network, request)?;
-    all_mounts.extend(mounts::plan(root, entry, &root_fd, &rootfs, &config.volumes)?);
+    // Only a notebook's files are meant for the person: `run` leaves owners alone, as docker does.
+    let owners = match &request.payload {
+        Payload::Jupyter(_) => crate::jupyter::exchange((user.uid, user.gid), request.invoker),
+        Payload::Command(_) => None,
+    };
+    all_mounts.extend(mounts::plan(root, entry, &root_fd, &rootfs, &config.volumes, owners, tell)?);
 
     let about = About {
         entry,
@@ -204,7 +209,8 @@ fn mount_root(
             .map_err(|error| Report::new(format!("cannot unmount `{}`", mounted.display())).with_cause(error));
         // The lease is held until here: the image stays mounted for as long as the overlay needs it.
         drop(lower);
-        detached.and_then(|()| host_namespace.enter().map_err(Report::from))
+        let entered = host_namespace.enter().map_err(Report::from);
+        detached.and(entered)
     });
     step("overlay");
     for name in rootfs::check_guards(&rootfs)? {

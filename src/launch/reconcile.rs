@@ -19,6 +19,7 @@ use std::path::Path;
 
 use crate::record::{Entry, Phase, Records, holder};
 use crate::report::Report;
+use crate::sys::mount;
 use crate::{cgroup, net};
 
 /// Clears away everything that belongs to containers whose supervisor is dead. Costs a few reads where there is nothing to do.
@@ -72,11 +73,22 @@ fn remove_dirs(records: &Records, id: &str) -> Result<(), Report> {
     remove_tree(&run_dir)
 }
 
+/// Removes a directory with everything in it, and nothing that is only mounted there: behind a mount lie the image's or a person's files.
 fn remove_tree(dir: &Path) -> Result<(), Report> {
-    match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Report::new(format!("cannot remove `{}`", dir.display())).with_cause(error))
-        }
+    let name = dir.display().to_string();
+    let failed = |error: std::io::Error| Report::new(format!("cannot remove `{name}`")).with_cause(error);
+    // The kernel's table has real paths; `dir` may come by way of a link (/var/run).
+    let dir = match std::fs::canonicalize(dir) {
+        Ok(dir) => dir,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    for point in mount::points_below(&dir).map_err(failed)?.into_iter().rev() {
+        mount::detach(&point)
+            .map_err(|error| Report::new(format!("cannot unmount `{}`", point.display())).with_cause(error))?;
+    }
+    match std::fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(error)),
         _ => Ok(()),
     }
 }
@@ -140,4 +152,28 @@ fn bury(entry: &Entry) -> Result<(), Report> {
     }));
     entry.write_state(&state)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_only_mounted_is_never_removed() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        let (precious, run) = (base.path().join("precious"), base.path().join("run"));
+        std::fs::create_dir_all(run.join("binds/0")).unwrap();
+        std::fs::create_dir(&precious).unwrap();
+        std::fs::write(precious.join("thesis"), "years of work").unwrap();
+        let flags = nix::mount::MsFlags::MS_BIND;
+        nix::mount::mount(Some(&precious), &run.join("binds/0"), None::<&str>, flags, None::<&str>).unwrap();
+        std::os::unix::fs::symlink(base.path(), base.path().join("link")).unwrap();
+        remove_tree(&base.path().join("link/run")).unwrap();
+        assert!(!run.exists());
+        assert_eq!(std::fs::read_to_string(precious.join("thesis")).unwrap(), "years of work");
+    }
 }
