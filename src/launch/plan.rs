@@ -105,7 +105,12 @@ pub(super) fn make(
     let network = make_network(records, entry, &hostname, undo)?;
     step("network");
 
-    let gpus = gpu::plan(selection(request)?.as_ref(), &driver_root())?;
+    let mut gpus = gpu::plan(selection(request)?.as_ref(), &driver_root())?;
+    for hook in &mut gpus.hooks {
+        // Found below the driver's root, and run from there.
+        let path = &hook.command.path;
+        hook.command.path = driver_root().join(path.strip_prefix("/").unwrap_or(path));
+    }
     if let Some(line) = &gpus.summary {
         tell(Progress::Detail(line.clone()));
     }

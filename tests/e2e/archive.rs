@@ -100,7 +100,7 @@ const APPLETS: &[&str] = &[
     "sh", "true", "false", "echo", "cat", "ls", "sleep", "id", "env", "pwd", "kill", "nc", "wget", "httpd", "hostname",
     "mount", "umount", "mkdir", "rm", "ln", "touch", "dd", "nproc", "ps", "grep", "head", "tail", "yes", "stty",
     "test", "mknod", "ip", "ping", "awk", "seq", "chmod", "stat", "wc", "sort", "printf", "trap", "date", "cut",
-    "readlink", "tty", "timeout", "udhcpc", "printenv", "df", "ulimit",
+    "readlink", "tty", "timeout", "udhcpc", "df", "ulimit",
 ];
 
 pub fn busybox() -> Archive {

@@ -5,6 +5,7 @@
 
 mod archive;
 mod crash;
+mod gpu;
 mod host;
 mod isolation;
 mod life;
@@ -18,12 +19,13 @@ type Test = (&'static str, fn());
 
 fn main() {
     let arguments = Arguments::from_args();
-    let rooms: [(&str, &[Test]); 6] = [
+    let rooms: [(&str, &[Test]); 7] = [
         ("run", run::TESTS),
         ("life", life::TESTS),
         ("limits", limits::TESTS),
         ("isolation", isolation::TESTS),
         ("network", network::TESTS),
+        ("gpu", gpu::TESTS),
         ("crash", crash::TESTS),
     ];
     let root = nix::unistd::geteuid().is_root();
