@@ -9,8 +9,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
-    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
-    LinkInfo, LinkMessage,
+    BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
+    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -56,8 +56,11 @@ impl Netlink {
         }
     }
 
-    /// Makes the bridge, if it is not there, and brings it up with its address.
+    /// Makes the bridge, if it is not there.
     pub(super) fn bridge(&self, name: &str, ip: Ipv4Addr) -> Result<(), NetError> {
+        if netns::index(name) != 0 {
+            return Ok(());
+        }
         let mut message = LinkMessage::default();
         // A fixed hardware address: without one the bridge takes its smallest leg's, and changes it with every leg.
         let [_, b, c, d] = ip.octets();
@@ -66,9 +69,7 @@ impl Netlink {
             LinkAttribute::Address(vec![0x02, 0x67, b, c, d, 0x01]),
             LinkAttribute::LinkInfo(vec![
                 LinkInfo::Kind(InfoKind::Bridge),
-                LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::StpState(
-                    netlink_packet_route::link::BridgeStpState::Disabled,
-                )])),
+                LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::StpState(BridgeStpState::Disabled)])),
             ]),
         ];
         let made = self.ask(
@@ -77,12 +78,10 @@ impl Netlink {
             NLM_F_CREATE | NLM_F_EXCL,
         );
         match made {
-            Err(NetError::Link { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => {}
-            other => other?,
+            // Another run directory's container was quicker.
+            Err(NetError::Link { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            other => other,
         }
-        let index = netns::index(name);
-        self.address(index, ip, 24)?;
-        self.up(index)
     }
 
     /// Makes a veth pair: one end here, on the bridge; the other in a namespace, under the name `eth0`.
@@ -111,7 +110,8 @@ impl Netlink {
         )
     }
 
-    /// Lets a leg of the bridge have its own packets back, for a container that talks to its own published port.
+    /// Lets a leg of the bridge get back what it sent. Where bridged packets pass through the packet filter (docker turns that on), a container
+    /// that asks for its own published port is answered by the bridge, without ever being routed.
     pub(super) fn hairpin(&self, name: &str) -> Result<(), NetError> {
         let mut message = LinkMessage::default();
         message.header.index = netns::index(name);
@@ -119,7 +119,7 @@ impl Netlink {
             LinkInfo::PortKind(InfoPortKind::Bridge),
             LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
         ])];
-        self.ask(&format!("set hairpin mode on `{name}`"), RouteNetlinkMessage::NewLink(message), 0)
+        self.ask(&format!("set the bridge port `{name}`"), RouteNetlinkMessage::NewLink(message), 0)
     }
 
     /// Removes a device; one that is gone already is no error.

@@ -5,32 +5,42 @@
 //!
 //! /run/gpurun/net/.lock       flock: addresses and rules are given out and taken back under it
 //!                 subnet      the bridge's network, chosen once so that it overlaps no route of the host
-//!                 ID.json     one container's lease: address, ports, veth
+//!                 last        the address given out last
+//!                 ID.json     one container's lease: owner (pid, start time), address, ports, veth
 //! ```
 //!
 //! The namespace and the veth pair live by the supervisor's descriptor: when it dies, the kernel removes both. What outlives it are the lease
-//! and the elements of the nft sets, which [`reconcile`] removes. Each published port is held by a bound socket of the supervisor, so that
-//! nobody else takes it, and a port in use is an error before anything starts.
+//! and the elements of the nft maps, which [`reconcile`] removes. A lease is written before what it names is made, and removed last. Each
+//! published port is held by a bound socket of the supervisor, so that nobody else takes it, and a port in use is an error before
+//! anything starts.
 //!
-//! 127.0.0.0/8 is not opened to neighbours: `route_localnet` is set on our bridge alone, and packets for loopback addresses that come in on
-//! any interface but `lo` are dropped before they are looked at.
+//! The bridge, the table's chains and `net.ipv4.ip_forward = 1` belong to the host: made once a boot, looked at with every start and
+//! mended where somebody else's hand was on them, and never removed, for other programs may rely on forwarding by now.
+//!
+//! 127.0.0.0/8 is not opened to neighbours: `route_localnet` is set on our bridge alone, nothing with a loopback address comes in from
+//! there, and ports published on 127.0.0.1 are found by connections that this host makes itself, not by packets from outside.
+//!
+//! There is no IPv6 on the bridge: ports are published on IPv4, and a container must not be able to advertise itself as the host's router.
 //!
 //! Runs in the supervisor: synchronous, no threads.
 
 mod bridge;
+mod conntrack;
 pub mod files;
+mod firewalls;
+mod holders;
 mod lease;
 mod link;
+mod nfnetlink;
 mod nft;
 mod ports;
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
 use serde::{Deserialize, Serialize};
 
 pub use ports::{PortError, PortSpec, Protocol};
@@ -41,6 +51,9 @@ use crate::sys::netns;
 
 /// The bridge that all containers of this host share.
 pub const BRIDGE: &str = "gpurun0";
+
+/// Where `nft` and `iptables` are looked for, whatever the person's own PATH is.
+const PROGRAMS: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
 
 /// What a container asks for.
 #[derive(Debug)]
@@ -80,6 +93,8 @@ pub struct Network {
     pub ports: Vec<Published>,
     /// Sockets that hold the published ports.
     pub holders: Vec<OwnedFd>,
+    /// What the person should know: what was changed on the host, what is in the way.
+    pub notes: Vec<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +105,8 @@ pub enum NetError {
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("cannot {action}")]
     Link { action: String, source: io::Error },
+    #[error("cannot {action}")]
+    Filter { action: &'static str, source: io::Error },
     #[error("cannot set the packet filter: {said}")]
     Nft { said: String },
     #[error("cannot run `nft`")]
@@ -117,7 +134,7 @@ impl Explain for NetError {
                 "name an address of this host; `ip address` shows them".into()
             }
             Self::NoSubnet | Self::NoAddress => "use `--network host`, or remove containers".into(),
-            Self::Nft { .. } => {
+            Self::Nft { .. } | Self::Filter { .. } => {
                 "does the kernel have nf_tables and nf_nat? `nft list ruleset` shows what is there".into()
             }
             _ => return None,
@@ -135,13 +152,17 @@ pub fn setup(request: &Request<'_>) -> Result<Network, NetError> {
         }
         NetworkMode::Bridge => {
             // The ports first: what is in use is known before anything is made.
-            let (ports, holders) = hold_ports(request)?;
+            let (ports, holders) = holders::hold(request)?;
             let namespace = netns::create().map_err(NetError::Namespace)?;
-            let joined = bridge::join(request, &namespace, &ports);
-            match joined {
-                Ok((ip, gateway)) => {
-                    Ok(Network { namespace: Some(namespace), ip: Some(ip), gateway: Some(gateway), ports, holders })
-                }
+            match bridge::join(request, &namespace, &ports) {
+                Ok(joined) => Ok(Network {
+                    namespace: Some(namespace),
+                    ip: Some(joined.ip),
+                    gateway: Some(joined.gateway),
+                    ports,
+                    holders,
+                    notes: joined.notes,
+                }),
                 Err(error) => {
                     // The first error leads; what cannot be taken back now is found by reconcile.
                     let _ = teardown(request.state_dir, request.id);
@@ -152,66 +173,20 @@ pub fn setup(request: &Request<'_>) -> Result<Network, NetError> {
     }
 }
 
-/// Takes back what a container's network left outside its supervisor.
+/// Takes back what a container's network left outside its supervisor. Idempotent. The supervisor itself keeps the device until it drops the
+/// [`Network`] and the last process in it ends.
 pub fn teardown(state_dir: &Path, id: &str) -> Result<(), NetError> {
-    bridge::leave(state_dir, id)
+    bridge::leave(state_dir, id, |_| true)
 }
 
-/// Takes back what containers that live no more have left.
+/// Takes back what containers that live no more have left. Idempotent.
+///
+/// A lease whose owner lives is let alone even if its container is not among `living`: it may have been started since that list was made.
 pub fn reconcile(state_dir: &Path, living: &[String]) -> Result<(), Report> {
     for id in lease::all(state_dir)? {
         if !living.contains(&id) {
-            teardown(state_dir, &id)?;
+            bridge::leave(state_dir, &id, |lease| !lease.owner.lives())?;
         }
     }
     Ok(())
-}
-
-/// Binds a socket to each port, so that nobody else gets it as long as the container lives.
-fn hold_ports(request: &Request<'_>) -> Result<(Vec<Published>, Vec<OwnedFd>), NetError> {
-    let (mut ports, mut holders) = (Vec::new(), Vec::new());
-    for spec in request.ports {
-        let address = SocketAddrV4::new(spec.host_ip, spec.host_port.unwrap_or(0));
-        let kind = match spec.protocol {
-            Protocol::Tcp => SockType::Stream,
-            Protocol::Udp => SockType::Datagram,
-        };
-        let text = format!("{address}/{}", spec.protocol);
-        let hold = || -> nix::Result<(OwnedFd, u16)> {
-            let fd = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None)?;
-            bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrIn::from(address))?;
-            let bound: SockaddrIn = getsockname(std::os::fd::AsRawFd::as_raw_fd(&fd))?;
-            Ok((fd, bound.port()))
-        };
-        match hold() {
-            Ok((fd, host_port)) => {
-                holders.push(fd);
-                ports.push(Published {
-                    host_ip: spec.host_ip,
-                    host_port,
-                    container_port: spec.container_port,
-                    protocol: spec.protocol,
-                });
-            }
-            Err(nix::Error::EADDRINUSE) => {
-                let by = who_has(request.state_dir, spec);
-                return Err(NetError::PortInUse { port: text, by });
-            }
-            Err(errno) => return Err(NetError::Port { port: text, source: errno.into() }),
-        }
-    }
-    Ok((ports, holders))
-}
-
-/// " by container `x`" where it is one of ours, else nothing: /proc could tell more, but only slowly.
-fn who_has(state_dir: &Path, spec: &PortSpec) -> String {
-    for id in lease::all(state_dir).unwrap_or_default() {
-        let Ok(Some(lease)) = lease::read(state_dir, &id) else { continue };
-        let same =
-            lease.ports.iter().any(|port| Some(port.host_port) == spec.host_port && port.protocol == spec.protocol);
-        if same {
-            return format!(" by container `{}`", lease.name);
-        }
-    }
-    " by another program of this host".into()
 }
