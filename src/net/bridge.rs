@@ -61,6 +61,7 @@ pub(super) fn join(request: &Request<'_>, namespace: &OwnedFd, ports: &[Publishe
     .map_err(NetError::Namespace)??;
     nft::publish(&netfilter, id, ip, ports)?;
     conntrack::forget(&netfilter, ports, |end| u32::from(end) & 0xffff_ff00 == u32::from(network));
+    netfilter.keep();
     Ok(Joined { ip, gateway, notes })
 }
 
@@ -74,7 +75,9 @@ pub(super) fn leave(state_dir: &Path, id: &str, wanted: impl Fn(&Lease) -> bool)
     match lease::read(state_dir, id)? {
         Some(lease) if !wanted(&lease) => return Ok(()),
         Some(lease) => {
-            clear(&open_netfilter()?, &lease)?;
+            let netfilter = open_netfilter()?;
+            clear(&netfilter, &lease)?;
+            netfilter.keep();
             // The owner's namespace goes with its descriptors, and the device with it, without anybody waiting for it; asking for it takes 30 ms.
             if lease.owner != Owner::me() {
                 Netlink::open()?.remove(&lease.veth)?;

@@ -42,13 +42,13 @@ pub(super) fn pass(netfilter: &Netfilter) -> Vec<String> {
             closed.push(format!("`{family} {} {}`", chain.table, chain.name));
         }
     }
-    if !closed.is_empty() {
-        if let Err(error) = nft::run(&text) {
-            notes.push(format!(
-                "the firewall chain {} drops the containers' packets, and cannot be told to let `{BRIDGE}` through: {error}",
-                closed.join(", ")
-            ));
-        }
+    if !closed.is_empty()
+        && let Err(error) = nft::run(&text)
+    {
+        notes.push(format!(
+            "the firewall chain {} drops the containers' packets, and cannot be told to let `{BRIDGE}` through: {error}",
+            closed.join(", ")
+        ));
     }
     notes.extend(pass_legacy());
     notes

@@ -4,6 +4,7 @@
 //! sent from here, and `nft` is left with what is made once a boot. Layouts: linux/netfilter/nfnetlink.h, nf_tables.h.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
@@ -87,12 +88,30 @@ impl Message {
 /// A socket in the network namespace in which it was opened.
 pub(super) struct Netfilter(Socket);
 
+static KEPT: Mutex<Option<(u32, Netfilter)>> = Mutex::new(None);
+
 impl Netfilter {
+    /// The socket that was kept, or a new one.
     pub(super) fn open() -> io::Result<Self> {
+        let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match kept {
+            // A fork's child must not read its parent's answers.
+            Some((pid, netfilter)) if pid == std::process::id() => Ok(netfilter),
+            _ => Self::new(),
+        }
+    }
+
+    fn new() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         Ok(Self(socket))
+    }
+
+    /// Leaves the socket open until it is needed again, or the process ends: while the kernel clears away what anybody's transaction
+    /// deleted (5 to 10 ms), close(2) would wait for that.
+    pub(super) fn keep(self) {
+        *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some((std::process::id(), self));
     }
 
     /// All of it, or nothing: one transaction of nf_tables.
