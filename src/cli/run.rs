@@ -67,6 +67,12 @@ pub fn start_new(
     request: Request,
     secrets: Option<&Secrets>,
 ) -> Result<Spawned, Report> {
+    // Beside everything that follows, until the supervisor needs it.
+    std::thread::spawn(|| {
+        if let Ok(host) = crate::cgroup::Host::probe(std::path::Path::new("/")) {
+            host.prime_moves();
+        }
+    });
     let records = context.records()?;
     launch::check(&request)?;
     let id = names::new_container_id();

@@ -16,6 +16,9 @@ const CHUNK: usize = 64 * 1024;
 /// streams end by themselves, unless a process outside (`--pid host`) still holds them.
 const REST_OF_OUTPUT: Duration = Duration::from_millis(500);
 
+/// When the supervisor of a container that lives on gives back the memory that the launch took.
+const LAUNCH_OVER: Duration = Duration::from_secs(1);
+
 /// How often, and how long apart, OOM kills are counted after the kernel told of an OOM.
 const OOM_LOOKS: u32 = 40;
 const OOM_PAUSE: Duration = Duration::from_millis(50);
@@ -34,6 +37,7 @@ enum Source {
 impl Supervisor {
     /// Serves everybody until the container's process has ended.
     pub(super) fn watch(&mut self, container: &mut Container) -> Ending {
+        let mut slim_at = Some(Instant::now() + LAUNCH_OVER);
         loop {
             if let Some(ending) = container.ended() {
                 self.read_rest(container);
@@ -49,7 +53,11 @@ impl Supervisor {
                 self.oom_look = None;
                 self.count_oom_kills(container, times);
             }
-            let next = [self.kill_at, self.oom_look.map(|(at, _)| at)].into_iter().flatten().min();
+            if slim_at.is_some_and(|at| at <= Instant::now()) {
+                slim_at = None;
+                crate::sys::memory::release_unused();
+            }
+            let next = [self.kill_at, slim_at, self.oom_look.map(|(at, _)| at)].into_iter().flatten().min();
             self.turn(Some(container), next);
         }
     }

@@ -6,6 +6,7 @@ pub mod exe;
 pub mod file;
 pub mod idmap;
 pub mod loopdev;
+pub mod memory;
 pub mod mount;
 pub mod netns;
 pub mod process;

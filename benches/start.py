@@ -1,0 +1,121 @@
+"""Start latency of `true` in a container: gpurun against whatever of podman, docker, crun and runc is installed.
+
+    sudo benches/start.py [ROUNDS]        gpurun is target/release/gpurun; busybox-static must be installed
+
+One interleaved run: every round runs each tool once, in an order that rotates; the figures are medians, and ratios of medians of the same run.
+crun and runc run the very spec that gpurun made (same seccomp profile, same limits) on a plain directory, without network.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 30
+TARGET = os.environ.get("CARGO_TARGET_DIR", "target")
+GPURUN = os.path.abspath(f"{TARGET}/release/gpurun")
+work = tempfile.mkdtemp(prefix="gpurun-bench.", dir="/var/tmp")
+environment = os.environ | {"GPURUN_ROOT": f"{work}/root", "GPURUN_RUN": f"{work}/run"}
+
+
+def call(*words, **more):
+    return subprocess.run(words, check=True, capture_output=True, text=True, env=environment, **more).stdout
+
+
+def image():
+    """A docker-archive with busybox, by way of a Containerfile-free tar that every tool can import."""
+    root = f"{work}/image"
+    os.makedirs(f"{root}/bin")
+    os.makedirs(f"{root}/etc")
+    shutil.copy("/bin/busybox", f"{root}/bin/busybox")
+    for applet in ("true", "sh", "sleep"):
+        os.symlink("busybox", f"{root}/bin/{applet}")
+    call("tar", "-C", root, "-cf", f"{work}/rootfs.tar", ".")
+    sys.path.insert(0, "benches")
+    from archive import docker_archive
+
+    docker_archive(f"{work}/rootfs.tar", "bench", f"{work}/bench.tar")
+
+
+def bundle():
+    """gpurun's own spec, for crun and runc."""
+    call(GPURUN, "run", "-d", "--name", "spec", "--network", "none", "bench", "sleep", "1000")
+    time.sleep(2)  # a supervisor gives the launch's memory back after a second
+    spec = json.loads(call(GPURUN, "inspect", "spec"))[0]["Spec"]
+    pid = json.loads(call(GPURUN, "inspect", "spec"))[0]["State"]["Pid"]
+    parent = next(line.split()[1] for line in open(f"/proc/{pid}/status") if line.startswith("PPid"))
+    pss = next(line.split()[1] for line in open(f"/proc/{parent}/smaps_rollup") if line.startswith("Pss:"))
+    call(GPURUN, "rm", "-f", "spec")
+    spec["process"]["args"] = ["/bin/true"]
+    spec["root"] = {"path": f"{work}/image"}
+    spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "bind"]
+    spec["linux"]["namespaces"] = [{key: value for key, value in entry.items() if key != "path"} for entry in spec["linux"]["namespaces"]]
+    spec["linux"]["cgroupsPath"] = "/gpurun-bench"
+    spec.pop("hooks", None)
+    os.makedirs(f"{work}/bundle")
+    json.dump(spec, open(f"{work}/bundle/config.json", "w"))
+    return int(pss)
+
+
+def main():
+    image()
+    call(GPURUN, "image", "load", f"{work}/bench.tar")
+    pss = bundle()
+    tools = {
+        "gpurun, no network": [GPURUN, "run", "--rm", "--network", "none", "bench", "/bin/true"],
+        "gpurun, bridge": [GPURUN, "run", "--rm", "bench", "/bin/true"],
+    }
+    # crun refuses a hybrid host unless version 2 is out of its sight: in a private mount namespace.
+    hidden = "umount /sys/fs/cgroup/unified 2>/dev/null; exec \"$@\""
+    for runtime in ("crun", "runc"):
+        if shutil.which(runtime):
+            tools[runtime] = ["unshare", "-m", "sh", "-c", hidden, "sh", runtime, "--root", f"{work}/{runtime}", "run", "-b", f"{work}/bundle", "bench"]
+    tools["unshare alone"] = ["unshare", "-m", "sh", "-c", hidden, "sh", "true"]
+    if shutil.which("podman"):
+        podman = ["podman", "--root", f"{work}/podman", "--runroot", f"{work}/podman-run"]
+        call(*podman, "load", "-i", f"{work}/bench.tar")
+        for network in ("none", "bridge"):
+            name = "podman, no network" if network == "none" else "podman, bridge"
+            tools[name] = [*podman, "run", "--rm", "--network", "none" if network == "none" else "bridge", "--ulimit", "host", "bench", "/bin/true"]
+    if subprocess.run(["docker", "info"], capture_output=True).returncode == 0:
+        call("docker", "load", "-i", f"{work}/bench.tar")
+        tools["docker, no network"] = ["docker", "run", "--rm", "--network", "none", "bench", "/bin/true"]
+    times = {name: [] for name in tools}
+    broken = {}
+    for words in tools.values():
+        subprocess.run(words, capture_output=True, env=environment)
+    for turn in range(ROUNDS):
+        names = list(tools)
+        for name in names[turn % len(names):] + names[: turn % len(names)]:
+            if name in broken:
+                continue
+            began = time.monotonic()
+            done = subprocess.run(tools[name], capture_output=True, text=True, env=environment)
+            if done.returncode != 0:
+                broken[name] = (done.stderr.strip().splitlines() or ["?"])[-1]
+            times[name].append((time.monotonic() - began) * 1000)
+    base = statistics.median(times["gpurun, no network"])
+    print(f"{ROUNDS} interleaved rounds of `/bin/true`; median, fastest, slowest in ms; ratio to gpurun without network")
+    for name, values in times.items():
+        if name in broken:
+            print(f"{name:22} does not run here: {broken[name]}")
+        else:
+            print(f"{name:22} {statistics.median(values):7.1f} {min(values):7.1f} {max(values):7.1f}   {statistics.median(values) / base:5.2f}")
+    print(f"one supervisor: {pss} kB PSS")
+
+
+try:
+    main()
+finally:
+    for tool in ("podman",):
+        if os.path.exists(f"{work}/{tool}"):
+            subprocess.run([tool, "--root", f"{work}/{tool}", "--runroot", f"{work}/{tool}-run", "system", "reset", "-f"], capture_output=True)
+    for line in open("/proc/self/mountinfo").read().splitlines()[::-1]:
+        point = line.split()[4]
+        if point.startswith(work):
+            subprocess.run(["umount", "-l", point])
+    shutil.rmtree(work, ignore_errors=True)
