@@ -11,14 +11,18 @@ use crate::sys::mount;
 
 /// The way back to the host's mounts.
 #[derive(Debug)]
-pub struct HostNamespace(File);
+pub struct HostNamespace {
+    namespace: File,
+    /// The root directory that this process had: setns puts it at the namespace's root, which is elsewhere in a chroot.
+    root: File,
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum NamespaceError {
     #[error("cannot make a mount namespace for the container")]
     Unshare(#[source] io::Error),
-    #[error("cannot open `/proc/thread-self/ns/mnt`")]
-    Open(#[source] io::Error),
+    #[error("cannot open `{path}`")]
+    Open { path: &'static str, source: io::Error },
     #[error("cannot go back to the host's mount namespace")]
     Return(#[source] io::Error),
     #[error("cannot read the mount table")]
@@ -44,7 +48,8 @@ impl Explain for NamespaceError {
 /// The new namespace is a copy, and a copy pins every image mount of the host. All of them under `images` but `keep` are let go
 /// here; once the overlay stands, `keep` can go too ([`HostNamespace::forget`]): overlayfs holds a private clone of its layers.
 pub fn private_namespace(images: &Path, keep: Option<&Path>) -> Result<HostNamespace, NamespaceError> {
-    let host = HostNamespace(File::open("/proc/thread-self/ns/mnt").map_err(NamespaceError::Open)?);
+    let open = |path| File::open(path).map_err(|source| NamespaceError::Open { path, source });
+    let host = HostNamespace { namespace: open("/proc/thread-self/ns/mnt")?, root: open("/")? };
     mount::unshare_slave().map_err(NamespaceError::Unshare)?;
     forget(images, keep)?;
     Ok(host)
@@ -56,9 +61,12 @@ impl HostNamespace {
         forget(images, None)
     }
 
-    /// Back to the host's namespace; the private one ends if this was its last process.
+    /// Back to the host's namespace and root directory; the private namespace ends if this was its last process.
     pub fn enter(&self) -> Result<(), NamespaceError> {
-        nix::sched::setns(&self.0, CloneFlags::CLONE_NEWNS).map_err(|errno| NamespaceError::Return(errno.into()))
+        nix::sched::setns(&self.namespace, CloneFlags::CLONE_NEWNS)
+            .and_then(|()| nix::unistd::fchdir(&self.root))
+            .and_then(|()| nix::unistd::chroot("."))
+            .map_err(|errno| NamespaceError::Return(errno.into()))
     }
 }
 
@@ -99,6 +107,33 @@ mod tests {
             host.enter().unwrap();
             assert_eq!(mount::points_below(&images).unwrap().len(), 2, "the first namespace kept its mounts");
             host.forget(&images).unwrap();
+        });
+    }
+
+    #[test]
+    fn comes_back_to_the_root_directory_it_left() {
+        if !root_or_skip("private namespace in a chroot") {
+            return;
+        }
+        in_own_mounts(|| {
+            let base = tempfile::tempdir().unwrap();
+            let path = base.path().to_owned();
+            tmpfs(&path);
+            std::fs::write(path.join("mark"), "").unwrap();
+            std::fs::create_dir(path.join("proc")).unwrap();
+            assert!(
+                std::process::Command::new("mount")
+                    .args(["--rbind", "/proc"])
+                    .arg(path.join("proc"))
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+            nix::unistd::chroot(&path).unwrap();
+            nix::unistd::chdir("/").unwrap();
+            let host = private_namespace(Path::new("/images"), None).unwrap();
+            host.enter().unwrap();
+            assert!(Path::new("/mark").exists(), "the root directory is another one");
         });
     }
 }

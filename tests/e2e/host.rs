@@ -49,7 +49,7 @@ impl Host {
 
     pub fn command_in(&self, netns: &str, args: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{netns}")).arg(env!("CARGO_BIN_EXE_gpurun"));
+        command.arg(format!("--net=/run/netns/{netns}")).arg(binary());
         command.args(args);
         command.env("GPURUN_ROOT", self.dir.join("root")).env("GPURUN_RUN", self.dir.join("run"));
         command.env_remove("SUDO_UID").env_remove("SUDO_GID").env_remove("GPURUN_KILL_AT");
@@ -190,9 +190,20 @@ pub fn sh(line: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// The program under test; `GPURUN_TEST_BINARY` where it does not lie where it was built (tests/vm/suite).
+pub fn binary() -> PathBuf {
+    std::env::var_os("GPURUN_TEST_BINARY").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_gpurun")), PathBuf::from)
+}
+
+/// A host whose processor is emulated: load tests do less there, and waiting takes longer.
+pub fn slow() -> bool {
+    std::env::var_os("GPURUN_TEST_SLOW").is_some()
+}
+
 /// Waits until a condition holds, looking often; the test fails when it does not within the time.
 #[track_caller]
 pub fn eventually(what: &str, seconds: u64, mut holds: impl FnMut() -> bool) {
+    let seconds = if slow() { seconds * 10 } else { seconds };
     let deadline = Instant::now() + Duration::from_secs(seconds);
     while !holds() {
         assert!(Instant::now() < deadline, "not within {seconds} s: {what}");

@@ -1,7 +1,7 @@
 //! What a container cannot do, and what a hostile image cannot do to the host.
 
 use crate::archive::{Layer, busybox};
-use crate::host::Host;
+use crate::host::{Host, binary};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("capabilities_are_dockers", capabilities),
@@ -152,7 +152,7 @@ fn pid_host() {
 
 fn sealed() {
     let host = Host::with_box();
-    let before = std::fs::read(env!("CARGO_BIN_EXE_gpurun")).unwrap();
+    let before = std::fs::read(binary()).unwrap();
     // The image's command is gpurun itself, by way of the magic link.
     let layer = Layer::default().link("evil", "/proc/self/exe");
     let path = host.dir.join("evil.tar");
@@ -165,5 +165,5 @@ fn sealed() {
     let script = "for p in /proc/[0-9]*; do (echo broken > $p/exe) 2>/dev/null; done; true";
     host.ok(&["exec", "one", "sh", "-c", script]);
     let _ = host.run(&["exec", "one", "/evil", "--version"]);
-    assert!(std::fs::read(env!("CARGO_BIN_EXE_gpurun")).unwrap() == before, "the host's binary has changed");
+    assert!(std::fs::read(binary()).unwrap() == before, "the host's binary has changed");
 }

@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use crate::archive::Layer;
-use crate::host::Host;
+use crate::host::{Host, slow};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("exit_codes_are_handed_through", exit_codes),
@@ -115,7 +115,7 @@ fn unknown_image() {
 
 fn two_hundred() {
     let host = Host::with_box();
-    for round in 0..200 {
+    for round in 0..if slow() { 20 } else { 200 } {
         let code = round % 7;
         host.fails(code, &run(&["box", "sh", "-c", &format!("exit {code}")]));
     }
@@ -125,7 +125,7 @@ fn two_hundred() {
 
 fn side_by_side() {
     let host = Host::with_box();
-    for _ in 0..20 {
+    for _ in 0..if slow() { 2 } else { 20 } {
         let children: Vec<_> = (0..8)
             .map(|code| {
                 let script = format!("exit {code}");

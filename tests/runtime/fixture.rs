@@ -170,6 +170,10 @@ impl Fixture {
     }
 
     /// The container's directories in every cgroup hierarchy of the host.
+    pub fn cgroup_path(&self) -> String {
+        self.spec["linux"]["cgroupsPath"].as_str().expect("a path").to_owned()
+    }
+
     pub fn cgroups(&self) -> Vec<PathBuf> {
         cgroup_parents().into_iter().map(|parent| parent.join(&self.id)).filter(|path| path.exists()).collect()
     }
