@@ -24,6 +24,8 @@ pub mod stored;
 pub mod users;
 
 #[cfg(test)]
+mod difftest;
+#[cfg(test)]
 pub(crate) mod testing;
 
 pub use copy::copy_tree;

@@ -10,6 +10,7 @@
 mod header;
 mod pax;
 mod sparse;
+mod write;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,6 +19,7 @@ use std::os::unix::fs::FileExt;
 
 use super::tree::{Data, Segment};
 use header::Header;
+pub use write::Writer;
 
 pub(crate) const BLOCK: usize = 512;
 /// Long names and PAX headers larger than this are refused (Go: `maxSpecialFileSize`).
