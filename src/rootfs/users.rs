@@ -65,6 +65,12 @@ pub fn lookup(root: impl AsFd, spec: &str) -> Result<User, LookupError> {
     select(&passwd, &groups, user, group)
 }
 
+/// The same, from the text of the two files.
+pub fn lookup_in(passwd: &str, groups: &str, spec: &str) -> Result<User, LookupError> {
+    let (user, group) = spec.split_once(':').unwrap_or((spec, ""));
+    select(passwd, groups, user, group)
+}
+
 /// The id of `--group-add`'s `group`.
 pub fn group(root: impl AsFd, group: &str) -> Result<u32, LookupError> {
     if let Some(id) = number(group) {

@@ -263,17 +263,8 @@ mod tests {
         );
         let ids = prop_oneof![0u32..5000, 2_000_000u32..u32::MAX];
         let mtime = (prop_oneof![-5_000_000_000i64..10_000_000_000, Just(1 << 40)], 0u32..1_000_000_000);
-        (path, kinds(), 0u16..0o10000, ids.clone(), ids, mtime, xattrs).prop_map(
-            |(path, kind, mode, uid, gid, mtime, xattrs): (_, _, _, _, _, _, BTreeMap<Box<[u8]>, Box<[u8]>>)| Entry {
-                path,
-                kind,
-                mode,
-                uid,
-                gid,
-                mtime,
-                xattrs,
-            },
-        )
+        (path, kinds(), 0u16..0o10000, ids.clone(), ids, mtime, xattrs)
+            .prop_map(|(path, kind, mode, uid, gid, mtime, xattrs)| Entry { path, kind, mode, uid, gid, mtime, xattrs })
     }
 
     /// What the scanner should find: offsets are the stream's, and a directory's name has its slash.
