@@ -59,6 +59,9 @@ pub struct LoadArgs {
 
 #[derive(Debug, Args)]
 pub struct LsArgs {
+    /// Show the steps of builds too
+    #[arg(short, long)]
+    pub all: bool,
     /// Print the ids alone
     #[arg(short, long)]
     pub quiet: bool,
@@ -148,7 +151,8 @@ fn load(store: &Store, args: &LoadArgs) -> Result<(), Report> {
 }
 
 fn ls(store: &Store, args: &LsArgs) -> Result<(), Report> {
-    let images = store.list()?;
+    let mut images = store.list()?;
+    images.retain(|image| args.all || !image.intermediate);
     if args.json {
         let list = images.iter().map(|image| {
             json!({"Id": image.id.to_string(), "Names": names(&image.names), "Size": image.size, "Created": image.created,

@@ -34,6 +34,12 @@ pub struct Config {
     pub stop_signal: String,
     #[serde(rename = "Shell", default, deserialize_with = "words")]
     pub shell: Vec<String>,
+    /// Kept as it is: for other runtimes, and for images made from this one.
+    #[serde(rename = "Healthcheck", default, skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<serde_json::Value>,
+    /// Instructions for whoever builds from this image.
+    #[serde(rename = "OnBuild", default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub on_build: Vec<String>,
 }
 
 /// A whole image config.

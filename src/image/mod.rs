@@ -4,11 +4,13 @@
 //! without contradictions (as many layers as diff ids, digests that are digests), and touch no disk.
 
 mod config;
+mod document;
 mod manifest;
 
 use sha2::Digest as _;
 
 pub use config::{Config, ImageConfig};
+pub use document::{History, ImageDocument, architecture};
 pub use manifest::{Compression, Descriptor, Document, Manifest, Platform};
 
 use crate::names::Digest;

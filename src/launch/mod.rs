@@ -16,6 +16,7 @@ mod mounts;
 mod plan;
 pub mod process;
 mod reconcile;
+mod scaffold;
 mod spawn;
 mod streams;
 mod undo;
@@ -25,6 +26,7 @@ use std::path::Path;
 pub use container::{Container, Ending};
 pub use plan::check;
 pub use reconcile::{clear_run_dir, reconcile, remove};
+pub use scaffold::Scaffold;
 pub use spawn::{Spawned, spawn};
 pub use streams::{Stream, Streams};
 

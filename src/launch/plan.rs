@@ -392,6 +392,7 @@ impl Planned {
                 None => Report::from(error),
             })?;
         step("created");
+        super::scaffold::note(entry)?;
         let pidfd = created
             .pidfd
             .try_clone()

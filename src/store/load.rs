@@ -121,7 +121,7 @@ struct Job<'a> {
 type Planned<'a> = (Vec<(Digest, PathBuf)>, Vec<Job<'a>>);
 
 /// The layers of a load: sizes, and entries for the merge.
-type Layers = BTreeMap<Digest, (u64, Vec<Entry>)>;
+pub(super) type Layers = BTreeMap<Digest, (u64, Vec<Entry>)>;
 
 impl Store {
     /// Loads all images of a source; either all of them are in the store afterwards, or the store is as it was.
@@ -162,7 +162,7 @@ impl Store {
         for (at, image) in images.iter().enumerate() {
             let failed = |cause| LoadError::Image { image: label(image), cause };
             let last = at + 1 == images.len();
-            self.prepare(image, &mut layers, last, staging).map_err(failed)?;
+            self.prepare(image, &mut layers, last, false, staging).map_err(failed)?;
         }
         self.commit(images, staging)?;
         let shared = |image: &SourceImage| {
@@ -198,11 +198,12 @@ impl Store {
 
     /// Makes an image's small files in the workplace. The merge happens even where its result is not needed: an image with an entry
     /// that must be refused is refused here, not when it is started.
-    fn prepare(
+    pub(super) fn prepare(
         &self,
         image: &SourceImage,
         layers: &mut Layers,
         last: bool,
+        intermediate: bool,
         staging: &Staging,
     ) -> Result<(), StoreError> {
         let chain_id = merge::chain_id(&image.config.diff_ids);
@@ -230,6 +231,7 @@ impl Store {
             chain_id: chain_id.to_string(),
             manifest_digest: image.manifest_bytes.as_deref().map(|bytes| digest_of(bytes).to_string()),
             layer_sizes: sizes,
+            intermediate,
             loaded_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
         };
         let path = dir.join("image.json");
@@ -248,11 +250,11 @@ impl Store {
     }
 
     /// Renames everything into place, under the lock: what is named only after what it names.
-    fn commit(&self, images: &[SourceImage], staging: &Staging) -> Result<(), StoreError> {
+    pub(super) fn commit(&self, images: &[SourceImage], staging: &Staging) -> Result<(), StoreError> {
         let _lock = self.lock()?;
-        for layer in images.iter().flat_map(|image| &image.layers) {
-            let name = format!("{}.tar", layer.diff_id.hex());
-            adopt(&staging.path().join(name), &self.layer_path(&layer.diff_id))?;
+        for diff_id in images.iter().flat_map(|image| &image.config.diff_ids) {
+            let name = format!("{}.tar", diff_id.hex());
+            adopt(&staging.path().join(name), &self.layer_path(diff_id))?;
         }
         self.sync("layers")?;
         let mut names = self.names()?;
@@ -314,7 +316,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-fn create(path: &Path) -> io::Result<File> {
+pub(super) fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 

@@ -19,6 +19,7 @@
 //! (its lock is free, which proves the death) and perhaps layers that no image names; [`Store::open`] finds the first and then clears
 //! both. A loader pins a layer that is already there by a hard link in its workplace, so a removal beside it costs nothing.
 
+mod draft;
 mod ingest;
 mod load;
 mod names;
@@ -34,6 +35,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use draft::{Draft, LayerFile};
 pub use load::{LoadError, LoadOptions, Loaded, Progress, Source};
 pub use remove::{RemoveError, Removed};
 
@@ -75,6 +77,8 @@ pub struct Image {
     pub loaded_at: u64,
     /// The digest of the manifest it came with.
     pub manifest_digest: Option<Digest>,
+    /// A step of a build: in nobody's list.
+    pub intermediate: bool,
 }
 
 impl Image {
@@ -96,6 +100,8 @@ struct ImageRecord {
     /// Of the layers' tars, lowest first.
     layer_sizes: Vec<u64>,
     loaded_at: u64,
+    #[serde(default)]
+    intermediate: bool,
 }
 
 /// A store that cannot be opened or read.
@@ -313,7 +319,9 @@ impl Store {
     }
 
     fn not_found(&self, name: &str) -> ResolveError {
-        let known = self.list().unwrap_or_default().iter().map(Image::label).collect();
+        let mut known = self.list().unwrap_or_default();
+        known.retain(|image| !image.intermediate);
+        let known = known.iter().map(Image::label).collect();
         ResolveError::NotFound { name: name.into(), known }
     }
 
@@ -372,6 +380,7 @@ impl Store {
             diff_ids: config.diff_ids,
             size: record.layer_sizes.iter().sum(),
             loaded_at: record.loaded_at,
+            intermediate: record.intermediate && names.of(&id).is_empty(),
             manifest_digest: record.manifest_digest.and_then(|digest| digest.parse().ok()),
         }))
     }

@@ -1,0 +1,157 @@
+//! Images that are made here: new layers written as tars, a config around them, and everything into the store as a load does it.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
+
+use sha2::{Digest as _, Sha256};
+
+use super::load::{Layers, create};
+use super::{Staging, Store, StoreError, scan_layers};
+use crate::image::{DocumentError, ImageConfig, ImageDocument, digest_of};
+use crate::names::{Digest, Reference};
+use crate::transport::SourceImage;
+
+/// How much is handed to the disk at a time while the rest is still being written.
+const WRITEBACK: u64 = 16 << 20;
+
+/// An image under construction; what it wrote is gone with it, unless it was committed.
+#[derive(Debug)]
+pub struct Draft<'a> {
+    store: &'a Store,
+    staging: Staging,
+    files: u32,
+}
+
+/// A new layer's tar stream on its way to the disk.
+#[derive(Debug)]
+pub struct LayerFile {
+    out: BufWriter<Hashed>,
+    path: PathBuf,
+}
+
+#[derive(Debug)]
+struct Hashed {
+    file: File,
+    hash: Sha256,
+    size: u64,
+    told: u64,
+}
+
+impl Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        self.size += written as u64;
+        if self.size - self.told >= WRITEBACK {
+            crate::sys::file::start_writeback(&self.file, self.told, self.size - self.told);
+            self.told = self.size;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Write for LayerFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+impl Store {
+    /// A place to make an image in.
+    pub fn draft(&self) -> Result<Draft<'_>, StoreError> {
+        Ok(Draft { store: self, staging: Staging::new(self)?, files: 0 })
+    }
+}
+
+impl Draft<'_> {
+    /// A file for a new layer's tar.
+    pub fn layer(&mut self) -> Result<LayerFile, StoreError> {
+        let path = self.staging.path().join(format!("layer.{}", self.files));
+        self.files += 1;
+        let file = create(&path).map_err(StoreError::io("create", &path))?;
+        let hashed = Hashed { file, hash: Sha256::new(), size: 0, told: 0 };
+        Ok(LayerFile { out: BufWriter::with_capacity(256 << 10, hashed), path })
+    }
+
+    /// The layer is written: its diff id.
+    pub fn seal(&mut self, layer: LayerFile) -> Result<Digest, StoreError> {
+        let failed = |cause| StoreError::io("write", &layer.path)(cause);
+        let hashed = layer.out.into_inner().map_err(|error| failed(error.into_error()))?;
+        hashed.file.sync_all().map_err(failed)?;
+        let diff_id = Digest(hashed.hash.finalize().into());
+        let to = self.tar(&diff_id);
+        fs::rename(&layer.path, &to).map_err(StoreError::io("create", &to))?;
+        Ok(diff_id)
+    }
+
+    /// Puts the image into the store: all of it, or nothing. Its layers are this draft's, or the store's already.
+    ///
+    /// An `intermediate` image stands in nobody's list: a step of a build, kept for the next one.
+    pub fn commit(
+        &mut self,
+        document: &ImageDocument,
+        names: &[Reference],
+        intermediate: bool,
+    ) -> Result<Digest, StoreError> {
+        let config_bytes = document.bytes();
+        let id = digest_of(&config_bytes);
+        let damaged = |cause: DocumentError| StoreError::Damaged { id: id.to_string(), cause };
+        let image = SourceImage {
+            id,
+            names: names.to_vec(),
+            config: ImageConfig::parse(&config_bytes).map_err(damaged)?,
+            config_bytes,
+            manifest_bytes: None,
+            layers: Vec::new(),
+        };
+        let mut layers = self.layers(&document.diff_ids)?;
+        self.store.prepare(&image, &mut layers, true, intermediate, &self.staging)?;
+        self.store.commit(&[image], &self.staging)?;
+        Ok(id)
+    }
+
+    /// Sizes and entries of the layers, those of the store pinned by a link.
+    fn layers(&self, diff_ids: &[Digest]) -> Result<Layers, StoreError> {
+        let mut paths: Vec<(Digest, PathBuf)> = Vec::new();
+        for diff_id in diff_ids {
+            if paths.iter().any(|(known, _)| known == diff_id) {
+                continue;
+            }
+            let path = self.tar(diff_id);
+            if !path.exists() {
+                let stored = self.store.layer_path(diff_id);
+                fs::hard_link(&stored, &path).map_err(StoreError::io("link", &stored))?;
+            }
+            paths.push((*diff_id, path));
+        }
+        let mut layers = Layers::new();
+        for ((diff_id, path), entries) in paths.iter().zip(scan_layers(&paths)?) {
+            let size = path.metadata().map_err(StoreError::io("read", path))?.len();
+            layers.insert(*diff_id, (size, entries));
+        }
+        Ok(layers)
+    }
+
+    fn tar(&self, diff_id: &Digest) -> PathBuf {
+        self.staging.path().join(format!("{}.tar", diff_id.hex()))
+    }
+}
+
+impl Store {
+    /// Gives an image one more name, which then means nothing else.
+    pub fn tag(&self, id: &Digest, name: &Reference) -> Result<(), StoreError> {
+        let _lock = self.lock()?;
+        let mut names = self.names()?;
+        names.set(name, id);
+        self.write_names(&names)
+    }
+}
