@@ -1,0 +1,343 @@
+//! Words as a Containerfile has them: quotes, escapes, `$name` and `${name…}`. Pure; BuildKit's rules (`frontend/dockerfile/shell`), which
+//! are a shell's, but for `$(…)`, which is no build's business and stays as it is.
+
+use std::collections::BTreeMap;
+
+/// A word that makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WordError {
+    #[error("a quote `{0}` is not closed")]
+    Quote(char),
+    #[error("`${{` without `}}`")]
+    Brace,
+    #[error("`${{{0}}}` is not a substitution")]
+    Substitution(String),
+    #[error("`{name}`: {message}")]
+    Required { name: String, message: String },
+}
+
+/// What `$name` means.
+pub type Variables = BTreeMap<String, String>;
+
+/// How to read words: the escape character of the file, and what names mean.
+#[derive(Debug, Clone, Copy)]
+pub struct Expander<'a> {
+    pub escape: char,
+    pub variables: &'a Variables,
+}
+
+impl Expander<'_> {
+    /// One word, or text in which blanks mean nothing: quotes and escapes are taken away, variables put in.
+    pub fn expand(&self, text: &str) -> Result<String, WordError> {
+        let mut reader = Reader { rest: text.chars().collect::<Vec<_>>(), at: 0, expander: self };
+        reader.until(&[])
+    }
+
+    /// Text that keeps its quotes: the body of a here-document.
+    pub fn expand_body(&self, text: &str) -> Result<String, WordError> {
+        let mut reader = Reader { rest: text.chars().collect::<Vec<_>>(), at: 0, expander: self };
+        let mut out = String::new();
+        while let Some(next) = reader.next() {
+            match next {
+                '$' => out.push_str(&reader.dollar()?),
+                next if next == self.escape && matches!(reader.peek(), Some('$')) => out.extend(reader.next()),
+                next => out.push(next),
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// Splits at blanks that stand in no quotes; the words keep their quotes and escapes.
+pub fn split(text: &str, escape: char) -> Result<Vec<String>, WordError> {
+    let (mut words, mut word, mut quote, mut any) = (Vec::new(), String::new(), None, false);
+    let mut chars = text.chars();
+    while let Some(next) = chars.next() {
+        match quote {
+            None if next.is_whitespace() => {
+                if any {
+                    words.push(std::mem::take(&mut word));
+                }
+                any = false;
+                continue;
+            }
+            None if next == '\'' || next == '"' => quote = Some(next),
+            Some(open) if next == open => quote = None,
+            _ if next == escape && quote != Some('\'') => {
+                word.push(next);
+                word.extend(chars.next());
+                any = true;
+                continue;
+            }
+            _ => {}
+        }
+        word.push(next);
+        any = true;
+    }
+    if let Some(open) = quote {
+        return Err(WordError::Quote(open));
+    }
+    if any {
+        words.push(word);
+    }
+    Ok(words)
+}
+
+struct Reader<'a> {
+    rest: Vec<char>,
+    at: usize,
+    expander: &'a Expander<'a>,
+}
+
+impl Reader<'_> {
+    fn peek(&self) -> Option<char> {
+        self.rest.get(self.at).copied()
+    }
+
+    fn next(&mut self) -> Option<char> {
+        let next = self.peek();
+        self.at += usize::from(next.is_some());
+        next
+    }
+
+    /// Reads up to one of `stops` outside quotes (not taken) or the end.
+    fn until(&mut self, stops: &[char]) -> Result<String, WordError> {
+        let mut out = String::new();
+        while let Some(next) = self.peek() {
+            if stops.contains(&next) {
+                return Ok(out);
+            }
+            self.at += 1;
+            match next {
+                '\'' => out.push_str(&self.single()?),
+                '"' => out.push_str(&self.double()?),
+                '$' => out.push_str(&self.dollar()?),
+                next if next == self.expander.escape => out.extend(self.next()),
+                next => out.push(next),
+            }
+        }
+        Ok(out)
+    }
+
+    fn single(&mut self) -> Result<String, WordError> {
+        let mut out = String::new();
+        loop {
+            match self.next().ok_or(WordError::Quote('\''))? {
+                '\'' => return Ok(out),
+                next => out.push(next),
+            }
+        }
+    }
+
+    fn double(&mut self) -> Result<String, WordError> {
+        let mut out = String::new();
+        loop {
+            match self.next().ok_or(WordError::Quote('"'))? {
+                '"' => return Ok(out),
+                '$' => out.push_str(&self.dollar()?),
+                next if next == self.expander.escape => match self.next().ok_or(WordError::Quote('"'))? {
+                    after if matches!(after, '"' | '$') || after == self.expander.escape => out.push(after),
+                    after => out.extend([next, after]),
+                },
+                next => out.push(next),
+            }
+        }
+    }
+
+    /// After a `$`.
+    fn dollar(&mut self) -> Result<String, WordError> {
+        if self.peek() == Some('{') {
+            self.at += 1;
+            return self.braces();
+        }
+        let name = self.name();
+        if name.is_empty() {
+            return Ok("$".into());
+        }
+        Ok(self.expander.variables.get(&name).cloned().unwrap_or_default())
+    }
+
+    fn name(&mut self) -> String {
+        let mut name = String::new();
+        while let Some(next) = self.peek().filter(|next| next.is_ascii_alphanumeric() || *next == '_') {
+            // `$1` and the like are one character long.
+            if name.is_empty() && next.is_ascii_digit() {
+                self.at += 1;
+                return next.to_string();
+            }
+            name.push(next);
+            self.at += 1;
+        }
+        name
+    }
+
+    /// After a `${`.
+    fn braces(&mut self) -> Result<String, WordError> {
+        let begin = self.at;
+        let name = self.name();
+        let value = self.expander.variables.get(&name).cloned();
+        let bad = |reader: &Self| {
+            let text: String = reader.rest[begin..].iter().take_while(|next| **next != '}').collect();
+            WordError::Substitution(text)
+        };
+        if name.is_empty() {
+            return Err(bad(self));
+        }
+        let operator = self.next().ok_or(WordError::Brace)?;
+        let (operator, or_empty) = match operator {
+            '}' => return Ok(value.unwrap_or_default()),
+            ':' => (self.next().ok_or(WordError::Brace)?, true),
+            other => (other, false),
+        };
+        let set = value.as_ref().is_some_and(|value| !or_empty || !value.is_empty());
+        match operator {
+            '-' | '+' | '?' => {
+                let word = self.until(&['}'])?;
+                self.next().ok_or(WordError::Brace)?;
+                Ok(match (operator, set) {
+                    ('-', true) | ('?', true) => value.unwrap_or_default(),
+                    ('-', false) | ('+', true) => word,
+                    ('+', false) => String::new(),
+                    _ => {
+                        let message = if word.is_empty() { "is not allowed to be unset".into() } else { word };
+                        return Err(WordError::Required { name, message });
+                    }
+                })
+            }
+            '#' | '%' if !or_empty => {
+                let longest = self.peek() == Some(operator);
+                self.at += usize::from(longest);
+                let pattern = self.until(&['}'])?;
+                self.next().ok_or(WordError::Brace)?;
+                Ok(trim(&value.unwrap_or_default(), &pattern, operator == '#', longest))
+            }
+            '/' if !or_empty => {
+                let all = self.peek() == Some('/');
+                self.at += usize::from(all);
+                let pattern = self.until(&['/', '}'])?;
+                let with = if self.next().ok_or(WordError::Brace)? == '/' {
+                    let with = self.until(&['}'])?;
+                    self.next().ok_or(WordError::Brace)?;
+                    with
+                } else {
+                    String::new()
+                };
+                Ok(replace(&value.unwrap_or_default(), &pattern, &with, all))
+            }
+            _ => Err(bad(self)),
+        }
+    }
+}
+
+/// Whether a shell pattern (`*`, `?`, `\x`) matches all of a text.
+fn matches(pattern: &[char], text: &[char]) -> bool {
+    match pattern.split_first() {
+        None => text.is_empty(),
+        Some(('*', rest)) => (0..=text.len()).any(|skip| matches(rest, &text[skip..])),
+        Some(('?', rest)) => !text.is_empty() && matches(rest, &text[1..]),
+        Some(('\\', rest)) if !rest.is_empty() => text.first() == rest.first() && matches(&rest[1..], &text[1..]),
+        Some((literal, rest)) => text.first() == Some(literal) && matches(rest, &text[1..]),
+    }
+}
+
+fn trim(value: &str, pattern: &str, front: bool, longest: bool) -> String {
+    let (value, pattern): (Vec<char>, Vec<char>) = (value.chars().collect(), pattern.chars().collect());
+    let mut lengths: Vec<usize> = (0..=value.len()).collect();
+    if longest {
+        lengths.reverse();
+    }
+    for length in lengths {
+        let (cut, kept) = if front {
+            value.split_at(length)
+        } else {
+            (&value[value.len() - length..], &value[..value.len() - length])
+        };
+        if matches(&pattern, cut) {
+            return kept.iter().collect();
+        }
+    }
+    value.iter().collect()
+}
+
+fn replace(value: &str, pattern: &str, with: &str, all: bool) -> String {
+    let (value, pattern): (Vec<char>, Vec<char>) = (value.chars().collect(), pattern.chars().collect());
+    let (mut out, mut at, mut done) = (String::new(), 0, false);
+    while at < value.len() {
+        let found = (at + 1..=value.len()).rev().find(|end| matches(&pattern, &value[at..*end]));
+        match found.filter(|_| all || !done) {
+            Some(end) => {
+                out.push_str(with);
+                at = end;
+                done = true;
+            }
+            None => {
+                out.push(value[at]);
+                at += 1;
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variables() -> Variables {
+        [("A", "1"), ("EMPTY", ""), ("FILE", "a/b/archive.tar.gz"), ("S", "x y")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into()
+    }
+
+    #[test]
+    fn expansion() {
+        let variables = variables();
+        let expander = Expander { escape: '\\', variables: &variables };
+        for (text, want) in [
+            ("plain", "plain"),
+            ("$A", "1"),
+            ("${A}b$A", "1b1"),
+            ("$AB|$none", "|"),
+            ("'$A'", "$A"),
+            ("\"$A x\"", "1 x"),
+            ("\\$A", "$A"),
+            ("\"\\$A \\n\"", "$A \\n"),
+            ("a\\ b", "a b"),
+            ("${EMPTY:-x}|${EMPTY-x}|${none-x}|${A:-x}", "x||x|1"),
+            ("${A:+y}|${EMPTY:+y}|${EMPTY+y}|${none+y}", "y||y|"),
+            ("${none:-${A}}", "1"),
+            ("${none:-\"a }\"}", "a }"),
+            (
+                "${FILE#*/}|${FILE##*/}|${FILE%.*}|${FILE%%.*}",
+                "b/archive.tar.gz|archive.tar.gz|a/b/archive.tar|a/b/archive",
+            ),
+            ("${FILE/a/X}|${FILE//a/X}|${FILE//\\//_}", "X/b/archive.tar.gz|X/b/Xrchive.tXr.gz|a_b_archive.tar.gz"),
+            ("$", "$"),
+            ("100%$", "100%$"),
+            ("$(date)", "$(date)"),
+            ("$1x", "x"),
+            ("${A:?no}", "1"),
+        ] {
+            assert_eq!(expander.expand(text).expect(text), want, "{text}");
+        }
+        for (text, want) in [
+            ("'a", WordError::Quote('\'')),
+            ("\"a", WordError::Quote('"')),
+            ("${A", WordError::Brace),
+            ("${}", WordError::Substitution(String::new())),
+            ("${A!x}", WordError::Substitution("A!x".into())),
+            ("${none:?say}", WordError::Required { name: "none".into(), message: "say".into() }),
+        ] {
+            assert_eq!(expander.expand(text).expect_err(text), want, "{text}");
+        }
+        assert_eq!(expander.expand_body("say \"$A\" \\$A '$A'\n").expect("a body"), "say \"1\" $A '1'\n");
+    }
+
+    #[test]
+    fn words_keep_their_quotes() {
+        let all = split(r#"a "b c" 'd e'f g\ h  i"#, '\\').expect("words");
+        assert_eq!(all, ["a", "\"b c\"", "'d e'f", "g\\ h", "i"]);
+        assert_eq!(split("a 'b", '\\'), Err(WordError::Quote('\'')));
+        assert_eq!(split("  ", '\\').expect("none"), Vec::<String>::new());
+    }
+}
