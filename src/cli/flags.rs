@@ -64,6 +64,8 @@ pub struct ContainerFlags {
     pub detach_keys: String,
 
     #[command(flatten)]
+    pub image: super::image::ImageFlags,
+    #[command(flatten)]
     pub limits: LimitFlags,
     #[command(flatten)]
     pub files: FileFlags,

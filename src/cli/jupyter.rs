@@ -73,9 +73,10 @@ pub fn run(args: &JupyterArgs, context: &Context) -> Result<u8, Report> {
         )));
     }
     let store = context.store()?;
+    let provided = super::image::provide(&store, image_name, &flags.image)?;
     // Until the container is on record, nobody removes its image.
     let hold = store.hold()?;
-    let image = store.resolve(image_name)?;
+    let image = store.resolve(&provided)?;
     let (publish, port) = ports(flags)?;
     let payload = Payload::Jupyter(JupyterRequest { port, args: args.jupyter_arg.clone() });
     let mut request = super::request::build(flags, image_name, image.id.to_string(), payload)?;

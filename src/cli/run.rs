@@ -32,9 +32,10 @@ pub struct RunArgs {
 
 pub fn run(args: &RunArgs, context: &Context) -> Result<u8, Report> {
     let store = context.store()?;
+    let image_name = super::image::provide(&store, &args.image, &args.flags.image)?;
     // Until the container is on record, nobody removes its image.
     let hold = store.hold()?;
-    let image = store.resolve(&args.image)?;
+    let image = store.resolve(&image_name)?;
     let payload = Payload::Command(args.command.clone());
     let request = super::request::build(&args.flags, &args.image, image.id.to_string(), payload)?;
     if request.tty && request.interactive && !args.flags.detach {

@@ -162,7 +162,38 @@ impl Platform {
 
     /// Whether an image for `self` runs on `host`. Variants count only where both name one (arm64's `v8` is the plain one).
     pub fn runs_on(&self, host: &Self) -> bool {
-        self.os == host.os && self.architecture == host.architecture
+        let variants_agree = match (&self.variant, &host.variant) {
+            (Some(ours), Some(asked)) if !ours.is_empty() => ours == asked,
+            _ => true,
+        };
+        self.os == host.os && self.architecture == host.architecture && variants_agree
+    }
+}
+
+/// `linux/amd64`, `linux/arm/v7`, or the architecture alone.
+impl std::str::FromStr for Platform {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split('/').map(str::to_owned);
+        let (first, second, variant) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
+        let (os, architecture) = match second {
+            Some(architecture) => (first, architecture),
+            None => ("linux".to_owned(), first),
+        };
+        let word =
+            |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        if parts.next().is_some() || !word(&os) || !word(&architecture) || variant.as_deref().is_some_and(|v| !word(v))
+        {
+            return Err("write `OS/ARCHITECTURE[/VARIANT]`, for example `linux/arm64`".into());
+        }
+        // As uname(1) says it, as people write it.
+        let architecture = match architecture.as_str() {
+            "x86_64" => "amd64".into(),
+            "aarch64" => "arm64".into(),
+            _ => architecture,
+        };
+        Ok(Self { os, architecture, variant })
     }
 }
 
@@ -219,6 +250,24 @@ mod tests {
                 (got, _) => panic!("{text}: {got:?}"),
             }
         }
+    }
+
+    #[test]
+    fn platforms() {
+        for (text, want) in [
+            ("linux/arm64", "linux/arm64"),
+            ("arm64", "linux/arm64"),
+            ("linux/x86_64", "linux/amd64"),
+            ("linux/arm/v7", "linux/arm/v7"),
+        ] {
+            assert_eq!(text.parse::<Platform>().expect(text).to_string(), want);
+        }
+        for text in ["", "/", "linux/", "a/b/c/d", "linux/../x"] {
+            assert!(text.parse::<Platform>().is_err(), "{text}");
+        }
+        let v = |text: &str| text.parse::<Platform>().expect(text);
+        assert!(v("linux/arm64/v8").runs_on(&v("arm64")) && v("arm64").runs_on(&v("linux/arm64/v8")));
+        assert!(!v("linux/arm/v6").runs_on(&v("linux/arm/v7")));
     }
 
     #[test]

@@ -164,7 +164,7 @@ mod tests {
         std::fs::write(layout.join("index.json"), index.to_string()).unwrap();
         std::fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
         let store = Store::open(&base.join("root")).unwrap();
-        let loaded = store.load(&Source::Path(layout), &LoadOptions::default(), &()).unwrap();
+        let loaded = store.load(&Source::path(layout), &LoadOptions::default(), &()).unwrap();
         let image = store.resolve(&loaded[0].id.to_string()).unwrap();
         (store, image)
     }

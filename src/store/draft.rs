@@ -106,6 +106,7 @@ impl Draft<'_> {
         let id = digest_of(&config_bytes);
         let damaged = |cause: DocumentError| StoreError::Damaged { id: id.to_string(), cause };
         let image = SourceImage {
+            tags: Vec::new(),
             id,
             names: names.to_vec(),
             config: ImageConfig::parse(&config_bytes).map_err(damaged)?,

@@ -69,7 +69,8 @@ pub(super) struct Ingested {
 type Chunk = (Vec<u8>, usize);
 
 /// Takes a layer in: its tar stream goes to `out`, which is synced at the end; every digest that is known is checked.
-pub(super) fn ingest(layer: &SourceLayer, out: &File, shared: &Shared<'_>) -> Result<Ingested, IngestError> {
+/// `at` is its number for those who watch.
+pub(super) fn ingest(at: usize, layer: &SourceLayer, out: &File, shared: &Shared<'_>) -> Result<Ingested, IngestError> {
     let (full, to_write) = sync_channel::<Chunk>(CHUNKS);
     let (empty, to_fill) = sync_channel::<Vec<u8>>(CHUNKS);
     for _ in 0..CHUNKS {
@@ -77,7 +78,7 @@ pub(super) fn ingest(layer: &SourceLayer, out: &File, shared: &Shared<'_>) -> Re
         let _ = empty.send(vec![0; CHUNK]);
     }
     std::thread::scope(|scope| {
-        let unpacking = scope.spawn(move || unpack(layer, &to_fill, &full, shared));
+        let unpacking = scope.spawn(move || unpack(at, layer, &to_fill, &full, shared));
         let written = write(to_write, &empty, out, layer.diff_id, shared);
         drop(empty);
         let unpacked = match unpacking.join() {
@@ -92,12 +93,13 @@ pub(super) fn ingest(layer: &SourceLayer, out: &File, shared: &Shared<'_>) -> Re
 
 /// Unpacks until the stream ends or the writer is gone.
 fn unpack(
+    at: usize,
     layer: &SourceLayer,
     buffers: &Receiver<Vec<u8>>,
     full: &SyncSender<Chunk>,
     shared: &Shared<'_>,
 ) -> Result<(), IngestError> {
-    let packed = Packed::new(layer, shared).map_err(IngestError::Unpack)?;
+    let packed = Packed::new(at, layer, shared).map_err(IngestError::Unpack)?;
     let mut unpacker = Unpacker::new(packed).map_err(IngestError::Unpack)?;
     for mut buffer in buffers {
         if shared.stop.load(Ordering::Relaxed) {
@@ -183,20 +185,23 @@ pub(super) struct Packed<'a, R = BlobReader> {
     reader: R,
     hash: Option<Sha256>,
     progress: &'a dyn Progress,
+    /// Its number for `progress`.
+    layer: usize,
     buffer: Vec<u8>,
     at: usize,
     end: usize,
 }
 
 impl<'a> Packed<'a> {
-    fn new(layer: &SourceLayer, shared: &Shared<'a>) -> io::Result<Self> {
-        Ok(Self { hash: layer.digest.map(|_| Sha256::new()), ..Packed::over(layer.blob.open()?, shared.progress) })
+    fn new(at: usize, layer: &SourceLayer, shared: &Shared<'a>) -> io::Result<Self> {
+        let hash = layer.digest.map(|_| Sha256::new());
+        Ok(Self { hash, layer: at, ..Packed::over(layer.blob.open()?, shared.progress) })
     }
 }
 
 impl<'a, R: Read> Packed<'a, R> {
     pub fn over(reader: R, progress: &'a dyn Progress) -> Self {
-        Self { reader, hash: None, progress, buffer: vec![0; PACKED_CHUNK], at: 0, end: 0 }
+        Self { reader, hash: None, progress, layer: 0, buffer: vec![0; PACKED_CHUNK], at: 0, end: 0 }
     }
 }
 
@@ -215,7 +220,7 @@ impl<R: Read> BufRead for Packed<'_, R> {
         if self.at == self.end {
             self.end = self.reader.read(&mut self.buffer)?;
             self.at = 0;
-            self.progress.advance(self.end as u64);
+            self.progress.advance(self.layer, self.end as u64);
             if let Some(hash) = &mut self.hash {
                 hash.update(&self.buffer[..self.end]);
             }

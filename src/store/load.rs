@@ -12,24 +12,26 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::ingest::{self, IngestError, Ingested, Packed, Shared, Unpacker};
 use super::{ImageRecord, Staging, Store, StoreError, make_dir, merge_layers, scan_layers};
 use crate::durable;
-use crate::image::{Compression, digest_of};
+use crate::image::{Compression, Platform, digest_of};
 use crate::layer::{Entry, Tree, erofs, merge};
 use crate::names::{Digest, Reference};
 use crate::report::Explain;
-use crate::transport::{self, SourceError, SourceImage, SourceLayer};
+use crate::transport::{self, Source, SourceError, SourceImage, SourceLayer, registry};
 
-/// Where to load from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
-    /// A docker-archive or OCI layout tar (packed or not), or an OCI layout directory.
-    Path(PathBuf),
-    Stdin,
-}
-
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct LoadOptions {
     /// Names besides those in the source, for a source of one image.
     pub names: Vec<Reference>,
+    /// Which image of an index to take.
+    pub platform: Platform,
+    /// For sources in a registry.
+    pub registry: registry::Options,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { names: Vec::new(), platform: Platform::host(), registry: registry::Options::default() }
+    }
 }
 
 /// An image that is in the store now.
@@ -44,10 +46,14 @@ pub struct Loaded {
 
 /// Who is told how a load goes. Called from several threads.
 pub trait Progress: Sync {
-    /// What there is to read: layers that are not in the store yet, and their packed bytes.
-    fn start(&self, _layers: usize, _bytes: u64) {}
-    /// So many packed bytes more are read.
-    fn advance(&self, _bytes: u64) {}
+    /// A pipe or a packed archive must be unpacked before its images are found: so many bytes more of it are.
+    fn unpack(&self, _bytes: u64) {}
+    /// What there is to read: the layers that are not in the store yet, with their packed bytes.
+    fn start(&self, _layers: &[(Digest, u64)]) {}
+    /// So many packed bytes more of one of them are read.
+    fn advance(&self, _layer: usize, _bytes: u64) {}
+    /// One of them is in.
+    fn done(&self, _layer: usize) {}
     /// All layers are in; the rest is short.
     fn finish(&self) {}
 }
@@ -58,11 +64,12 @@ impl Progress for () {}
 /// A load that failed; the store is as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    #[error("cannot load `{origin}`")]
+    #[error("cannot {action} `{origin}`")]
     Source {
+        action: &'static str,
         origin: String,
         #[source]
-        cause: SourceError,
+        cause: Box<SourceError>,
     },
     #[error("cannot unpack `{origin}`")]
     Spool {
@@ -93,6 +100,7 @@ impl Explain for LoadError {
         match self {
             Self::Source { cause, .. } => cause.hint(),
             Self::Layer { cause, .. } | Self::Spool { cause, .. } => match cause {
+                IngestError::Unpack(error) if registry_error(error).is_some() => registry_error(error)?.hint(),
                 IngestError::Unpack(_) | IngestError::Digest { .. } | IngestError::DiffId { .. } => {
                     Some("the image is damaged or was changed: save or copy it again".into())
                 }
@@ -109,6 +117,16 @@ impl Explain for LoadError {
         }
     }
 }
+
+/// What a registry said, where a layer's bytes came from one.
+fn registry_error(error: &io::Error) -> Option<&registry::RegistryError> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// Layers taken in at a time: each has two threads of its own, so two of them keep a small machine busy.
+const PARALLEL: usize = 2;
+/// The same where the network is what is waited for.
+const PARALLEL_REMOTE: usize = 4;
 
 /// A layer that the load needs.
 struct Job<'a> {
@@ -132,10 +150,10 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<Vec<Loaded>, LoadError> {
         let staging = Staging::new(self)?;
-        let mut images = find_images(source, &staging)?;
+        let mut images = find_images(source, options, &staging, progress)?;
         if !options.names.is_empty() {
             let [image] = images.as_mut_slice() else {
-                return Err(LoadError::OneName { origin: origin(source), images: images.len() });
+                return Err(LoadError::OneName { origin: source.to_string(), images: images.len() });
             };
             image.names.extend(options.names.iter().cloned());
         }
@@ -150,7 +168,7 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<Vec<Loaded>, LoadError> {
         let (present, jobs) = self.plan(images, staging)?;
-        progress.start(jobs.len(), jobs.iter().map(|job| job.layer.blob.len).sum());
+        progress.start(&jobs.iter().map(|job| (job.layer.diff_id, job.layer.blob.len)).collect::<Vec<_>>());
         let ingested = ingest_all(&jobs, progress)?;
         progress.finish();
         let mut layers: Layers =
@@ -320,7 +338,7 @@ pub(super) fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// Takes the layers in, two at a time; the first failure stops the others.
+/// Takes the layers in, a few at a time; the first failure stops the others.
 fn ingest_all(jobs: &[Job<'_>], progress: &dyn Progress) -> Result<Vec<Ingested>, LoadError> {
     let shared = Shared { progress, stop: AtomicBool::new(false), header_memory: AtomicUsize::new(0) };
     let next = AtomicUsize::new(0);
@@ -329,17 +347,22 @@ fn ingest_all(jobs: &[Job<'_>], progress: &dyn Progress) -> Result<Vec<Ingested>
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(job) = jobs.get(at) else { return };
-            let done =
-                if shared.stop.load(Ordering::Relaxed) { Err(IngestError::Stopped) } else { ingest_one(job, &shared) };
-            if done.is_err() {
-                shared.stop.store(true, Ordering::Relaxed);
+            let done = if shared.stop.load(Ordering::Relaxed) {
+                Err(IngestError::Stopped)
+            } else {
+                ingest_one(at, job, &shared)
+            };
+            match done {
+                Ok(_) => progress.done(at),
+                Err(_) => shared.stop.store(true, Ordering::Relaxed),
             }
             let done = done.map_err(|cause| LoadError::Layer { layer: job.layer.diff_id, cause });
             results.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[at] = Some(done);
         }
     };
     std::thread::scope(|scope| {
-        if jobs.len() > 1 {
+        let most = if jobs.iter().any(|job| job.layer.blob.is_remote()) { PARALLEL_REMOTE } else { PARALLEL };
+        for _ in 1..most.min(jobs.len()) {
             scope.spawn(work);
         }
         work();
@@ -357,54 +380,63 @@ fn ingest_all(jobs: &[Job<'_>], progress: &dyn Progress) -> Result<Vec<Ingested>
     stopped.map_or(Ok(done), Err)
 }
 
-fn ingest_one(job: &Job<'_>, shared: &Shared<'_>) -> Result<Ingested, IngestError> {
+fn ingest_one(at: usize, job: &Job<'_>, shared: &Shared<'_>) -> Result<Ingested, IngestError> {
     let out = create(&job.path).map_err(IngestError::Write)?;
-    ingest::ingest(job.layer, &out, shared)
-}
-
-fn origin(source: &Source) -> String {
-    match source {
-        Source::Path(path) => path.display().to_string(),
-        Source::Stdin => "standard input".into(),
-    }
+    ingest::ingest(at, job.layer, &out, shared)
 }
 
 fn label(image: &SourceImage) -> String {
     image.names.first().map_or_else(|| image.id.to_string(), Reference::familiar)
 }
 
-fn find_images(source: &Source, staging: &Staging) -> Result<Vec<SourceImage>, LoadError> {
-    let origin = origin(source);
-    let failed = |cause| LoadError::Source { origin: origin.clone(), cause };
-    let path = match source {
-        Source::Stdin => {
-            let file = spool(io::stdin().lock(), staging)
-                .map_err(|cause| LoadError::Spool { origin: origin.clone(), cause })?;
-            return transport::open_archive(file, Path::new("-")).map_err(failed);
+fn find_images(
+    source: &Source,
+    options: &LoadOptions,
+    staging: &Staging,
+    progress: &dyn Progress,
+) -> Result<Vec<SourceImage>, LoadError> {
+    let platform = &options.platform;
+    let failed = |action, cause| LoadError::Source { action, origin: source.to_string(), cause: Box::new(cause) };
+    let (path, pick) = match source {
+        Source::Registry(reference) => {
+            let image =
+                registry::find(reference, platform, &options.registry).map_err(|cause| failed("pull", cause))?;
+            return Ok(vec![image]);
         }
-        Source::Path(path) => path,
+        Source::Stdin => {
+            let file = spool(io::stdin().lock(), staging, progress)
+                .map_err(|cause| LoadError::Spool { origin: source.to_string(), cause })?;
+            return transport::open_archive(file, Path::new("-"), platform).map_err(|cause| failed("load", cause));
+        }
+        Source::Path { path, pick } => (path, pick),
     };
-    let unreadable =
-        |cause| LoadError::Source { origin: origin.clone(), cause: SourceError::Read { path: path.clone(), cause } };
-    if path.metadata().map_err(unreadable)?.is_dir() {
-        return transport::open_directory(path).map_err(failed);
-    }
-    let mut file = File::open(path).map_err(unreadable)?;
-    let seekable = file.metadata().map_err(unreadable)?.is_file();
-    let mut first = Vec::new();
-    if seekable {
-        (&mut file).take(4).read_to_end(&mut first).map_err(unreadable)?;
-        io::Seek::rewind(&mut file).map_err(unreadable)?;
-    }
-    if !seekable || Compression::sniff(&first) != Compression::None {
-        // A pipe, or a packed archive: its members can be found only after it is unpacked.
-        file = spool(file, staging).map_err(|cause| LoadError::Spool { origin: origin.clone(), cause })?;
-    }
-    transport::open_archive(file, path).map_err(failed)
+    let unreadable = |cause| failed("load", SourceError::Read { path: path.clone(), cause });
+    let images = if path.metadata().map_err(unreadable)?.is_dir() {
+        transport::open_directory(path, platform)
+    } else {
+        let mut file = File::open(path).map_err(unreadable)?;
+        let seekable = file.metadata().map_err(unreadable)?.is_file();
+        let mut first = Vec::new();
+        if seekable {
+            (&mut file).take(4).read_to_end(&mut first).map_err(unreadable)?;
+            io::Seek::rewind(&mut file).map_err(unreadable)?;
+        }
+        if !seekable || Compression::sniff(&first) != Compression::None {
+            // A pipe, or a packed archive: its members can be found only after it is unpacked.
+            file = spool(file, staging, progress)
+                .map_err(|cause| LoadError::Spool { origin: source.to_string(), cause })?;
+        }
+        transport::open_archive(file, path, platform)
+    };
+    let images = images.and_then(|images| match pick {
+        Some(pick) => transport::pick(images, pick, path),
+        None => Ok(images),
+    });
+    images.map_err(|cause| failed("load", cause))
 }
 
 /// Unpacks a whole stream into a file of the workplace.
-fn spool(input: impl Read, staging: &Staging) -> Result<File, IngestError> {
+fn spool(input: impl Read, staging: &Staging, progress: &dyn Progress) -> Result<File, IngestError> {
     let mut file = create(&staging.path().join("archive")).map_err(IngestError::Write)?;
     let mut unpacker = Unpacker::new(Packed::over(input, &())).map_err(IngestError::Unpack)?;
     let mut buffer = vec![0; 1 << 20];
@@ -415,6 +447,7 @@ fn spool(input: impl Read, staging: &Staging) -> Result<File, IngestError> {
             Ok(got) => {
                 file.write_all(&buffer[..got]).map_err(IngestError::Write)?;
                 checked += got as u64;
+                progress.unpack(got as u64);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(IngestError::Unpack(error)),

@@ -23,6 +23,7 @@ mod draft;
 mod ingest;
 mod load;
 mod names;
+mod push;
 mod remove;
 mod staging;
 #[cfg(test)]
@@ -35,8 +36,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::transport::Source;
 pub use draft::{Draft, LayerFile};
-pub use load::{LoadError, LoadOptions, Loaded, Progress, Source};
+pub use load::{LoadError, LoadOptions, Loaded, Progress};
+pub use push::PushError;
 pub use remove::{RemoveError, Removed};
 
 use crate::durable::{self, FileLock};

@@ -158,7 +158,7 @@ fn store() -> (tempfile::TempDir, Store) {
 }
 
 fn load(store: &Store, path: &Path) -> Result<Vec<Loaded>, LoadError> {
-    store.load(&Source::Path(path.into()), &LoadOptions::default(), &())
+    store.load(&Source::path(path), &LoadOptions::default(), &())
 }
 
 fn load_tar(store: &Store, bytes: &[u8]) -> Result<Vec<Loaded>, LoadError> {
@@ -295,11 +295,9 @@ fn several_images_and_odd_ones() {
         (127, 5, 5)
     );
     // One name cannot be given to all images of a source.
-    let options = LoadOptions { names: vec!["n".parse().expect("a name")] };
+    let options = LoadOptions { names: vec!["n".parse().expect("a name")], ..LoadOptions::default() };
     let error = store.load(
-        &Source::Path(
-            Oci::new().image("a:1", &[]).image("b:1", &[(base(), Packing::None)]).files().directory().path().into(),
-        ),
+        &Source::path(Oci::new().image("a:1", &[]).image("b:1", &[(base(), Packing::None)]).files().directory().path()),
         &options,
         &(),
     );
@@ -538,15 +536,15 @@ fn a_removal_beside_a_load_costs_nothing() {
     /// Removes the image whose layer the load has just found in the store.
     struct Remover<'a>(&'a Store);
     impl Progress for Remover<'_> {
-        fn start(&self, layers: usize, _bytes: u64) {
-            assert_eq!(layers, 1, "the base is shared");
+        fn start(&self, layers: &[(Digest, u64)]) {
+            assert_eq!(layers.len(), 1, "the base is shared");
             self.0.remove("a", false, &|_| None).expect("removed");
             assert!(!self.0.layer_path(&digest_of(&base())).exists());
         }
     }
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     file.write_all(&docker(&["b"], &[base(), top()]).tar()).expect("written");
-    store.load(&Source::Path(file.path().into()), &LoadOptions::default(), &Remover(&store)).expect("loads");
+    store.load(&Source::path(file.path()), &LoadOptions::default(), &Remover(&store)).expect("loads");
     let image = store.resolve("b").expect("b");
     assert_eq!(fs::read(store.layer_path(&image.diff_ids[0])).expect("the pinned layer"), base());
 }
@@ -611,10 +609,10 @@ fn killed_loader() {
         }
     }
     impl Progress for Killer {
-        fn start(&self, _layers: usize, _bytes: u64) {
+        fn start(&self, _layers: &[(Digest, u64)]) {
             self.at("start");
         }
-        fn advance(&self, _bytes: u64) {
+        fn advance(&self, _layer: usize, _bytes: u64) {
             self.at("advance");
         }
         fn finish(&self) {
@@ -622,7 +620,7 @@ fn killed_loader() {
         }
     }
     let store = Store::open(Path::new(&root)).expect("opened");
-    store.load(&Source::Path(archive.into()), &LoadOptions::default(), &Killer(stage)).expect("loads");
+    store.load(&Source::path(archive), &LoadOptions::default(), &Killer(stage)).expect("loads");
 }
 
 #[test]

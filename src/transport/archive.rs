@@ -127,7 +127,7 @@ fn image(files: &Files, item: Item) -> Result<SourceImage, SourceError> {
         .map(|(layer, diff_id)| Ok(SourceLayer { diff_id: *diff_id, digest: None, blob: files.blob(layer)? }));
     let layers = layers.collect::<Result<_, SourceError>>()?;
     let names = item.repo_tags.unwrap_or_default().iter().filter_map(|tag| tag.parse().ok()).collect();
-    Ok(SourceImage { id, names, config, config_bytes, manifest_bytes: None, layers })
+    Ok(SourceImage { id, names, tags: Vec::new(), config, config_bytes, manifest_bytes: None, layers })
 }
 
 /// Adds the names of docker's manifest to images found by their layout.

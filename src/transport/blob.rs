@@ -11,6 +11,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 
 use super::SourceError;
+use super::registry::{RemoteBlob, RemoteReader};
 
 /// A source directory: files are opened below it, never through a link.
 #[derive(Debug)]
@@ -41,9 +42,16 @@ pub struct Blob {
 #[derive(Debug, Clone)]
 enum Place {
     /// A stretch of an open file: a member of a tar.
-    Range { file: Arc<File>, start: u64 },
+    Range {
+        file: Arc<File>,
+        start: u64,
+    },
     /// Opened when it is read: an image of many layers does not hold as many descriptors.
-    Named { directory: Arc<Directory>, member: String },
+    Named {
+        directory: Arc<Directory>,
+        member: String,
+    },
+    Remote(RemoteBlob),
 }
 
 impl Blob {
@@ -62,12 +70,22 @@ impl Blob {
         Ok(Self { place: Place::Named { directory: directory.clone(), member: member.into() }, len })
     }
 
+    pub(super) fn remote(blob: RemoteBlob, len: u64) -> Self {
+        Self { place: Place::Remote(blob), len }
+    }
+
+    /// Whether its bytes come over a network: then more of them side by side are quicker.
+    pub fn is_remote(&self) -> bool {
+        matches!(self.place, Place::Remote(_))
+    }
+
     pub fn open(&self) -> io::Result<BlobReader> {
         let (file, at) = match &self.place {
             Place::Range { file, start } => (file.clone(), *start),
             Place::Named { directory, member } => (Arc::new(directory.open_file(member)?), 0),
+            Place::Remote(blob) => return Ok(BlobReader::Remote(Box::new(blob.open()))),
         };
-        Ok(BlobReader { file, at, left: self.len })
+        Ok(BlobReader::File(FileRange { file, at, left: self.len }))
     }
 
     pub(super) fn read_all(&self) -> io::Result<Vec<u8>> {
@@ -79,13 +97,29 @@ impl Blob {
 
 /// Reads a blob from its beginning.
 #[derive(Debug)]
-pub struct BlobReader {
+pub enum BlobReader {
+    File(FileRange),
+    Remote(Box<RemoteReader>),
+}
+
+/// A stretch of a file, read with its own position.
+#[derive(Debug)]
+pub struct FileRange {
     file: Arc<File>,
     at: u64,
     left: u64,
 }
 
 impl Read for BlobReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::File(range) => range.read(buffer),
+            Self::Remote(reader) => reader.read(buffer),
+        }
+    }
+}
+
+impl Read for FileRange {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let want = self.left.min(buffer.len() as u64) as usize;
         let got = self.file.read_at(&mut buffer[..want], self.at)?;

@@ -1,4 +1,5 @@
-//! Where images come from: docker-archive tars (`docker save`, `podman save`) and OCI image layouts, as a directory or as a tar.
+//! Where images come from and go to: docker-archive tars (`docker save`, `podman save`), OCI image layouts, as a directory or as a tar,
+//! and registries.
 //!
 //! A transport finds the images in a source, reads and checks their small documents (manifest, config), and says where each layer's
 //! bytes lie ([`Blob`]); it inflates nothing and writes nothing. Members of an archive are found by scanning its headers, blobs of a
@@ -6,7 +7,10 @@
 
 mod archive;
 mod blob;
+mod choose;
 mod layout;
+pub mod registry;
+mod source;
 
 use std::fs::File;
 use std::io;
@@ -14,8 +18,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use blob::{Blob, BlobReader};
+pub use source::{Source, SourceNameError};
 
-use crate::image::{DocumentError, ImageConfig, digest_of};
+use crate::image::{Descriptor, DocumentError, ImageConfig, Platform, digest_of};
 use crate::layer::tar::ScanError;
 use crate::names::{Digest, Reference};
 use crate::report::Explain;
@@ -26,6 +31,8 @@ pub struct SourceImage {
     /// The digest of the config.
     pub id: Digest,
     pub names: Vec<Reference>,
+    /// The layout's own words for it, which need not be names (`latest`).
+    pub tags: Vec<String>,
     pub config: ImageConfig,
     pub config_bytes: Vec<u8>,
     /// Verbatim, where the source has one (a docker-archive has none).
@@ -76,7 +83,7 @@ pub enum SourceError {
     TooLarge { member: String, limit: u64 },
     #[error("`{member}` of the image archive has the digest `{found}`, not `{expected}`")]
     Digest { member: String, expected: Digest, found: Digest },
-    #[error("cannot use `{member}` of the image archive")]
+    #[error("cannot use `{member}` of the image")]
     Document {
         member: String,
         #[source]
@@ -92,10 +99,14 @@ pub enum SourceError {
     LayoutVersion(String),
     #[error("an index of the image layout is nested more than {0} levels deep")]
     Nesting(usize),
-    #[error("no image for `{wanted}` is in `{path}`; there is: {found}")]
-    Platform { path: PathBuf, wanted: String, found: String },
+    #[error("no image for `{wanted}` is in `{origin}`; there is: {found}")]
+    Platform { origin: String, wanted: String, found: String },
     #[error("no image is in `{path}`")]
     Empty { path: PathBuf },
+    #[error("`{path}` has no image `{pick}`; there is: {found}")]
+    NotInside { path: PathBuf, pick: String, found: String },
+    #[error(transparent)]
+    Registry(#[from] registry::RegistryError),
 }
 
 impl Explain for SourceError {
@@ -108,9 +119,10 @@ impl Explain for SourceError {
                 Some("the file is damaged or incomplete: save or copy it again".into())
             }
             Self::Missing { .. } => Some("the archive is incomplete: save it again with all layers".into()),
-            Self::Platform { wanted, .. } => {
-                Some(format!("save the image for this machine, for example with `--platform {wanted}`"))
-            }
+            Self::Platform { wanted, .. } => Some(format!(
+                "an image for `{wanted}` is needed here; `--platform` takes another one, to look into it or to hand it on"
+            )),
+            Self::Registry(cause) => cause.hint(),
             Self::Document { cause, .. } => cause.hint(),
             Self::Read { cause, .. } if cause.kind() == io::ErrorKind::NotFound => {
                 Some("`gpurun image load` takes the path of a file or directory, or `-` for standard input".into())
@@ -121,22 +133,22 @@ impl Explain for SourceError {
 }
 
 /// Opens a source and finds its images; `file` is a tar (already inflated), when the source is not a directory.
-pub fn open_directory(path: &Path) -> Result<Vec<SourceImage>, SourceError> {
+pub fn open_directory(path: &Path, platform: &Platform) -> Result<Vec<SourceImage>, SourceError> {
     let root = blob::Directory::open(path).map_err(|cause| SourceError::Read { path: path.into(), cause })?;
     let files = Files::Directory(Arc::new(root));
     if !files.has(layout::MARK) {
         return Err(SourceError::Unknown { path: path.into() });
     }
-    layout::images(&files, path)
+    layout::images(&files, path, platform)
 }
 
 /// Finds the images of an archive (an uncompressed tar).
-pub fn open_archive(file: File, path: &Path) -> Result<Vec<SourceImage>, SourceError> {
+pub fn open_archive(file: File, path: &Path, platform: &Platform) -> Result<Vec<SourceImage>, SourceError> {
     let members = archive::Members::scan(file, path)?;
     let files = Files::Archive(members);
     // A `docker save` of today is both: the layout tells digests, the docker manifest tells names.
     if files.has(layout::MARK) && files.has(layout::INDEX) {
-        let mut images = layout::images(&files, path)?;
+        let mut images = layout::images(&files, path, platform)?;
         if files.has(archive::MANIFEST) {
             archive::add_names(&files, &mut images)?;
         }
@@ -146,6 +158,23 @@ pub fn open_archive(file: File, path: &Path) -> Result<Vec<SourceImage>, SourceE
         return archive::images(&files, path);
     }
     Err(SourceError::Unknown { path: path.into() })
+}
+
+/// The one image that `pick` means: a name that it has, or the layout's own word for it.
+pub fn pick(images: Vec<SourceImage>, pick: &str, path: &Path) -> Result<Vec<SourceImage>, SourceError> {
+    let named: Option<Reference> = pick.parse().ok();
+    let mut found = String::new();
+    for image in &images {
+        let words = image.names.iter().map(Reference::familiar).chain(image.tags.iter().cloned());
+        found.extend(words.map(|word| format!("`{word}` ")));
+    }
+    let means = |image: &SourceImage| {
+        image.tags.iter().any(|tag| tag == pick) || named.as_ref().is_some_and(|name| image.names.contains(name))
+    };
+    match images.into_iter().find(means) {
+        Some(image) => Ok(vec![image]),
+        None => Err(SourceError::NotInside { path: path.into(), pick: pick.into(), found: found.trim_end().into() }),
+    }
 }
 
 /// The named files of a source.
@@ -192,6 +221,29 @@ impl Files {
             return Err(SourceError::Digest { member, expected: *digest, found });
         }
         Ok(bytes)
+    }
+}
+
+impl choose::Documents for Files {
+    fn manifest(&self, descriptor: &Descriptor) -> Result<Vec<u8>, SourceError> {
+        self.verified(&descriptor.digest, descriptor.size)
+    }
+
+    fn config(&self, descriptor: &Descriptor) -> Result<Vec<u8>, SourceError> {
+        self.verified(&descriptor.digest, descriptor.size)
+    }
+
+    fn layer(&self, descriptor: &Descriptor) -> Result<Blob, SourceError> {
+        let member = blob_path(&descriptor.digest);
+        let blob = self.blob(&member)?;
+        if blob.len != descriptor.size {
+            return Err(SourceError::Size { member, expected: descriptor.size, found: blob.len });
+        }
+        Ok(blob)
+    }
+
+    fn name(&self, descriptor: &Descriptor) -> String {
+        blob_path(&descriptor.digest)
     }
 }
 

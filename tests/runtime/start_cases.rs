@@ -152,7 +152,8 @@ fn own_cgroup() {
     fixture.spec["linux"]["resources"] = json!({ "pids": { "limit": 5 } });
     let host = gpurun::cgroup::Host::probe(std::path::Path::new("/")).unwrap();
     let limits = gpurun::spec::Limits { pids: Some(Some(77)), ..Default::default() };
-    let everything = gpurun::spec::DeviceRule { allow: true, kind: 'a', major: None, minor: None, access: "rwm".into() };
+    let everything =
+        gpurun::spec::DeviceRule { allow: true, kind: 'a', major: None, minor: None, access: "rwm".into() };
     host.create(&fixture.cgroup_path(), &limits, &[everything]).unwrap();
     let (created, _output) = fixture.create();
     let pids = fixture.cgroups().into_iter().find(|dir| dir.join("pids.max").exists()).expect("a pids controller");

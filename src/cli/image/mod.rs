@@ -1,20 +1,23 @@
-//! `gpurun image load | ls | rm | inspect | unpack`.
+//! `gpurun image …`: one file for each kind of command.
 
-use std::io::{self, IsTerminal, Write};
+mod progress;
+mod transfer;
+
+pub use transfer::{ImageFlags, provide};
+
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::layer::directory;
 use crate::names::{Digest, Reference};
 use crate::report::Report;
-use crate::store::{Image, LoadOptions, Progress, Source, Store};
+use crate::store::{Image, Store};
+use transfer::{LoadArgs, PullArgs, PushArgs};
 
 #[derive(Debug, Args)]
 pub struct ImageArgs {
@@ -26,6 +29,10 @@ pub struct ImageArgs {
 pub enum ImageCommand {
     /// Load images from a `docker save` or `podman save` tar, or from an OCI image layout
     Load(LoadArgs),
+    /// Take images from a registry
+    Pull(PullArgs),
+    /// Send an image to a registry
+    Push(PushArgs),
     /// List the images of the store
     #[command(alias = "list")]
     Ls(LsArgs),
@@ -36,25 +43,6 @@ pub enum ImageCommand {
     Inspect(InspectArgs),
     /// Write an image's files into an empty directory
     Unpack(UnpackArgs),
-}
-
-#[derive(Debug, Args)]
-pub struct LoadArgs {
-    /// A tar (also gzip or zstd packed), an OCI layout directory, or `-` for standard input
-    #[arg(value_name = "FILE|DIR|-", required_unless_present = "input")]
-    pub file: Option<PathBuf>,
-    /// The same, as docker writes it
-    #[arg(short, long, value_name = "FILE", conflicts_with = "file")]
-    pub input: Option<PathBuf>,
-    /// Give the image this name, besides those that the file has
-    #[arg(short = 't', long = "name", alias = "tag", value_name = "NAME[:TAG]")]
-    pub names: Vec<Reference>,
-    /// Print the ids alone, and no progress
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// Print the result as JSON
-    #[arg(long, conflicts_with = "quiet")]
-    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -105,49 +93,15 @@ pub struct UnpackArgs {
 pub fn run(args: &ImageArgs, root: &Path, in_use: &dyn Fn(&Digest) -> Option<String>) -> Result<u8, Report> {
     let store = Store::open(root)?;
     match &args.command {
-        ImageCommand::Load(args) => load(&store, args),
+        ImageCommand::Load(args) => transfer::load(&store, args),
+        ImageCommand::Pull(args) => transfer::pull(&store, args),
+        ImageCommand::Push(args) => transfer::push(&store, args),
         ImageCommand::Ls(args) => ls(&store, args),
         ImageCommand::Rm(args) => rm(&store, args, in_use),
         ImageCommand::Inspect(args) => inspect(&store, args),
         ImageCommand::Unpack(args) => unpack(&store, args),
     }?;
     Ok(0)
-}
-
-fn load(store: &Store, args: &LoadArgs) -> Result<(), Report> {
-    let source = match args.file.as_deref().or(args.input.as_deref()) {
-        Some(path) if path != Path::new("-") => Source::Path(path.into()),
-        _ => Source::Stdin,
-    };
-    if source == Source::Stdin && io::stdin().is_terminal() {
-        return Err(Report::usage("cannot load an image from a terminal")
-            .with_hint("write `docker save NAME | gpurun image load -`"));
-    }
-    let options = LoadOptions { names: args.names.clone() };
-    let loaded =
-        if args.quiet { store.load(&source, &options, &()) } else { store.load(&source, &options, &Shown::default()) }?;
-    if args.json {
-        let list: Vec<_> = loaded
-            .iter()
-            .map(|image| {
-                json!({"Id": image.id.to_string(), "Names": names(&image.names), "Layers": image.layers,
-                    "SharedLayers": image.shared_layers})
-            })
-            .collect();
-        return print_json(&Value::Array(list));
-    }
-    let mut out = String::new();
-    for image in &loaded {
-        if args.quiet {
-            out.push_str(&format!("{}\n", image.id));
-        } else if image.names.is_empty() {
-            out.push_str(&format!("Loaded image ID: {}\n", image.id));
-        }
-        for name in image.names.iter().filter(|_| !args.quiet) {
-            out.push_str(&format!("Loaded image: {}\n", name.familiar()));
-        }
-    }
-    print(&out)
 }
 
 fn ls(store: &Store, args: &LsArgs) -> Result<(), Report> {
@@ -306,70 +260,6 @@ fn print(text: &str) -> Result<(), Report> {
             Err(Report::new("cannot write to standard output").with_cause(error))
         }
         _ => Ok(()),
-    }
-}
-
-/// Progress on standard error: a bar on a terminal, a line every ten seconds in a log, nothing for what is quickly done.
-#[derive(Debug, Default)]
-struct Shown {
-    bar: OnceLock<Option<ProgressBar>>,
-    started: OnceLock<Instant>,
-    total: AtomicU64,
-    read: AtomicU64,
-    /// Lines printed to a log so far.
-    lines: AtomicU64,
-}
-
-/// Loads below this are over before a bar could be read.
-const QUICK: Duration = Duration::from_millis(400);
-const LOG_LINE: u64 = 10;
-
-impl Progress for Shown {
-    fn start(&self, layers: usize, bytes: u64) {
-        self.total.store(bytes, Ordering::Relaxed);
-        let _ = self.started.set(Instant::now());
-        let _ = self.bar.set((layers > 0 && io::stderr().is_terminal()).then(|| {
-            // Hidden until `QUICK` has passed.
-            let bar = ProgressBar::with_draw_target(Some(bytes), indicatif::ProgressDrawTarget::hidden());
-            let style = "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-            bar.set_style(
-                ProgressStyle::with_template(style)
-                    .unwrap_or_else(|_| ProgressStyle::default_bar())
-                    .progress_chars("=> "),
-            );
-            bar.set_message(format!("loading {layers} layer{}", if layers == 1 { "" } else { "s" }));
-            bar
-        }));
-    }
-
-    fn advance(&self, bytes: u64) {
-        let read = self.read.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let Some(started) = self.started.get() else { return };
-        let elapsed = started.elapsed();
-        if elapsed < QUICK {
-            return;
-        }
-        match self.bar.get() {
-            Some(Some(bar)) => {
-                if bar.is_hidden() {
-                    bar.set_draw_target(indicatif::ProgressDrawTarget::stderr_with_hz(10));
-                }
-                bar.set_position(read);
-            }
-            _ => {
-                let due = elapsed.as_secs() / LOG_LINE;
-                if self.lines.fetch_max(due, Ordering::Relaxed) < due {
-                    let total = self.total.load(Ordering::Relaxed);
-                    eprintln!("loading: {} of {}", size(read), size(total));
-                }
-            }
-        }
-    }
-
-    fn finish(&self) {
-        if let Some(Some(bar)) = self.bar.get() {
-            bar.finish_and_clear();
-        }
     }
 }
 

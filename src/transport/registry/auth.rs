@@ -1,0 +1,273 @@
+//! Challenges and tokens (docker's registry v2 token authentication, RFC 6750 and 7617).
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use serde::Deserialize;
+use ureq::Agent;
+use ureq::http::{HeaderMap, Response};
+
+use super::RegistryError;
+use super::credentials::{Credentials, Found};
+use super::http::{self, Attempt, Http};
+
+/// What a registry wants before it answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Challenge {
+    Basic,
+    Bearer { realm: String, service: String },
+}
+
+/// A token is asked for anew this long before it ends.
+const MARGIN: Duration = Duration::from_secs(10);
+/// The life of a token that says nothing about it (the specification's word).
+const LIFE: u64 = 60;
+
+/// The login state with one registry.
+pub(super) struct Auth {
+    host: String,
+    /// Whether the registry is spoken to over TLS: then no password goes out without.
+    pub secure: bool,
+    pub login: Option<Found>,
+    challenge: Option<Challenge>,
+    tokens: Mutex<HashMap<String, (String, Instant)>>,
+}
+
+impl Auth {
+    pub fn new(host: &str, secure: bool, login: Option<Found>, challenge: Option<Challenge>) -> Self {
+        Self { host: host.into(), secure, login, challenge, tokens: Mutex::default() }
+    }
+
+    /// The `Authorization` header for something within `scope`.
+    pub fn header(&self, scope: &str, agent: &Agent, http: &Http) -> Result<Option<String>, RegistryError> {
+        match (&self.challenge, self.login.as_ref().map(|found| &found.credentials)) {
+            (Some(Challenge::Bearer { realm, service }), _) => {
+                let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some((token, _)) = tokens.get(scope).filter(|(_, end)| *end > Instant::now()) {
+                    return Ok(Some(format!("Bearer {token}")));
+                }
+                // Under the lock: four layers that begin at once need one token.
+                let (token, life) = self.fetch(realm, service, scope, agent, http)?;
+                tokens.insert(scope.into(), (token.clone(), Instant::now() + life.saturating_sub(MARGIN)));
+                Ok(Some(format!("Bearer {token}")))
+            }
+            (Some(Challenge::Basic), Some(Credentials::Password { user, password })) => Ok(Some(basic(user, password))),
+            (Some(Challenge::Basic), _) | (None, _) => Ok(None),
+        }
+    }
+
+    /// Forgets a token that was refused.
+    pub fn forget(&self, scope: &str) {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).remove(scope);
+    }
+
+    pub fn denied(&self, what: &str, said: String) -> RegistryError {
+        let credentials = self.login.as_ref().map(|found| found.origin.clone());
+        RegistryError::Denied { host: self.host.clone(), what: what.into(), credentials, said }
+    }
+
+    fn fetch(
+        &self,
+        realm: &str,
+        service: &str,
+        scope: &str,
+        agent: &Agent,
+        http: &Http,
+    ) -> Result<(String, Duration), RegistryError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            #[serde(default)]
+            token: String,
+            #[serde(default)]
+            access_token: String,
+            #[serde(default)]
+            expires_in: Option<u64>,
+        }
+        let nonsense = |why: &str| RegistryError::Protocol { host: self.host.clone(), why: why.into() };
+        if !realm.starts_with("https://") && (self.secure || !realm.starts_with("http://")) {
+            return Err(nonsense(&format!("it wants the login sent to `{}`", realm.escape_debug())));
+        }
+        let mut body = http.retry(|| {
+            let left = match http.left() {
+                Ok(left) => left,
+                Err(error) => return Attempt::Failed(error),
+            };
+            match self.ask(realm, service, scope, agent, left) {
+                Err(cause) if http::may_recover(&cause) => {
+                    Attempt::Again { error: RegistryError::Unreachable { host: realm.into(), cause }, after: None }
+                }
+                Err(cause) => Attempt::Failed(RegistryError::Unreachable { host: realm.into(), cause }),
+                Ok(mut response) if http::may_pass(response.status()) => Attempt::Again {
+                    after: http::retry_after(&response),
+                    error: RegistryError::Status {
+                        host: self.host.clone(),
+                        what: realm.into(),
+                        status: response.status().as_u16(),
+                        said: http::said(response.body_mut()),
+                    },
+                },
+                Ok(mut response) if !response.status().is_success() => {
+                    let said = http::said(response.body_mut());
+                    Attempt::Failed(self.denied(repository_of(scope), said))
+                }
+                Ok(response) => Attempt::Done(response.into_body()),
+            }
+        })?;
+        let text = body
+            .with_config()
+            .limit(1 << 20)
+            .read_to_vec()
+            .map_err(|cause| RegistryError::Unreachable { host: realm.into(), cause })?;
+        let answer: Answer = serde_json::from_slice(&text).map_err(|_| nonsense("its token is no JSON"))?;
+        let token = if answer.token.is_empty() { answer.access_token } else { answer.token };
+        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(nonsense("its token service gave no token"));
+        }
+        Ok((token, Duration::from_secs(answer.expires_in.unwrap_or(LIFE).clamp(LIFE, 3600))))
+    }
+
+    fn ask(
+        &self,
+        realm: &str,
+        service: &str,
+        scope: &str,
+        agent: &Agent,
+        left: Option<Duration>,
+    ) -> Result<Response<ureq::Body>, ureq::Error> {
+        let mut parameters = vec![("service", service), ("scope", scope)];
+        parameters.retain(|(_, value)| !value.is_empty());
+        match self.login.as_ref().map(|found| &found.credentials) {
+            Some(Credentials::Identity(token)) => {
+                parameters.extend([
+                    ("grant_type", "refresh_token"),
+                    ("client_id", "gpurun"),
+                    ("refresh_token", token.as_str()),
+                ]);
+                agent.post(realm).config().timeout_global(left).build().send_form(parameters)
+            }
+            Some(Credentials::Password { user, password }) => {
+                parameters.push(("account", user));
+                let request = agent.get(realm).query_pairs(parameters).header("authorization", basic(user, password));
+                request.config().timeout_global(left).build().call()
+            }
+            None => agent.get(realm).query_pairs(parameters).config().timeout_global(left).build().call(),
+        }
+    }
+}
+
+fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}")))
+}
+
+/// `repository:a/b:pull` is about `a/b`.
+fn repository_of(scope: &str) -> &str {
+    scope.split(':').nth(1).unwrap_or(scope)
+}
+
+/// The challenge of a 401 that we can meet; a token is preferred to a password.
+pub(super) fn challenge(headers: &HeaderMap) -> Option<Challenge> {
+    let values = headers.get_all("www-authenticate").iter().filter_map(|value| value.to_str().ok());
+    let challenges: Vec<_> = values.flat_map(parse).collect();
+    challenges.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. })).or(challenges.first()).cloned()
+}
+
+/// `Bearer realm="…",service="…"`, `Basic realm="…"`, several of them after each other.
+fn parse(text: &str) -> Vec<Challenge> {
+    let mut found = Vec::new();
+    let mut scheme = String::new();
+    let mut parameters: HashMap<String, String> = HashMap::new();
+    let mut finish = |scheme: &str, parameters: &mut HashMap<String, String>| {
+        let mut take = |key: &str| parameters.remove(key).unwrap_or_default();
+        match scheme.to_ascii_lowercase().as_str() {
+            "basic" => found.push(Challenge::Basic),
+            "bearer" => {
+                let (realm, service) = (take("realm"), take("service"));
+                if !realm.is_empty() {
+                    found.push(Challenge::Bearer { realm, service });
+                }
+            }
+            _ => {}
+        }
+        parameters.clear();
+    };
+    let mut rest = text.trim_start_matches([' ', ',']);
+    while !rest.is_empty() {
+        let end = rest.find([' ', '=', ',']).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        rest = match after.trim_start().strip_prefix('=') {
+            Some(value) => {
+                let (value, after) = quoted(value.trim_start());
+                parameters.insert(word.to_ascii_lowercase(), value);
+                after
+            }
+            None => {
+                finish(&scheme, &mut parameters);
+                scheme = word.to_owned();
+                after
+            }
+        }
+        .trim_start_matches([' ', ',']);
+    }
+    finish(&scheme, &mut parameters);
+    found
+}
+
+/// A token or a quoted string, and what follows it.
+fn quoted(text: &str) -> (String, &str) {
+    let Some(inner) = text.strip_prefix('"') else {
+        let end = text.find([',', ' ']).unwrap_or(text.len());
+        return (text[..end].to_owned(), &text[end..]);
+    };
+    let mut value = String::new();
+    let mut chars = inner.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return (value, &inner[at + 1..]),
+            '\\' => value.extend(chars.next().map(|(_, c)| c)),
+            _ => value.push(c),
+        }
+    }
+    (value, "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn challenges() {
+        let bearer = |realm: &str, service: &str| Challenge::Bearer { realm: realm.into(), service: service.into() };
+        for (text, want) in [
+            (
+                r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io""#,
+                vec![bearer("https://auth.docker.io/token", "registry.docker.io")],
+            ),
+            (r#"Basic realm="a, \"b\"""#, vec![Challenge::Basic]),
+            (
+                r#"Basic realm="x", Bearer realm=https://t/,service=s,scope="repository:a:pull,push""#,
+                vec![Challenge::Basic, bearer("https://t/", "s")],
+            ),
+            ("Basic", vec![Challenge::Basic]),
+            ("Negotiate", vec![]),
+            ("Bearer service=x", vec![]),
+            (r#"Bearer realm="unclosed"#, vec![bearer("unclosed", "")]),
+            ("", vec![]),
+        ] {
+            assert_eq!(parse(text), want, "{text}");
+        }
+        let mut headers = HeaderMap::new();
+        headers.append("www-authenticate", "Basic realm=x".parse().expect("a value"));
+        headers.append("www-authenticate", "Bearer realm=https://t".parse().expect("a value"));
+        assert_eq!(challenge(&headers), Some(bearer("https://t", "")));
+    }
+
+    proptest! {
+        #[test]
+        fn no_challenge_panics(text in "[ -~]{0,80}") {
+            let _ = parse(&text);
+        }
+    }
+}

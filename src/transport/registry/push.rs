@@ -1,0 +1,356 @@
+//! Into a registry: what it has not, blob by blob, then the manifest.
+//!
+//! The store keeps a layer's tar, not the bytes it once came in. So the manifest that an image came with is sent again, digest and all, only
+//! where the registry has every blob of it already (another tag, another name in the same registry); otherwise each layer is packed
+//! again, into a file first: its digest must be known before it is sent, and an upload that breaks can be repeated.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Seek, Write};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sha2::{Digest as _, Sha256};
+use ureq::http::{Response, StatusCode};
+
+use super::endpoint::{Ask, Endpoint, Payload};
+use super::http::Http;
+use super::{Options, RegistryError};
+use crate::image::{Compression, Document, digest_of};
+use crate::names::{Digest, Reference};
+
+/// An image to send.
+#[derive(Debug)]
+pub struct PushImage {
+    pub config: Vec<u8>,
+    /// The manifest that it came with.
+    pub manifest: Option<Vec<u8>>,
+    /// Lowest layer first.
+    pub layers: Vec<PushLayer>,
+    /// What to make of the layers where they must be packed.
+    pub packing: Compression,
+    /// Repositories of the same registry that may have its blobs already.
+    pub neighbours: Vec<String>,
+    /// A directory for the packed layers.
+    pub workplace: PathBuf,
+}
+
+/// A layer's tar.
+#[derive(Debug, Clone)]
+pub struct PushLayer {
+    pub diff_id: Digest,
+    pub path: PathBuf,
+    pub size: u64,
+}
+
+/// Who is told how a push goes; called from several threads.
+pub trait PushProgress: Sync {
+    /// So many bytes of its tar are packed.
+    fn packed(&self, _diff_id: &Digest, _bytes: u64) {}
+    /// It is there; `sent`: it was not before.
+    fn done(&self, _diff_id: &Digest, _sent: bool) {}
+    /// All are there.
+    fn finish(&self) {}
+}
+
+impl PushProgress for () {}
+
+/// What is in the registry now.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Pushed {
+    pub manifest_digest: Digest,
+    /// Layers that had to be sent.
+    pub sent: usize,
+}
+
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+/// Layers packed and sent at a time.
+const PARALLEL: usize = 3;
+
+/// A stretch of a file on its way.
+#[derive(Debug)]
+pub(super) struct Upload<'a> {
+    file: &'a File,
+    len: u64,
+}
+
+impl Upload<'_> {
+    pub fn reader(&self) -> io::Result<impl Read + use<'_>> {
+        struct At<'a>(&'a File, u64);
+        impl Read for At<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                let got = self.0.read_at(buffer, self.1)?;
+                self.1 += got as u64;
+                Ok(got)
+            }
+        }
+        Ok(At(self.file, 0).take(self.len))
+    }
+}
+
+/// Sends an image to a registry, under the reference's tag.
+pub fn push(
+    reference: &Reference,
+    image: &PushImage,
+    options: &Options,
+    progress: &dyn PushProgress,
+) -> Result<Pushed, RegistryError> {
+    let http = Arc::new(Http::new(options));
+    let endpoint = Endpoint::open_to_push(&options.settings.place(reference), &http, options)?;
+    let push = Push { endpoint: &endpoint, progress };
+    let tag = match &reference.digest {
+        Some(digest) => digest.to_string(),
+        None => reference.tag.clone().unwrap_or_else(|| "latest".into()),
+    };
+    if let Some(manifest) = image.manifest.as_deref().filter(|manifest| push.has_all_of(manifest, image)) {
+        push.blob_if_missing(&image.config)?;
+        return Ok(Pushed { manifest_digest: push.manifest(manifest, &tag, reference)?, sent: 0 });
+    }
+    let layers = push.layers(image)?;
+    progress.finish();
+    let config = push.blob_if_missing(&image.config)?;
+    let descriptors: Vec<_> = layers
+        .iter()
+        .map(|layer| serde_json::json!({"mediaType": media_type(image.packing), "digest": layer.digest, "size": layer.size}))
+        .collect();
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": CONFIG, "digest": config, "size": image.config.len()},
+        "layers": descriptors,
+    });
+    let manifest_digest = push.manifest(manifest.to_string().as_bytes(), &tag, reference)?;
+    Ok(Pushed { manifest_digest, sent: layers.iter().filter(|layer| layer.sent).count() })
+}
+
+fn media_type(packing: Compression) -> String {
+    match packing {
+        Compression::None => LAYER.into(),
+        Compression::Gzip => format!("{LAYER}+gzip"),
+        Compression::Zstd => format!("{LAYER}+zstd"),
+    }
+}
+
+struct Push<'a> {
+    endpoint: &'a Endpoint,
+    progress: &'a dyn PushProgress,
+}
+
+/// A layer as the registry has it.
+#[derive(Debug, Clone)]
+struct Sent {
+    digest: Digest,
+    size: u64,
+    sent: bool,
+}
+
+impl Push<'_> {
+    /// Whether the registry has every layer that a manifest names: then nothing need be packed.
+    fn has_all_of(&self, manifest: &[u8], image: &PushImage) -> bool {
+        let Ok(Document::Manifest(manifest)) = Document::parse(manifest) else { return false };
+        let there = |digest: &Digest| self.has(digest).unwrap_or(false);
+        manifest.layers.iter().all(|layer| {
+            there(&layer.digest) || image.neighbours.iter().any(|from| self.mount(&layer.digest, from).unwrap_or(false))
+        })
+    }
+
+    /// Asks the registry to take a blob over from another of its repositories.
+    fn mount(&self, digest: &Digest, from: &str) -> Result<bool, RegistryError> {
+        let (what, path) = (digest.to_string(), format!("blobs/uploads/?mount={digest}&from={from}"));
+        let ask = Ask { method: "POST", path: &path, body: Payload::Empty, what: &what, ..Ask::default() };
+        // 202: it would rather have the bytes; the upload that it began is left to end by itself.
+        Ok(self.endpoint.call(&ask, &[])?.status() == StatusCode::CREATED)
+    }
+
+    fn has(&self, digest: &Digest) -> Result<bool, RegistryError> {
+        let what = digest.to_string();
+        let path = format!("blobs/{digest}");
+        let answer = self.endpoint.call(&Ask { method: "HEAD", path: &path, what: &what, ..Ask::default() }, &[404])?;
+        Ok(answer.status().is_success())
+    }
+
+    /// All layers, a few at a time, equal ones once.
+    fn layers(&self, image: &PushImage) -> Result<Vec<Sent>, RegistryError> {
+        let mut todo: Vec<&PushLayer> = Vec::new();
+        for layer in &image.layers {
+            if !todo.iter().any(|known| known.diff_id == layer.diff_id) {
+                todo.push(layer);
+            }
+        }
+        todo.sort_by_key(|layer| layer.size);
+        let done: Mutex<Vec<(Digest, Sent)>> = Mutex::default();
+        // The largest at the end of the list: taken first.
+        let todo = Mutex::new(todo);
+        let take = || todo.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let work = || -> Result<(), RegistryError> {
+            while let Some(layer) = take() {
+                let sent = self.layer(layer, image).inspect_err(|_| {
+                    todo.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                })?;
+                done.lock().unwrap_or_else(PoisonError::into_inner).push((layer.diff_id, sent));
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..PARALLEL).map(|_| scope.spawn(work)).collect();
+            let own = work();
+            let others = others.into_iter().map(|other| match other.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            others.fold(own, |all, one| all.and(one))
+        })?;
+        let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let sent = |layer: &PushLayer| done.iter().find(|(id, _)| *id == layer.diff_id).map(|(_, sent)| sent.clone());
+        Ok(image.layers.iter().filter_map(sent).collect())
+    }
+
+    fn layer(&self, layer: &PushLayer, image: &PushImage) -> Result<Sent, RegistryError> {
+        let failed = |cause| RegistryError::Pack { layer: layer.diff_id, cause };
+        let tar = File::open(&layer.path).map_err(failed)?;
+        let (file, digest, size) = match image.packing {
+            Compression::None => (tar, layer.diff_id, layer.size),
+            packing => {
+                let path = image.workplace.join(format!("{}.packed", layer.diff_id.hex()));
+                let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(failed)?;
+                // Nobody else needs its name, and so it goes with this process.
+                std::fs::remove_file(&path).map_err(failed)?;
+                let (digest, size) = self.pack(tar, &file, layer, packing).map_err(failed)?;
+                (file, digest, size)
+            }
+        };
+        let sent = !self.has(&digest)?;
+        if sent {
+            self.upload(&digest, Payload::File(&Upload { file: &file, len: size }), size)?;
+        }
+        self.progress.done(&layer.diff_id, sent);
+        Ok(Sent { digest, size, sent })
+    }
+
+    fn pack(&self, tar: File, out: &File, layer: &PushLayer, packing: Compression) -> io::Result<(Digest, u64)> {
+        let mut input = Told { file: tar, layer: &layer.diff_id, progress: self.progress, hash: Sha256::new() };
+        let mut output = Hashed { out: BufWriter::with_capacity(256 << 10, out), hash: Sha256::new() };
+        match packing {
+            Compression::Gzip => {
+                let mut encoder = flate2::write::GzEncoder::new(&mut output, flate2::Compression::default());
+                io::copy(&mut input, &mut encoder)?;
+                encoder.finish()?;
+            }
+            Compression::Zstd => {
+                let mut encoder = zstd::stream::write::Encoder::new(&mut output, 3)?;
+                encoder.include_checksum(true)?;
+                io::copy(&mut input, &mut encoder)?;
+                encoder.finish()?;
+            }
+            Compression::None => {
+                io::copy(&mut input, &mut output)?;
+            }
+        }
+        output.flush()?;
+        if Digest(input.hash.finalize().into()) != layer.diff_id {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the stored layer is not what its name says"));
+        }
+        let size = (&mut &*out).stream_position()?;
+        Ok((Digest(output.hash.finalize().into()), size))
+    }
+
+    fn blob_if_missing(&self, bytes: &[u8]) -> Result<Digest, RegistryError> {
+        let digest = digest_of(bytes);
+        if !self.has(&digest)? {
+            self.upload(&digest, Payload::Bytes(bytes), bytes.len() as u64)?;
+        }
+        Ok(digest)
+    }
+
+    /// POST for a place, PUT everything there at once; an attempt that broke begins with a new place.
+    fn upload(&self, digest: &Digest, body: Payload<'_>, size: u64) -> Result<(), RegistryError> {
+        let what = digest.to_string();
+        self.endpoint.http().retry(|| {
+            use super::http::Attempt;
+            let begin =
+                Ask { method: "POST", path: "blobs/uploads/", body: Payload::Empty, what: &what, ..Ask::default() };
+            let place = match self.endpoint.attempt(&begin, &[]) {
+                Attempt::Done(response) => match self.location(&response) {
+                    Ok(place) => place,
+                    Err(error) => return Attempt::Failed(error),
+                },
+                Attempt::Again { error, after } => return Attempt::Again { error, after },
+                Attempt::Failed(error) => return Attempt::Failed(error),
+            };
+            let joint = if place.contains('?') { '&' } else { '?' };
+            let path = format!("{place}{joint}digest={what}");
+            let headers =
+                vec![("content-type", "application/octet-stream".into()), ("content-length", size.to_string())];
+            match self.endpoint.attempt(&Ask { method: "PUT", path: &path, headers, body, what: &what }, &[]) {
+                // The place may have been forgotten: with a new one it may work.
+                Attempt::Failed(error @ RegistryError::NotFound { .. }) => Attempt::Again { error, after: None },
+                other => other,
+            }
+        })?;
+        Ok(())
+    }
+
+    fn location(&self, response: &Response<ureq::Body>) -> Result<String, RegistryError> {
+        let location = response.headers().get("location").and_then(|value| value.to_str().ok());
+        let place =
+            location.filter(|_| response.status() == StatusCode::ACCEPTED).map(|place| self.endpoint.url(place));
+        place.ok_or_else(|| RegistryError::Protocol {
+            host: self.endpoint.host().into(),
+            why: "it names no place for an upload".into(),
+        })
+    }
+
+    fn manifest(&self, bytes: &[u8], tag: &str, reference: &Reference) -> Result<Digest, RegistryError> {
+        let media_type = serde_json::from_slice::<serde_json::Value>(bytes)
+            .ok()
+            .and_then(|value| value["mediaType"].as_str().map(str::to_owned))
+            .unwrap_or_else(|| OCI_MANIFEST.into());
+        let what = reference.familiar();
+        self.endpoint.call(
+            &Ask {
+                method: "PUT",
+                path: &format!("manifests/{tag}"),
+                headers: vec![("content-type", media_type)],
+                what: &what,
+                body: Payload::Bytes(bytes),
+            },
+            &[],
+        )?;
+        Ok(digest_of(bytes))
+    }
+}
+
+/// A tar that is packed: hashed, because a damaged one must not be handed on.
+struct Told<'a> {
+    file: File,
+    layer: &'a Digest,
+    progress: &'a dyn PushProgress,
+    hash: Sha256,
+}
+
+impl Read for Told<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let got = self.file.read(buffer)?;
+        self.hash.update(&buffer[..got]);
+        self.progress.packed(self.layer, got as u64);
+        Ok(got)
+    }
+}
+
+struct Hashed<W> {
+    out: W,
+    hash: Sha256,
+}
+
+impl<W: Write> Write for Hashed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        self.hash.update(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
