@@ -3,7 +3,7 @@
 //! Rule: write a temporary file in the same directory, fsync it, rename it over the name, fsync the directory. A reader sees the
 //! old bytes or the new ones, never a mixture, and a power cut does not bring back a name without its bytes.
 //!
-//! Two kinds of lock, because they answer different questions:
+//! Two kinds of lock, because they answer different questions (an [`Owner`] in a file is a third way to say who it belongs to):
 //! - [`FileLock`] is `flock(2)`: "nobody else works on this now", held for the length of an operation;
 //! - [`ProcessLock`] is a POSIX record lock (`F_SETLK`): "this process lives". A `flock` is shared with every clone that inherited
 //!   the descriptor (libcontainer's init is one), a record lock belongs to the process alone.
@@ -15,6 +15,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
+use serde::{Deserialize, Serialize};
+
+use crate::sys::process;
 
 /// Replaces `path` with `bytes`, mode 0600, durably.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -113,6 +116,31 @@ impl ProcessLock {
         let mut lock = whole_file(libc::F_WRLCK);
         fcntl(&file, FcntlArg::F_GETLK(&mut lock))?;
         Ok((i32::from(lock.l_type) != libc::F_UNLCK).then_some(lock.l_pid))
+    }
+}
+
+/// The process that a file speaks for, its supervisor's: whoever reads the file can tell whether it lives. For files under /run only: they do
+/// not outlive a boot, so pid and start time tell it from any other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    pid: i32,
+    start_time: u64,
+}
+
+impl Owner {
+    /// This process.
+    #[must_use]
+    pub fn me() -> Self {
+        let pid = std::process::id() as i32;
+        Self { pid, start_time: process::start_time(pid).unwrap_or(0) }
+    }
+
+    #[must_use]
+    pub fn lives(&self) -> bool {
+        // A zombie keeps its start time, and lives no more.
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        !matches!(state, None | Some('Z' | 'X')) && process::start_time(self.pid) == Some(self.start_time)
     }
 }
 

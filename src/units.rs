@@ -181,6 +181,23 @@ impl fmt::Display for CpuSet {
     }
 }
 
+/// "About how long": the largest unit that fits.
+#[must_use]
+pub fn age(nanos: u64) -> String {
+    let seconds = nanos / 1_000_000_000;
+    let (count, unit) = match seconds {
+        0 => return "less than a second".into(),
+        1..60 => (seconds, "second"),
+        60..3600 => (seconds / 60, "minute"),
+        3600..172_800 => (seconds / 3600, "hour"),
+        172_800..1_209_600 => (seconds / 86_400, "day"),
+        1_209_600..5_184_000 => (seconds / 604_800, "week"),
+        5_184_000..63_072_000 => (seconds / 2_592_000, "month"),
+        _ => (seconds / 31_536_000, "year"),
+    };
+    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,6 +276,21 @@ mod tests {
         fn sets_print_as_they_parse(numbers in proptest::collection::btree_set(0u32..200, 1..20)) {
             let set = CpuSet(numbers);
             prop_assert_eq!(set.to_string().parse::<CpuSet>(), Ok(set));
+        }
+    }
+
+    #[test]
+    fn ages_read_well() {
+        let seconds = [
+            (0, "less than a second"),
+            (1, "1 second"),
+            (59, "59 seconds"),
+            (61, "1 minute"),
+            (7200, "2 hours"),
+            (200_000, "2 days"),
+        ];
+        for (seconds, text) in seconds {
+            assert_eq!(age(seconds * 1_000_000_000), text);
         }
     }
 }

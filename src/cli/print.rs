@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use crate::report::Report;
+pub use crate::units::age as ago;
 
 /// Columns aligned under their titles, two spaces between them, nothing behind the last one.
 pub fn table(titles: &[&str], rows: &[Vec<String>]) -> String {
@@ -27,22 +28,6 @@ pub fn table(titles: &[&str], rows: &[Vec<String>]) -> String {
         text.push_str(&line(&mut row.iter().map(String::as_str)));
     }
     text
-}
-
-/// "About how long": the largest unit that fits.
-pub fn ago(nanos: u64) -> String {
-    let seconds = nanos / 1_000_000_000;
-    let (count, unit) = match seconds {
-        0 => return "less than a second".into(),
-        1..60 => (seconds, "second"),
-        60..3600 => (seconds / 60, "minute"),
-        3600..172_800 => (seconds / 3600, "hour"),
-        172_800..1_209_600 => (seconds / 86_400, "day"),
-        1_209_600..5_184_000 => (seconds / 604_800, "week"),
-        5_184_000..63_072_000 => (seconds / 2_592_000, "month"),
-        _ => (seconds / 31_536_000, "year"),
-    };
-    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Writes data to standard output; a reader that went away (`| head`) ends the command quietly.
@@ -70,20 +55,5 @@ mod tests {
     fn tables_align() {
         let rows = vec![vec!["a".into(), "bb".into()], vec!["cccc".into(), String::new()]];
         assert_eq!(table(&["X", "Y"], &rows), "X     Y\na     bb\ncccc\n");
-    }
-
-    #[test]
-    fn ages_read_well() {
-        let seconds = [
-            (0, "less than a second"),
-            (1, "1 second"),
-            (59, "59 seconds"),
-            (61, "1 minute"),
-            (7200, "2 hours"),
-            (200_000, "2 days"),
-        ];
-        for (seconds, text) in seconds {
-            assert_eq!(ago(seconds * 1_000_000_000), text);
-        }
     }
 }

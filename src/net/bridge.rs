@@ -8,11 +8,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use super::lease::{self, Lease, Owner};
+use super::lease::{self, Lease};
 use super::link::Netlink;
 use super::nfnetlink::Netfilter;
 use super::{BRIDGE, NetError, Published, Request, conntrack, firewalls, nft};
-use crate::durable::{self, FileLock};
+use crate::durable::{self, FileLock, Owner};
 use crate::sys::netns;
 
 /// What a container has on the bridge.

@@ -9,29 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{NetError, Published};
-use crate::durable;
-use crate::sys::process;
-
-/// The process that has a lease: its supervisor. /run does not outlive a boot, so pid and start time tell it from any other.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Owner {
-    pid: i32,
-    start_time: u64,
-}
-
-impl Owner {
-    pub(super) fn me() -> Self {
-        let pid = std::process::id() as i32;
-        Self { pid, start_time: process::start_time(pid).unwrap_or(0) }
-    }
-
-    pub(super) fn lives(&self) -> bool {
-        // A zombie keeps its start time, and lives no more.
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
-        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-        !matches!(state, None | Some('Z' | 'X')) && process::start_time(self.pid) == Some(self.start_time)
-    }
-}
+use crate::durable::{self, Owner};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Lease {
