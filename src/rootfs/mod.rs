@@ -33,6 +33,6 @@ pub use guards::{GuardError, check_guards};
 pub use namespace::{HostNamespace, NamespaceError, private_namespace};
 pub use overlay::{Overlay, OverlayError, overlay};
 pub use root::{
-    MountpointKind, RootError, create_dir_in_root, make_mountpoint_in_root, open_root, read_file_in_root,
-    resolve_in_root, stat_in_root,
+    MountpointKind, RootError, create_dir_in_root, link_in_root, make_mountpoint_in_root, open_root, read_file_in_root,
+    replace_file_in_root, resolve_in_root, stat_in_root,
 };

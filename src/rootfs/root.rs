@@ -138,6 +138,47 @@ pub fn create_dir_in_root(root: impl AsFd, path: &Path) -> Result<PathBuf, RootE
     }
 }
 
+/// Puts a symbolic link at `path` in `root`, in the place of whatever file or link was there.
+pub fn link_in_root(root: impl AsFd, path: &Path, target: &str) -> Result<(), RootError> {
+    put_in_root(root, path, |dir, name| nix::unistd::symlinkat(target, dir, name))
+}
+
+/// Puts a file at `path` in `root`, in the place of whatever file or link was there: what is linked to stays as it is.
+pub fn replace_file_in_root(root: impl AsFd, path: &Path, bytes: &[u8]) -> Result<(), RootError> {
+    put_in_root(root, path, |dir, name| {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mode = Mode::from_bits_truncate(0o644);
+        let fd = nix::fcntl::openat(dir, name, flags, mode)?;
+        nix::sys::stat::fchmod(&fd, mode)?;
+        let written = io::Write::write_all(&mut File::from(fd), bytes);
+        written.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+    })
+}
+
+/// Makes a new entry under a name of ours beside `path` (its directory is made, and links lead inside), and renames it over.
+fn put_in_root(
+    root: impl AsFd,
+    path: &Path,
+    make: impl FnOnce(BorrowedFd<'_>, &OsStr) -> nix::Result<()>,
+) -> Result<(), RootError> {
+    let failed = |errno: Errno| RootError::Make { path: path.to_owned(), source: errno.into() };
+    let name = path.file_name().ok_or_else(|| failed(Errno::EINVAL))?;
+    let dir = create_dir_in_root(&root, path.parent().unwrap_or(Path::new("/")))?;
+    let dir = resolve_in_root(&root, &dir)?.ok_or_else(|| failed(Errno::ENOENT))?;
+    let mut temp = OsString::from(".gpurun-");
+    temp.push(name);
+    match nix::unistd::unlinkat(&dir, temp.as_os_str(), nix::unistd::UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => {}
+        Err(errno) => return Err(failed(errno)),
+    }
+    make(dir.as_fd(), &temp)
+        .and_then(|()| {
+            nix::unistd::fchownat(&dir, temp.as_os_str(), Some(0.into()), Some(0.into()), AtFlags::AT_SYMLINK_NOFOLLOW)
+        })
+        .and_then(|()| nix::fcntl::renameat(&dir, temp.as_os_str(), &dir, name))
+        .map_err(failed)
+}
+
 struct Walk<'a> {
     root: BorrowedFd<'a>,
     destination: &'a Path,
@@ -298,6 +339,22 @@ mod tests {
         ] {
             assert_eq!(&read_file_in_root(&root, Path::new(path), 100).unwrap(), expected, "{path}");
         }
+    }
+
+    #[test]
+    fn what_is_put_stays_inside_and_spares_what_is_linked_to() {
+        let (base, root) = fixture();
+        symlink(base.path().join("outside/secret"), base.path().join("root/etc/trap")).unwrap();
+        for path in ["/etc/trap", "/escape/new", "/host/new", "/fresh/dir/new"] {
+            replace_file_in_root(&root, Path::new(path), b"ours").unwrap();
+            assert_eq!(read_file_in_root(&root, Path::new(path), 10).unwrap(), Some(b"ours".to_vec()), "{path}");
+        }
+        link_in_root(&root, Path::new("/etc/file"), "/absolute").unwrap();
+        link_in_root(&root, Path::new("/etc/file"), "trap").unwrap();
+        assert_eq!(std::fs::read_link(base.path().join("root/etc/file")).unwrap(), Path::new("trap"));
+        assert_eq!(std::fs::read_to_string(base.path().join("outside/secret")).unwrap(), "outside");
+        assert_eq!(std::fs::read_dir(base.path().join("outside")).unwrap().count(), 1);
+        assert!(link_in_root(&root, Path::new("/real/dir"), "x").is_err(), "a directory is not replaced");
     }
 
     #[test]
