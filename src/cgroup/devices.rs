@@ -175,8 +175,10 @@ mod tests {
             mode: 0o666,
             uid: 0,
             gid: 0,
-            access: "rw".into(),
+            access: "rwm".into(),
         };
+        let plain = super::program(&device_rules(&[]));
+        assert!(allowed(&plain, BLOCK, MKNOD, 254, 0), "docker lets a container make nodes");
         let program = program(&device_rules(&[gpu]));
         let open = READ | WRITE;
         let cases = [
@@ -184,10 +186,12 @@ mod tests {
             ("mem", CHAR, READ, 1, 1, false),
             ("a pty", CHAR, open, 136, 7, true),
             ("the given GPU", CHAR, open, 195, 0, true),
-            ("making its node needs m", CHAR, MKNOD, 195, 0, true),
+            ("making its node", CHAR, MKNOD, 195, 0, true),
+            ("making another GPU's", CHAR, MKNOD, 195, 1, false),
+            ("making the null device", CHAR, MKNOD, 1, 3, true),
             ("another GPU", CHAR, READ, 195, 1, false),
             ("a disk", BLOCK, READ, 254, 0, false),
-            ("making a node", BLOCK, MKNOD, 254, 0, true),
+            ("making a disk's", BLOCK, MKNOD, 254, 0, false),
             ("the host's console", CHAR, open, 5, 1, false),
         ];
         for (what, kind, access, major, minor, expected) in cases {

@@ -46,11 +46,15 @@ const DEFAULT: [(char, Option<u32>, Option<u32>, &str); 10] = [
 ];
 
 /// The filter's rules for a container with these devices of its own: deny everything, then allow.
+///
+/// docker lets every container make any node, since opening it is denied all the same. One that has devices of the host may make only those and
+/// the default ones: a GPU's neighbour is then not even a node (version 1 knows no "all but these", so the rule that allows all goes).
 #[must_use]
 pub fn device_rules(devices: &[Device]) -> Vec<DeviceRule> {
     let mut rules = vec![DeviceRule { allow: false, kind: 'a', major: None, minor: None, access: "rwm".into() }];
     // /dev/console is a pty of the container's own, bound over the node (136:n): 5:1 stays out.
-    rules.extend(DEFAULT.map(|(kind, major, minor, access)| DeviceRule {
+    let default = DEFAULT.into_iter().filter(|(_, major, ..)| major.is_some() || devices.is_empty());
+    rules.extend(default.map(|(kind, major, minor, access)| DeviceRule {
         allow: true,
         kind,
         major,
