@@ -101,7 +101,7 @@ pub struct LimitFlags {
     /// Processes and threads at most; -1: no limit
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub pids_limit: Option<i64>,
-    /// Size of /dev/shm [default: 64m]
+    /// Size of /dev/shm [default: 64m; with --gpus half of the memory]
     #[arg(long, value_name = "SIZE")]
     pub shm_size: Option<String>,
     /// A resource limit, name=soft[:hard]: nofile=1024:4096, memlock=-1
@@ -169,9 +169,18 @@ pub struct SecurityFlags {
 #[derive(Debug, Clone, Args, Default)]
 #[command(next_help_heading = "GPUs")]
 pub struct GpuFlags {
-    /// all, a number, or device=0,2 (indices or UUIDs)
+    /// all; N or free:N (idle ones, for this container alone); device=0,2 (numbers, UUIDs, MIG devices such as 0:1)
     #[arg(long, value_name = "GPUS")]
     pub gpus: Option<String>,
+    /// How they come in: NVIDIA's prestart hook, a CDI file, or the driver's files directly; auto: the first that works
+    #[arg(long, value_name = "MODE", value_parser = ["auto", "hook", "cdi", "native"])]
+    pub gpu_mode: Option<String>,
+    /// With --gpus N: take GPUs that are in use too, and leave them to others
+    #[arg(long)]
+    pub share_gpu: bool,
+    /// A device of the host (/dev/fuse[:/dev/NAME][:rwm]) or by CDI (vendor.com/class=name)
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Vec<String>,
     /// A directory with OCI hooks (hooks.d), beside the host's own
     #[arg(long, value_name = "DIR")]
     pub hooks_dir: Vec<PathBuf>,

@@ -57,6 +57,7 @@ fn container(entry: &Entry) -> Result<Value, Report> {
         "RestartCount": state.restarts,
         "Request": entry.record.request,
         "Limits": state.limits,
+        "Gpus": state.gpus,
         "Cgroup": state.cgroup,
         "Network": { "IPAddress": state.ip, "Ports": state.ports },
         "Url": state.url,

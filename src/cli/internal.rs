@@ -1,4 +1,4 @@
-//! The two commands that gpurun runs itself as: no person types them.
+//! The commands that gpurun runs itself as: no person types them.
 
 use clap::Args;
 
@@ -26,4 +26,13 @@ pub struct HookShimArgs {
 
 pub fn hook_shim(args: HookShimArgs) -> u8 {
     crate::hook::shim::main(args.args)
+}
+
+#[derive(Debug, Args)]
+pub struct GpuProbeArgs {
+    library: std::path::PathBuf,
+}
+
+pub fn gpu_probe(args: &GpuProbeArgs) -> u8 {
+    crate::gpu::nvml::main(&args.library)
 }

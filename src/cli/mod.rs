@@ -94,6 +94,10 @@ enum Command {
     Supervise(internal::SuperviseArgs),
     #[command(hide = true)]
     HookShim(internal::HookShimArgs),
+    #[command(hide = true)]
+    GpuProbe(internal::GpuProbeArgs),
+    #[command(hide = true)]
+    GpuParams,
 }
 
 /// What every command gets.
@@ -146,7 +150,7 @@ fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
         return jupyter::run(&cli.jupyter, context);
     };
     match &command {
-        Command::Token(_) | Command::HookShim(_) => {}
+        Command::Token(_) | Command::HookShim(_) | Command::GpuProbe(_) | Command::GpuParams => {}
         _ => need_root()?,
     }
     match command {
@@ -167,6 +171,8 @@ fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
         Command::Token(args) => token::run(&args),
         Command::Supervise(args) => internal::supervise(&args, context),
         Command::HookShim(args) => Ok(internal::hook_shim(args)),
+        Command::GpuProbe(args) => Ok(internal::gpu_probe(&args)),
+        Command::GpuParams => crate::gpu::params::main().map(|()| 0),
     }
 }
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use super::flags::{ContainerFlags, SecurityFlags};
 use crate::report::Report;
 use crate::request::{
-    NetworkMode, Payload, Request, RestartPolicy, Seccomp, parse_env, parse_env_file, parse_mount, parse_tmpfs,
-    parse_ulimit, parse_volume,
+    NetworkMode, Payload, Request, RestartPolicy, Seccomp, parse_device, parse_env, parse_env_file, parse_mount,
+    parse_tmpfs, parse_ulimit, parse_volume,
 };
 use crate::spec::AskedLimits;
 use crate::units::parse_memory;
@@ -72,6 +72,9 @@ pub fn build(flags: &ContainerFlags, image: &str, image_id: String, payload: Pay
         seccomp,
         sysctls: flags.security.sysctl.iter().map(|text| key_value("--sysctl", text)).collect::<Result<_, _>>()?,
         gpus: flags.gpu.gpus.clone(),
+        gpu_mode: flags.gpu.gpu_mode.clone(),
+        share_gpu: flags.gpu.share_gpu,
+        devices: flags.gpu.device.iter().map(|text| parse_device(text)).collect::<Result<_, _>>()?,
         hooks_dirs: flags.gpu.hooks_dir.iter().map(|dir| cwd.join(dir)).collect(),
         invoker: invoker(),
     })

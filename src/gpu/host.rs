@@ -1,5 +1,6 @@
-//! The GPUs of a host as NVIDIA's driver shows them under /proc/driver/nvidia.
+//! The GPUs of a host as NVIDIA's driver shows them below a root directory: /proc/driver/nvidia, /proc/devices, /sys.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// One GPU.
@@ -14,6 +15,8 @@ pub struct Gpu {
     pub model: String,
     /// n of /dev/nvidiaN
     pub minor: Option<u32>,
+    /// The NUMA node that it is plugged in at; none on a host that has no such thing.
+    pub numa_node: Option<u32>,
 }
 
 /// What is there.
@@ -22,6 +25,10 @@ pub struct Host {
     /// `550.54.15`
     pub driver: String,
     pub gpus: Vec<Gpu>,
+    /// Character majors of /proc/devices by name: `nvidia`, `nvidia-uvm`, `nvidia-caps`, …
+    pub majors: BTreeMap<String, u32>,
+    /// `gpu0/gi1/ci0/access` → minor of /dev/nvidia-caps/nvidia-capN; `gpu0` counts by device minor.
+    pub mig_minors: BTreeMap<String, u32>,
 }
 
 impl Gpu {
@@ -30,66 +37,68 @@ impl Gpu {
     pub fn stable_name(&self) -> String {
         self.uuid.clone().unwrap_or_else(|| self.index.to_string())
     }
+
+    /// Whether a bus address means this GPU: with a domain of four digits (/proc) or of eight (nvidia-smi), in either case.
+    #[must_use]
+    pub fn is_at(&self, bus: &str) -> bool {
+        let (bus, lower) = (self.bus.to_ascii_lowercase(), bus.to_ascii_lowercase());
+        lower == bus || lower.strip_prefix("0000").is_some_and(|short| short == bus)
+    }
 }
 
 impl Host {
-    /// Reads `root`/proc/driver/nvidia. Without a driver: the path that is missing.
+    /// Reads what the driver shows below `root`. Without a driver: the path that is missing.
     pub fn read(root: &Path) -> Result<Self, PathBuf> {
         let base = Path::new("/proc/driver/nvidia");
-        let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
         let version = base.join("version");
-        let text = std::fs::read_to_string(inside(&version)).map_err(|_| version)?;
-        let mut gpus: Vec<Gpu> = std::fs::read_dir(inside(&base.join("gpus")))
+        let text = std::fs::read_to_string(inside(root, &version)).map_err(|_| version)?;
+        let mut gpus: Vec<Gpu> = std::fs::read_dir(inside(root, &base.join("gpus")))
             .into_iter()
             .flatten()
             .filter_map(|entry| {
                 let entry = entry.ok()?;
                 let information = std::fs::read_to_string(entry.path().join("information")).ok()?;
-                Some(parse_information(&entry.file_name().to_string_lossy(), &information))
+                let bus = entry.file_name().to_string_lossy().into_owned();
+                let mut gpu = parse_information(&bus, &information);
+                gpu.numa_node = numa_node(root, &bus);
+                Some(gpu)
             })
             .collect();
         gpus.sort_by(|one, other| one.bus.cmp(&other.bus));
         for (index, gpu) in gpus.iter_mut().enumerate() {
             gpu.index = index;
         }
-        Ok(Self { driver: parse_version(&text).unwrap_or("of unknown version").to_owned(), gpus })
+        let read = |path: &str| std::fs::read_to_string(inside(root, Path::new(path))).unwrap_or_default();
+        Ok(Self {
+            driver: parse_version(&text).unwrap_or("of unknown version").to_owned(),
+            gpus,
+            majors: parse_majors(&read("/proc/devices")),
+            mig_minors: parse_mig_minors(&read("/proc/driver/nvidia-caps/mig-minors")),
+        })
     }
 
-    /// What a person called a GPU, as a stable name; `None` where no such GPU is there. MIG devices are left to NVIDIA's tool to judge.
-    #[must_use]
-    pub fn resolve(&self, device: &str) -> Option<String> {
-        if device.starts_with("MIG-") || device.contains("gpu:") || is_mig_index(device) {
-            return Some(device.to_owned());
-        }
-        if let Ok(index) = device.parse::<usize>() {
-            return self.gpus.get(index).map(Gpu::stable_name);
-        }
-        // A UUID may be shortened, as nvidia-smi's are.
+    /// The GPUs whose UUID begins like this (eight characters at least, as `nvidia-smi` shortens them) or whose bus address it is.
+    pub fn matching<'a>(&'a self, device: &'a str) -> impl Iterator<Item = &'a Gpu> {
         let lower = device.to_ascii_lowercase();
-        let mut found = self.gpus.iter().filter(|gpu| {
-            gpu.uuid.as_ref().is_some_and(|uuid| lower.len() >= 8 && uuid.to_ascii_lowercase().starts_with(&lower))
-                || same_bus(&gpu.bus, &lower)
-        });
-        match (found.next(), found.next()) {
-            (Some(gpu), None) => Some(gpu.stable_name()),
-            // The driver keeps the UUIDs to itself: NVIDIA's tool decides.
-            (None, _) if lower.starts_with("gpu-") && self.gpus.iter().any(|gpu| gpu.uuid.is_none()) => {
-                Some(device.to_owned())
-            }
-            _ => None,
-        }
+        self.gpus.iter().filter(move |gpu| {
+            gpu.is_at(device)
+                || gpu
+                    .uuid
+                    .as_ref()
+                    .is_some_and(|uuid| lower.len() >= 8 && uuid.to_ascii_lowercase().starts_with(&lower))
+        })
     }
 }
 
-/// `0:1`, the GPU instance 1 of GPU 0
-fn is_mig_index(device: &str) -> bool {
-    device.split_once(':').is_some_and(|(gpu, mig)| gpu.parse::<u16>().is_ok() && mig.parse::<u16>().is_ok())
+/// `path` of the host whose root directory is `root`.
+pub(super) fn inside(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// Bus addresses with domains of four digits (/proc) and of eight (nvidia-smi) are the same.
-fn same_bus(bus: &str, lower: &str) -> bool {
-    let bus = bus.to_ascii_lowercase();
-    lower == bus || lower.strip_prefix("0000").is_some_and(|short| short == bus)
+/// The kernel says -1 where a device belongs to no node.
+fn numa_node(root: &Path, bus: &str) -> Option<u32> {
+    let path = format!("/sys/bus/pci/devices/{}/numa_node", bus.to_ascii_lowercase());
+    std::fs::read_to_string(inside(root, Path::new(&path))).ok()?.trim().parse().ok()
 }
 
 /// `NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue …`, or `… Open Kernel Module for x86_64  550.54.15  Release …`
@@ -111,5 +120,25 @@ fn parse_information(bus: &str, text: &str) -> Gpu {
         uuid: field("GPU UUID").filter(|uuid| uuid.starts_with("GPU-") && !uuid.contains('?')),
         model: field("Model").unwrap_or_else(|| "NVIDIA GPU".into()),
         minor: field("Device Minor").and_then(|minor| minor.parse().ok()),
+        numa_node: None,
     }
+}
+
+/// The first half of /proc/devices: `195 nvidia-frontend`, `511 nvidia-caps`.
+fn parse_majors(text: &str) -> BTreeMap<String, u32> {
+    let characters = text.lines().take_while(|line| !line.starts_with("Block devices"));
+    characters
+        .filter_map(|line| {
+            let (major, name) = line.trim().split_once(' ')?;
+            Some((name.to_owned(), major.parse().ok()?))
+        })
+        .collect()
+}
+
+/// `gpu0/gi1/access 12`
+fn parse_mig_minors(text: &str) -> BTreeMap<String, u32> {
+    text.lines()
+        .filter_map(|line| line.split_once(' '))
+        .filter_map(|(name, minor)| Some((name.to_owned(), minor.trim().parse().ok()?)))
+        .collect()
 }

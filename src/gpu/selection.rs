@@ -1,5 +1,5 @@
-//! `--gpus`: docker's grammar (docker/cli opts/gpus.go), one CSV record of `key=value` fields, with one kindness: the quotes that docker
-//! asks for around `"device=0,2"` may be left out.
+//! `--gpus`: docker's grammar (docker/cli opts/gpus.go), one CSV record of `key=value` fields, with two kindnesses: the quotes that docker
+//! asks for around `"device=0,2"` may be left out, and `free:2` says plainly what `2` means here: two that are idle.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,8 +10,10 @@ use crate::report::{EXIT_USAGE, Explain};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Which {
     All,
-    /// At least one.
+    /// At least one; idle ones.
     Count(u32),
+    /// The same, by the name that says so.
+    Free(u32),
     /// Numbers, UUIDs, bus addresses or MIG names; at least one, none twice.
     Devices(Vec<String>),
 }
@@ -37,7 +39,7 @@ pub enum SelectionError {
     #[error("`--gpus {text}`: `{key}` is given twice")]
     Twice { text: String, key: String },
     #[error(
-        "`--gpus {text}`: `{field}` is neither `all`, a number, nor one of `count=`, `device=`, `capabilities=`, `driver=`, `options=`"
+        "`--gpus {text}`: `{field}` is neither `all`, a number, `free[:N]`, nor one of `count=`, `device=`, `capabilities=`, `driver=`, `options=`"
     )]
     Field { text: String, field: String },
     #[error("`--gpus {text}`: `{count}` is not a number of GPUs")]
@@ -52,7 +54,7 @@ impl Explain for SelectionError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Capability { .. } => format!("capabilities: {}", CAPABILITIES.join(", ")),
-            _ => "for example `--gpus all`, `--gpus 2`, `--gpus device=0,2` or `--gpus device=GPU-1a2b3c4d`".into(),
+            _ => "for example `--gpus all`, `--gpus 2`, `--gpus free:2`, `--gpus device=0,2` or `--gpus device=GPU-1a2b3c4d`".into(),
         })
     }
     fn exit_code(&self) -> u8 {
@@ -127,6 +129,11 @@ impl Parts {
 fn parse_count(text: &str, count: &str) -> Result<Which, SelectionError> {
     match count {
         "all" | "-1" => Ok(Which::All),
+        "free" => Ok(Which::Free(1)),
+        _ if count.starts_with("free:") => match count["free:".len()..].parse() {
+            Ok(number @ 1..) => Ok(Which::Free(number)),
+            _ => Err(SelectionError::Count { text: text.to_owned(), count: count.to_owned() }),
+        },
         _ => match count.parse() {
             Ok(number @ 1..) => Ok(Which::Count(number)),
             _ => Err(SelectionError::Count { text: text.to_owned(), count: count.to_owned() }),
@@ -163,9 +170,7 @@ fn fields(text: &str) -> Result<Vec<(String, Vec<String>)>, SelectionError> {
             }
             None => match fields.last_mut() {
                 None if field.is_empty() => return Err(SelectionError::Empty),
-                None if field == "all" || field.parse::<i64>().is_ok() => {
-                    fields.push(("count".into(), vec![field.into()]))
-                }
+                None if is_count(field) => fields.push(("count".into(), vec![field.into()])),
                 Some((key, values)) if ["device", "capabilities", "options"].contains(&key.as_str()) => {
                     values.push(field.into())
                 }
@@ -174,6 +179,10 @@ fn fields(text: &str) -> Result<Vec<(String, Vec<String>)>, SelectionError> {
         }
     }
     Ok(fields)
+}
+
+fn is_count(field: &str) -> bool {
+    field == "all" || field == "free" || field.starts_with("free:") || field.parse::<i64>().is_ok()
 }
 
 /// RFC 4180, one record: a field that begins with `"` goes to the closing `"`, `""` inside is one.
@@ -222,6 +231,7 @@ impl fmt::Display for Selection {
         match &self.which {
             Which::All => write!(f, "all")?,
             Which::Count(count) => write!(f, "{count}")?,
+            Which::Free(count) => write!(f, "free:{count}")?,
             Which::Devices(devices) => write!(f, "device={}", devices.join(","))?,
         }
         if !self.capabilities.is_empty() {

@@ -1,7 +1,13 @@
 use std::path::Path;
 
+use super::cdi::Name;
+use super::nvml::Unread;
 use super::*;
 use crate::report::Report;
+use fake::{FakeDriver, GIB, LIBRARY_DIR, gpu, mig_uuid, plain, uuid};
+
+#[path = "../../tests/fake-driver/driver.rs"]
+mod fake;
 
 fn devices(list: &[&str]) -> Which {
     Which::Devices(list.iter().map(|&device| device.to_owned()).collect())
@@ -9,11 +15,15 @@ fn devices(list: &[&str]) -> Which {
 
 #[test]
 fn dockers_grammar() {
-    let cases: [(&str, Which, &[&str]); 15] = [
+    let cases: [(&str, Which, &[&str]); 19] = [
         ("all", Which::All, &[]),
         ("-1", Which::All, &[]),
         ("2", Which::Count(2), &[]),
         ("count=2", Which::Count(2), &[]),
+        ("count=all", Which::All, &[]),
+        ("free", Which::Free(1), &[]),
+        ("free:3", Which::Free(3), &[]),
+        ("free:2,capabilities=compute", Which::Free(2), &["compute"]),
         ("device=0", devices(&["0"]), &[]),
         ("device=0,2", devices(&["0", "2"]), &[]),
         ("\"device=0,2\"", devices(&["0", "2"]), &[]),
@@ -44,8 +54,11 @@ fn what_docker_refuses_is_refused() {
         ("", "no value"),
         ("0", "`0` is not a number of GPUs"),
         ("-2", "`-2` is not a number"),
+        ("free:0", "`free:0` is not a number"),
+        ("free:x", "`free:x` is not a number"),
         ("two", "`two` is neither"),
         ("2,device=0", "both a count and device ids"),
+        ("free,device=0", "both a count and device ids"),
         ("all,all", "`all` is neither"),
         ("device=0,device=1", "`device` is given twice"),
         ("device=", "`` is not a GPU's number"),
@@ -69,116 +82,168 @@ proptest::proptest! {
             proptest::prop_assert_eq!(selection.to_string().parse::<Selection>(), Ok(selection));
         }
     }
-}
 
-const UUIDS: [&str; 3] = [
-    "GPU-11111111-1111-1111-1111-111111111111",
-    "GPU-22222222-2222-2222-2222-222222222222",
-    "GPU-23333333-3333-3333-3333-333333333333",
-];
-
-fn write(root: &Path, path: &str, text: &str) {
-    let path = root.join(path);
-    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    std::fs::write(path, text).unwrap();
-}
-
-/// A host with three GPUs; directory order is not bus order.
-fn host() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let root = dir.path();
-    write(
-        root,
-        "proc/driver/nvidia/version",
-        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\nGCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n",
-    );
-    for (number, bus) in [(2, "0000:af:00.0"), (0, "0000:3b:00.0"), (1, "0000:5e:00.0")] {
-        let text = format!(
-            "Model: \t\t NVIDIA A100\nIRQ:   \t\t 1\nGPU UUID: \t {}\nBus Location: \t {bus}\nDevice Minor: \t {number}\n",
-            UUIDS[number]
-        );
-        write(root, &format!("proc/driver/nvidia/gpus/{bus}/information"), &text);
+    #[test]
+    fn every_selection_is_read_as_it_is_written(
+        count in 0_u32..9,
+        list in proptest::collection::vec("([0-9]|GPU-[0-9a-f]{8}|MIG-[0-9a-f]{8}|[0-9]:[0-9])", 1..4),
+        capabilities in proptest::sample::subsequence(vec!["compute", "utility", "video"], 0..3),
+        quoted in proptest::bool::ANY,
+    ) {
+        let which = if count == 0 { format!("device={}", list.join(",")) } else { count.to_string() };
+        let which = if quoted { format!("\"{which}\"") } else { which };
+        let capabilities = if capabilities.is_empty() { String::new() } else { format!(",\"capabilities={}\"", capabilities.join(",")) };
+        let selection: Selection = format!("{which}{capabilities}").parse().unwrap();
+        proptest::prop_assert_eq!(selection.to_string().parse::<Selection>(), Ok(selection));
     }
-    write(root, "usr/bin/nvidia-container-runtime-hook", "");
-    write(root, "usr/bin/nvidia-container-cli", "");
-    dir
 }
 
-fn plan_for(text: &str, root: &Path) -> Result<Edits, GpuError> {
-    plan(Some(&text.parse().unwrap()), root)
+/// What else is asked for.
+#[derive(Default)]
+struct With {
+    mode: Mode,
+    share: bool,
+    cpus: Option<CpuSet>,
+    env: Vec<(String, String)>,
+}
+
+impl With {
+    fn mode(mode: Mode) -> Self {
+        Self { mode, ..Self::default() }
+    }
+
+    fn env(pairs: &[(&str, &str)]) -> Self {
+        let env = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Self { env, ..Self::default() }
+    }
+}
+
+/// A host, its leases, and what a container is told there.
+struct World {
+    driver: FakeDriver,
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    fn new(gpus: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { driver: FakeDriver::new(&dir.path().join("root"), gpus), dir }
+    }
+
+    fn leases(&self) -> PathBuf {
+        self.dir.path().join("gpus")
+    }
+
+    fn plan_with(&self, text: &str, id: &str, with: &With) -> Result<Edits, GpuError> {
+        let selection: Selection = text.parse().unwrap();
+        let taker = Taker { id: id.into(), name: format!("lab-{id}"), user: "ada".into(), now: 7_200_000_000_000 };
+        let ask = Ask { selection: Some(&selection), devices: &[], mode: with.mode, share: with.share };
+        let leases = self.leases();
+        let (root, cpus) = (&self.driver.root, with.cpus.as_ref());
+        plan(&ask, &Place { root, leases: &leases, taker, cpus, env: &with.env })
+    }
+
+    fn plan(&self, text: &str, id: &str) -> Result<Edits, GpuError> {
+        self.plan_with(text, id, &With::default())
+    }
+
+    /// Indices of what is given.
+    fn given(&self, text: &str, id: &str) -> String {
+        let edits = self.plan(text, id).unwrap_or_else(|error| panic!("{text}: {}", Report::from(error)));
+        edits.given.iter().map(|given| given.index.clone()).collect::<Vec<_>>().join(",")
+    }
+
+    fn release(&self, id: &str) {
+        lease::release(&self.leases(), id).unwrap();
+    }
 }
 
 #[test]
-fn the_selection_becomes_uuids() {
-    let dir = host();
+fn names_become_uuids_for_the_hook() {
+    let world = World::new(3);
+    world.driver.hook("exit 0");
     let cases = [
-        ("all", "all".to_owned()),
-        ("2", format!("{},{}", UUIDS[0], UUIDS[1])),
-        ("device=2,0", format!("{},{}", UUIDS[2], UUIDS[0])),
-        ("device=gpu-2222", UUIDS[1].to_owned()),
-        ("device=00000000:AF:00.0", UUIDS[2].to_owned()),
-        ("device=0000:5e:00.0", UUIDS[1].to_owned()),
-        ("device=0:1", "0:1".to_owned()),
+        ("all", [0, 1, 2].map(uuid).join(",")),
+        ("2", [0, 1].map(uuid).join(",")),
+        ("device=2,0", [2, 0].map(uuid).join(",")),
+        ("device=gpu-bbbb", uuid(1)),
+        ("device=00000000:3D:00.0", uuid(2)),
+        ("device=0000:3c:00.0", uuid(1)),
     ];
     for (text, expected) in cases {
-        let edits = plan_for(text, dir.path()).unwrap_or_else(|error| panic!("{text}: {error}"));
+        let edits = world.plan(text, "a").unwrap_or_else(|error| panic!("{text}: {error}"));
         assert_eq!(edits.env[0], ("NVIDIA_VISIBLE_DEVICES".into(), expected.clone()), "{text}");
         assert_eq!(edits.annotations, [(ANNOTATION.to_owned(), expected)]);
+        assert!(edits.devices.is_empty() && edits.libraries.is_empty(), "the hook brings them");
     }
-    let edits = plan_for("all,capabilities=compute,utility", dir.path()).unwrap();
+    let edits = world.plan("all,capabilities=compute,utility", "a").unwrap();
     assert_eq!(edits.env[1], ("NVIDIA_DRIVER_CAPABILITIES".into(), "compute,utility".into()));
     assert_eq!(
         edits.summary.unwrap(),
-        "GPU 0 NVIDIA A100, 1 NVIDIA A100, 2 NVIDIA A100 by NVIDIA's prestart hook (driver 550.54.15)"
+        "GPU 0 Stand-in A100, 1 Stand-in A100, 2 Stand-in A100 by NVIDIA's prestart hook (driver 550.54.15)"
     );
+    assert_eq!(edits.default_env, [("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned())]);
+    assert_eq!(edits.rlimits.len(), 2);
 }
 
 #[test]
 fn what_the_host_lacks_is_named() {
     let mut out = String::new();
-    let dir = host();
-    for text in ["4", "device=3", "device=GPU-2", "device=GPU-99999999", "all,driver=amd"] {
-        out += &format!("{}\n\n", Report::from(plan_for(text, dir.path()).unwrap_err()));
+    let world = World::new(3);
+    world.driver.hook("exit 0");
+    let mut told = |error: GpuError| out += &format!("{}\n\n", Report::from(error));
+    for text in ["4", "device=3", "device=GPU-2", "device=GPU-99999999", "device=0:1", "all,driver=amd"] {
+        told(world.plan(text, "a").unwrap_err());
     }
-    std::fs::remove_file(dir.path().join("usr/bin/nvidia-container-cli")).unwrap();
-    out += &format!("{}\n\n", Report::from(plan_for("all", dir.path()).unwrap_err()));
-    std::fs::remove_file(dir.path().join("usr/bin/nvidia-container-runtime-hook")).unwrap();
-    out += &format!("{}\n\n", Report::from(plan_for("all", dir.path()).unwrap_err()));
-    std::fs::remove_dir_all(dir.path().join("proc/driver/nvidia/gpus")).unwrap();
-    out += &format!("{}\n\n", Report::from(plan_for("all", dir.path()).unwrap_err()));
-    std::fs::remove_dir_all(dir.path().join("proc")).unwrap();
-    out += &Report::from(plan_for("device=0", dir.path()).unwrap_err()).to_string();
+    let hook = |world: &World| world.plan_with("all", "a", &With::mode(Mode::Hook)).unwrap_err();
+    std::fs::remove_file(world.driver.root.join("usr/bin/nvidia-container-cli")).unwrap();
+    told(hook(&world));
+    std::fs::remove_file(world.driver.root.join("usr/bin/nvidia-container-runtime-hook")).unwrap();
+    told(hook(&world));
+    told(world.plan_with("all", "a", &With::mode(Mode::Cdi)).unwrap_err());
+    world.driver.write("proc/devices", "Character devices:\n195 nvidia\n");
+    told(world.plan("all", "a").unwrap_err());
+    world
+        .driver
+        .write("proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.10  Tue\n");
+    told(world.plan("all", "a").unwrap_err());
+    for entry in std::fs::read_dir(world.driver.root.join(LIBRARY_DIR)).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    told(world.plan("all", "a").unwrap_err());
+    std::fs::remove_dir_all(world.driver.root.join("proc/driver/nvidia/gpus")).unwrap();
+    told(world.plan("all", "a").unwrap_err());
+    std::fs::remove_dir_all(world.driver.root.join("proc")).unwrap();
+    told(world.plan("device=0", "a").unwrap_err());
     insta::assert_snapshot!(out);
 }
 
 #[test]
 fn without_gpus_the_image_cannot_ask_for_them() {
-    let edits = plan(None, Path::new("/nonexistent")).unwrap();
+    let nothing = Ask { selection: None, devices: &[], mode: Mode::Auto, share: false };
+    let taker = Taker { id: "a".into(), name: "a".into(), user: "a".into(), now: 0 };
+    let nowhere = Path::new("/nonexistent");
+    let place = Place { root: nowhere, leases: nowhere, taker, cpus: None, env: &[] };
+    let edits = plan(&nothing, &place).unwrap();
     assert_eq!(edits, Edits { env: vec![("NVIDIA_VISIBLE_DEVICES".into(), "void".into())], ..Edits::default() });
 }
 
 #[test]
 fn nvidias_hook_runs_once_and_where_it_is() {
-    let dir = host();
-    let edits = plan_for("all", dir.path()).unwrap();
-    assert_eq!(edits.hooks[0].command.path, Path::new("/usr/bin/nvidia-container-runtime-hook"));
+    let world = World::new(1);
+    world.driver.hook("exit 0");
+    let root = &world.driver.root;
+    let edits = world.plan("all", "a").unwrap();
+    assert_eq!(edits.hooks[0].command.path, root.join("usr/bin/nvidia-container-runtime-hook"));
     assert_eq!(edits.hooks[0].command.args, ["nvidia-container-runtime-hook", "prestart"]);
-    std::fs::rename(dir.path().join("usr/bin"), dir.path().join("usr/local")).unwrap();
-    std::fs::create_dir_all(dir.path().join("usr/local/nvidia/toolkit")).unwrap();
+    std::fs::create_dir_all(root.join("usr/local/nvidia/toolkit")).unwrap();
     for name in ["nvidia-container-runtime-hook", "nvidia-container-cli"] {
-        std::fs::rename(
-            dir.path().join("usr/local").join(name),
-            dir.path().join("usr/local/nvidia/toolkit").join(name),
-        )
-        .unwrap();
+        std::fs::rename(root.join("usr/bin").join(name), root.join("usr/local/nvidia/toolkit").join(name)).unwrap();
     }
-    let elsewhere = plan_for("all", dir.path()).unwrap();
-    assert_eq!(elsewhere.hooks[0].command.path, Path::new("/usr/local/nvidia/toolkit/nvidia-container-runtime-hook"));
-    assert!(
-        elsewhere.hooks[0].command.env[0].ends_with(":/usr/local/nvidia/toolkit"),
-        "{:?}",
-        elsewhere.hooks[0].command.env
-    );
+    let elsewhere = world.plan("all", "a").unwrap();
+    assert_eq!(elsewhere.hooks[0].command.path, root.join("usr/local/nvidia/toolkit/nvidia-container-runtime-hook"));
+    let env = &elsewhere.hooks[0].command.env;
+    assert!(env[0].ends_with(":/usr/local/nvidia/toolkit"), "{env:?}");
 
     // The built-in definition matches by the annotation and names a program that is not there: no second run, and no error.
     let other = r#"{"version":"1.0.0","hook":{"path":"/bin/true"},"when":{"always":true},"stages":["prestart"]}"#;
@@ -188,23 +253,269 @@ fn nvidias_hook_runs_once_and_where_it_is() {
     let all = elsewhere.combine(hook::matching(&definitions, &about).unwrap());
     assert_eq!(all.iter().map(|hook| hook.name.as_str()).collect::<Vec<_>>(), ["50-nvidia-prestart", "other"]);
     assert_eq!(all[0], elsewhere.hooks[0]);
-    let none = plan(None, dir.path()).unwrap().combine(hook::matching(&definitions, &about).unwrap());
-    assert_eq!(none.len(), 1);
+    assert_eq!(Edits::default().combine(hook::matching(&definitions, &about).unwrap()).len(), 1);
 }
 
 #[test]
-fn a_driver_that_hides_its_uuids_is_asked_by_number() {
-    let dir = host();
+fn a_driver_that_tells_nothing_is_asked_by_number() {
+    let world = World::new(0);
+    world.driver.hook("exit 0");
     let text = "Model: \t\t Tesla T4\nGPU UUID: \t GPU-????????-????-????-????-????????????\nDevice Minor: \t 0\n";
-    std::fs::remove_dir_all(dir.path().join("proc/driver/nvidia/gpus")).unwrap();
-    write(dir.path(), "proc/driver/nvidia/gpus/0000:00:04.0/information", text);
-    write(
-        dir.path(),
-        "proc/driver/nvidia/version",
-        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.10  Release Build  (x@y)  Mon\n",
-    );
-    let edits = plan_for("1", dir.path()).unwrap();
+    world.driver.write("proc/driver/nvidia/gpus/0000:00:04.0/information", text);
+    world.driver.nvml("fail 999");
+    let edits = world.plan("1", "a").unwrap();
     assert_eq!(edits.env[0].1, "0");
-    assert_eq!(edits.summary.unwrap(), "GPU 0 Tesla T4 by NVIDIA's prestart hook (driver 570.86.10)");
-    assert_eq!(plan_for("device=GPU-1234", dir.path()).unwrap().env[0].1, "GPU-1234");
+    assert_eq!(edits.summary.unwrap(), "GPU 0 Tesla T4 by NVIDIA's prestart hook (driver 550.54.15)");
+    assert!(edits.notices[0].contains("judged by gpurun's own containers alone: NVML"), "{:?}", edits.notices);
+    for name in ["GPU-1234", "MIG-1234", "0:1"] {
+        assert_eq!(world.plan(&format!("device={name}"), "a").unwrap().env[0].1, name, "NVIDIA's tool decides");
+    }
+    let error = world.plan_with("device=0:1", "a", &With::mode(Mode::Native)).unwrap_err();
+    assert!(matches!(error, GpuError::NeedsNvml { source: Some(Unread::Refused { .. }), .. }), "{error:?}");
+}
+
+#[test]
+fn idle_gpus_are_taken_and_only_once() {
+    let world = World::new(4);
+    // GPU 0 computes, GPU 1 has memory in use by nobody who is known.
+    let busy =
+        gpu(0, 10 * GIB, 97, false) + &gpu(1, GIB, 0, false) + &gpu(2, 0, 0, false) + &gpu(3, 100 << 20, 0, false);
+    world.driver.nvml(&format!("driver 550.54.15\ncuda 12040\n{busy}process 0 4242 10737418240\n"));
+    assert_eq!(world.given("1", "a"), "2");
+    assert_eq!(world.given("1", "a"), "2", "its own lease, of a run before, is no hindrance");
+    assert_eq!(world.given("free:1", "b"), "3");
+    let error = Report::from(world.plan("free:2", "c").unwrap_err());
+    insta::assert_snapshot!(error);
+    world.release("a");
+    assert_eq!(world.given("1", "c"), "2");
+
+    // Who insists gets it, and hears with whom he shares.
+    let edits = world.plan("device=0,3", "d").unwrap();
+    assert_eq!(edits.notices, ["GPU 3 is also held by container `lab-b` of ada for less than a second"]);
+    assert_eq!(world.plan("all", "e").unwrap().notices.len(), 3);
+    // A shared one is not free either.
+    world.release("b");
+    assert!(matches!(world.plan("1", "f").unwrap_err(), GpuError::NoneFree { free: 0, .. }));
+    world.release("d");
+    world.release("e");
+    assert_eq!(world.given("1", "f"), "3");
+}
+
+#[test]
+fn sharing_takes_the_least_used_that_nobody_has_for_himself() {
+    let world = World::new(3);
+    let used = gpu(0, 30 * GIB, 50, false) + &gpu(1, 20 * GIB, 90, false) + &gpu(2, 0, 0, false);
+    world.driver.nvml(&format!("driver 550.54.15\n{used}process 0 1 1\nprocess 1 1 1\n"));
+    let shared = |count: &str, id: &str| {
+        let edits = world.plan_with(count, id, &With { share: true, ..With::default() })?;
+        Ok::<_, GpuError>(edits.given.iter().map(|given| given.index.clone()).collect::<Vec<_>>().join(","))
+    };
+    assert_eq!(shared("2", "a").unwrap(), "2,1");
+    world.release("a");
+    assert_eq!(world.given("1", "alone"), "2");
+    assert_eq!(shared("2", "a").unwrap(), "1,0");
+    assert!(matches!(shared("3", "b").unwrap_err(), GpuError::NoneFree { free: 2, .. }));
+}
+
+#[test]
+fn gpus_near_the_cpus_and_near_each_other() {
+    // Two GPUs a node: 0 and 1 at node 0, 2 and 3 at node 1.
+    let world = World::new(4);
+    for (node, cpus) in [(0, "0-7"), (1, "8-15")] {
+        world.driver.write(&format!("sys/devices/system/node/node{node}/cpulist"), &format!("{cpus}\n"));
+    }
+    let near = |count: &str, cpus: &str| {
+        let with = With { cpus: Some(cpus.parse().unwrap()), ..With::default() };
+        let edits = world.plan_with(count, "a", &with).unwrap();
+        edits.given.iter().map(|given| given.index.clone()).collect::<Vec<_>>().join(",")
+    };
+    assert_eq!(near("1", "9-10"), "2");
+    assert_eq!(near("1", "3"), "0");
+    assert_eq!(near("3", "9"), "2,3,0", "the far ones when the near ones do not suffice");
+    world.given("device=0", "other");
+    assert_eq!(world.given("2", "a"), "2,3", "one node has both");
+}
+
+#[test]
+fn mig_devices_are_what_a_divided_gpu_is_given_by() {
+    let world = World::new(2);
+    let migs = format!("mig 0 {} 1 0 {} 0\nmig 0 {} 2 0 {} 0\n", mig_uuid(0, 0), 10 * GIB, mig_uuid(0, 1), 10 * GIB);
+    let text = format!("driver 550.54.15\n{}{migs}{}", gpu(0, 0, 0, true), gpu(1, 0, 0, false));
+    world.driver.nvml(&format!("{text}process 0:1:0 4242 1000\n"));
+    world.driver.mig_minors(0);
+    assert_eq!(world.given("all", "a"), "0:0,0:1,1");
+    world.release("a");
+    assert_eq!(world.given("1", "a"), "0:1", "the other one computes");
+    for (text, expected) in [
+        ("device=0", "0:0,0:1"),
+        ("device=0:1", "0:1"),
+        ("device=MIG-01000000", "0:1"),
+        ("device=MIG-GPU-aaaaaaaa-0000-0000-0000-000000000000/1/0", "0:0"),
+    ] {
+        assert_eq!(world.given(text, "b"), expected, "{text}");
+    }
+    let edits = world.plan("device=0:1", "b").unwrap();
+    let nodes: Vec<(&str, u32, u32)> =
+        edits.devices.iter().map(|device| (device.path.as_str(), device.major, device.minor)).collect();
+    assert!(nodes.contains(&("/dev/nvidia0", 195, 0)), "{nodes:?}");
+    assert!(
+        nodes.contains(&("/dev/nvidia-caps/nvidia-cap20", 510, 20))
+            && nodes.contains(&("/dev/nvidia-caps/nvidia-cap21", 510, 21))
+    );
+    assert!(
+        !nodes.iter().any(|(path, ..)| ["/dev/nvidia1", "/dev/nvidia-caps/nvidia-cap10"].contains(path)),
+        "{nodes:?}"
+    );
+    assert_eq!(edits.env[0].1, mig_uuid(0, 1));
+    assert_eq!(edits.masked, ["/proc/driver/nvidia/gpus/0000:3c:00.0"]);
+}
+
+#[test]
+fn natively_the_drivers_own_files_and_nothing_else() {
+    let world = World::new(2);
+    let names = |edits: &Edits| -> Vec<String> {
+        edits
+            .libraries
+            .iter()
+            .map(|library| format!("{} {}", library.file, library.names.iter().cloned().collect::<Vec<_>>().join(" ")))
+            .collect()
+    };
+    let edits = world.plan("device=1", "a").unwrap();
+    assert_eq!(
+        names(&edits),
+        [
+            "libcuda.so.550.54.15 libcuda.so libcuda.so.1",
+            "libnvidia-ml.so.550.54.15 libnvidia-ml.so.1",
+            "libnvidia-nvvm.so.550.54.15 libnvidia-nvvm.so.4",
+            "libnvidia-ptxjitcompiler.so.550.54.15 libnvidia-ptxjitcompiler.so.1",
+        ]
+    );
+    let nodes: Vec<String> =
+        edits.devices.iter().map(|device| format!("{} {}:{}", device.path, device.major, device.minor)).collect();
+    assert_eq!(
+        nodes,
+        ["/dev/nvidiactl 195:255", "/dev/nvidia-uvm 511:0", "/dev/nvidia-uvm-tools 511:1", "/dev/nvidia1 195:1"]
+    );
+    let mounts: Vec<String> = edits.mounts.iter().map(|mount| mount.destination.display().to_string()).collect();
+    assert_eq!(mounts, ["/usr/bin/nvidia-cuda-mps-control", "/usr/bin/nvidia-smi"]);
+    assert_eq!(edits.masked, ["/proc/driver/nvidia/gpus/0000:3b:00.0"]);
+    assert_eq!(edits.hooks.len(), 1);
+
+    let utility = world.plan("all,capabilities=utility", "a").unwrap();
+    assert_eq!(names(&utility), ["libnvidia-ml.so.550.54.15 libnvidia-ml.so.1"]);
+    assert!(!utility.devices.iter().any(|device| device.path.contains("uvm")));
+    // The image's wish counts where the person has none.
+    let all = world.plan_with("all", "a", &With::env(&[("NVIDIA_DRIVER_CAPABILITIES", "all")])).unwrap();
+    assert_eq!(all.libraries.len(), 7);
+    assert!(all.devices.iter().any(|device| device.path == "/dev/nvidia-modeset"));
+}
+
+#[test]
+fn a_driver_outside_usr_is_found_without_a_cache() {
+    let world = World::new(1);
+    let root = &world.driver.root;
+    let _ = std::fs::remove_file(root.join("etc/ld.so.cache"));
+    std::fs::create_dir_all(root.join("usr/local/nvidia")).unwrap();
+    std::fs::rename(root.join(LIBRARY_DIR), root.join("usr/local/nvidia/lib64")).unwrap();
+    std::fs::rename(root.join("usr/bin"), root.join("usr/local/nvidia/bin")).unwrap();
+    let edits = world.plan("all", "a").unwrap();
+    assert_eq!(edits.libraries.len(), 4);
+    assert!(edits.libraries.iter().all(|library| library.source.starts_with(root.join("usr/local/nvidia/lib64"))));
+    assert_eq!(edits.mounts.len(), 2);
+    assert!(edits.notices.is_empty(), "NVML was found there, too");
+}
+
+#[test]
+fn what_the_image_needs_of_the_driver_is_judged() {
+    let world = World::new(1);
+    let told = |env: &[(&str, &str)]| {
+        world.plan_with("all", "a", &With::env(env)).err().map(|error| Report::from(error).to_string())
+    };
+    assert_eq!(told(&[("NVIDIA_REQUIRE_CUDA", "cuda>=12.4")]), None);
+    assert_eq!(told(&[("CUDA_VERSION", "12.9.0"), ("NVIDIA_DISABLE_REQUIRE", "1")]), None);
+    insta::assert_snapshot!(told(&[("CUDA_VERSION", "12.9.0")]).unwrap());
+    assert!(lease::living(&world.leases()).unwrap().iter().all(|lease| !lease.exclusive));
+}
+
+#[test]
+fn cdi_by_uuid_and_the_first_way_that_works() {
+    let world = World::new(2);
+    let by = |edits: &Edits| edits.summary.clone().unwrap();
+    assert!(by(&world.plan("all", "a").unwrap()).contains("by native injection"));
+    world.driver.cdi("etc/cdi/nvidia.yaml", 2);
+    let edits = world.plan("device=0", "a").unwrap();
+    assert!(by(&edits).contains("by CDI"));
+    assert_eq!(edits.env, [("NVIDIA_VISIBLE_DEVICES".to_owned(), "void".to_owned())]);
+    let zero = edits.devices.iter().find(|device| device.path == "/dev/nvidia0").unwrap();
+    assert_eq!((zero.major, zero.minor, zero.mode), (195, 0, 0o666), "a minor that is left out is 0");
+    assert!(!edits.devices.iter().any(|device| device.path == "/dev/nvidia1"));
+    world
+        .driver
+        .write("proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.10  Tue\n");
+    let stale = world.plan_with("all", "a", &With::mode(Mode::Cdi)).unwrap_err();
+    let root = world.driver.root.display().to_string();
+    insta::assert_snapshot!(Report::from(stale).to_string().replace(&root, ""));
+    world.driver.write(
+        "proc/driver/nvidia/version",
+        &format!("NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Tue\n", fake::VERSION),
+    );
+    std::fs::remove_file(world.driver.root.join("usr/bin/nvidia-cdi-hook")).unwrap();
+    let fallback = by(&world.plan("all", "a").unwrap());
+    assert!(
+        fallback.contains("by native injection") && fallback.contains("stale") && fallback.contains("nvidia-cdi-hook"),
+        "{fallback}"
+    );
+    world.driver.hook("exit 0");
+    assert!(by(&world.plan("all", "a").unwrap()).contains("prestart hook"));
+}
+
+#[test]
+fn a_cdi_device_of_any_vendor() {
+    let world = World::new(1);
+    world.driver.node("dev/thing0", 10, 229);
+    world.driver.write(
+        "etc/cdi/vendor.json",
+        r#"{"cdiVersion":"0.7.0","kind":"vendor.com/thing","devices":[{"name":"x","containerEdits":{"deviceNodes":[{"path":"/dev/thing","hostPath":"/dev/thing0"}],"env":["THING=1"],"additionalGids":[0,44]}}]}"#,
+    );
+    let names: [Name; 1] = ["vendor.com/thing=x".parse().unwrap()];
+    let taker = Taker { id: "a".into(), name: "a".into(), user: "a".into(), now: 0 };
+    let leases = world.leases();
+    let place = Place { root: &world.driver.root, leases: &leases, taker, cpus: None, env: &[] };
+    let ask = Ask { selection: None, devices: &names, mode: Mode::Auto, share: false };
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: needs root for a device node");
+        return;
+    }
+    check(&ask, &world.driver.root).unwrap();
+    let edits = plan(&ask, &place).unwrap();
+    assert_eq!(
+        (edits.devices[0].path.as_str(), edits.devices[0].major, edits.devices[0].minor),
+        ("/dev/thing", 10, 229)
+    );
+    assert_eq!(
+        edits.env,
+        [("NVIDIA_VISIBLE_DEVICES".to_owned(), "void".to_owned()), ("THING".to_owned(), "1".to_owned())]
+    );
+    assert_eq!(edits.gids, [44]);
+    assert!(!leases.exists(), "no GPU, no lease");
+}
+
+#[test]
+fn nvmls_troubles_are_told_apart() {
+    let world = World::new(1);
+    let read = || nvml::read(driver::nvml_library(&world.driver.root).as_deref());
+    let readings = read().unwrap();
+    assert_eq!((readings.cuda, readings.driver.as_str(), readings.gpus.len()), (Some((12, 4)), fake::VERSION, 1));
+    let gpu = &readings.gpus[0];
+    assert_eq!(
+        (gpu.compute_capability, gpu.brand.as_deref(), gpu.persistence),
+        (Some((8, 0)), Some("tesla"), Some(true))
+    );
+    world.driver.nvml("fail 18");
+    assert!(matches!(read(), Err(Unread::Mismatch { .. })));
+    world.driver.nvml("fail 9");
+    assert!(matches!(read(), Err(Unread::Refused { said, .. }) if said.contains("driver")));
+    assert_eq!(nvml::read(None), Err(Unread::NoLibrary));
+    world.driver.nvml(&plain(1));
+    read().unwrap();
 }

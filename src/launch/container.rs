@@ -39,6 +39,7 @@ pub struct Container {
     pub(super) jupyter: Option<ExecChild>,
     pub(super) jupyter_plan: Option<jupyter::Prepared>,
     pub(super) limits: Vec<LimitRow>,
+    pub(super) gpus: Vec<crate::gpu::Given>,
     pub(super) ip: Option<String>,
     pub(super) ports: Vec<PublishedPort>,
     /// Held: its descriptors are the network.
@@ -154,6 +155,7 @@ impl Container {
         state.ports.clone_from(&self.ports);
         state.cgroup = Some(self.cgroup_path.clone());
         state.limits.clone_from(&self.limits);
+        state.gpus.clone_from(&self.gpus);
     }
 
     /// Kills what is left and takes back everything that was made; answers with what could not be.

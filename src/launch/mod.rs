@@ -11,6 +11,7 @@
 
 mod container;
 mod files;
+mod gpus;
 mod jupyter;
 mod mounts;
 mod plan;

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use super::container::Container;
 use super::streams::{Stream, Streams};
 use super::undo::Undo;
-use super::{Progress, cgroup_path, files, jupyter, mounts, process, step};
+use super::{Progress, cgroup_path, files, gpus, jupyter, mounts, process, step};
 use crate::cgroup::{self, Verified};
-use crate::gpu::{self, Selection};
+use crate::gpu;
 use crate::hook;
 use crate::net::{self, PortSpec};
 use crate::record::{Entry, LimitRow, PublishedPort, Records};
@@ -24,7 +24,7 @@ use crate::spec::{Capabilities, HookEntry, Limits, Mount, Network, Plan, Rlimit,
 use crate::store::Store;
 
 /// docker's size of /dev/shm.
-const SHM_SIZE: u64 = 64 << 20;
+pub(super) const SHM_SIZE: u64 = 64 << 20;
 /// Where our init lies in the container: in its /dev, a tmpfs, so that the image's files are left alone.
 const INIT_PATH: &str = "/dev/gpurun-init";
 
@@ -39,18 +39,7 @@ pub fn check(request: &Request) -> Result<(), Report> {
     if let Seccomp::Profile(text) = &request.seccomp {
         Profile::parse(text, &Capabilities::default())?;
     }
-    gpu::plan(selection(request)?.as_ref(), &driver_root())?;
-    Ok(())
-}
-
-fn selection(request: &Request) -> Result<Option<Selection>, Report> {
-    Ok(request.gpus.as_deref().map(str::parse::<Selection>).transpose()?)
-}
-
-/// The root directory below which the driver and its hook are looked for; another one than `/` serves tests, and drivers that live in a
-/// tree of their own.
-fn driver_root() -> PathBuf {
-    std::env::var_os("GPURUN_DRIVER_ROOT").map_or_else(|| PathBuf::from("/"), PathBuf::from)
+    gpus::check(request)
 }
 
 fn ports(request: &Request) -> Result<Vec<PortSpec>, Report> {
@@ -75,6 +64,7 @@ pub(super) struct Planned {
     stop_signal: i32,
     check: String,
     jupyter: Option<jupyter::Prepared>,
+    gpus: Vec<gpu::Given>,
 }
 
 /// Mounts the root, looks into it, makes the network, and plans. Side effects are pushed on `undo`.
@@ -95,7 +85,7 @@ pub(super) fn make(
     let root_fd = rootfs::open_root(&rootfs)?;
     let config = &image.config;
     let user = users::lookup(&root_fd, request.user.as_deref().unwrap_or(&config.user))?;
-    let groups = groups(&root_fd, &user.groups, &request.group_add)?;
+    let mut groups = groups(&root_fd, &user.groups, &request.group_add)?;
 
     let id = &entry.record.id;
     let hostname = request.hostname.clone().unwrap_or_else(|| match request.network {
@@ -105,22 +95,20 @@ pub(super) fn make(
     let network = make_network(records, entry, &hostname, undo)?;
     step("network");
 
-    let mut gpus = gpu::plan(selection(request)?.as_ref(), &driver_root())?;
-    for hook in &mut gpus.hooks {
-        // Found below the driver's root, and run from there.
-        let path = &hook.command.path;
-        hook.command.path = driver_root().join(path.strip_prefix("/").unwrap_or(path));
-    }
-    if let Some(line) = &gpus.summary {
-        tell(Progress::Detail(line.clone()));
-    }
+    let gpus = gpus::plan(records, entry, &limits, &config.env, undo)?;
+    gpus.summary.iter().for_each(|line| tell(Progress::Detail(line.clone())));
+    gpus.notices.iter().for_each(|line| tell(Progress::Notice(line.clone())));
+    step("gpus");
     let capabilities = Capabilities::resolve(&request.cap_add, &request.cap_drop)?.known_up_to(last_capability());
     let mut env = process::environment(&hostname, request.tty, &config.env, &gpus.default_env, &request.env, &gpus.env);
     process::add_home(&mut env, &user.home);
     let cwd = process::workdir(request.workdir.as_ref(), Some(&config.working_dir));
     let cwd = rootfs::create_dir_in_root(&root_fd, &cwd)?;
 
+    groups.extend(gpus.gids.iter().filter(|gid| !user.groups.contains(gid)));
+
     let mut all_mounts = files::mounts(entry, &root_fd, &hostname, &network, request)?;
+    all_mounts.extend(gpus::mounts(&gpus, &root_fd)?);
     // Only a notebook's files are meant for the person: `run` leaves owners alone, as docker does.
     let owners = match &request.payload {
         Payload::Jupyter(_) => crate::jupyter::exchange((user.uid, user.gid), request.invoker),
@@ -167,9 +155,12 @@ pub(super) fn make(
         no_new_privileges: request.no_new_privileges,
         rlimits,
         limits: limits.clone(),
-        devices: Vec::new(),
+        devices: gpus.devices,
         mounts: all_mounts,
-        shm_size: request.shm_size.unwrap_or(SHM_SIZE),
+        shm_size: request.shm_size.unwrap_or_else(|| match request.gpus {
+            Some(_) => gpus::shm_size(&limits),
+            None => SHM_SIZE,
+        }),
         network: match &network.namespace {
             None => Network::Host,
             Some(fd) => Network::Path(PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd()))),
@@ -180,9 +171,11 @@ pub(super) fn make(
         oom_score_adj: request.oom_score_adj,
         sysctls: request.sysctls.clone(),
         annotations,
+        masked_paths: gpus.masked,
         seccomp: seccomp_profile,
     };
-    Ok(Planned { plan, filter, host, limits, network, stop_signal, check, jupyter })
+    let given = gpus.given;
+    Ok(Planned { plan, filter, host, limits, network, stop_signal, check, jupyter, gpus: given })
 }
 
 /// Image mount (host's namespace), then our own mount namespace, then the overlay in it.
@@ -357,7 +350,7 @@ impl Planned {
         tell: &mut dyn FnMut(Progress),
         undo: &mut Undo,
     ) -> Result<Container, Report> {
-        let Self { plan, filter, host, limits, network, stop_signal, check, mut jupyter } = self;
+        let Self { plan, filter, host, limits, network, stop_signal, check, mut jupyter, gpus } = self;
         if let Some(prepared) = &mut jupyter {
             prepared.hold(&plan, filter.as_ref());
         }
@@ -413,6 +406,7 @@ impl Planned {
             jupyter: None,
             jupyter_plan: jupyter,
             limits: limit_rows,
+            gpus,
             ip: network.ip.map(|ip| ip.to_string()),
             ports: network.ports.iter().map(published).collect(),
             network,

@@ -12,6 +12,7 @@
 //! | overlay and bind mounts | the supervisor | they stand in its mount namespace | the kernel |
 //! | network namespace, veth | the supervisor | held by its descriptor | the kernel |
 //! | address lease, nft elements | the supervisor | record lock `alive` | the supervisor, `net::reconcile` |
+//! | GPU lease | the supervisor | pid and start time in it | the supervisor, whoever takes a GPU next |
 //! | image mount | any launch | flock on its lease | whoever finds it unused |
 //! | `state.json` says `running` | the supervisor | record lock `alive` | the supervisor, reconcile |
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::gpu::Given;
 use crate::report::Report;
 
 /// The phases of a container's life, as `ps` shows them.
@@ -72,6 +73,8 @@ pub struct State {
     /// Absolute cgroup path, the same below every controller.
     pub cgroup: Option<String>,
     pub limits: Vec<LimitRow>,
+    /// The GPUs that it has, or had last.
+    pub gpus: Vec<Given>,
     /// Where Jupyter answers, without its token.
     pub url: Option<String>,
 }

@@ -3,6 +3,7 @@
 //! Knows neither the command line's library nor the disk: parsers take text, and what depends on the host (does the path exist, how many
 //! CPUs are there) is checked where it is used.
 
+mod device;
 mod env;
 mod mounts;
 mod restart;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use device::{DeviceError, DeviceRequest, parse_device};
 pub use env::{EnvError, parse_env, parse_env_file};
 pub use mounts::{MountError, MountRequest, MountSource, parse_mount, parse_tmpfs, parse_volume};
 pub use restart::{RestartError, RestartPolicy};
@@ -50,7 +52,7 @@ pub struct Request {
 
     pub mounts: Vec<MountRequest>,
     pub read_only: bool,
-    /// Bytes of /dev/shm; `None`: 64 MiB.
+    /// Bytes of /dev/shm; `None`: 64 MiB, or with GPUs half of the memory.
     pub shm_size: Option<u64>,
 
     pub limits: AskedLimits,
@@ -72,6 +74,14 @@ pub struct Request {
 
     /// `--gpus`, as written (checked by the gpu room's grammar).
     pub gpus: Option<String>,
+    /// `--gpu-mode`, as written; `None`: what works on the host.
+    #[serde(default)]
+    pub gpu_mode: Option<String>,
+    /// Idle GPUs are not taken for this container alone.
+    #[serde(default)]
+    pub share_gpu: bool,
+    #[serde(default)]
+    pub devices: Vec<DeviceRequest>,
     pub hooks_dirs: Vec<PathBuf>,
     /// `UID:GID` of the person behind `sudo`, who should own what a notebook writes.
     pub invoker: Option<(u32, u32)>,

@@ -100,6 +100,8 @@ pub struct Plan {
     pub oom_score_adj: Option<i32>,
     pub sysctls: Vec<(String, String)>,
     pub annotations: Vec<(String, String)>,
+    /// Further paths that the container must not read, where they exist.
+    pub masked_paths: Vec<String>,
     /// `None`: unconfined.
     pub seccomp: Option<Profile>,
 }
@@ -182,7 +184,7 @@ pub fn oci_spec(plan: &Plan) -> Result<Spec, SpecError> {
             })).collect::<Vec<_>>(),
             "resources": resources(plan),
             "rootfsPropagation": "private",
-            "maskedPaths": MASKED,
+            "maskedPaths": MASKED.into_iter().chain(plan.masked_paths.iter().map(String::as_str)).collect::<Vec<_>>(),
             "readonlyPaths": READONLY,
             "sysctl": object(&plan.sysctls),
         },
@@ -372,6 +374,7 @@ mod tests {
             oom_score_adj: None,
             sysctls: vec![],
             annotations: vec![],
+            masked_paths: vec![],
             seccomp: None,
         }
     }

@@ -9,6 +9,7 @@ pub mod loopdev;
 pub mod memory;
 pub mod mount;
 pub mod netns;
+pub mod nvml;
 pub mod process;
 pub mod pty;
 pub mod rlimit;

@@ -1,56 +1,78 @@
-//! `--gpus` by the prestart hook, proved with a stand-in that writes down what it was given.
+//! `--gpus` in its three ways, on a stand-in of a driver: what the hook is given, what a container can open, who has which GPU.
+//!
+//! `open()` of a node answers ENXIO where the device filter allows it (no driver is there) and EPERM where it denies: an exact question.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::Path;
+use std::process::Command;
 
-use crate::host::{Host, eventually};
+use crate::archive::{Archive, Layer, busybox};
+use crate::driver::{self, FakeDriver, GIB, LIBRARY_DIR, VERSION, mig_uuid, uuid};
+use crate::host::{Answer, Host, eventually};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("the_hook_gets_what_nvidia_asks_for", contract),
     ("a_failing_hook_is_quoted_and_nothing_runs", failure),
     ("without_a_driver_or_a_hook_it_is_refused", refused),
     ("hooks_run_in_the_order_of_their_stages", order),
+    ("every_mode_understands_every_word", matrix),
+    ("natively_a_gpu_is_isolated", native),
+    ("a_programs_linker_finds_the_driver", linker),
+    ("a_mig_device_is_isolated", mig),
+    ("cdi_files_are_followed", cdi),
+    ("devices_of_the_host", devices),
+    ("an_idle_gpu_goes_to_one_container", leases),
+    ("an_image_that_needs_more_is_refused", requirements),
+    ("defaults_that_save_a_day", defaults),
 ];
 
-/// A driver tree with two GPUs, and a hook in it that records.
-struct Driver {
-    root: PathBuf,
+/// A host with a stand-in of a driver.
+struct Lab {
+    host: Host,
+    driver: FakeDriver,
 }
 
-impl Driver {
-    fn new(host: &Host, script: &str) -> Self {
-        let root = host.dir.join("driver");
-        for (number, uuid) in
-            ["GPU-aaaaaaaa-0000-0000-0000-000000000000", "GPU-bbbbbbbb-0000-0000-0000-000000000000"].iter().enumerate()
-        {
-            let dir = root.join(format!("proc/driver/nvidia/gpus/0000:0{number}:00.0"));
-            std::fs::create_dir_all(&dir).unwrap();
-            let text = format!("Model: \t\t Stand-in\nGPU UUID: \t {uuid}\nDevice Minor: \t {number}\n");
-            std::fs::write(dir.join("information"), text).unwrap();
-        }
-        std::fs::write(
-            root.join("proc/driver/nvidia/version"),
-            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Release Build\n",
-        )
-        .unwrap();
-        std::fs::create_dir_all(root.join("usr/bin")).unwrap();
-        std::fs::create_dir_all(root.join("dev")).unwrap();
-        std::fs::write(root.join("dev/nvidiactl"), "").unwrap();
-        let driver = Self { root };
-        driver.program("nvidia-container-runtime-hook", script);
-        driver.program("nvidia-container-cli", "exit 0");
-        driver
+impl Lab {
+    fn new(gpus: usize) -> Self {
+        let host = Host::with_box();
+        let driver = FakeDriver::new(&host.dir.join("driver"), gpus);
+        Self { host, driver }
     }
 
-    fn program(&self, name: &str, script: &str) {
-        let path = self.root.join("usr/bin").join(name);
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = self.host.command(args);
+        command.env("GPURUN_DRIVER_ROOT", &self.driver.root);
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Answer {
+        let output = self.command(args).output().unwrap();
+        Answer {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    #[track_caller]
+    fn ok(&self, args: &[&str]) -> String {
+        let answer = self.run(args);
+        assert_eq!(answer.code, 0, "gpurun {args:?}\nstdout: {}\nstderr: {}", answer.out, answer.err);
+        answer.out.trim().to_owned()
+    }
+
+    /// A shell line in a fresh container with these flags.
+    #[track_caller]
+    fn shell(&self, flags: &[&str], line: &str) -> String {
+        let mut args = vec!["run", "--rm", "--network", "none"];
+        args.extend(flags);
+        args.extend(["box", "sh", "-c", line]);
+        self.ok(&args)
     }
 }
 
 fn contract() {
-    let host = Host::with_box();
+    let lab = Lab::new(2);
+    let host = &lab.host;
     let seen = host.dir.join("seen");
     std::fs::create_dir(&seen).unwrap();
     let dir = seen.display();
@@ -59,13 +81,8 @@ fn contract() {
          bundle=$(sed 's/.*\"bundle\":\"\\([^\"]*\\)\".*/\\1/' {dir}/state); pid=$(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/' {dir}/state)\n\
          cp $bundle/config.json {dir}/config.json; cat /proc/$pid/cgroup > {dir}/cgroup; ls /proc/$pid/root > {dir}/root"
     );
-    let driver = Driver::new(&host, &script);
-    let gpurun = |args: &[&str]| {
-        let output = host.command(args).env("GPURUN_DRIVER_ROOT", &driver.root).output().unwrap();
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    };
-    let out = gpurun(&[
+    lab.driver.hook(&script);
+    let out = lab.ok(&[
         "run",
         "--rm",
         "--network",
@@ -80,10 +97,7 @@ fn contract() {
         "env",
     ]);
     let visible = out.lines().find(|line| line.starts_with("NVIDIA_VISIBLE_DEVICES=")).unwrap();
-    assert_eq!(
-        visible, "NVIDIA_VISIBLE_DEVICES=GPU-bbbbbbbb-0000-0000-0000-000000000000",
-        "what was asked wins over everything"
-    );
+    assert_eq!(visible, format!("NVIDIA_VISIBLE_DEVICES={}", uuid(1)), "what was asked wins over everything");
     let read = |name: &str| std::fs::read_to_string(seen.join(name)).unwrap();
     assert_eq!(read("args"), "prestart\n");
     assert!(
@@ -109,7 +123,7 @@ fn contract() {
     assert!(!read("root").contains("gpurun"), "{}", read("root"));
     // Quoted as docker wants it, two of them, and a number.
     for (asked, expected) in [("\"device=0,1\"", 2), ("2", 2), ("1", 1)] {
-        let out = gpurun(&[
+        let out = lab.ok(&[
             "run",
             "--rm",
             "--network",
@@ -127,49 +141,54 @@ fn contract() {
 }
 
 fn failure() {
-    let host = Host::with_box();
-    let driver = Driver::new(
-        &host,
+    let lab = Lab::new(1);
+    lab.driver.hook(
         "echo 'nvidia-container-cli: initialization error: nvml error: driver/library version mismatch' >&2; exit 1",
     );
-    let output = host
-        .command(&["run", "--rm", "--network", "none", "--gpus", "all", "box", "echo", "ran"])
-        .env("GPURUN_DRIVER_ROOT", &driver.root)
-        .output()
-        .unwrap();
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(125), "{error}");
-    assert_eq!(output.stdout, b"", "the container's process never ran");
+    let answer = lab.run(&["run", "--rm", "--network", "none", "--gpus", "all", "box", "echo", "ran"]);
+    let error = &answer.err;
+    assert_eq!(answer.code, 125, "{error}");
+    assert_eq!(answer.out, "", "the container's process never ran");
     assert!(
         error.contains("prestart hook") && error.contains("version mismatch") && error.contains("hint:"),
         "{error}"
     );
-    eventually("nothing is left", 5, || host.leftovers().is_empty());
+    eventually("nothing is left", 5, || lab.host.leftovers().is_empty());
+    assert_eq!(leased(&lab), 0, "the GPU is given back");
+}
+
+/// How many containers have a lease.
+fn leased(lab: &Lab) -> usize {
+    let entries = std::fs::read_dir(lab.host.dir.join("run/gpus")).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "json")).count()
 }
 
 fn refused() {
-    let host = Host::with_box();
-    let empty = host.dir.join("empty");
-    std::fs::create_dir(&empty).unwrap();
-    let run = |asked: &str, root: &std::path::Path| {
-        let output = host
-            .command(&["run", "--rm", "--network", "none", "--gpus", asked, "box", "true"])
-            .env("GPURUN_DRIVER_ROOT", root)
-            .output()
-            .unwrap();
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    let mut lab = Lab::new(2);
+    let run = |lab: &Lab, flags: &[&str]| {
+        let mut args = vec!["run", "--rm", "--network", "none"];
+        args.extend(flags);
+        args.extend(["box", "true"]);
+        let answer = lab.run(&args);
+        (answer.code, answer.err)
     };
-    let (code, error) = run("all", &empty);
-    assert!(code == Some(125) && error.contains("no NVIDIA driver") && error.contains("hint:"), "{error}");
-    let driver = Driver::new(&host, "exit 0");
-    let (code, error) = run("3", &driver.root);
-    assert!(code == Some(125) && error.contains("3 GPUs were asked for, the host has 2"), "{error}");
-    let (code, error) = run("some", &driver.root);
-    assert!(code == Some(2) && error.contains("--gpus"), "{error}");
-    std::fs::remove_file(driver.root.join("usr/bin/nvidia-container-runtime-hook")).unwrap();
-    let (code, error) = run("all", &driver.root);
-    assert!(code == Some(125) && error.contains("hook is not installed"), "{error}");
-    assert_eq!(host.ok(&["ps", "-aq"]), "");
+    let (code, error) = run(&lab, &["--gpus", "3"]);
+    assert!(code == 125 && error.contains("3 GPUs were asked for, the host has 2"), "{error}");
+    let (code, error) = run(&lab, &["--gpus", "device=2"]);
+    assert!(code == 125 && error.contains("there is no GPU `2`"), "{error}");
+    let (code, error) = run(&lab, &["--gpus", "some"]);
+    assert!(code == 2 && error.contains("--gpus"), "{error}");
+    let (code, error) = run(&lab, &["--gpus", "all", "--gpu-mode", "hook"]);
+    assert!(code == 125 && error.contains("hook is not installed") && error.contains("hint:"), "{error}");
+    let (code, error) = run(&lab, &["--gpus", "all", "--gpu-mode", "cdi"]);
+    assert!(code == 125 && error.contains("no CDI file"), "{error}");
+    let (code, _) = run(&lab, &["--gpus", "all", "--gpu-mode", "magic"]);
+    assert_eq!(code, 2);
+    lab.driver.root = lab.host.dir.join("empty");
+    std::fs::create_dir(&lab.driver.root).unwrap();
+    let (code, error) = run(&lab, &["--gpus", "all"]);
+    assert!(code == 125 && error.contains("no NVIDIA driver") && error.contains("hint:"), "{error}");
+    assert_eq!(lab.host.ok(&["ps", "-aq"]), "");
 }
 
 fn order() {
@@ -186,4 +205,301 @@ fn order() {
     host.ok(&["run", "--rm", "--network", "none", "--hooks-dir", dir.to_str().unwrap(), "box", "sleep", "0.2"]);
     assert_eq!(std::fs::read_to_string(&log).unwrap(), "prestart\ncreateRuntime\npoststart\npoststop\n");
     assert_eq!(host.leftovers(), "");
+}
+
+/// Modes by what a person writes: the same GPUs, whichever way they come.
+fn matrix() {
+    let lab = Lab::new(3);
+    lab.driver.hook("exit 0");
+    lab.driver.cdi("etc/cdi/nvidia.yaml", 3);
+    let second = format!("device={}", uuid(1));
+    let cases = [
+        ("all", vec![0, 1, 2]),
+        ("2", vec![0, 1]),
+        ("free:1", vec![0]),
+        ("count=1", vec![0]),
+        ("device=0,2", vec![0, 2]),
+        ("\"device=0,2\"", vec![0, 2]),
+        ("device=2,\"capabilities=compute,utility\"", vec![2]),
+        (second.as_str(), vec![1]),
+    ];
+    for mode in ["hook", "cdi", "native"] {
+        for (asked, expected) in &cases {
+            let flags = ["run", "--name", "it", "--network", "none", "--gpu-mode", mode, "--gpus", asked, "box"];
+            let out = lab.ok(&[&flags[..], &["sh", "-c", "echo $NVIDIA_VISIBLE_DEVICES; ls /dev"]].concat());
+            let given = lab.host.inspect("it")["Gpus"].clone();
+            let given: Vec<&str> = given.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+            let uuids: Vec<String> = expected.iter().map(|&number| uuid(number)).collect();
+            assert_eq!(given, uuids, "{mode} {asked}");
+            let mut lines = out.lines();
+            let visible = lines.next().unwrap();
+            let nodes: Vec<&str> = lines
+                .filter(|line| line.strip_prefix("nvidia").is_some_and(|rest| rest.parse::<u32>().is_ok()))
+                .collect();
+            match mode {
+                // The stand-in of the hook injects nothing.
+                "hook" => assert_eq!((visible, nodes.len()), (uuids.join(",").as_str(), 0)),
+                _ => {
+                    let names: Vec<String> = expected.iter().map(|number| format!("nvidia{number}")).collect();
+                    assert_eq!(nodes, names, "{mode} {asked}");
+                    assert_eq!(visible, if mode == "cdi" { "void".to_owned() } else { uuids.join(",") });
+                }
+            }
+            lab.ok(&["rm", "it"]);
+        }
+    }
+    assert_eq!(leased(&lab), 0);
+    assert_eq!(lab.host.leftovers(), "");
+}
+
+/// What opening a node says, for nodes that are there and nodes that are made.
+const OPEN: &str = "try() { dd if=$1 of=/dev/null count=1 2>&1 | grep -o -e 'No such device or address' -e 'Operation not permitted' || echo opened; }";
+
+fn native() {
+    let lab = Lab::new(2);
+    let line = format!(
+        "{OPEN}; ls /dev | grep nvidia; try /dev/nvidia0; mknod /tmp/own c 195 0 && try /tmp/own; mknod /tmp/other c 195 1 2>&1 | grep -o 'Operation not permitted'; mknod /tmp/null c 1 3 && try /tmp/null; nvidia-smi; (echo >> /usr/bin/nvidia-smi) 2>/dev/null || echo read-only"
+    );
+    let flags = ["--gpus", "device=0", "--gpu-mode", "native", "-e", "PATH=/bin:/usr/bin"];
+    let expected = [
+        "nvidia-uvm",
+        "nvidia-uvm-tools",
+        "nvidia0",
+        "nvidiactl",
+        "No such device or address",
+        "No such device or address",
+        "Operation not permitted",
+        "opened",
+        &format!("nvidia-smi of {VERSION}"),
+        "read-only",
+    ];
+    assert_eq!(lab.shell(&flags, &line).lines().collect::<Vec<_>>(), expected);
+
+    // For a process that comes later, and although the node was there before: made by a container that had no GPU.
+    lab.ok(&["run", "-d", "--name", "lab", "--network", "none", "--gpus", "1", "box", "sleep", "1000"]);
+    let later = format!("{OPEN}; try /dev/nvidia0; mknod /tmp/other c 195 1 2>&1 | grep -o 'Operation not permitted'");
+    let said = lab.ok(&["exec", "lab", "sh", "-c", &later]);
+    assert_eq!(said, "No such device or address\nOperation not permitted");
+    lab.ok(&["rm", "-f", "lab"]);
+    let without = format!("{OPEN}; mknod /tmp/n c 195 0; try /tmp/n");
+    assert_eq!(lab.shell(&[], &without), "Operation not permitted", "no --gpus, no GPU");
+    assert_eq!(lab.host.leftovers(), "");
+}
+
+/// A container with the host's own glibc: its linker finds the driver by the cache that was written for it, in a directory of no path.
+fn linker() {
+    let lab = Lab::new(1);
+    let dir = lab.host.dir.join("linker");
+    std::fs::create_dir(&dir).unwrap();
+    let source = "#include <dlfcn.h>\n#include <stdio.h>\nint main(void) { const char *names[] = {\"libcuda.so.1\", \"libcuda.so\", \"libnvidia-ml.so.1\", 0};\n\
+        for (int i = 0; names[i]; i++) if (!dlopen(names[i], RTLD_NOW)) { puts(dlerror()); return 1; }\n puts(\"loaded\"); return 0; }\n";
+    std::fs::write(dir.join("load.c"), source).unwrap();
+    let built = Command::new("cc").arg("-o").args([dir.join("load"), dir.join("load.c")]).status().unwrap();
+    assert!(built.success());
+    let ldd = Command::new("ldd").arg(dir.join("load")).output().unwrap();
+    let ldd = String::from_utf8_lossy(&ldd.stdout).into_owned();
+    // Debian's directory for the driver is one that the linker searches by itself; here only the cache knows it.
+    let mut layer = Layer::default().dir("usr", 0o755).dir("usr/lib64", 0o755).dir("lib64", 0o755).dir("lib", 0o755);
+    layer = layer.file("bin/load", 0o755, &std::fs::read(dir.join("load")).unwrap());
+    for path in ldd.split_whitespace().filter(|word| word.starts_with('/')) {
+        layer = layer.file(path.trim_start_matches('/'), 0o755, &std::fs::read(path).unwrap());
+    }
+    let mut archive = Archive::new("glibc");
+    archive.layers.extend(busybox().layers);
+    archive.layer(layer).write(&dir.join("image.tar"));
+    lab.ok(&["image", "load", dir.join("image.tar").to_str().unwrap()]);
+    let run = |flags: &[&str]| {
+        let mut args = vec!["run", "--rm", "--network", "none"];
+        args.extend(flags);
+        args.extend(["glibc", "load"]);
+        lab.run(&args)
+    };
+    assert_eq!(run(&["--gpus", "all"]).out, "loaded\n");
+    assert!(run(&[]).out.contains("libcuda.so.1: cannot open shared object file"));
+    let denied = run(&["--gpus", "all,capabilities=utility"]);
+    assert!(denied.out.contains("libcuda.so.1: cannot open"), "a set without compute has no CUDA: {}", denied.out);
+    // A hostile image: its library directory and cache are links out of it.
+    let outside = lab.host.dir.join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    let layer = Layer::default()
+        .dir("usr", 0o755)
+        .link("usr/lib64", outside.to_str().unwrap())
+        .link("usr/lib", "../../../../../../var/tmp")
+        .link("etc/ld.so.cache", outside.join("cache").to_str().unwrap());
+    let mut archive = Archive::new("hostile");
+    archive.layers.extend(busybox().layers);
+    archive.layer(layer).write(&dir.join("image.tar"));
+    lab.ok(&["image", "load", dir.join("image.tar").to_str().unwrap()]);
+    let answer = lab.run(&["run", "--rm", "--network", "none", "--gpus", "all", "hostile", "cat", "/etc/ld.so.cache"]);
+    assert!(answer.code == 0 && answer.out.contains("libcuda.so.1"), "{}", answer.err);
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0, "nothing of it touched the host");
+    assert!(!Path::new("/var/tmp").join(format!("libcuda.so.{VERSION}")).exists());
+}
+
+fn mig() {
+    let lab = Lab::new(1);
+    let migs = format!("mig 0 {} 1 0 {} 0\nmig 0 {} 2 0 {} 0\n", mig_uuid(0, 0), 10 * GIB, mig_uuid(0, 1), 10 * GIB);
+    lab.driver.nvml(&format!("driver {VERSION}\ncuda 12040\n{}{migs}", driver::gpu(0, 0, 0, true)));
+    lab.driver.mig_minors(0);
+    let line = format!(
+        "{OPEN}; ls /dev/nvidia-caps; try /dev/nvidia-caps/nvidia-cap20; mknod /tmp/x c {} 10 2>&1 | grep -o 'Operation not permitted'; echo $NVIDIA_VISIBLE_DEVICES",
+        driver::CAPS_MAJOR
+    );
+    let expected =
+        format!("nvidia-cap20\nnvidia-cap21\nNo such device or address\nOperation not permitted\n{}", mig_uuid(0, 1));
+    for asked in ["device=0:1".to_owned(), format!("device={}", mig_uuid(0, 1))] {
+        assert_eq!(lab.shell(&["--gpus", &asked], &line), expected);
+    }
+    assert_eq!(lab.shell(&["--gpus", "all"], "ls /dev/nvidia-caps").lines().count(), 4);
+}
+
+fn cdi() {
+    let lab = Lab::new(2);
+    lab.driver.cdi("var/run/cdi/nvidia.yaml", 2);
+    let seen = lab.host.dir.join("seen");
+    lab.driver
+        .program("nvidia-cdi-hook", &format!("echo \"$@\" > {0}.args; cat > {0}.state; env > {0}.env", seen.display()));
+    let line = format!(
+        "{OPEN}; try /dev/nvidia1; mknod /tmp/x c 195 0 2>&1 | grep -o 'Operation not permitted'; ls /{LIBRARY_DIR}"
+    );
+    let said = lab.shell(&["--gpus", "device=1", "--gpu-mode", "cdi"], &line);
+    assert_eq!(said, format!("No such device or address\nOperation not permitted\nlibcuda.so.{VERSION}"));
+    let read = |what: &str| std::fs::read_to_string(format!("{}.{what}", seen.display())).unwrap();
+    assert_eq!(read("args"), format!("create-symlinks --link libcuda.so.1::/{LIBRARY_DIR}/libcuda.so\n"));
+    assert!(read("env").contains("NVIDIA_CTK_DEBUG=false"));
+    let state: serde_json::Value = serde_json::from_str(&read("state")).unwrap();
+    assert!(state["bundle"].as_str().is_some_and(|bundle| bundle.contains("/run/")), "{state}");
+    // By its own name, as podman's users write it; and `auto` chooses it where no hook is installed.
+    assert_eq!(lab.shell(&["--device", "nvidia.com/gpu=0"], "ls /dev | grep 'nvidia[0-9]'"), "nvidia0");
+    let answer = lab.run(&["--verbose", "run", "--rm", "--network", "none", "--gpus", "all", "box", "true"]);
+    assert!(answer.err.contains("by CDI"), "{}", answer.err);
+    // After an upgrade of the driver the file is stale: the mode that insists says so, `auto` does without it.
+    std::fs::remove_file(lab.driver.root.join("dev/nvidia-uvm-tools")).unwrap();
+    let answer = lab.run(&["run", "--rm", "--network", "none", "--gpus", "all", "--gpu-mode", "cdi", "box", "true"]);
+    assert!(
+        answer.code == 125 && answer.err.contains("stale") && answer.err.contains("nvidia-ctk cdi generate"),
+        "{}",
+        answer.err
+    );
+    let answer = lab.run(&["--verbose", "run", "--rm", "--network", "none", "--gpus", "all", "box", "true"]);
+    assert!(
+        answer.code == 0 && answer.err.contains("native injection") && answer.err.contains("stale"),
+        "{}",
+        answer.err
+    );
+    let answer = lab.run(&["run", "--rm", "--network", "none", "--device", "vendor.com/thing=0", "box", "true"]);
+    assert!(answer.code == 125 && answer.err.contains("there is no CDI device"), "{}", answer.err);
+    assert_eq!(lab.host.leftovers(), "");
+}
+
+fn devices() {
+    let host = Host::with_box();
+    let run = |device: &str, line: &str| {
+        host.run(&["run", "--rm", "--network", "none", "--device", device, "box", "sh", "-c", line])
+    };
+    let answer = run("/dev/zero:/dev/nothing:r", "head -c 2 /dev/nothing | wc -c; stat -c %t:%T /dev/nothing");
+    assert_eq!((answer.code, answer.out.as_str()), (0, "2\n1:5\n"), "{}", answer.err);
+    assert_eq!(run("/dev/null", "mknod /tmp/x b 7 0").code, 1, "no other nodes beside the host's devices");
+    for (device, code, words) in [
+        ("/etc/passwd:/dev/x", 125, "is no device node"),
+        ("/dev/none", 125, "cannot be used"),
+        ("/dev/null:/etc/x", 2, "is neither"),
+    ] {
+        let answer = run(device, "true");
+        assert!(answer.code == code && answer.err.contains(words), "{device}: {}", answer.err);
+    }
+}
+
+fn leases() {
+    let lab = Lab::new(2);
+    let start = |name: &str| {
+        lab.run(&["run", "-d", "--name", name, "--network", "none", "--gpus", "1", "box", "sleep", "1000"])
+    };
+    let has = |name: &str| lab.host.inspect(name)["Gpus"][0]["index"].as_str().unwrap().to_owned();
+    assert_eq!(start("one").code + start("two").code, 0);
+    assert_eq!((has("one"), has("two")), ("0".into(), "1".into()));
+    let third = start("three");
+    assert_eq!(third.code, 125);
+    assert!(third.err.contains("1 idle GPU was asked for, 0 are idle"), "{}", third.err);
+    for words in ["GPU 0", "container `one` of root for", "GPU 1", "container `two`", "--share-gpu"] {
+        assert!(third.err.contains(words), "{words}: {}", third.err);
+    }
+    lab.ok(&["rm", "three"]);
+    let shared = lab.run(&["run", "--rm", "--network", "none", "--gpus", "device=1", "box", "true"]);
+    assert!(shared.code == 0 && shared.err.contains("GPU 1 is also held by container `two` of root"), "{}", shared.err);
+    // A lease dies with its owner, however that dies.
+    let pid1 = lab.host.inspect("one")["State"]["Pid"].as_i64().unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{pid1}/status")).unwrap();
+    let pid: i32 = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    eventually("the GPU is free again", 10, || start("next").code == 0 || lab.run(&["rm", "-f", "next"]).code != 0);
+    assert_eq!(has("next"), "0");
+    lab.ok(&["stop", "-t", "0", "two"]);
+    assert_eq!(leased(&lab), 1);
+    // A GPU that another program computes on is not idle.
+    lab.ok(&["rm", "-f", "next"]);
+    let busy = format!(
+        "driver {VERSION}\n{}{}process 0 1 {GIB}\n",
+        driver::gpu(0, 20 * GIB, 90, false),
+        driver::gpu(1, 0, 0, false)
+    );
+    lab.driver.nvml(&busy);
+    assert_eq!(start("last").code, 0);
+    assert_eq!(has("last"), "1");
+    // One that hangs must not keep the launch for ever, and one that is not there must not keep it at all.
+    lab.ok(&["rm", "-f", "last"]);
+    lab.driver.nvml("fail 15");
+    let blind = start("blind");
+    assert!(blind.code == 0 && blind.err.contains("judged by gpurun's own containers alone"), "{}", blind.err);
+}
+
+fn requirements() {
+    let lab = Lab::new(1);
+    let flags = ["run", "--rm", "--network", "none", "--gpus", "all", "-e", "NVIDIA_REQUIRE_CUDA=cuda>=12.9"];
+    let answer = lab.run(&[&flags[..], &["box", "echo", "ran"]].concat());
+    assert_eq!((answer.code, answer.out.as_str()), (125, ""));
+    assert!(
+        answer.err.contains("needs CUDA >= 12.9") && answer.err.contains("550.54.15") && answer.err.contains("12.4"),
+        "{}",
+        answer.err
+    );
+    let answer = lab.run(&[&flags[..], &["-e", "NVIDIA_DISABLE_REQUIRE=1", "box", "echo", "ran"]].concat());
+    assert_eq!((answer.code, answer.out.as_str()), (0, "ran\n"), "{}", answer.err);
+    assert_eq!(leased(&lab), 0);
+}
+
+/// What "unlimited" locked memory comes to on this host: everything, or the hard limit where it cannot be raised.
+fn locked_memory() -> String {
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).unwrap();
+    let capabilities =
+        read("status").lines().find_map(|line| line.strip_prefix("CapEff:").map(str::trim).map(str::to_owned)).unwrap();
+    if u64::from_str_radix(&capabilities, 16).unwrap() >> 24 & 1 == 1 {
+        return "unlimited".into();
+    }
+    let limits = read("limits");
+    let line = limits.lines().find(|line| line.starts_with("Max locked memory")).unwrap();
+    line.split_whitespace().nth(4).unwrap().to_owned()
+}
+
+fn defaults() {
+    let lab = Lab::new(1);
+    let line = "df -m /dev/shm | tail -n 1 | awk '{print $2}'; grep -e 'locked memory' -e 'stack size' /proc/self/limits | awk '{print $4, $5}'; echo $CUDA_DEVICE_ORDER";
+    let asked = ["--gpus", "all", "--memory", "256m"];
+    assert_eq!(lab.shell(&asked, line), format!("128\n67108864 67108864\n{0} {0}\nPCI_BUS_ID", locked_memory()));
+    let own = [
+        "--gpus",
+        "all",
+        "--memory",
+        "256m",
+        "--shm-size",
+        "32m",
+        "--ulimit",
+        "memlock=65536",
+        "--ulimit",
+        "stack=8388608",
+        "-e",
+        "CUDA_DEVICE_ORDER=FASTEST_FIRST",
+    ];
+    assert_eq!(lab.shell(&own, line), "32\n8388608 8388608\n65536 65536\nFASTEST_FIRST", "what a person says wins");
+    assert!(lab.shell(&[], line).starts_with("64\n"));
 }

@@ -5,6 +5,8 @@
 
 mod archive;
 mod crash;
+#[path = "../fake-driver/driver.rs"]
+mod driver;
 mod gpu;
 mod host;
 mod isolation;

@@ -1,0 +1,193 @@
+use std::path::Path;
+
+use super::*;
+
+/// A CDI file with one device, in JSON, with these fields beside it and these edits.
+fn spec(version: &str, kind: &str, name: &str, edits: &str) -> String {
+    format!(
+        r#"{{"cdiVersion":"{version}","kind":"{kind}","devices":[{{"name":"{name}","containerEdits":{{{edits}}}}}]}}"#
+    )
+}
+
+const ENV: &str = r#""env":["A=1"]"#;
+
+fn wrong(text: &str) -> String {
+    match Spec::parse(Path::new("x.json"), text) {
+        Ok(_) => String::new(),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn what_the_specification_refuses_is_refused() {
+    let one = |edits: &str| spec("1.1.0", "vendor.com/thing", "x", edits);
+    let cases = [
+        (spec("9.9.0", "vendor.com/thing", "x", ENV), "no version that is known"),
+        (spec("1", "vendor.com/thing", "x", ENV), "no version that is known"),
+        (spec("1.1.0", "thing", "x", ENV), "is not `vendor/class`"),
+        (spec("1.1.0", "vendor.com/", "x", ENV), "is not `vendor/class`"),
+        (spec("1.1.0", "-v/thing", "x", ENV), "is not `vendor/class`"),
+        (spec("1.1.0", "vendor.com/thing", "x y", ENV), "`x y` is no device name"),
+        (spec("1.1.0", "vendor.com/thing", "x", ""), "changes nothing"),
+        (r#"{"cdiVersion":"1.0.0","kind":"a/b","devices":[]}"#.into(), "has no device"),
+        (r#"{"kind":"a/b"}"#.into(), "missing field `cdiVersion`"),
+        (one(r#""env":["A=1"],"foo":1"#), "unknown field `foo`"),
+        (one(r#""deviceNodes":[{"path":"/dev/x","mod":1}]"#), "unknown field `mod`"),
+        (one(r#""env":["A"]"#), "is not `NAME=VALUE`"),
+        (one(r#""deviceNodes":[{"path":"x"}]"#), "no absolute path"),
+        (one(r#""deviceNodes":[{"path":"/dev/x","type":"z"}]"#), "of no type"),
+        (one(r#""deviceNodes":[{"path":"/dev/x","permissions":"rx"}]"#), "some of `rwm`"),
+        (one(r#""mounts":[{"hostPath":"","containerPath":"/x"}]"#), "lacks an absolute path"),
+        (one(r#""hooks":[{"hookName":"later","path":"/bin/true"}]"#), "no stage of a hook"),
+        (one(r#""hooks":[{"hookName":"prestart","path":"true"}]"#), "no absolute path"),
+        ("[1]".into(), "cannot be used"),
+    ];
+    for (text, words) in cases {
+        let told = wrong(&text);
+        assert!(told.contains(words), "{text}: {told}");
+    }
+    let twins = r#"{"cdiVersion":"1.0.0","kind":"a/b","devices":[{"name":"x","containerEdits":{"env":["A=1"]}},{"name":"x","containerEdits":{"env":["A=1"]}}]}"#;
+    assert!(wrong(twins).contains("two devices `x`"));
+}
+
+#[test]
+fn a_field_needs_the_version_that_it_came_with() {
+    let cases = [
+        ("0.3.0", "0.4.0", r#""mounts":[{"hostPath":"/x","containerPath":"/x","type":"tmpfs"}]"#),
+        ("0.4.0", "0.5.0", r#""deviceNodes":[{"path":"/dev/x","hostPath":"/dev/y"}]"#),
+        ("0.6.0", "0.7.0", r#""additionalGids":[1]"#),
+        ("0.6.0", "0.7.0", r#""intelRdt":{"closID":"x"}"#),
+        ("1.0.0", "1.1.0", r#""intelRdt":{"enableMonitoring":true}"#),
+        ("1.0.0", "1.1.0", r#""netDevices":[{"hostInterfaceName":"eth0","name":"eth1"}]"#),
+    ];
+    for (low, enough, edits) in cases {
+        let told = wrong(&spec(low, "vendor.com/thing", "x", edits));
+        assert!(told.contains("too low") && told.contains(enough), "{edits}: {told}");
+        assert_eq!(wrong(&spec(enough, "vendor.com/thing", "x", edits)), "");
+    }
+    assert!(wrong(&spec("0.4.0", "vendor.com/thing", "0", ENV)).contains("begins with a digit"));
+    assert!(wrong(&spec("0.5.0", "vendor.com/thing.x", "a", ENV)).contains("kind with a dot"));
+    let annotated = r#"{"cdiVersion":"0.5.0","kind":"a/b","annotations":{"k":"v"},"devices":[{"name":"x","containerEdits":{"env":["A=1"]}}]}"#;
+    assert!(wrong(annotated).contains("too low for `annotations`"));
+}
+
+#[test]
+fn yaml_says_the_same_as_json() {
+    let yaml = "---\ncdiVersion: 0.5.0\nkind: nvidia.com/gpu\ncontainerEdits:\n  env:\n    - NVIDIA_VISIBLE_DEVICES=void\ndevices:\n  - name: \"0\"\n    containerEdits:\n      deviceNodes:\n        - path: /dev/nvidia0\n          major: 195\n          fileMode: 438\n          permissions: rwm\n";
+    let json = r#"{"cdiVersion":"0.5.0","kind":"nvidia.com/gpu","containerEdits":{"env":["NVIDIA_VISIBLE_DEVICES=void"]},"devices":[{"name":"0","containerEdits":{"deviceNodes":[{"path":"/dev/nvidia0","major":195,"fileMode":438,"permissions":"rwm"}]}}]}"#;
+    let parsed = Spec::parse(Path::new("a.yaml"), yaml).unwrap();
+    assert_eq!(parsed, Spec::parse(Path::new("a.json"), json).unwrap());
+    let broken = Spec::parse(Path::new("a.yaml"), "a: [b\nc: d").unwrap_err().to_string();
+    assert!(broken.starts_with("the CDI file `a.yaml` cannot be used: ") && !broken.contains('\n'), "{broken}");
+    let unknown = Spec::parse(Path::new("a.yaml"), &yaml.replace("kind:", "sort: x\nkind:")).unwrap_err().to_string();
+    assert!(unknown.contains("sort"), "{unknown}");
+}
+
+fn registry(files: &[(&str, String)]) -> (tempfile::TempDir, Registry) {
+    let dir = tempfile::tempdir().unwrap();
+    for (path, text) in files {
+        let path = dir.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let registry = Registry::read(dir.path());
+    (dir, registry)
+}
+
+fn edits(registry: &Registry, names: &[&str]) -> Result<crate::gpu::Edits, CdiError> {
+    let names: Vec<Name> = names.iter().map(|name| name.parse().unwrap()).collect();
+    registry.edits(&names, Some("550.54.15"))
+}
+
+#[test]
+fn the_dynamic_directory_wins_and_twins_are_nobodys() {
+    let file = |name: &str, value: &str| spec("0.5.0", "vendor.com/thing", name, &format!(r#""env":["A={value}"]"#));
+    let (_dir, registry) = registry(&[
+        ("etc/cdi/a.json", file("x", "static")),
+        ("var/run/cdi/a.json", file("x", "dynamic")),
+        ("etc/cdi/b.json", file("y", "one")),
+        ("etc/cdi/c.json", file("y", "other")),
+        ("etc/cdi/d.json", file("z", "one")),
+        ("etc/cdi/e.json", file("z", "other")),
+        ("var/run/cdi/f.json", file("z", "above both")),
+        ("etc/cdi/broken.json", "{".into()),
+        ("etc/cdi/ignored.yml", "{".into()),
+    ]);
+    let value = |name: &str| edits(&registry, &[name]).map(|edits| edits.env[0].1.clone());
+    assert_eq!(value("vendor.com/thing=x").unwrap(), "dynamic");
+    assert_eq!(value("vendor.com/thing=z").unwrap(), "above both");
+    let conflict = value("vendor.com/thing=y").unwrap_err().to_string();
+    assert!(conflict.contains("b.json") && conflict.contains("c.json"), "{conflict}");
+    let nobody = crate::report::Report::from(value("vendor.com/thing=q").unwrap_err()).to_string();
+    assert!(nobody.contains("there are x, y, z") && nobody.contains("caused by: the CDI file"), "{nobody}");
+    assert!(matches!(value("other.com/thing=q"), Err(CdiError::NoDevice { .. })));
+    assert_eq!(registry.broken().len(), 1, "another ending is no CDI file");
+}
+
+#[test]
+fn common_edits_come_once_and_first_and_later_ones_win() {
+    let file = r#"{"cdiVersion":"0.7.0","kind":"a.com/b","containerEdits":{"env":["COMMON=1","WHO=all"],"additionalGids":[7]},
+        "devices":[{"name":"x","containerEdits":{"env":["WHO=x"]}},{"name":"y","containerEdits":{"env":["WHO=y"],"hooks":[{"hookName":"createRuntime","path":"/etc/cdi/f.json","args":["f","go"],"timeout":3}]}}]}"#;
+    let (dir, registry) = registry(&[("etc/cdi/f.json", file.into())]);
+    let all = edits(&registry, &["a.com/b=x", "a.com/b=y"]).unwrap();
+    let env: Vec<String> = all.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    assert_eq!(env, ["COMMON=1", "WHO=y"]);
+    assert_eq!(all.gids, [7]);
+    let hook = &all.hooks[0];
+    assert_eq!(
+        (hook.stage, hook.command.timeout, hook.name.as_str()),
+        (crate::spec::Stage::CreateRuntime, Some(3), "cdi-a.com-b-go")
+    );
+    assert_eq!(hook.command.path, dir.path().join("etc/cdi/f.json"));
+}
+
+#[test]
+fn stale_files_are_said_to_be() {
+    let mount = |path: &str| format!(r#""mounts":[{{"hostPath":"{path}","containerPath":"/x"}}]"#);
+    let cases = [
+        (mount("/usr/lib/libcuda.so.535.183.01"), "the loaded driver is 550.54.15, not 535.183.01"),
+        (mount("/usr/lib/libcuda.so.550.54.15"), "`/usr/lib/libcuda.so.550.54.15` is not there"),
+        (mount("/usr/lib/libnvidia-egl-gbm.so.1.1.1"), "is not there"),
+        (r#""deviceNodes":[{"path":"/dev/gone","major":195}]"#.to_owned(), "the device node `/dev/gone` is not there"),
+        (r#""hooks":[{"hookName":"createContainer","path":"/gone"}]"#.to_owned(), "`/gone` is not there"),
+    ];
+    for (text, words) in cases {
+        let (_dir, registry) = registry(&[("etc/cdi/a.json", spec("0.5.0", "a.com/b", "x", &text))]);
+        let told = edits(&registry, &["a.com/b=x"]).unwrap_err().to_string();
+        assert!(told.contains("stale") && told.contains(words), "{text}: {told}");
+    }
+    // What is no bind of the host's need not be there, and a hook of the container's own is the container's.
+    let fine = r#""mounts":[{"hostPath":"tmpfs","containerPath":"/x","type":"tmpfs","options":["size=1m"]}],"hooks":[{"hookName":"startContainer","path":"/in/the/image"}]"#;
+    let (_dir, registry) = registry(&[("etc/cdi/a.json", spec("0.5.0", "a.com/b", "x", fine))]);
+    let found = edits(&registry, &["a.com/b=x"]).unwrap();
+    assert_eq!((found.mounts[0].kind.as_str(), found.mounts[0].source.as_path()), ("tmpfs", Path::new("tmpfs")));
+    for unsupported in [r#""intelRdt":{}"#, r#""netDevices":[{"hostInterfaceName":"a","name":"b"}]"#] {
+        let text = spec("1.1.0", "a.com/b", "x", unsupported);
+        let (_dir, registry) = self::registry(&[("etc/cdi/a.json", text)]);
+        assert!(matches!(edits(&registry, &["a.com/b=x"]), Err(CdiError::Unsupported { .. })));
+    }
+}
+
+#[test]
+fn names_are_qualified() {
+    for good in ["nvidia.com/gpu=0", "vendor.com/class=name", "v/c=GPU-1:2_3.4"] {
+        assert_eq!(good.parse::<Name>().unwrap().to_string(), good);
+    }
+    for bad in ["", "gpu=0", "a/b", "a/b=", "/b=c", "a/=c", "a/b=-c", "1a/b=c", "a/b=c d"] {
+        assert!(bad.parse::<Name>().is_err(), "{bad}");
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_file_makes_the_reader_panic(text in "\\PC{0,200}", cut in 0usize..400) {
+        let _ = Spec::parse(Path::new("a.json"), &text);
+        let _ = Spec::parse(Path::new("a.yaml"), &text);
+        let whole = spec("1.1.0", "vendor.com/thing", "x", r#""deviceNodes":[{"path":"/dev/x","major":195}],"mounts":[{"hostPath":"/x","containerPath":"/y"}]"#);
+        if let Some(part) = whole.get(..cut) {
+            proptest::prop_assert!(Spec::parse(Path::new("a.json"), part).is_err() || part == whole);
+            // A part of JSON may well be YAML.
+            let _ = Spec::parse(Path::new("a.yaml"), part);
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! What NVML knows and /proc does not: memory, utilisation, processes, MIG devices.
+//!
+//! The library is the driver's own, loaded at run time from where the host has it, in a short-lived process of ours (`gpurun gpu-probe`):
+//! it maps megabytes and opens devices that a supervisor must not keep, and a GPU that fell off the bus makes it hang or crash. Whoever asks
+//! waits [`PATIENCE`] at most. Index order is NVML's, which is the order of the bus addresses; it may change with a reboot, UUIDs do not.
+
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nvml_wrapper::enums::device::UsedGpuMemory;
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::{Device, Nvml};
+use serde::{Deserialize, Serialize};
+
+use crate::sys::nvml;
+
+/// The subcommand that asks.
+pub const SUBCOMMAND: &str = "gpu-probe";
+/// A host with eight GPUs and no persistence mode initializes all of them first, a second or two each.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    pub used: u64,
+    pub total: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuProcess {
+    /// As the host counts.
+    pub pid: u32,
+    /// Bytes, where the driver tells.
+    pub memory: Option<u64>,
+}
+
+/// A MIG device: a compute instance of a GPU instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigReading {
+    pub uuid: String,
+    pub name: String,
+    pub gpu_instance: u32,
+    pub compute_instance: u32,
+    pub memory: Option<Memory>,
+    pub processes: Vec<GpuProcess>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuReading {
+    pub uuid: String,
+    pub name: String,
+    /// `00000000:3B:00.0`
+    pub bus: String,
+    pub minor: Option<u32>,
+    pub memory: Option<Memory>,
+    /// Percent of the last moment in which a kernel ran; no such thing for a GPU in MIG mode.
+    pub utilization: Option<u32>,
+    pub persistence: Option<bool>,
+    /// `tesla`, `geforce`, …
+    pub brand: Option<String>,
+    /// Major and minor.
+    pub compute_capability: Option<(i32, i32)>,
+    /// Compute processes; those of its MIG devices are listed there.
+    pub processes: Vec<GpuProcess>,
+    pub mig_enabled: bool,
+    pub migs: Vec<MigReading>,
+}
+
+/// Everything at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readings {
+    pub driver: String,
+    /// The newest CUDA that the driver supports, major and minor.
+    pub cuda: Option<(i32, i32)>,
+    /// In NVML's order.
+    pub gpus: Vec<GpuReading>,
+}
+
+/// Why NVML could not be asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum Unread {
+    #[error("the driver's library `libnvidia-ml.so.1` is not there")]
+    NoLibrary,
+    #[error("the driver's library `{}` is of another version than the loaded kernel module", .library.display())]
+    Mismatch { library: PathBuf },
+    #[error("NVML (`{}`) answers: {said}", .library.display())]
+    Refused { library: PathBuf, said: String },
+    #[error("NVML (`{}`) did not answer within {} s", .library.display(), PATIENCE.as_secs())]
+    Silent { library: PathBuf },
+    #[error("NVML (`{}`) crashed: {how}", .library.display())]
+    Crashed { library: PathBuf, how: String },
+}
+
+/// Asks the library in a process of its own.
+pub fn read(library: Option<&Path>) -> Result<Readings, Unread> {
+    let library = library.ok_or(Unread::NoLibrary)?;
+    // A unit test's executable has no subcommands; there, only libraries of ours are loaded.
+    if cfg!(test) { read_here(library) } else { read_apart(library, PATIENCE) }
+}
+
+fn read_apart(library: &Path, patience: Duration) -> Result<Readings, Unread> {
+    let crashed = |how: String| Unread::Crashed { library: library.to_path_buf(), how };
+    let silent = || Unread::Silent { library: library.to_path_buf() };
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(SUBCOMMAND).arg(library).env_clear().current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().map_err(|error| crashed(error.to_string()))?;
+    let deadline = Instant::now() + patience;
+    let mut text = Vec::new();
+    let in_time = match child.stdout.take() {
+        Some(mut pipe) => read_until(&mut pipe, &mut text, deadline),
+        None => true,
+    };
+    if !in_time {
+        // One that hangs in the driver is not ended by any signal: it is left to itself.
+        let _ = child.kill();
+        let _ = child.try_wait();
+        return Err(silent());
+    }
+    let status = child.wait().map_err(|error| crashed(error.to_string()))?;
+    serde_json::from_slice(&text).unwrap_or_else(|_| Err(crashed(status.to_string())))
+}
+
+/// Reads to the end; false when the time is over before it comes.
+fn read_until(pipe: &mut std::process::ChildStdout, text: &mut Vec<u8>, deadline: Instant) -> bool {
+    let mut buffer = [0; 16 << 10];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+            Ok(0) => return false,
+            Err(nix::Error::EINTR) => continue,
+            // Readable, or closed by the other end: either is an answer.
+            _ => {}
+        }
+        match pipe.read(&mut buffer) {
+            Ok(0) => return true,
+            Ok(count) => text.extend_from_slice(&buffer[..count]),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return true,
+        }
+    }
+}
+
+/// The subcommand: a library's path in, JSON out.
+#[must_use]
+pub fn main(library: &Path) -> u8 {
+    match serde_json::to_string(&read_here(library)) {
+        Ok(text) => {
+            println!("{text}");
+            0
+        }
+        Err(_) => crate::report::EXIT_GPURUN,
+    }
+}
+
+fn read_here(library: &Path) -> Result<Readings, Unread> {
+    let refused = |error: NvmlError| match error {
+        NvmlError::LibRmVersionMismatch => Unread::Mismatch { library: library.to_path_buf() },
+        error => Unread::Refused { library: library.to_path_buf(), said: error.to_string() },
+    };
+    let nvml = Nvml::builder().lib_path(library.as_os_str()).init().map_err(refused)?;
+    let count = nvml.device_count().map_err(refused)?;
+    let mut gpus = Vec::new();
+    for index in 0..count {
+        let device = nvml.device_by_index(index).map_err(refused)?;
+        gpus.push(read_gpu(&nvml, &device).map_err(refused)?);
+    }
+    let cuda = nvml.sys_cuda_driver_version().ok();
+    Ok(Readings {
+        driver: nvml.sys_driver_version().map_err(refused)?,
+        cuda: cuda.map(|number| (number / 1000, number % 1000 / 10)),
+        gpus,
+    })
+}
+
+/// Without UUID and bus address a GPU cannot be told from another; everything else may be missing on one kind or another.
+fn read_gpu(nvml: &Nvml, device: &Device<'_>) -> Result<GpuReading, NvmlError> {
+    let mig_enabled = device.mig_mode().is_ok_and(|mode| mode.current == 1);
+    let most = if mig_enabled { device.mig_device_count().unwrap_or(0) } else { 0 };
+    // Numbers in between may be free.
+    let migs = (0..most).filter_map(|index| read_mig(nvml, &device.mig_device_by_index(index).ok()?)).collect();
+    Ok(GpuReading {
+        uuid: device.uuid()?,
+        name: device.name().unwrap_or_else(|_| "NVIDIA GPU".into()),
+        bus: device.pci_info()?.bus_id,
+        minor: device.minor_number().ok(),
+        memory: memory(device),
+        utilization: device.utilization_rates().ok().map(|rates| rates.gpu),
+        persistence: device.is_in_persistent_mode().ok(),
+        brand: device.brand().ok().map(|brand| format!("{brand:?}").to_ascii_lowercase()),
+        compute_capability: device.cuda_compute_capability().ok().map(|version| (version.major, version.minor)),
+        processes: processes(device, |_| true),
+        mig_enabled,
+        migs,
+    })
+}
+
+fn read_mig(nvml: &Nvml, device: &Device<'_>) -> Option<MigReading> {
+    let (gpu_instance, compute_instance) = nvml::instance_ids(nvml, device)?;
+    Some(MigReading {
+        uuid: device.uuid().ok()?,
+        name: device.name().unwrap_or_else(|_| "MIG device".into()),
+        gpu_instance,
+        compute_instance,
+        memory: memory(device),
+        processes: processes(device, |info| info.compute_instance_id.is_none_or(|id| id == compute_instance)),
+    })
+}
+
+fn memory(device: &Device<'_>) -> Option<Memory> {
+    device.memory_info().ok().map(|info| Memory { used: info.used, total: info.total })
+}
+
+fn processes(
+    device: &Device<'_>,
+    wanted: impl Fn(&nvml_wrapper::struct_wrappers::device::ProcessInfo) -> bool,
+) -> Vec<GpuProcess> {
+    let all = device.running_compute_processes().unwrap_or_default();
+    all.into_iter()
+        .filter(|info| wanted(info))
+        .map(|info| GpuProcess {
+            pid: info.pid,
+            memory: match info.used_gpu_memory {
+                UsedGpuMemory::Used(bytes) => Some(bytes),
+                UsedGpuMemory::Unavailable => None,
+            },
+        })
+        .collect()
+}

@@ -1,0 +1,228 @@
+//! A tree that looks like a host with NVIDIA's driver: /proc, /dev (real nodes, for root), libraries, an ld.so.cache where `ldconfig -r` may run,
+//! programs, and a stand-in for NVML (nvml.c). Shared by the unit tests and the end-to-end tests.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+pub const VERSION: &str = "550.54.15";
+pub const LIBRARY_DIR: &str = "usr/lib/x86_64-linux-gnu";
+pub const GIB: u64 = 1 << 30;
+/// Dynamic majors, as /proc/devices of the tree says.
+pub const UVM_MAJOR: u32 = 511;
+pub const CAPS_MAJOR: u32 = 510;
+
+/// Libraries of the driver: name without version, SONAME.
+const LIBRARIES: [(&str, &str); 6] = [
+    ("libcuda", "libcuda.so.1"),
+    ("libnvidia-ptxjitcompiler", "libnvidia-ptxjitcompiler.so.1"),
+    ("libnvidia-nvvm", "libnvidia-nvvm.so.4"),
+    ("libnvidia-encode", "libnvidia-encode.so.1"),
+    ("libnvidia-glcore", "libnvidia-glcore.so.550.54.15"),
+    ("libGLX_nvidia", "libGLX_nvidia.so.0"),
+];
+const PROGRAMS: [&str; 2] = ["nvidia-smi", "nvidia-cuda-mps-control"];
+
+/// A tree and how it is changed.
+pub struct FakeDriver {
+    pub root: PathBuf,
+}
+
+/// The UUID of the GPU with a number.
+pub fn uuid(number: usize) -> String {
+    let digit = char::from(b'a' + number as u8).to_string();
+    format!("GPU-{}-0000-0000-0000-000000000000", digit.repeat(8))
+}
+
+pub fn bus(number: usize) -> String {
+    format!("0000:{:02x}:00.0", 0x3b + number)
+}
+
+/// The UUID of a MIG device.
+pub fn mig_uuid(gpu: usize, number: usize) -> String {
+    format!("MIG-{gpu}{number}000000-0000-5000-8000-000000000000")
+}
+
+impl FakeDriver {
+    /// A driver with so many GPUs, all of them idle.
+    pub fn new(root: &Path, gpus: usize) -> Self {
+        let driver = Self { root: root.to_path_buf() };
+        let version =
+            format!("NVRM version: NVIDIA UNIX x86_64 Kernel Module  {VERSION}  Tue Mar  5 22:23:56 UTC 2024\n");
+        driver.write("proc/driver/nvidia/version", &version);
+        driver.write("proc/driver/nvidia/params", "ResmanDebugLevel: 4294967295\nModifyDeviceFiles: 1\n");
+        let devices = format!(
+            "Character devices:\n  1 mem\n195 nvidia\n195 nvidiactl\n{CAPS_MAJOR} nvidia-caps\n{UVM_MAJOR} nvidia-uvm\n\nBlock devices:\n  7 loop\n"
+        );
+        driver.write("proc/devices", &devices);
+        driver.write("etc/ld.so.conf", &format!("/{LIBRARY_DIR}\n"));
+        for number in 0..gpus {
+            let text = format!(
+                "Model: \t\t Stand-in A100\nIRQ:   \t\t 1\nGPU UUID: \t {}\nDevice Minor: \t {number}\n",
+                uuid(number)
+            );
+            driver.write(&format!("proc/driver/nvidia/gpus/{}/information", bus(number)), &text);
+            driver.write(&format!("sys/bus/pci/devices/{}/numa_node", bus(number)), &format!("{}\n", number / 2));
+            driver.node(&format!("dev/nvidia{number}"), 195, number as u32);
+        }
+        for (name, major, minor) in [
+            ("nvidiactl", 195, 255),
+            ("nvidia-modeset", 195, 254),
+            ("nvidia-uvm", UVM_MAJOR, 0),
+            ("nvidia-uvm-tools", UVM_MAJOR, 1),
+        ] {
+            driver.node(&format!("dev/{name}"), major, minor);
+        }
+        driver.libraries();
+        driver.nvml(&plain(gpus));
+        driver
+    }
+
+    pub fn write(&self, path: &str, text: &str) {
+        let path = self.root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    /// A device node, where this process may make one; a file otherwise.
+    pub fn node(&self, path: &str, major: u32, minor: u32) {
+        let path = self.root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let _ = fs::remove_file(&path);
+        let made = Command::new("mknod")
+            .arg(&path)
+            .args(["-m", "666", "c"])
+            .args([major.to_string(), minor.to_string()])
+            .output();
+        if !made.is_ok_and(|made| made.status.success()) {
+            fs::write(&path, "").unwrap();
+        }
+    }
+
+    pub fn program(&self, name: &str, script: &str) {
+        let path = self.root.join("usr/bin").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// NVIDIA's prestart hook and the tool that it needs.
+    pub fn hook(&self, script: &str) {
+        self.program("nvidia-container-runtime-hook", script);
+        self.program("nvidia-container-cli", "exit 0");
+    }
+
+    /// What the stand-in of NVML says from now on (see nvml.c).
+    pub fn nvml(&self, text: &str) {
+        self.write(&format!("{LIBRARY_DIR}/fake-nvml"), text);
+    }
+
+    /// Two MIG devices on a GPU, besides what NVML says of it.
+    pub fn mig_minors(&self, gpu: usize) {
+        let mut text = String::from("config 1\nmonitor 2\n");
+        for (number, gi) in [(0, 1), (1, 2)] {
+            let minor = 10 * (number + 1);
+            text += &format!("gpu{gpu}/gi{gi}/access {minor}\ngpu{gpu}/gi{gi}/ci0/access {}\n", minor + 1);
+            self.node(&format!("dev/nvidia-caps/nvidia-cap{minor}"), CAPS_MAJOR, minor);
+            self.node(&format!("dev/nvidia-caps/nvidia-cap{}", minor + 1), CAPS_MAJOR, minor + 1);
+        }
+        self.write("proc/driver/nvidia-caps/mig-minors", &text);
+    }
+
+    /// NVIDIA's CDI file, as `nvidia-ctk cdi generate` writes it: its shape, not its whole length.
+    pub fn cdi(&self, path: &str, gpus: usize) {
+        let hook = "/usr/bin/nvidia-cdi-hook";
+        self.program("nvidia-cdi-hook", "cat >/dev/null");
+        let mut text = String::from("---\ncdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices:\n");
+        let names = (0..gpus).flat_map(|number| [(number, number.to_string()), (number, uuid(number))]);
+        for (number, name) in names {
+            let minor = if number == 0 { String::new() } else { format!("\n            minor: {number}") };
+            text += &format!(
+                "    - name: \"{name}\"\n      containerEdits:\n        deviceNodes:\n          - path: /dev/nvidia{number}\n            major: 195{minor}\n            fileMode: 438\n            permissions: rwm\n"
+            );
+        }
+        text += "containerEdits:\n    env:\n        - NVIDIA_VISIBLE_DEVICES=void\n    deviceNodes:\n";
+        for (path, major, minor) in
+            [("nvidiactl", 195, 255), ("nvidia-uvm", UVM_MAJOR, 0), ("nvidia-uvm-tools", UVM_MAJOR, 1)]
+        {
+            let minor = if minor == 0 { String::new() } else { format!("\n          minor: {minor}") };
+            text += &format!(
+                "        - path: /dev/{path}\n          major: {major}{minor}\n          fileMode: 438\n          permissions: rwm\n"
+            );
+        }
+        text += &format!(
+            "    mounts:\n        - hostPath: /{LIBRARY_DIR}/libcuda.so.{VERSION}\n          containerPath: /{LIBRARY_DIR}/libcuda.so.{VERSION}\n          options: [ro, nosuid, nodev, rbind, rprivate]\n        - hostPath: /usr/bin/nvidia-smi\n          containerPath: /usr/bin/nvidia-smi\n          options:\n            - ro\n            - nosuid\n            - nodev\n            - rbind\n            - rprivate\n"
+        );
+        text += &format!(
+            "    hooks:\n        - hookName: createContainer\n          path: {hook}\n          args:\n            - nvidia-cdi-hook\n            - create-symlinks\n            - --link\n            - libcuda.so.1::/{LIBRARY_DIR}/libcuda.so\n          env:\n            - NVIDIA_CTK_DEBUG=false\n"
+        );
+        self.write(path, &text);
+    }
+
+    fn libraries(&self) {
+        let dir = self.root.join(LIBRARY_DIR);
+        fs::create_dir_all(&dir).unwrap();
+        let built = built();
+        for (name, soname) in LIBRARIES {
+            let file = format!("{name}.so.{VERSION}");
+            fs::copy(built.join(&file), dir.join(&file)).unwrap();
+            if soname != file {
+                symlink(&file, dir.join(soname)).unwrap();
+            }
+        }
+        fs::copy(built.join("nvml"), dir.join(format!("libnvidia-ml.so.{VERSION}"))).unwrap();
+        symlink(format!("libnvidia-ml.so.{VERSION}"), dir.join("libnvidia-ml.so.1")).unwrap();
+        // Left by the last upgrade, and one that is GLVND's: neither is the driver's.
+        fs::write(dir.join("libcuda.so.535.183.01"), "old").unwrap();
+        fs::write(dir.join("libGL.so.1.7.0"), "glvnd").unwrap();
+        for name in PROGRAMS {
+            self.program(name, &format!("echo {name} of {VERSION}"));
+        }
+        // Only root may; without it, the directories are searched.
+        let _ = Command::new("/sbin/ldconfig").arg("-r").arg(&self.root).output();
+    }
+}
+
+/// What NVML says of idle GPUs of 80 GiB.
+pub fn plain(gpus: usize) -> String {
+    let mut text = format!("driver {VERSION}\ncuda 12040\n");
+    for number in 0..gpus {
+        text += &gpu(number, 0, 0, false);
+    }
+    text
+}
+
+/// A line about one GPU: bytes in use, percent of utilisation, whether it is divided.
+pub fn gpu(number: usize, used: u64, utilization: u32, mig: bool) -> String {
+    let (uuid, bus) = (uuid(number), bus(number).to_uppercase());
+    format!("gpu {number} {uuid} 0000{bus} {number} {} {used} {utilization} 1 {}\n", 80 * GIB, u32::from(mig))
+}
+
+/// The libraries, compiled once for all tests of a process.
+fn built() -> &'static Path {
+    static BUILT: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let dir = BUILT.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("empty.c");
+        fs::write(&source, "int gpurun_stand_in(void) { return 0; }\n").unwrap();
+        for (name, soname) in LIBRARIES {
+            compile(&source, &dir.path().join(format!("{name}.so.{VERSION}")), soname);
+        }
+        let nvml = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake-driver/nvml.c");
+        compile(&nvml, &dir.path().join("nvml"), "libnvidia-ml.so.1");
+        dir
+    });
+    dir.path()
+}
+
+fn compile(source: &Path, out: &Path, soname: &str) {
+    let output = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", &format!("-Wl,-soname,{soname}"), "-o"])
+        .arg(out)
+        .arg(source)
+        .output()
+        .expect("the tests need a C compiler");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
