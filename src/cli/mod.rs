@@ -6,6 +6,7 @@ mod containers;
 mod detach;
 mod exec;
 mod flags;
+mod gpus;
 mod image;
 mod inspect;
 mod internal;
@@ -88,6 +89,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Load, list, inspect and remove images
     Image(image::ImageArgs),
+    /// List the host's GPUs, and who uses which
+    Gpus(gpus::GpusArgs),
     /// Print the hash of a Jupyter password
     Token(token::TokenArgs),
     #[command(hide = true)]
@@ -168,6 +171,7 @@ fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
         Command::Wait(args) => containers::wait(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
         Command::Image(args) => image::run(&args, &context.root, &|id| users_of(context, id)),
+        Command::Gpus(args) => gpus::run(&args, context),
         Command::Token(args) => token::run(&args),
         Command::Supervise(args) => internal::supervise(&args, context),
         Command::HookShim(args) => Ok(internal::hook_shim(args)),

@@ -4,6 +4,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Context, print};
+use crate::gpu::Given;
 use crate::record::{Entry, Phase, State, short};
 use crate::report::Report;
 use crate::request::Payload;
@@ -39,7 +40,10 @@ struct Row {
     oom_killed: bool,
     ports: Vec<String>,
     url: Option<String>,
+    /// As asked for.
     gpus: Option<String>,
+    /// As given.
+    gpu_devices: Vec<Given>,
 }
 
 pub fn run(args: &PsArgs, context: &Context) -> Result<u8, Report> {
@@ -62,16 +66,33 @@ pub fn run(args: &PsArgs, context: &Context) -> Result<u8, Report> {
         print::out(&rows.iter().map(|row| id(row) + "\n").collect::<String>())?;
         return Ok(0);
     }
+    let with_gpus = rows.iter().any(|row| row.gpus.is_some());
     let cells: Vec<Vec<String>> = rows
         .iter()
         .map(|row| {
             let age = format!("{} ago", print::ago(now().saturating_sub(row.created)));
             let where_ = row.url.clone().unwrap_or_else(|| row.ports.join(", "));
-            vec![id(row), row.name.clone(), row.image.clone(), row.command.clone(), age, row.status.clone(), where_]
+            let mut cells =
+                vec![id(row), row.name.clone(), row.image.clone(), row.command.clone(), age, row.status.clone()];
+            cells.extend(with_gpus.then(|| gpus(row)));
+            cells.push(where_);
+            cells
         })
         .collect();
-    print::out(&print::table(&["ID", "NAME", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS"], &cells))?;
+    let mut titles = vec!["ID", "NAME", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS"];
+    if with_gpus {
+        titles.insert(6, "GPU");
+    }
+    print::out(&print::table(&titles, &cells))?;
     Ok(0)
+}
+
+/// The numbers of those that it has, or had; what was asked for where it never got any.
+fn gpus(row: &Row) -> String {
+    match row.gpu_devices.is_empty() {
+        true => row.gpus.clone().unwrap_or_default(),
+        false => row.gpu_devices.iter().map(|given| given.index.as_str()).collect::<Vec<_>>().join(","),
+    }
 }
 
 fn row(entry: &Entry, state: &State) -> Row {
@@ -99,6 +120,7 @@ fn row(entry: &Entry, state: &State) -> Row {
         ports,
         url: state.url.clone(),
         gpus: request.gpus.clone(),
+        gpu_devices: state.gpus.clone(),
     }
 }
 

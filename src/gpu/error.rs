@@ -14,8 +14,8 @@ use crate::report::{EXIT_GPURUN, EXIT_USAGE, Explain};
 pub enum GpuError {
     #[error("`--gpu-mode {0}` is not a mode")]
     Mode(String),
-    #[error("`--gpus {asked}`: this host has no NVIDIA driver (`{}` is missing)", .missing.display())]
-    NoDriver { asked: String, missing: PathBuf },
+    #[error("{}this host has no NVIDIA driver (`{}` is missing)", flag(.asked), .missing.display())]
+    NoDriver { asked: Option<String>, missing: PathBuf },
     #[error("`--gpus {asked}`: NVIDIA's driver is loaded, but the host has no GPU")]
     NoGpu { asked: String },
     #[error("`--gpus {asked}`: {wanted} GPUs were asked for, the host has {there}")]
@@ -60,6 +60,11 @@ pub enum GpuError {
 
 fn plural<'a>(count: usize, one: &'a str, more: &'a str) -> &'a str {
     if count == 1 { one } else { more }
+}
+
+/// Where it was said, if it was.
+fn flag(asked: &Option<String>) -> String {
+    asked.as_ref().map(|asked| format!("`--gpus {asked}`: ")).unwrap_or_default()
 }
 
 const TOOLKIT: &str = "install the NVIDIA Container Toolkit (https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/install-guide.html), or leave `--gpu-mode` out: gpurun injects the driver itself then";

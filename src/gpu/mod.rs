@@ -28,6 +28,7 @@ pub mod params;
 mod require;
 mod selection;
 mod toolkit;
+pub mod usage;
 
 use std::path::{Path, PathBuf};
 
@@ -162,7 +163,7 @@ pub fn check(ask: &Ask<'_>, root: &Path) -> Result<(), GpuError> {
     let Some(selection) = ask.selection else { return Ok(()) };
     let asked = checked_driver(selection)?;
     let inventory =
-        Inventory::read_shallow(root).map_err(|missing| GpuError::NoDriver { asked: asked.clone(), missing })?;
+        Inventory::read_shallow(root).map_err(|missing| GpuError::NoDriver { asked: Some(asked.clone()), missing })?;
     if inventory.units.is_empty() {
         return Err(GpuError::NoGpu { asked });
     }
@@ -180,8 +181,8 @@ pub fn plan(ask: &Ask<'_>, place: &Place<'_>) -> Result<Edits, GpuError> {
     let mut driver = None;
     if let Some(selection) = ask.selection {
         let asked = checked_driver(selection)?;
-        let inventory =
-            Inventory::read(place.root).map_err(|missing| GpuError::NoDriver { asked: asked.clone(), missing })?;
+        let inventory = Inventory::read(place.root)
+            .map_err(|missing| GpuError::NoDriver { asked: Some(asked.clone()), missing })?;
         if inventory.units.is_empty() {
             return Err(GpuError::NoGpu { asked });
         }

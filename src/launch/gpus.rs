@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::undo::Undo;
-use crate::gpu::{self, Edits, Mode, Selection, cdi, driver, ldcache, lease};
+use crate::gpu::{self, Edits, Mode, Selection, cdi, driver, ldcache, lease, usage};
 use crate::record::{Entry, Records};
 use crate::report::Report;
 use crate::request::{DeviceRequest, Request};
@@ -24,7 +24,8 @@ const MAX_CACHE: usize = 32 << 20;
 
 /// The root directory below which the driver and its hook are looked for; another one than `/` serves tests, and drivers that live in a
 /// tree of their own.
-fn driver_root() -> PathBuf {
+#[must_use]
+pub fn driver_root() -> PathBuf {
     std::env::var_os("GPURUN_DRIVER_ROOT").map_or_else(|| PathBuf::from("/"), PathBuf::from)
 }
 
@@ -77,7 +78,8 @@ pub(super) fn plan(
     let taker = lease::Taker {
         id: entry.record.id.clone(),
         name: entry.record.name.clone(),
-        user: user(request.invoker),
+        // The person behind `sudo`, for those who wait for his GPU.
+        user: usage::user_name(request.invoker.map_or(0, |(uid, _)| uid)),
         now: now(),
     };
     let place =
@@ -96,19 +98,6 @@ pub(super) fn plan(
 fn now() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// The name of the person behind `sudo`, for those who wait for his GPU.
-fn user(invoker: Option<(u32, u32)>) -> String {
-    let uid = invoker.map_or(0, |(uid, _)| uid).to_string();
-    // Not by the C library: a supervisor has no use for its name services' modules.
-    let table = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = table.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)? == uid).then(|| name.to_owned())
-    });
-    name.unwrap_or(uid)
 }
 
 /// The host's nodes of `--device`; a directory stands for all of them in it, as in docker.

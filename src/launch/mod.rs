@@ -25,6 +25,7 @@ mod undo;
 use std::path::Path;
 
 pub use container::{Container, Ending};
+pub use gpus::driver_root;
 pub use plan::check;
 pub use reconcile::{clear_run_dir, reconcile, remove};
 pub use scaffold::Scaffold;

@@ -21,6 +21,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("cdi_files_are_followed", cdi),
     ("devices_of_the_host", devices),
     ("an_idle_gpu_goes_to_one_container", leases),
+    ("who_uses_what_is_seen_from_the_host", seen),
     ("an_image_that_needs_more_is_refused", requirements),
     ("defaults_that_save_a_day", defaults),
 ];
@@ -451,6 +452,78 @@ fn leases() {
     lab.driver.nvml("fail 15");
     let blind = start("blind");
     assert!(blind.code == 0 && blind.err.contains("judged by gpurun's own containers alone"), "{}", blind.err);
+}
+
+fn seen() {
+    let lab = Lab::new(3);
+    lab.ok(&["run", "-d", "--name", "lab", "--network", "none", "--gpus", "1", "box", "sleep", "1000"]);
+    lab.ok(&["run", "-d", "--name", "plain", "--network", "none", "box", "sleep", "1000"]);
+    let pid = |name: &str| lab.host.inspect(name)["State"]["Pid"].as_i64().unwrap();
+    // As the host counts: one in a container, this test itself, and one that has ended meanwhile.
+    let mut text = format!("driver {VERSION}\ncuda 12040\n{}", driver::gpu(0, 12 * GIB, 93, false));
+    text += &format!("{}{}", driver::gpu(1, 0, 0, false), driver::gpu(2, 0, 0, false));
+    text += &format!(
+        "process 0 {} {}\nprocess 0 {} {GIB}\nprocess 1 {} 1\n",
+        pid("lab"),
+        11 * GIB,
+        std::process::id(),
+        i32::MAX
+    );
+    lab.driver.nvml(&text);
+    let table = lab.ok(&["gpus"]);
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 4, "{table}");
+    for words in [
+        &uuid(0),
+        "Stand-in A100",
+        "12.0 / 80.0 GiB",
+        "93%",
+        "lab (root, ",
+        ", alone)",
+        "lab: sleep [",
+        "] 11.0 GiB",
+        "host (root): ",
+        "] 1.0 GiB",
+    ] {
+        assert!(lines[1].contains(words), "{words}: {table}");
+    }
+    assert!(lines[2].contains("host (?): ?"), "{table}");
+    assert!(lines[3].split_whitespace().rev().take(2).eq(["-", "-"]), "{table}");
+    let json: serde_json::Value = serde_json::from_str(&lab.ok(&["gpus", "--json"])).unwrap();
+    assert_eq!(
+        (json["driver"].as_str(), json["cuda"].as_str(), &json["unread"]),
+        (Some(VERSION), Some("12.4"), &serde_json::Value::Null)
+    );
+    let first = &json["gpus"][0];
+    assert_eq!(first["users"][0]["container"], lab.host.inspect("lab")["Id"]);
+    assert_eq!((&first["leases"][0]["container"], &first["leases"][0]["exclusive"]), (&"lab".into(), &true.into()));
+    assert_eq!(first["memory"]["used"], 12 * GIB);
+    assert_eq!(json["gpus"][2]["users"].as_array().unwrap().len(), 0);
+
+    let ps = lab.ok(&["ps"]);
+    let mut lines = ps.lines();
+    let column = lines.next().unwrap().find("GPU").expect("a column where any container has one");
+    let cell = |name: &str| {
+        let line = ps.lines().find(|line| line.contains(name)).unwrap();
+        line.get(column..).unwrap_or_default().split_whitespace().next().map(str::to_owned)
+    };
+    assert_eq!((cell("lab"), cell("plain")), (Some("0".into()), None), "{ps}");
+    lab.ok(&["rm", "-f", "lab"]);
+    assert!(!lab.ok(&["ps"]).contains("GPU"));
+
+    // A driver that does not answer: what /proc knows is shown all the same.
+    lab.driver.nvml("fail 999");
+    let answer = lab.run(&["gpus"]);
+    assert!(
+        answer.code == 0 && answer.err.contains("not known: NVML") && answer.out.contains(&uuid(2)),
+        "{}",
+        answer.err
+    );
+    let empty = lab.host.dir.join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let output = lab.command(&["gpus"]).env("GPURUN_DRIVER_ROOT", empty).output().unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with("error: this host has no NVIDIA driver"));
 }
 
 fn requirements() {
