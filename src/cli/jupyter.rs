@@ -73,7 +73,7 @@ pub fn run(args: &JupyterArgs, context: &Context) -> Result<u8, Report> {
         )));
     }
     let store = context.store()?;
-    let provided = super::image::provide(&store, image_name, &flags.image)?;
+    let provided = flags.image.provide(&store, image_name)?;
     // Until the container is on record, nobody removes its image.
     let hold = store.hold()?;
     let image = store.resolve(&provided)?;

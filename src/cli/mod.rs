@@ -170,7 +170,7 @@ fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
         Command::Rename(args) => containers::rename(&args, context),
         Command::Wait(args) => containers::wait(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
-        Command::Image(args) => image::run(&args, &context.root, &|id| users_of(context, id)),
+        Command::Image(args) => image::run(&args, context),
         Command::Gpus(args) => gpus::run(&args, context),
         Command::Token(args) => token::run(&args),
         Command::Supervise(args) => internal::supervise(&args, context),
@@ -178,13 +178,6 @@ fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
         Command::GpuProbe(args) => Ok(internal::gpu_probe(&args)),
         Command::GpuParams => crate::gpu::params::main().map(|()| 0),
     }
-}
-
-/// The container that needs an image, if any.
-fn users_of(context: &Context, id: &crate::names::Digest) -> Option<String> {
-    let records = Records::open(&context.root, &context.run_dir).ok()?;
-    let entries = records.list().ok()?;
-    entries.into_iter().find(|entry| entry.record.request.image_id == id.to_string()).map(|entry| entry.record.name)
 }
 
 fn need_root() -> Result<(), Report> {

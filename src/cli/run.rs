@@ -32,7 +32,7 @@ pub struct RunArgs {
 
 pub fn run(args: &RunArgs, context: &Context) -> Result<u8, Report> {
     let store = context.store()?;
-    let image_name = super::image::provide(&store, &args.image, &args.flags.image)?;
+    let image_name = args.flags.image.provide(&store, &args.image)?;
     // Until the container is on record, nobody removes its image.
     let hold = store.hold()?;
     let image = store.resolve(&image_name)?;

@@ -62,7 +62,7 @@ impl Compression {
     }
 }
 
-const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
@@ -75,6 +75,22 @@ const LAYERS: [&str; 4] = [
     "application/vnd.docker.image.rootfs.foreign.diff.tar",
 ];
 const PACKINGS: [&str; 5] = ["", "+gzip", "+zstd", ".gzip", ".zstd"];
+
+/// An OCI manifest of a config and layers (lowest first), each by digest and size; equal images have equal manifests.
+pub fn write_manifest(config: (Digest, usize), layers: &[(Digest, u64)], packing: Compression) -> Vec<u8> {
+    let suffix = match packing {
+        Compression::None => "",
+        Compression::Gzip => "+gzip",
+        Compression::Zstd => "+zstd",
+    };
+    let layer = |(digest, size): &(Digest, u64)| serde_json::json!({"mediaType": format!("{}{suffix}", LAYERS[0]), "digest": digest, "size": size});
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": CONFIGS[0], "digest": config.0, "size": config.1},
+        "layers": layers.iter().map(layer).collect::<Vec<_>>(),
+    });
+    manifest.to_string().into_bytes()
+}
 
 #[derive(Deserialize)]
 struct RawDescriptor {

@@ -11,7 +11,7 @@ use sha2::Digest as _;
 
 pub use config::{Config, ImageConfig};
 pub use document::{History, ImageDocument, architecture};
-pub use manifest::{Compression, Descriptor, Document, Manifest, Platform};
+pub use manifest::{Compression, Descriptor, Document, Manifest, OCI_MANIFEST, Platform, write_manifest};
 
 use crate::names::Digest;
 use crate::report::Explain;

@@ -13,18 +13,29 @@
 //! | network namespace, veth | the supervisor | held by its descriptor | the kernel |
 //! | address lease, nft elements | the supervisor | record lock `alive` | the supervisor, `net::reconcile` |
 //! | GPU lease | the supervisor | pid and start time in it | the supervisor, whoever takes a GPU next |
-//! | image mount | any launch | flock on its lease | whoever finds it unused |
+//! | image mount | any launch | flock on its lease | every command, when nobody used it for [`IDLE_IMAGE`]; `image rm` |
 //! | `state.json` says `running` | the supervisor | record lock `alive` | the supervisor, reconcile |
 
 use std::path::Path;
+use std::time::Duration;
 
 use crate::record::{Entry, Phase, Records, holder};
 use crate::report::Report;
 use crate::sys::mount;
-use crate::{cgroup, net};
+use crate::{cgroup, net, rootfs};
 
-/// Clears away everything that belongs to containers whose supervisor is dead. Costs a few reads where there is nothing to do.
+/// How long an unused image stays mounted: a mount's pages go with it, and what was just used is often used again.
+pub const IDLE_IMAGE: Duration = Duration::from_secs(600);
+
+/// Clears away everything that belongs to containers whose supervisor is dead, and image mounts that nobody needs. Costs a few reads where
+/// there is nothing to do.
 pub fn reconcile(records: &Records) -> Result<(), Report> {
+    let images = records.run_dir().join("images");
+    // A mount that will not go stands in nobody's way: the next command tries again.
+    match rootfs::images::sweep(&images, IDLE_IMAGE) {
+        Ok(gone) => gone.iter().for_each(|chain| tracing::info!("unmounted the idle image {chain}")),
+        Err(error) => tracing::warn!("cannot unmount idle images below `{}`: {error}", images.display()),
+    }
     if dead(records)?.is_empty() {
         return Ok(());
     }

@@ -156,43 +156,96 @@ pub fn is_leased(images: &Path, chain: &str) -> io::Result<bool> {
     }
 }
 
-/// Unmounts every image that nobody leases and nobody used for `idle`; answers their chain ids. Call it in the host's namespace. A mount
-/// that somebody on the host stands in is left for the next sweep.
+/// Keeps an image's mount although no process leases it (`gpurun image mount`), until [`release`]. Call it with a lease in hand.
+pub fn keep(images: &Path, chain: &str) -> io::Result<()> {
+    File::create(images.join(format!("{chain}.kept"))).map(drop)
+}
+
+/// Takes [`keep`] back; false when the image was not kept.
+pub fn release(images: &Path, chain: &str) -> io::Result<bool> {
+    match std::fs::remove_file(images.join(format!("{chain}.kept"))) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether somebody keeps an image's mount.
+pub fn is_kept(images: &Path, chain: &str) -> bool {
+    images.join(format!("{chain}.kept")).exists()
+}
+
+/// Unmounts every image that nobody leases or keeps and nobody used for `idle`; answers their chain ids. Call it in the host's namespace.
+/// A mount that somebody on the host stands in is left for the next sweep. Costs one look into a directory where nothing is that old.
 pub fn sweep(images: &Path, idle: Duration) -> io::Result<Vec<String>> {
-    let mut gone = Vec::new();
-    let names = match std::fs::read_dir(images) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(gone),
+    let leases = match leases(images) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
     };
-    let _lock = FileLock::exclusive(&images.join(".lock"))?;
-    for entry in names {
-        let entry = entry?;
-        let name = entry.file_name();
-        let Some(chain) = name.to_str().and_then(|name| name.strip_suffix(".lease")) else { continue };
-        let lease = match open_lease(images, chain, FlockArg::LockExclusiveNonblock) {
+    let is_idle = |file: &Path| -> io::Result<bool> {
+        let used = file.metadata()?.modified()?;
+        Ok(SystemTime::now().duration_since(used).unwrap_or_default() >= idle)
+    };
+    let path = |chain: &String| images.join(format!("{chain}.lease"));
+    let mut gone = Vec::new();
+    // Swept by somebody else in between: nothing to do.
+    for chain in leases.into_iter().filter(|chain| is_idle(&path(chain)).unwrap_or(false)) {
+        let _lock = FileLock::exclusive(&images.join(".lock"))?;
+        let lease = match open_lease(images, &chain, FlockArg::LockExclusiveNonblock) {
             Err(error) if error.raw_os_error() == Some(libc::EWOULDBLOCK) => continue,
             other => other?,
         };
-        let used = lease.metadata()?.modified()?;
-        if SystemTime::now().duration_since(used).is_ok_and(|since| since < idle) {
+        if is_kept(images, &chain) || !is_idle(&path(&chain))? {
             continue;
         }
-        let target = images.join(chain);
-        match mount::unmount(&target) {
-            Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => continue,
-            // Not mounted (any more), or never: an image that was rendered.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => {}
-            Err(error) => return Err(error),
+        if unmount_leased(images, &chain)? {
+            drop(lease);
+            gone.push(chain);
         }
-        match std::fs::remove_dir(&target) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        std::fs::remove_file(entry.path())?;
-        gone.push(chain.to_owned());
     }
     Ok(gone)
+}
+
+/// Unmounts one image now, unless somebody leases, keeps or stands in it.
+pub fn sweep_one(images: &Path, chain: &str) -> io::Result<bool> {
+    if !images.join(format!("{chain}.lease")).exists() {
+        return Ok(false);
+    }
+    let _lock = FileLock::exclusive(&images.join(".lock"))?;
+    match open_lease(images, chain, FlockArg::LockExclusiveNonblock) {
+        Err(error) if error.raw_os_error() == Some(libc::EWOULDBLOCK) => Ok(false),
+        Err(error) => Err(error),
+        Ok(_lease) if is_kept(images, chain) => Ok(false),
+        Ok(_lease) => unmount_leased(images, chain),
+    }
+}
+
+/// Chain ids that have a lease file.
+fn leases(images: &Path) -> io::Result<Vec<String>> {
+    let mut chains = Vec::new();
+    for entry in std::fs::read_dir(images)? {
+        let name = entry?.file_name();
+        chains.extend(name.to_str().and_then(|name| name.strip_suffix(".lease")).map(str::to_owned));
+    }
+    Ok(chains)
+}
+
+/// With the lease alone, under `.lock`: takes the mount and the lease's file away; false when somebody stands in it.
+fn unmount_leased(images: &Path, chain: &str) -> io::Result<bool> {
+    let target = images.join(chain);
+    match mount::unmount(&target) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(false),
+        // Not mounted (any more), or never: an image that was rendered.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => {}
+        Err(error) => return Err(error),
+    }
+    match std::fs::remove_dir(&target) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::remove_file(images.join(format!("{chain}.lease")))?;
+    Ok(true)
 }
 
 fn open_lease(images: &Path, chain: &str, how: FlockArg) -> io::Result<Flock<File>> {

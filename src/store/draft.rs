@@ -151,6 +151,9 @@ impl Store {
     /// Gives an image one more name, which then means nothing else.
     pub fn tag(&self, id: &Digest, name: &Reference) -> Result<(), StoreError> {
         let _lock = self.lock()?;
+        // Removed since it was found.
+        let dir = self.image_dir(id);
+        dir.metadata().map_err(StoreError::io("find", &dir))?;
         let mut names = self.names()?;
         names.set(name, id);
         self.write_names(&names)

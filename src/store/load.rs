@@ -198,6 +198,7 @@ impl Store {
     /// Which layers are there (pinned by a link, so that they stay) and which are to be taken in, each once, the largest first.
     fn plan<'a>(&self, images: &'a [SourceImage], staging: &Staging) -> Result<Planned<'a>, LoadError> {
         let (mut present, mut jobs) = (Vec::new(), Vec::new());
+        let recorded = self.recorded_sizes()?;
         let mut seen = std::collections::BTreeSet::new();
         for layer in images.iter().flat_map(|image| &image.layers) {
             if !seen.insert(layer.diff_id) {
@@ -205,6 +206,10 @@ impl Store {
             }
             let path = staging.path().join(format!("{}.tar", layer.diff_id.hex()));
             match fs::hard_link(self.layer_path(&layer.diff_id), &path) {
+                Ok(()) if is_cut(&path, recorded.get(&layer.diff_id)) => {
+                    fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+                    jobs.push(Job { layer, path });
+                }
                 Ok(()) => present.push((layer.diff_id, path)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => jobs.push(Job { layer, path }),
                 Err(cause) => return Err(StoreError::io("link", &path)(cause).into()),
@@ -234,9 +239,7 @@ impl Store {
             stack.push((*diff_id, if needed_again { entries.clone() } else { std::mem::take(entries) }));
         }
         let tree = merge_layers(stack.into_iter())?;
-        let drawn =
-            staging.path().join(format!("{}.erofs", chain_id.hex())).exists() || self.index_path(&chain_id).exists();
-        if !drawn {
+        if !index_in(staging, &chain_id).exists() && !self.index_path(&chain_id).exists() {
             write_index(&tree, &chain_id, staging)?;
         }
         let dir = staging.path().join(image.id.hex());
@@ -272,16 +275,17 @@ impl Store {
         let _lock = self.lock()?;
         for diff_id in images.iter().flat_map(|image| &image.config.diff_ids) {
             let name = format!("{}.tar", diff_id.hex());
-            adopt(&staging.path().join(name), &self.layer_path(diff_id))?;
+            adopt_layer(&staging.path().join(name), &self.layer_path(diff_id))?;
         }
         self.sync("layers")?;
         let mut names = self.names()?;
         for image in images {
-            let chain_id = merge::chain_id(&image.config.diff_ids);
-            let index = staging.path().join(format!("{}.erofs", chain_id.hex()));
-            // The side file first: where an index is, its devices are.
-            adopt(&index.with_extension("side"), &self.side_path(&chain_id))?;
-            adopt(&index, &self.index_path(&chain_id))?;
+            self.adopt_index(staging, &merge::chain_id(&image.config.diff_ids))?;
+            if !matches!(self.image(image.id, &names), Ok(Some(_))) {
+                // Damaged, or not there: what was just checked takes its place.
+                let damaged = staging.path().join(format!("damaged.{}", image.id.hex()));
+                let _ = fs::rename(self.image_dir(&image.id), damaged);
+            }
             adopt(&staging.path().join(image.id.hex()), &self.image_dir(&image.id))?;
             for name in &image.names {
                 names.set(name, &image.id);
@@ -291,10 +295,22 @@ impl Store {
         self.write_names(&names)
     }
 
-    fn sync(&self, directory: &str) -> Result<(), StoreError> {
+    pub(super) fn adopt_index(&self, staging: &Staging, chain_id: &Digest) -> Result<(), StoreError> {
+        let index = index_in(staging, chain_id);
+        // The side file first: where an index is, its devices are.
+        adopt(&index.with_extension("side"), &self.side_path(chain_id))?;
+        adopt(&index, &self.index_path(chain_id))
+    }
+
+    pub(super) fn sync(&self, directory: &str) -> Result<(), StoreError> {
         let path = self.root.join(directory);
         durable::sync_dir(&path).map_err(StoreError::io("sync", &path))
     }
+}
+
+/// Whether a layer has not the size that it had when it came. (Its digest is `verify`'s business: reading gigabytes takes seconds.)
+fn is_cut(path: &Path, recorded: Option<&u64>) -> bool {
+    recorded.is_some_and(|size| path.metadata().is_ok_and(|metadata| metadata.len() != *size))
 }
 
 /// Renames `from` to `to`, unless that is there already: equal names are equal contents here.
@@ -305,14 +321,28 @@ fn adopt(from: &Path, to: &Path) -> Result<(), StoreError> {
     fs::rename(from, to).map_err(StoreError::io("create", to))
 }
 
+/// The same for a layer, whose file may have been cut short since: then the new one takes its place.
+fn adopt_layer(from: &Path, to: &Path) -> Result<(), StoreError> {
+    let len = |path: &Path| path.metadata().ok().map(|metadata| metadata.len());
+    if len(from).is_none() || len(from) == len(to) {
+        return Ok(());
+    }
+    fs::rename(from, to).map_err(StoreError::io("create", to))
+}
+
+/// Where an index is drawn.
+pub(super) fn index_in(staging: &Staging, chain_id: &Digest) -> PathBuf {
+    staging.path().join(format!("{}.erofs", chain_id.hex()))
+}
+
 /// Draws the index of a merged tree into the workplace; the tars lie there too.
-fn write_index(tree: &Tree, chain_id: &Digest, staging: &Staging) -> Result<(), StoreError> {
+pub(super) fn write_index(tree: &Tree, chain_id: &Digest, staging: &Staging) -> Result<(), StoreError> {
     let open = |diff_id: &Digest| {
         let path = staging.path().join(format!("{}.tar", diff_id.hex()));
         File::open(&path).map_err(StoreError::io("open", &path))
     };
     let sources = tree.sources.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    let index_path = staging.path().join(format!("{}.erofs", chain_id.hex()));
+    let index_path = index_in(staging, chain_id);
     let side_path = index_path.with_extension("side");
     let index = create(&index_path).map_err(StoreError::io("create", &index_path))?;
     let side = create(&side_path).map_err(StoreError::io("create", &side_path))?;

@@ -25,10 +25,14 @@ mod load;
 mod names;
 mod push;
 mod remove;
+mod save;
 mod staging;
 #[cfg(test)]
 mod tests;
+mod usage;
+mod verify;
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -40,10 +44,13 @@ pub use crate::transport::Source;
 pub use draft::{Draft, LayerFile};
 pub use load::{LoadError, LoadOptions, Loaded, Progress};
 pub use push::PushError;
-pub use remove::{RemoveError, Removed};
+pub use remove::{RemoveError, Removed, User};
+pub use save::{Format, SaveError, Sink, ToSave};
+pub use usage::Usage;
+pub use verify::{Cure, Fault, Verified};
 
 use crate::durable::{self, FileLock};
-use crate::image::{Config, DocumentError, ImageConfig};
+use crate::image::{Config, DocumentError, ImageConfig, digest_of};
 use crate::layer::merge::{self, MergeError, Merger};
 use crate::layer::tar::{self, ScanError};
 use crate::layer::{Entry, Tree, erofs};
@@ -76,6 +83,8 @@ pub struct Image {
     pub diff_ids: Vec<Digest>,
     /// Bytes of all its layers' tars.
     pub size: u64,
+    /// Of each layer's tar, lowest first.
+    pub layer_sizes: Vec<u64>,
     /// Seconds since 1970.
     pub loaded_at: u64,
     /// The digest of the manifest it came with.
@@ -125,6 +134,8 @@ pub enum StoreError {
         #[source]
         cause: DocumentError,
     },
+    #[error("`{path}` is damaged: its digest is not its name")]
+    Changed { path: PathBuf },
     #[error("`{path}` is damaged")]
     Json {
         path: PathBuf,
@@ -147,6 +158,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the trouble is one image's own.
+    fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::Changed { .. } | Self::Json { .. })
+    }
+
     fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_path_buf();
         move |cause| Self::Io { action, path, cause }
@@ -166,8 +182,8 @@ impl Explain for StoreError {
                 _ => None,
             },
             Self::Format { .. } => Some("use the gpurun that made it, or another place with `--root DIR`".into()),
-            Self::Damaged { .. } | Self::Scan { .. } => {
-                Some("remove the image with `gpurun image rm` and load it again".into())
+            Self::Damaged { .. } | Self::Changed { .. } | Self::Scan { .. } => {
+                Some("`gpurun image verify --repair` takes the damaged files away; then load the image again".into())
             }
             _ => None,
         }
@@ -292,17 +308,39 @@ impl Store {
         FileLock::exclusive(&path).map_err(StoreError::io("lock", &path))
     }
 
-    /// All images, the named ones first, by name.
+    /// All images, the named ones first, by name. A damaged one is left out, with a word: the others are none the worse for it.
     pub fn list(&self) -> Result<Vec<Image>, StoreError> {
+        let (images, damaged) = self.list_all()?;
+        for error in damaged {
+            tracing::warn!("{error}; see `gpurun image verify`");
+        }
+        Ok(images)
+    }
+
+    /// The readable images, and what is wrong with the others.
+    fn list_all(&self) -> Result<(Vec<Image>, Vec<StoreError>), StoreError> {
         let names = self.names()?;
-        let mut images = Vec::new();
+        let (mut images, mut damaged) = (Vec::new(), Vec::new());
         for id in self.image_ids()? {
-            // Removed since the directory was read.
-            let Some(image) = self.image(id, &names)? else { continue };
-            images.push(image);
+            match self.image(id, &names) {
+                Ok(Some(image)) => images.push(image),
+                // Removed since the directory was read.
+                Ok(None) => {}
+                Err(error) if error.is_damage() => damaged.push(error),
+                Err(error) => return Err(error),
+            }
         }
         images.sort_by_key(|image| (image.names.is_empty(), image.label(), image.id));
-        Ok(images)
+        Ok((images, damaged))
+    }
+
+    /// What the layers' tars had as sizes when they came.
+    fn recorded_sizes(&self) -> Result<BTreeMap<Digest, u64>, StoreError> {
+        let mut sizes = BTreeMap::new();
+        for image in self.list_all()?.0 {
+            sizes.extend(image.diff_ids.into_iter().zip(image.layer_sizes));
+        }
+        Ok(sizes)
     }
 
     /// Finds an image by id, name or unambiguous beginning of its id.
@@ -319,6 +357,20 @@ impl Store {
             Found::None => return Err(self.not_found(name)),
         };
         self.image(id, &names).map_err(failed)?.ok_or_else(|| self.not_found(name))
+    }
+
+    /// The id that a name means, even of an image that is damaged.
+    pub fn identify(&self, name: &str) -> Result<Digest, ResolveError> {
+        let failed = |cause| ResolveError::Store { name: name.into(), cause };
+        match self.find(name, &self.names().map_err(failed)?).map_err(failed)? {
+            Found::One(id) if self.image_dir(&id).exists() => Ok(id),
+            _ => Ok(self.resolve(name)?.id),
+        }
+    }
+
+    /// Whether `text` is how `name` may be said, and not an id.
+    pub fn is_name(&self, text: &str, name: &Reference) -> bool {
+        names::candidates(text).contains(name)
     }
 
     fn not_found(&self, name: &str) -> ResolveError {
@@ -368,6 +420,9 @@ impl Store {
         // Both files come and go with their directory, in one rename: what is missing was removed, even between the two reads.
         let dir = self.image_dir(&id);
         let Some(bytes) = read_if_there(&dir.join("config.json"))? else { return Ok(None) };
+        if digest_of(&bytes) != id {
+            return Err(StoreError::Changed { path: dir.join("config.json") });
+        }
         let config = ImageConfig::parse(&bytes).map_err(|cause| StoreError::Damaged { id: id.to_string(), cause })?;
         let path = dir.join("image.json");
         let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
@@ -382,6 +437,7 @@ impl Store {
             created: config.created,
             diff_ids: config.diff_ids,
             size: record.layer_sizes.iter().sum(),
+            layer_sizes: record.layer_sizes,
             loaded_at: record.loaded_at,
             intermediate: record.intermediate && names.of(&id).is_empty(),
             manifest_digest: record.manifest_digest.and_then(|digest| digest.parse().ok()),

@@ -20,6 +20,11 @@ impl Names {
         self.0.iter().filter(|(_, target)| **target == id).filter_map(|(name, _)| name.parse().ok()).collect()
     }
 
+    /// Every name that means something, as stored.
+    pub fn all(&self) -> impl Iterator<Item = (String, Digest)> + '_ {
+        self.0.iter().filter_map(|(name, id)| Some((name.clone(), id.parse().ok()?)))
+    }
+
     pub fn set(&mut self, reference: &Reference, id: &Digest) {
         self.0.insert(reference.to_string(), id.to_string());
     }

@@ -3,7 +3,6 @@
 use std::fs;
 
 use super::{Found, ResolveError, Staging, Store, StoreError};
-use crate::durable;
 use crate::names::{Digest, Reference};
 use crate::report::Explain;
 
@@ -17,6 +16,15 @@ pub struct Removed {
     pub freed: u64,
 }
 
+/// Who needs an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum User {
+    /// A container, by its name.
+    Container(String),
+    /// `gpurun image mount`.
+    Mount,
+}
+
 /// An image that is not removed.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
@@ -24,6 +32,8 @@ pub enum RemoveError {
     Resolve(#[from] ResolveError),
     #[error("the image `{image}` is in use by the container `{container}`")]
     InUse { image: String, container: String },
+    #[error("the image `{image}` is mounted")]
+    Mounted { image: String },
     #[error("the image `{id}` has several names: {}", names.join(", "))]
     SeveralNames { id: String, names: Vec<String> },
     #[error("cannot remove the image `{image}`")]
@@ -39,6 +49,7 @@ impl Explain for RemoveError {
         match self {
             Self::Resolve(error) => error.hint(),
             Self::InUse { container, .. } => Some(format!("remove the container first: `gpurun rm -f {container}`")),
+            Self::Mounted { image } => Some(format!("unmount it first: `gpurun image unmount {image}`")),
             Self::SeveralNames { .. } => Some("remove it by each of its names, or all at once with `--force`".into()),
             Self::Store { cause, .. } => cause.hint(),
         }
@@ -48,32 +59,40 @@ impl Explain for RemoveError {
 impl Store {
     /// Removes a name, and with its last name the image; by id, the image with its name (with all of them by `force`).
     ///
-    /// `in_use` tells the container that needs an image, if any: such an image is never removed. It is asked under the store's lock,
+    /// `in_use` tells who needs an image, if anybody: such an image is never removed. It is asked under the store's lock,
     /// which [`Store::hold`] keeps away between resolving an image and putting its user on record.
     pub fn remove(
         &self,
         name: &str,
         force: bool,
-        in_use: &dyn Fn(&Digest) -> Option<String>,
+        in_use: &dyn Fn(&Digest) -> Option<User>,
     ) -> Result<Removed, RemoveError> {
         let failed = |cause| RemoveError::Store { image: name.into(), cause };
         let _lock = self.lock().map_err(failed)?;
-        let image = self.resolve(name)?;
         let mut names = self.names().map_err(failed)?;
-        let by_name =
-            super::names::candidates(name).into_iter().find(|candidate| names.get(candidate) == Some(image.id));
+        // Not by way of its documents: a damaged image can be removed too.
+        let id = match self.find(name, &names).map_err(failed)? {
+            Found::One(id) if self.image_dir(&id).exists() => id,
+            // The look-up says why not.
+            _ => self.resolve(name)?.id,
+        };
+        let all = names.of(&id);
+        let label = all.first().map_or_else(|| id.hex()[..12].to_owned(), Reference::familiar);
+        let by_name = super::names::candidates(name).into_iter().find(|candidate| names.get(candidate) == Some(id));
         let by_name = by_name.filter(|_| name.parse::<Digest>().is_err());
         let untagged = match by_name {
             Some(reference) => vec![reference],
-            None if image.names.len() > 1 && !force => {
-                let names = image.names.iter().map(|name| format!("`{}`", name.familiar())).collect();
-                return Err(RemoveError::SeveralNames { id: image.short_id(), names });
+            None if all.len() > 1 && !force => {
+                let names = all.iter().map(|name| format!("`{}`", name.familiar())).collect();
+                return Err(RemoveError::SeveralNames { id: id.hex()[..12].to_owned(), names });
             }
-            None => image.names.clone(),
+            None => all.clone(),
         };
-        let deletes = untagged.len() == image.names.len();
-        if deletes && let Some(container) = in_use(&image.id) {
-            return Err(RemoveError::InUse { image: image.label(), container });
+        let deletes = untagged.len() == all.len();
+        match in_use(&id).filter(|_| deletes) {
+            Some(User::Container(container)) => return Err(RemoveError::InUse { image: label, container }),
+            Some(User::Mount) => return Err(RemoveError::Mounted { image: label }),
+            None => {}
         }
         for reference in &untagged {
             names.remove(reference);
@@ -86,13 +105,43 @@ impl Store {
         // The workplace is the mark by which a sweep knows, should this process die, that garbage is left.
         let staging = Staging::new_locked(self).map_err(failed)?;
         self.write_names(&names).map_err(failed)?;
-        let dir = self.image_dir(&image.id);
-        fs::rename(&dir, staging.path().join("image")).map_err(StoreError::io("remove", &dir)).map_err(failed)?;
-        let images = self.root.join("images");
-        durable::sync_dir(&images).map_err(StoreError::io("sync", &images)).map_err(failed)?;
+        self.take_image_away(&id, &staging).map_err(failed)?;
         removed.freed = self.collect_garbage().map_err(failed)?;
-        removed.deleted = Some(image.id);
+        removed.deleted = Some(id);
         Ok(removed)
+    }
+
+    fn take_image_away(&self, id: &Digest, staging: &Staging) -> Result<(), StoreError> {
+        let dir = self.image_dir(id);
+        fs::rename(&dir, staging.path().join(id.hex())).map_err(StoreError::io("remove", &dir))?;
+        self.sync("images")
+    }
+
+    /// Removes the images that nobody uses and that have no name; `all`: those with names, and the steps of builds, too. Answers what was
+    /// removed, and the bytes freed by all of it.
+    pub fn prune(
+        &self,
+        all: bool,
+        in_use: &dyn Fn(&Digest) -> Option<User>,
+    ) -> Result<(Vec<Removed>, u64), StoreError> {
+        let _lock = self.lock()?;
+        let mut images = self.list()?;
+        images.retain(|image| (all || (image.names.is_empty() && !image.intermediate)) && in_use(&image.id).is_none());
+        if images.is_empty() {
+            return Ok((Vec::new(), 0));
+        }
+        let staging = Staging::new_locked(self)?;
+        let mut names = self.names()?;
+        for name in images.iter().flat_map(|image| &image.names) {
+            names.remove(name);
+        }
+        self.write_names(&names)?;
+        let mut removed = Vec::new();
+        for image in images {
+            self.take_image_away(&image.id, &staging)?;
+            removed.push(Removed { untagged: image.names, deleted: Some(image.id), freed: 0 });
+        }
+        Ok((removed, self.collect_garbage()?))
     }
 
     /// The id that a name means now, for those who only need to know whether there is one.

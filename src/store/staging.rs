@@ -78,7 +78,11 @@ impl Store {
 
     /// Removes layers, indexes and drawn trees that no image names; only under the lock, taken alone. Returns the bytes freed.
     pub(super) fn collect_garbage(&self) -> Result<u64, StoreError> {
-        let images = self.list()?;
+        let (images, damaged) = self.list_all()?;
+        if !damaged.is_empty() {
+            // Nobody knows which layers they need: all stay until that is settled.
+            return Ok(0);
+        }
         let layer =
             |hex: &str| parse_hex(hex).is_some_and(|id| images.iter().any(|image| image.diff_ids.contains(&id)));
         let chain = |hex: &str| parse_hex(hex).is_some_and(|id| images.iter().any(|image| image.chain_id == id));

@@ -259,8 +259,10 @@ fn layers_are_shared_and_go_with_their_last_image() {
     let b = store.resolve("b").expect("b");
     let error = store.remove(&b.id.to_string(), false, &|_| None).expect_err("two names");
     assert!(matches!(error, RemoveError::SeveralNames { .. }));
-    assert_eq!(store.remove("c", false, &|_| Some("x".into())).expect("a name only").deleted, None);
-    let error = told(store.remove("b", true, &|id| (*id == b.id).then(|| "train".into())).expect_err("in use"));
+    assert_eq!(store.remove("c", false, &|_| Some(User::Container("x".into()))).expect("a name only").deleted, None);
+    let error = told(
+        store.remove("b", true, &|id| (*id == b.id).then(|| User::Container("train".into()))).expect_err("in use"),
+    );
     assert!(error.contains("container `train`") && error.contains("gpurun rm -f train"), "{error}");
     assert!(store.resolve("b").is_ok());
     let removed = store.remove("b", false, &|_| None).expect("removed");

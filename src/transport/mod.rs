@@ -9,6 +9,7 @@ mod archive;
 mod blob;
 mod choose;
 mod layout;
+pub mod pack;
 pub mod registry;
 mod source;
 

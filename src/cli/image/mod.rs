@@ -1,22 +1,29 @@
 //! `gpurun image …`: one file for each kind of command.
 
+mod files;
+mod list;
+mod manage;
 mod progress;
 mod transfer;
 
-pub use transfer::{ImageFlags, provide};
+pub use list::inspect_json;
+pub use transfer::ImageFlags;
 
 use std::io::{self, Write};
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::layer::directory;
+use super::Context;
 use crate::names::{Digest, Reference};
+use crate::record::Records;
 use crate::report::Report;
-use crate::store::{Image, Store};
+use crate::rootfs::images;
+use crate::store::{Image, User};
+use files::{MountArgs, SaveArgs, UnmountArgs, UnpackArgs};
+use list::{DfArgs, HistoryArgs, InspectArgs, LsArgs};
+use manage::{PruneArgs, RmArgs, TagArgs, VerifyArgs};
 use transfer::{LoadArgs, PullArgs, PushArgs};
 
 #[derive(Debug, Args)]
@@ -41,161 +48,75 @@ pub enum ImageCommand {
     Rm(RmArgs),
     /// Show all that is known about images, as JSON
     Inspect(InspectArgs),
+    /// Show how an image came to be, the youngest step first
+    History(HistoryArgs),
+    /// Give an image one more name
+    Tag(TagArgs),
+    /// Remove images that nobody needs
+    Prune(PruneArgs),
+    /// Show what takes how much of the disk
+    Df(DfArgs),
+    /// Check that everything in the store is what its name says; status 1 when something is damaged
+    Verify(VerifyArgs),
+    /// Write images to a file that docker, podman, skopeo and umoci read
+    Save(SaveArgs),
+    /// Mount images' files, read-only, and print where
+    Mount(MountArgs),
+    /// Take mounts of `gpurun image mount` away
+    #[command(alias = "umount")]
+    Unmount(UnmountArgs),
     /// Write an image's files into an empty directory
     Unpack(UnpackArgs),
 }
 
-#[derive(Debug, Args)]
-pub struct LsArgs {
-    /// Show the steps of builds too
-    #[arg(short, long)]
-    pub all: bool,
-    /// Print the ids alone
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// Do not shorten ids
-    #[arg(long)]
-    pub no_trunc: bool,
-    /// Print as JSON
-    #[arg(long, conflicts_with = "quiet")]
-    pub json: bool,
+/// Who needs an image, if anybody.
+type Usages<'a> = dyn Fn(&Digest) -> Option<User> + 'a;
+
+/// Where images are mounted.
+struct Place<'a> {
+    images: PathBuf,
+    context: &'a Context,
 }
 
-#[derive(Debug, Args)]
-pub struct RmArgs {
-    /// Names or ids
-    #[arg(required = true, value_name = "IMAGE")]
-    pub images: Vec<String>,
-    /// Remove an image by its id even when it has several names
-    #[arg(short, long)]
-    pub force: bool,
-    /// Print the result as JSON
-    #[arg(long)]
-    pub json: bool,
+impl Place<'_> {
+    /// Whether `gpurun image mount` keeps it.
+    fn is_mounted(&self, image: &Image) -> bool {
+        images::is_kept(&self.images, &image.chain_id.hex())
+    }
+
+    fn user_of(&self, id: &Digest, all: &[Image]) -> Option<User> {
+        if all.iter().any(|image| image.id == *id && self.is_mounted(image)) {
+            return Some(User::Mount);
+        }
+        let records = Records::open(&self.context.root, &self.context.run_dir).ok()?;
+        let entries = records.list().ok()?;
+        let mut users = entries.into_iter().filter(|entry| entry.record.request.image_id == id.to_string());
+        users.next().map(|entry| User::Container(entry.record.name))
+    }
 }
 
-#[derive(Debug, Args)]
-pub struct InspectArgs {
-    /// Names or ids
-    #[arg(required = true, value_name = "IMAGE")]
-    pub images: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-pub struct UnpackArgs {
-    /// Name or id
-    pub image: String,
-    /// An empty directory, made if it is not there
-    pub dir: PathBuf,
-}
-
-/// Runs one of the commands on the store below `root`; `in_use` names the container that needs an image, if any.
-pub fn run(args: &ImageArgs, root: &Path, in_use: &dyn Fn(&Digest) -> Option<String>) -> Result<u8, Report> {
-    let store = Store::open(root)?;
+pub fn run(args: &ImageArgs, context: &Context) -> Result<u8, Report> {
+    let store = context.store()?;
+    let place = Place { images: context.run_dir.join("images"), context };
+    let users = |id: &Digest| place.user_of(id, &store.list().unwrap_or_default());
     match &args.command {
         ImageCommand::Load(args) => transfer::load(&store, args),
         ImageCommand::Pull(args) => transfer::pull(&store, args),
         ImageCommand::Push(args) => transfer::push(&store, args),
-        ImageCommand::Ls(args) => ls(&store, args),
-        ImageCommand::Rm(args) => rm(&store, args, in_use),
-        ImageCommand::Inspect(args) => inspect(&store, args),
-        ImageCommand::Unpack(args) => unpack(&store, args),
+        ImageCommand::Ls(args) => list::ls(&store, args),
+        ImageCommand::Rm(args) => manage::rm(&store, args, &place, &users),
+        ImageCommand::Inspect(args) => list::inspect(&store, args),
+        ImageCommand::History(args) => list::history(&store, args),
+        ImageCommand::Tag(args) => manage::tag(&store, args),
+        ImageCommand::Prune(args) => manage::prune(&store, args, &place, &users),
+        ImageCommand::Df(args) => list::df(&store, args, &users),
+        ImageCommand::Verify(args) => return manage::verify(&store, args),
+        ImageCommand::Save(args) => files::save(&store, args),
+        ImageCommand::Mount(args) => files::mount(&store, args, &place),
+        ImageCommand::Unmount(args) => files::unmount(&store, args, &place),
+        ImageCommand::Unpack(args) => files::unpack(&store, args),
     }?;
     Ok(0)
-}
-
-fn ls(store: &Store, args: &LsArgs) -> Result<(), Report> {
-    let mut images = store.list()?;
-    images.retain(|image| args.all || !image.intermediate);
-    if args.json {
-        let list = images.iter().map(|image| {
-            json!({"Id": image.id.to_string(), "Names": names(&image.names), "Size": image.size, "Created": image.created,
-                "Architecture": image.architecture, "LoadedAt": image.loaded_at})
-        });
-        return print_json(&Value::Array(list.collect()));
-    }
-    let id = |image: &Image| if args.no_trunc { image.id.to_string() } else { image.short_id() };
-    if args.quiet {
-        return print(&images.iter().map(|image| id(image) + "\n").collect::<String>());
-    }
-    let mut rows = vec![["REPOSITORY".to_string(), "TAG".into(), "IMAGE ID".into(), "LOADED".into(), "SIZE".into()]];
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    for image in &images {
-        let shown: Vec<(String, String)> = match image.names.as_slice() {
-            [] => vec![("<none>".into(), "<none>".into())],
-            names => names.iter().map(repository_and_tag).collect(),
-        };
-        for (repository, tag) in shown {
-            let age = ago(now.saturating_sub(image.loaded_at));
-            rows.push([repository, tag, id(image), age, size(image.size)]);
-        }
-    }
-    print(&table(&rows))
-}
-
-fn rm(store: &Store, args: &RmArgs, in_use: &dyn Fn(&Digest) -> Option<String>) -> Result<(), Report> {
-    let mut list = Vec::new();
-    for image in &args.images {
-        let removed = store.remove(image, args.force, in_use)?;
-        if args.json {
-            list.push(
-                json!({"Untagged": names(&removed.untagged), "Deleted": removed.deleted.map(|id| id.to_string()),
-                "Freed": removed.freed}),
-            );
-            continue;
-        }
-        let mut out: String = removed.untagged.iter().map(|name| format!("Untagged: {}\n", name.familiar())).collect();
-        if let Some(id) = removed.deleted {
-            out.push_str(&format!("Deleted: {id}\n"));
-        }
-        print(&out)?;
-    }
-    if args.json { print_json(&Value::Array(list)) } else { Ok(()) }
-}
-
-/// All that is known about an image, with docker's keys.
-pub fn inspect_json(image: &Image) -> Value {
-    json!({
-        "Id": image.id.to_string(),
-        "RepoTags": names(&image.names),
-        "Created": image.created,
-        "LoadedAt": image.loaded_at,
-        "Architecture": image.architecture,
-        "Os": image.os,
-        "Size": image.size,
-        "ManifestDigest": image.manifest_digest.map(|digest| digest.to_string()),
-        "ChainId": image.chain_id.to_string(),
-        "Config": image.config,
-        "RootFS": {"Type": "layers", "Layers": image.diff_ids.iter().map(ToString::to_string).collect::<Vec<_>>()},
-    })
-}
-
-fn inspect(store: &Store, args: &InspectArgs) -> Result<(), Report> {
-    let mut list = Vec::new();
-    for name in &args.images {
-        let image = store.resolve(name)?;
-        list.push(inspect_json(&image));
-    }
-    print_json(&Value::Array(list))
-}
-
-fn unpack(store: &Store, args: &UnpackArgs) -> Result<(), Report> {
-    let image = store.resolve(&args.image)?;
-    let failed = |cause: io::Error| {
-        Report::new(format!("cannot unpack the image `{}` into `{}`", image.label(), args.dir.display()))
-            .with_cause(cause)
-    };
-    std::fs::create_dir_all(&args.dir).map_err(failed)?;
-    if std::fs::read_dir(&args.dir).map_err(failed)?.next().is_some() {
-        return Err(
-            Report::new(format!("the directory `{}` is not empty", args.dir.display())).with_hint("choose a new one")
-        );
-    }
-    let dir = directory::open_root(&args.dir).map_err(failed)?;
-    let tree = store.tree(&image)?;
-    let sources = store.open_sources(&tree)?;
-    directory::render(&tree, &sources, dir.as_fd())?;
-    Ok(())
 }
 
 fn names(references: &[Reference]) -> Vec<String> {

@@ -283,10 +283,16 @@ pub struct ImageFlags {
     pub registry: RegistryFlags,
 }
 
+impl ImageFlags {
+    pub fn provide(&self, store: &Store, name: &str) -> Result<String, Report> {
+        provide(store, name, self.pull, &self.registry)
+    }
+}
+
 /// Sees to it that an image is in the store; answers the name to look it up by. Call it without holding the store.
-pub fn provide(store: &Store, name: &str, flags: &ImageFlags) -> Result<String, Report> {
+pub fn provide(store: &Store, name: &str, policy: PullPolicy, registry: &RegistryFlags) -> Result<String, Report> {
     if let Some(source) = Source::unless_name(name)? {
-        let loaded = take(store, &source, &[], None, &flags.registry, false)?;
+        let loaded = take(store, &source, &[], None, registry, false)?;
         return match loaded.as_slice() {
             [image] => Ok(image.id.to_string()),
             _ => Err(Report::usage(format!("`{source}` holds {} images", loaded.len()))
@@ -294,14 +300,14 @@ pub fn provide(store: &Store, name: &str, flags: &ImageFlags) -> Result<String, 
         };
     }
     let there = store.contains(name)?;
-    if flags.pull == PullPolicy::Never || (there && flags.pull == PullPolicy::Missing) {
+    if policy == PullPolicy::Never || (there && policy == PullPolicy::Missing) {
         return Ok(name.to_owned());
     }
     // What is no name at all is for the look-up to refuse, in its own words.
     let Ok(reference) = name.parse::<Reference>() else { return Ok(name.to_owned()) };
     let why = if there { "always pulled" } else { "not in the store" };
     eprintln!("gpurun: `{name}` is {why}: pulling {reference}");
-    match take(store, &Source::Registry(reference), &[], None, &flags.registry, false) {
+    match take(store, &Source::Registry(reference), &[], None, registry, false) {
         Ok(_) => Ok(name.to_owned()),
         Err(report) if there => Err(report),
         Err(report) => Err(not_there(store, name, report)),

@@ -5,19 +5,19 @@
 //! again, into a file first: its digest must be known before it is sent, and an upload that breaks can be repeated.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Seek, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sha2::{Digest as _, Sha256};
 use ureq::http::{Response, StatusCode};
 
 use super::endpoint::{Ask, Endpoint, Payload};
 use super::http::Http;
 use super::{Options, RegistryError};
-use crate::image::{Compression, Document, digest_of};
+use crate::image::{Compression, Document, OCI_MANIFEST, digest_of, write_manifest};
 use crate::names::{Digest, Reference};
+use crate::transport::pack::pack;
 
 /// An image to send.
 #[derive(Debug)]
@@ -63,9 +63,6 @@ pub struct Pushed {
     pub sent: usize,
 }
 
-const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// Layers packed and sent at a time.
 const PARALLEL: usize = 3;
 
@@ -111,25 +108,10 @@ pub fn push(
     let layers = push.layers(image)?;
     progress.finish();
     let config = push.blob_if_missing(&image.config)?;
-    let descriptors: Vec<_> = layers
-        .iter()
-        .map(|layer| serde_json::json!({"mediaType": media_type(image.packing), "digest": layer.digest, "size": layer.size}))
-        .collect();
-    let manifest = serde_json::json!({
-        "schemaVersion": 2, "mediaType": OCI_MANIFEST,
-        "config": {"mediaType": CONFIG, "digest": config, "size": image.config.len()},
-        "layers": descriptors,
-    });
-    let manifest_digest = push.manifest(manifest.to_string().as_bytes(), &tag, reference)?;
+    let descriptors: Vec<_> = layers.iter().map(|layer| (layer.digest, layer.size)).collect();
+    let manifest = write_manifest((config, image.config.len()), &descriptors, image.packing);
+    let manifest_digest = push.manifest(&manifest, &tag, reference)?;
     Ok(Pushed { manifest_digest, sent: layers.iter().filter(|layer| layer.sent).count() })
-}
-
-fn media_type(packing: Compression) -> String {
-    match packing {
-        Compression::None => LAYER.into(),
-        Compression::Gzip => format!("{LAYER}+gzip"),
-        Compression::Zstd => format!("{LAYER}+zstd"),
-    }
 }
 
 struct Push<'a> {
@@ -214,9 +196,10 @@ impl Push<'_> {
             packing => {
                 let path = image.workplace.join(format!("{}.packed", layer.diff_id.hex()));
                 let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(failed)?;
+                let told = |bytes| self.progress.packed(&layer.diff_id, bytes);
                 // Nobody else needs its name, and so it goes with this process.
                 std::fs::remove_file(&path).map_err(failed)?;
-                let (digest, size) = self.pack(tar, &file, layer, packing).map_err(failed)?;
+                let (digest, size) = pack(&tar, &layer.diff_id, &file, packing, &told).map_err(failed)?;
                 (file, digest, size)
             }
         };
@@ -226,33 +209,6 @@ impl Push<'_> {
         }
         self.progress.done(&layer.diff_id, sent);
         Ok(Sent { digest, size, sent })
-    }
-
-    fn pack(&self, tar: File, out: &File, layer: &PushLayer, packing: Compression) -> io::Result<(Digest, u64)> {
-        let mut input = Told { file: tar, layer: &layer.diff_id, progress: self.progress, hash: Sha256::new() };
-        let mut output = Hashed { out: BufWriter::with_capacity(256 << 10, out), hash: Sha256::new() };
-        match packing {
-            Compression::Gzip => {
-                let mut encoder = flate2::write::GzEncoder::new(&mut output, flate2::Compression::default());
-                io::copy(&mut input, &mut encoder)?;
-                encoder.finish()?;
-            }
-            Compression::Zstd => {
-                let mut encoder = zstd::stream::write::Encoder::new(&mut output, 3)?;
-                encoder.include_checksum(true)?;
-                io::copy(&mut input, &mut encoder)?;
-                encoder.finish()?;
-            }
-            Compression::None => {
-                io::copy(&mut input, &mut output)?;
-            }
-        }
-        output.flush()?;
-        if Digest(input.hash.finalize().into()) != layer.diff_id {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the stored layer is not what its name says"));
-        }
-        let size = (&mut &*out).stream_position()?;
-        Ok((Digest(output.hash.finalize().into()), size))
     }
 
     fn blob_if_missing(&self, bytes: &[u8]) -> Result<Digest, RegistryError> {
@@ -318,39 +274,5 @@ impl Push<'_> {
             &[],
         )?;
         Ok(digest_of(bytes))
-    }
-}
-
-/// A tar that is packed: hashed, because a damaged one must not be handed on.
-struct Told<'a> {
-    file: File,
-    layer: &'a Digest,
-    progress: &'a dyn PushProgress,
-    hash: Sha256,
-}
-
-impl Read for Told<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let got = self.file.read(buffer)?;
-        self.hash.update(&buffer[..got]);
-        self.progress.packed(self.layer, got as u64);
-        Ok(got)
-    }
-}
-
-struct Hashed<W> {
-    out: W,
-    hash: Sha256,
-}
-
-impl<W: Write> Write for Hashed<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.out.write(bytes)?;
-        self.hash.update(&bytes[..count]);
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
     }
 }
