@@ -16,6 +16,7 @@
 
 pub mod cdi;
 mod choose;
+pub mod doctor;
 pub mod driver;
 mod error;
 mod host;

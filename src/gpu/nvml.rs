@@ -126,7 +126,7 @@ fn read_apart(library: &Path, patience: Duration) -> Result<Readings, Unread> {
 }
 
 /// Reads to the end; false when the time is over before it comes.
-fn read_until(pipe: &mut std::process::ChildStdout, text: &mut Vec<u8>, deadline: Instant) -> bool {
+pub(super) fn read_until(pipe: &mut std::process::ChildStdout, text: &mut Vec<u8>, deadline: Instant) -> bool {
     let mut buffer = [0; 16 << 10];
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

@@ -7,7 +7,7 @@ use crate::report::Report;
 use fake::{FakeDriver, GIB, LIBRARY_DIR, gpu, mig_uuid, plain, uuid};
 
 #[path = "../../tests/fake-driver/driver.rs"]
-mod fake;
+pub(super) mod fake;
 
 fn devices(list: &[&str]) -> Which {
     Which::Devices(list.iter().map(|&device| device.to_owned()).collect())

@@ -9,7 +9,7 @@ pub struct PlainWords {
 }
 
 /// In the order in which they are tried: the more special text stands first.
-const KNOWN: [(&[&str], PlainWords); 9] = [
+const KNOWN: [(&[&str], PlainWords); 14] = [
     (
         &["driver/library version mismatch"],
         PlainWords {
@@ -46,6 +46,41 @@ const KNOWN: [(&[&str], PlainWords); 9] = [
         },
     ),
     (
+        &["invoking the NVIDIA Container Runtime Hook directly"],
+        PlainWords {
+            says: "NVIDIA's toolkit is set to CDI on this host, and its hook refuses to run",
+            hint: "`--gpu-mode cdi` or `--gpu-mode native`; or set `skip-mode-detection = true` below [nvidia-container-runtime-hook] in /etc/nvidia-container-runtime/config.toml",
+        },
+    ),
+    (
+        &["file creation failed"],
+        PlainWords {
+            says: "the image carries files of a driver in the place where the hook puts the host's",
+            hint: "`--gpu-mode native` replaces them; or remove libcuda.so*, libnvidia-* and nvidia-smi from the image",
+        },
+    ),
+    (
+        &["gpu is lost", "detection error: nvml error: unknown error"],
+        PlainWords {
+            says: "a GPU of this host does not answer any more",
+            hint: "`nvidia-smi` shows which one, `dmesg | grep -i xid` why; often only a reboot brings it back",
+        },
+    ),
+    (
+        &["cgroup subsystem devices not found"],
+        PlainWords {
+            says: "NVIDIA's tool is too old for this host's cgroup version 2",
+            hint: "upgrade the NVIDIA Container Toolkit (1.8 or later), or use `--gpu-mode native`",
+        },
+    ),
+    (
+        &["unresolvable CDI devices"],
+        PlainWords {
+            says: "NVIDIA's toolkit looks for a CDI file that does not describe these GPUs",
+            hint: "`sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`, or use `--gpu-mode native`",
+        },
+    ),
+    (
         &["unable to generate new device filter program", "failed to add device rules"],
         PlainWords {
             says: "NVIDIA's hook found no device filter on the container's cgroup to add its rules to",
@@ -78,7 +113,7 @@ const KNOWN: [(&[&str], PlainWords); 9] = [
 /// What a message of nvidia-container-cli or its hook means; `None` where it is none that is known.
 #[must_use]
 pub fn explain(stderr: &str) -> Option<&'static PlainWords> {
-    if !stderr.contains("nvidia") && !stderr.contains("nvml") {
+    if !["nvidia", "nvml", "NVIDIA"].iter().any(|name| stderr.contains(name)) {
         return None;
     }
     KNOWN.iter().find(|(marks, _)| marks.iter().any(|mark| stderr.contains(mark))).map(|(_, words)| words)

@@ -167,6 +167,20 @@ fn nvidias_words_are_understood() {
             "nvidia-container-cli: mount error: failed to add device rules: unable to generate new device filter program with no existing programs",
             "device filter",
         ),
+        (
+            "invoking the NVIDIA Container Runtime Hook directly (e.g. specifying the docker --gpus flag) is not supported.",
+            "set to CDI",
+        ),
+        (
+            "nvidia-container-cli: mount error: file creation failed: /x/usr/lib/libcuda.so.1: file exists",
+            "carries files of a driver",
+        ),
+        ("nvidia-container-cli: detection error: nvml error: unknown error", "does not answer"),
+        ("nvidia-container-cli: container error: cgroup subsystem devices not found", "too old"),
+        ("nvidia-container-cli: initialization error: nvml error: driver not loaded", "not loaded"),
+        ("nvidia-container-cli: initialization error: nvml error: insufficient permissions", "not allowed"),
+        ("nvidia-container-cli: ldcache error: open failed: /sbin/ldconfig.real: no such file", "library cache"),
+        ("nvidia: unresolvable CDI devices nvidia.com/gpu=7", "CDI file"),
     ];
     for (line, words) in cases {
         let plain = explain_nvidia(line).unwrap_or_else(|| panic!("{line}"));

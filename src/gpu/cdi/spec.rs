@@ -130,8 +130,7 @@ impl Spec {
             serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?
         } else {
             // Its errors draw the place in the file on further lines; the first one says what is wrong.
-            serde_saphyr::from_str(text)
-                .map_err(|error| wrong(error.to_string().lines().next().unwrap_or("not YAML").to_owned()))?
+            serde_saphyr::from_str(text).map_err(|error| wrong(first_line(&error.to_string())))?
         };
         spec.check().map_err(wrong)?;
         Ok(spec)
@@ -240,6 +239,11 @@ impl ContainerEdits {
         }
         Ok(())
     }
+}
+
+fn first_line(text: &str) -> String {
+    let line = text.lines().next().unwrap_or("not YAML");
+    line.strip_prefix("error: ").unwrap_or(line).to_owned()
 }
 
 fn parse_version(text: &str) -> Option<(u32, u32)> {
