@@ -3,8 +3,35 @@
 //! v1: `devices.deny` and `devices.allow`. v2 has no file for it: a BPF program of type CGROUP_DEVICE (linux/bpf.h, `struct
 //! bpf_cgroup_dev_ctx`) decides each open and mknod; without one, everything is allowed.
 
+use std::fs;
+use std::io;
+
+use super::{Cgroup, CgroupError};
 use crate::spec::DeviceRule;
 use crate::sys::bpf::Instruction;
+
+impl Cgroup {
+    /// Puts the filter in place, before any process enters.
+    pub(super) fn filter_devices(&self, rules: &[DeviceRule]) -> Result<(), CgroupError> {
+        if self.is_v2 {
+            let Some(path) = self.v2.clone() else { return Ok(()) };
+            let attach = || {
+                let program = crate::sys::bpf::load_device_program(&program(rules))?;
+                crate::sys::bpf::attach_device_program(fs::File::open(&path)?, program)
+            };
+            return attach().map_err(|source| CgroupError::Devices { path, source });
+        }
+        let Some(dir) = self.dirs.get("devices") else {
+            let source = io::Error::from(io::ErrorKind::NotFound);
+            return Err(CgroupError::Devices { path: "devices".into(), source });
+        };
+        for rule in rules {
+            let path = dir.join(if rule.allow { "devices.allow" } else { "devices.deny" });
+            fs::write(&path, v1_line(rule)).map_err(|source| CgroupError::Devices { path, source })?;
+        }
+        Ok(())
+    }
+}
 
 const MKNOD: i32 = 1;
 const READ: i32 = 2;

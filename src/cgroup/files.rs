@@ -1,19 +1,25 @@
 //! Which files a limit is written to, and what the kernel must answer: one table for both versions.
 
-use crate::spec::{Limits, Swap};
+use std::borrow::Cow;
+
+use crate::spec::{IoKind, Limits, Swap, cpu_weight, io_weight};
 
 /// One file of a limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting {
     /// The flag as docker has it.
     pub flag: &'static str,
+    /// Its place in the OCI specification, below `linux.resources`.
+    pub oci: &'static str,
     /// Version 1's controller, version 2's too.
-    pub controller: &'static str,
-    pub file: &'static str,
+    pub controller: Cow<'static, str>,
+    pub file: Cow<'static, str>,
     pub value: String,
     pub kind: Kind,
     /// May be left out, with a word, where the kernel has no such file.
     pub optional: bool,
+    /// Where the kernel has not that file: another one, and its value.
+    pub instead: Option<(&'static str, String)>,
 }
 
 /// How values of a file are compared, and how an ancestor's counts.
@@ -21,126 +27,216 @@ pub struct Setting {
 pub enum Kind {
     /// A count of bytes: the kernel rounds down to whole pages; `max` and very large values are "no limit".
     Bytes,
+    /// A count of bytes that protects: an ancestor's smaller one counts, `max` is the most.
+    Protection,
     /// A count.
     Number,
+    /// A share among siblings, shown as `default N` by some files: an ancestor's says nothing.
+    Weight,
     /// `cpu.max`: quota and period.
     Quota,
     /// A set of CPUs or nodes.
     Set,
+    /// A line a device: `8:0 rbps=1048576` among others.
+    Device,
+    /// A line with a key: `oom_kill_disable 1`.
+    Switch(&'static str),
+    /// A file that a person named: compared by whichever of the above fits.
+    Any,
 }
 
-/// Version 1's files, in the order in which they must be written.
-#[must_use]
-pub fn v1(limits: &Limits) -> Vec<Setting> {
-    let mut settings = Vec::new();
-    let mut add = |flag, controller, file, value: String, kind, optional| {
-        settings.push(Setting { flag, controller, file, value, kind, optional });
-    };
-    if let Some(set) = &limits.cpuset_cpus {
-        add("--cpuset-cpus", "cpuset", "cpuset.cpus", set.to_string(), Kind::Set, false);
-    }
-    if let Some(set) = &limits.cpuset_mems {
-        add("--cpuset-mems", "cpuset", "cpuset.mems", set.to_string(), Kind::Set, false);
-    }
-    if let Some(memory) = limits.memory {
-        add("--memory", "memory", "memory.limit_in_bytes", memory.to_string(), Kind::Bytes, false);
-    }
-    // Total of memory and swap: after the memory limit, which it must not be below.
-    match limits.swap {
-        Some(Swap::Total(total)) => {
-            add("--memory-swap", "memory", "memory.memsw.limit_in_bytes", total.to_string(), Kind::Bytes, false)
-        }
-        Some(Swap::Unlimited) => {
-            add("--memory-swap", "memory", "memory.memsw.limit_in_bytes", "-1".into(), Kind::Bytes, true)
-        }
-        Some(Swap::Implicit { total }) => {
-            add("--memory-swap", "memory", "memory.memsw.limit_in_bytes", total.to_string(), Kind::Bytes, true);
-        }
-        None => {}
-    }
-    if let Some(reservation) = limits.memory_reservation {
-        add(
-            "--memory-reservation",
-            "memory",
-            "memory.soft_limit_in_bytes",
-            reservation.to_string(),
-            Kind::Bytes,
-            false,
-        );
-    }
-    if let (Some(quota), Some(period)) = (limits.cpu_quota_us, limits.cpu_period_us) {
-        add("--cpus", "cpu", "cpu.cfs_period_us", period.to_string(), Kind::Number, false);
-        add("--cpus", "cpu", "cpu.cfs_quota_us", quota.to_string(), Kind::Number, false);
-    }
+/// A limit that the host's version of cgroups does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnlyOn {
+    pub flag: &'static str,
+    pub version: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    V1,
+    V2,
+}
+
+/// The files of the limits, in the order in which they must be written.
+pub fn settings(limits: &Limits, version: Version) -> Result<Vec<Setting>, OnlyOn> {
+    let mut table = Table { version, rows: Vec::new() };
+    table.cpuset(limits);
+    table.memory(limits)?;
+    table.cpu(limits);
     if let Some(pids) = limits.pids {
-        add(
-            "--pids-limit",
-            "pids",
-            "pids.max",
-            pids.map_or_else(|| "max".into(), |pids| pids.to_string()),
-            Kind::Number,
-            false,
-        );
+        let value = pids.map_or_else(|| "max".into(), |pids| pids.to_string());
+        table.same("--pids-limit", "pids.limit", "pids", "pids.max", value, Kind::Number);
     }
-    settings
+    table.io(limits);
+    for (file, value) in &limits.conf {
+        let controller = file.split('.').next().unwrap_or_default();
+        let controller = if version == Version::V2 && controller == "cgroup" { "" } else { controller };
+        table.rows.push(Setting {
+            flag: "--cgroup-conf",
+            oci: "unified",
+            controller: Cow::Owned(controller.to_owned()),
+            file: Cow::Owned(file.clone()),
+            value: value.clone(),
+            kind: Kind::Any,
+            optional: false,
+            instead: None,
+        });
+    }
+    Ok(table.rows)
 }
 
-/// Version 2's files.
-#[must_use]
-pub fn v2(limits: &Limits) -> Vec<Setting> {
-    let mut settings = Vec::new();
-    let mut add = |flag, controller, file, value: String, kind, optional| {
-        settings.push(Setting { flag, controller, file, value, kind, optional });
-    };
-    if let Some(set) = &limits.cpuset_cpus {
-        add("--cpuset-cpus", "cpuset", "cpuset.cpus", set.to_string(), Kind::Set, false);
+struct Table {
+    version: Version,
+    rows: Vec<Setting>,
+}
+
+impl Table {
+    /// A row whose file and value are the same under both versions.
+    fn same(
+        &mut self,
+        flag: &'static str,
+        oci: &'static str,
+        controller: &'static str,
+        file: &'static str,
+        value: String,
+        kind: Kind,
+    ) -> &mut Setting {
+        self.rows.push(Setting {
+            flag,
+            oci,
+            controller: Cow::Borrowed(controller),
+            file: Cow::Borrowed(file),
+            value,
+            kind,
+            optional: false,
+            instead: None,
+        });
+        let last = self.rows.len() - 1;
+        &mut self.rows[last]
     }
-    if let Some(set) = &limits.cpuset_mems {
-        add("--cpuset-mems", "cpuset", "cpuset.mems", set.to_string(), Kind::Set, false);
+
+    fn is_v2(&self) -> bool {
+        self.version == Version::V2
     }
-    if let Some(memory) = limits.memory {
-        add("--memory", "memory", "memory.max", memory.to_string(), Kind::Bytes, false);
-        // Swap alone: docker's total less the memory.
-        match limits.swap {
-            Some(Swap::Total(total)) => add(
-                "--memory-swap",
-                "memory",
-                "memory.swap.max",
-                (total - memory.min(total)).to_string(),
-                Kind::Bytes,
-                false,
-            ),
-            Some(Swap::Implicit { total }) => {
-                add(
-                    "--memory-swap",
-                    "memory",
-                    "memory.swap.max",
-                    (total - memory.min(total)).to_string(),
-                    Kind::Bytes,
-                    true,
-                );
+
+    fn cpuset(&mut self, limits: &Limits) {
+        for (set, flag, oci, file) in [
+            (&limits.cpuset_cpus, "--cpuset-cpus", "cpu.cpus", "cpuset.cpus"),
+            (&limits.cpuset_mems, "--cpuset-mems", "cpu.mems", "cpuset.mems"),
+        ] {
+            if let Some(set) = set {
+                self.same(flag, oci, "cpuset", file, set.to_string(), Kind::Set);
             }
-            Some(Swap::Unlimited) => add("--memory-swap", "memory", "memory.swap.max", "max".into(), Kind::Bytes, true),
-            None => {}
         }
     }
-    if let Some(reservation) = limits.memory_reservation {
-        add("--memory-reservation", "memory", "memory.low", reservation.to_string(), Kind::Bytes, false);
+
+    fn memory(&mut self, limits: &Limits) -> Result<(), OnlyOn> {
+        let v2 = self.is_v2();
+        if let Some(memory) = limits.memory {
+            let file = if v2 { "memory.max" } else { "memory.limit_in_bytes" };
+            self.same("--memory", "memory.limit", "memory", file, memory.to_string(), Kind::Bytes);
+        }
+        self.swap(limits);
+        if let Some(reservation) = limits.memory_reservation {
+            let file = if v2 { "memory.low" } else { "memory.soft_limit_in_bytes" };
+            let kind = if v2 { Kind::Protection } else { Kind::Bytes };
+            self.same("--memory-reservation", "memory.reservation", "memory", file, reservation.to_string(), kind);
+        }
+        for (bytes, flag, oci, file, kind) in [
+            (limits.memory_high, "--memory-high", "unified.memory.high", "memory.high", Kind::Bytes),
+            (limits.memory_min, "--memory-min", "unified.memory.min", "memory.min", Kind::Protection),
+        ] {
+            match bytes {
+                Some(_) if !v2 => return Err(OnlyOn { flag, version: "v2" }),
+                Some(bytes) => drop(self.same(flag, oci, "memory", file, bytes.to_string(), kind)),
+                None => {}
+            }
+        }
+        if let Some(swappiness) = limits.memory_swappiness {
+            if v2 {
+                return Err(OnlyOn { flag: "--memory-swappiness", version: "v1" });
+            }
+            let (oci, file) = ("memory.swappiness", "memory.swappiness");
+            self.same("--memory-swappiness", oci, "memory", file, swappiness.to_string(), Kind::Weight);
+        }
+        if limits.oom_kill_disable {
+            if v2 {
+                return Err(OnlyOn { flag: "--oom-kill-disable", version: "v1" });
+            }
+            let (oci, kind) = ("memory.disableOOMKiller", Kind::Switch("oom_kill_disable"));
+            self.same("--oom-kill-disable", oci, "memory", "memory.oom_control", "1".into(), kind);
+        }
+        Ok(())
     }
-    if let (Some(quota), Some(period)) = (limits.cpu_quota_us, limits.cpu_period_us) {
-        add("--cpus", "cpu", "cpu.max", format!("{quota} {period}"), Kind::Quota, false);
+
+    /// After the memory limit: version 1 holds the total, which must not be below it; version 2 swap alone, docker's total less the memory.
+    fn swap(&mut self, limits: &Limits) {
+        let (Some(memory), Some(swap)) = (limits.memory, limits.swap) else { return };
+        let v2 = self.is_v2();
+        let of_total = |total: u64| if v2 { total.saturating_sub(memory) } else { total }.to_string();
+        let (value, optional) = match swap {
+            Swap::Total(total) => (of_total(total), false),
+            Swap::Implicit { total } => (of_total(total), true),
+            Swap::Unlimited => (if v2 { "max" } else { "-1" }.to_owned(), true),
+        };
+        let file = if v2 { "memory.swap.max" } else { "memory.memsw.limit_in_bytes" };
+        self.same("--memory-swap", "memory.swap", "memory", file, value, Kind::Bytes).optional = optional;
     }
-    if let Some(pids) = limits.pids {
-        add(
-            "--pids-limit",
-            "pids",
-            "pids.max",
-            pids.map_or_else(|| "max".into(), |pids| pids.to_string()),
-            Kind::Number,
-            false,
-        );
+
+    fn cpu(&mut self, limits: &Limits) {
+        let flag = match (limits.cpu_quota_given, limits.cpu_quota_us) {
+            (false, _) => "--cpus",
+            (true, Some(_)) => "--cpu-quota",
+            (true, None) => "--cpu-period",
+        };
+        let (oci, v2) = ("cpu.quota", self.is_v2());
+        if let Some(period) = limits.cpu_period_us {
+            let quota = limits.cpu_quota_us;
+            if v2 {
+                let quota = quota.map_or_else(|| "max".into(), |quota| quota.to_string());
+                self.same(flag, oci, "cpu", "cpu.max", format!("{quota} {period}"), Kind::Quota);
+            } else {
+                self.same(flag, "cpu.period", "cpu", "cpu.cfs_period_us", period.to_string(), Kind::Number);
+                let quota = quota.map_or_else(|| "-1".into(), |quota| quota.to_string());
+                self.same(flag, oci, "cpu", "cpu.cfs_quota_us", quota, Kind::Number);
+            }
+        }
+        if let Some(shares) = limits.cpu_shares {
+            let (file, value) = if v2 { ("cpu.weight", cpu_weight(shares)) } else { ("cpu.shares", shares) };
+            self.same("--cpu-shares", "cpu.shares", "cpu", file, value.to_string(), Kind::Weight);
+        }
     }
-    settings
+
+    fn io(&mut self, limits: &Limits) {
+        let v2 = self.is_v2();
+        let controller = if v2 { "io" } else { "blkio" };
+        if let Some(weight) = limits.blkio_weight {
+            // bfq takes the weight as it is; the cost model of io.weight has another range.
+            let (file, instead) = if v2 {
+                ("io.bfq.weight", ("io.weight", io_weight(weight).to_string()))
+            } else {
+                ("blkio.bfq.weight", ("blkio.weight", weight.to_string()))
+            };
+            self.same("--blkio-weight", "blockIO.weight", controller, file, weight.to_string(), Kind::Weight).instead =
+                Some(instead);
+        }
+        for limit in &limits.io {
+            let (oci, key, file) = match limit.kind {
+                IoKind::ReadBps => ("blockIO.throttleReadBpsDevice", "rbps", "blkio.throttle.read_bps_device"),
+                IoKind::WriteBps => ("blockIO.throttleWriteBpsDevice", "wbps", "blkio.throttle.write_bps_device"),
+                IoKind::ReadIops => ("blockIO.throttleReadIOPSDevice", "riops", "blkio.throttle.read_iops_device"),
+                IoKind::WriteIops => ("blockIO.throttleWriteIOPSDevice", "wiops", "blkio.throttle.write_iops_device"),
+            };
+            let device = format!("{}:{}", limit.major, limit.minor);
+            let (file, value) = if v2 {
+                ("io.max", format!("{device} {key}={}", limit.rate))
+            } else {
+                (file, format!("{device} {}", limit.rate))
+            };
+            self.same(limit.kind.flag(), oci, controller, file, value, Kind::Device);
+        }
+    }
 }
 
 /// Version 1 answers "no limit" with the largest multiple of the page size below 2^63.
@@ -150,7 +246,7 @@ const NO_LIMIT: u64 = 1 << 62;
 #[must_use]
 pub fn agrees(kind: Kind, asked: &str, kernel: &str, page: u64) -> bool {
     match kind {
-        Kind::Bytes => match (bytes(asked), bytes(kernel)) {
+        Kind::Bytes | Kind::Protection => match (bytes(asked), bytes(kernel)) {
             (None, None) => true,
             (Some(asked), Some(kernel)) => kernel == asked / page * page,
             _ => false,
@@ -160,6 +256,28 @@ pub fn agrees(kind: Kind, asked: &str, kernel: &str, page: u64) -> bool {
             _ => false,
         },
         Kind::Number | Kind::Quota => asked == kernel,
+        Kind::Weight => kernel.strip_prefix("default ").unwrap_or(kernel) == asked,
+        Kind::Switch(key) => kernel.lines().any(|line| line == format!("{key} {asked}")),
+        Kind::Device => {
+            let mut asked = asked.split(' ');
+            let device = asked.next();
+            let asked: Vec<&str> = asked.collect();
+            kernel.lines().any(|line| {
+                let mut words = line.split(' ');
+                let same = words.next() == device;
+                let words: Vec<&str> = words.collect();
+                same && asked.iter().all(|word| words.contains(word))
+            })
+        }
+        Kind::Any => {
+            // Sizes come back rounded, lists in another form, lines among others.
+            let size = crate::units::parse_memory(asked).map_or_else(|_| asked.to_owned(), |size| size.to_string());
+            asked == kernel
+                // `cpu.max` answers with the period, too.
+                || kernel.strip_prefix(asked).is_some_and(|rest| rest.starts_with(' '))
+                || [Kind::Weight, Kind::Set, Kind::Device].iter().any(|kind| agrees(*kind, asked, kernel, page))
+                || (bytes(&size).is_some_and(|bytes| bytes >= page) && agrees(Kind::Bytes, &size, kernel, page))
+        }
     }
 }
 
@@ -167,7 +285,7 @@ pub fn agrees(kind: Kind, asked: &str, kernel: &str, page: u64) -> bool {
 #[must_use]
 pub fn tighter(kind: Kind, own: &str, ancestor: &str) -> bool {
     match kind {
-        Kind::Bytes | Kind::Number => match (bytes(own), bytes(ancestor)) {
+        Kind::Bytes | Kind::Number | Kind::Protection => match (bytes(own), bytes(ancestor)) {
             (Some(own), Some(ancestor)) => ancestor < own,
             (None, Some(_)) => true,
             _ => false,
@@ -183,7 +301,7 @@ pub fn tighter(kind: Kind, own: &str, ancestor: &str) -> bool {
                 _ => false,
             }
         }
-        Kind::Set => false,
+        Kind::Set | Kind::Weight | Kind::Device | Kind::Switch(_) | Kind::Any => false,
     }
 }
 
@@ -196,20 +314,55 @@ fn bytes(text: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
+    fn row(limits: &Limits, version: Version, flag: &str) -> (String, String) {
+        let rows = settings(limits, version).unwrap();
+        let row = rows.into_iter().rev().find(|row| row.flag == flag).unwrap_or_else(|| panic!("{flag}"));
+        (row.file.into_owned(), row.value)
+    }
+
     #[test]
     fn swap_means_the_same_on_both_versions() {
         let limits = |swap| Limits { memory: Some(1 << 30), swap: Some(swap), ..Limits::default() };
-        let value = |settings: Vec<Setting>| {
-            settings.into_iter().find(|setting| setting.flag == "--memory-swap").unwrap().value
-        };
         for (swap, old, new) in [
             (Swap::Total(1 << 30), "1073741824", "0"),
             (Swap::Total(3 << 30), "3221225472", "2147483648"),
             (Swap::Implicit { total: 2 << 30 }, "2147483648", "1073741824"),
             (Swap::Unlimited, "-1", "max"),
         ] {
-            assert_eq!((value(v1(&limits(swap))).as_str(), value(v2(&limits(swap))).as_str()), (old, new));
+            assert_eq!(row(&limits(swap), Version::V1, "--memory-swap").1, old);
+            assert_eq!(row(&limits(swap), Version::V2, "--memory-swap").1, new);
         }
+    }
+
+    #[test]
+    fn cpu_and_io_have_their_files() {
+        let limits = Limits {
+            cpu_quota_us: Some(5000),
+            cpu_period_us: Some(10_000),
+            cpu_quota_given: true,
+            cpu_shares: Some(512),
+            blkio_weight: Some(300),
+            io: vec![crate::spec::IoLimit { kind: IoKind::ReadIops, major: 8, minor: 16, rate: 50 }],
+            ..Limits::default()
+        };
+        for (flag, v1, v2) in [
+            ("--cpu-quota", ("cpu.cfs_quota_us", "5000"), ("cpu.max", "5000 10000")),
+            ("--cpu-shares", ("cpu.shares", "512"), ("cpu.weight", "59")),
+            ("--blkio-weight", ("blkio.bfq.weight", "300"), ("io.bfq.weight", "300")),
+            ("--device-read-iops", ("blkio.throttle.read_iops_device", "8:16 50"), ("io.max", "8:16 riops=50")),
+        ] {
+            let own = |(file, value): (&str, &str)| (file.to_owned(), value.to_owned());
+            assert_eq!(row(&limits, Version::V1, flag), own(v1), "{flag}");
+            assert_eq!(row(&limits, Version::V2, flag), own(v2), "{flag}");
+        }
+    }
+
+    #[test]
+    fn what_a_version_has_not_is_refused_by_name() {
+        let high = Limits { memory_high: Some(1 << 20), ..Limits::default() };
+        assert_eq!(settings(&high, Version::V1), Err(OnlyOn { flag: "--memory-high", version: "v2" }));
+        let disable = Limits { oom_kill_disable: true, ..Limits::default() };
+        assert_eq!(settings(&disable, Version::V2), Err(OnlyOn { flag: "--oom-kill-disable", version: "v1" }));
     }
 
     #[test]
@@ -224,6 +377,15 @@ mod tests {
             (Kind::Set, "0", "0-1", false),
             (Kind::Quota, "150000 100000", "150000 100000", true),
             (Kind::Number, "max", "100", false),
+            (Kind::Weight, "100", "default 100", true),
+            (Kind::Weight, "100", "100", true),
+            (Kind::Device, "8:0 rbps=1024", "8:16 rbps=1024 wbps=max\n8:0 rbps=1024 wbps=5", true),
+            (Kind::Device, "8:0 rbps=1024", "8:16 rbps=1024", false),
+            (Kind::Switch("oom_kill_disable"), "1", "oom_kill_disable 1\nunder_oom 0", true),
+            (Kind::Any, "1g", "1073741824", true),
+            (Kind::Any, "1", "1", true),
+            (Kind::Any, "1", "0", false),
+            (Kind::Any, "max", "100", false),
         ] {
             assert_eq!(agrees(kind, asked, kernel, 4096), same, "{kind:?} {asked} {kernel}");
         }

@@ -5,8 +5,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::CgroupError;
-use crate::spec::HostFacts;
+use super::{CgroupError, Version, enable_controllers};
+use crate::spec::{HostFacts, Limits, Swap};
 use crate::units::CpuSet;
 
 /// How the controllers are reached.
@@ -56,7 +56,42 @@ impl Host {
         Ok(HostFacts {
             cpus: set("sys/devices/system/cpu/online", "0")?,
             mems: set("sys/devices/system/node/has_memory", "0")?,
+            block_device,
         })
+    }
+
+    /// Takes out of the limits what is only implied and cannot be enforced here; answers with a word about each.
+    pub fn soften(&self, limits: &mut Limits) -> Vec<String> {
+        let mut words = Vec::new();
+        if matches!(limits.swap, Some(Swap::Implicit { .. } | Swap::Unlimited)) && !self.has_swap_accounting() {
+            limits.swap = None;
+            words.push("the kernel does not account for swap: `--memory` limits memory alone".into());
+        }
+        words
+    }
+
+    pub(super) fn has_swap_accounting(&self) -> bool {
+        match &self.hierarchy {
+            Hierarchy::V1 { controllers, .. } => {
+                controllers.get("memory").is_none_or(|memory| memory.join("memory.memsw.limit_in_bytes").exists())
+            }
+            Hierarchy::V2 { mount } => {
+                // The root has no such file; any child does. Ours is made with the memory controller before anybody asks.
+                let probe = mount.join("gpurun");
+                let _ = fs::create_dir_all(&probe);
+                enable_controllers(mount, &probe);
+                !probe.join("memory.max").exists() || probe.join("memory.swap.max").exists()
+            }
+        }
+    }
+
+    /// The version whose files limits are written to.
+    #[must_use]
+    pub fn limits_version(&self) -> Version {
+        match &self.hierarchy {
+            Hierarchy::V1 { .. } => Version::V1,
+            Hierarchy::V2 { .. } => Version::V2,
+        }
     }
 
     /// The version in words, for messages.
@@ -68,6 +103,16 @@ impl Host {
             Hierarchy::V2 { .. } => "v2",
         }
     }
+}
+
+/// A block device's numbers, by its node.
+fn block_device(path: &Path) -> Result<(u64, u64), String> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let node = fs::metadata(path).map_err(|error| error.to_string())?;
+    if !node.file_type().is_block_device() {
+        return Err("it is something else".into());
+    }
+    Ok((nix::sys::stat::major(node.rdev()), nix::sys::stat::minor(node.rdev())))
 }
 
 /// Controllers of version 1 that gpurun uses; any of them mounted means that version 1 has it.

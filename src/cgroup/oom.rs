@@ -8,11 +8,30 @@ use std::path::Path;
 use nix::poll::PollFlags;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::Cgroup;
+
 /// A descriptor that becomes ready when the kernel killed (or came close to killing) for memory.
 #[derive(Debug)]
 pub enum OomWatch {
     V1(EventFd),
     V2(File),
+}
+
+impl Cgroup {
+    /// Watches for OOM kills, where the memory controller is there.
+    #[must_use]
+    pub fn oom_watch(&self) -> Option<OomWatch> {
+        let memory = self.dirs.get("memory")?;
+        let watch = if self.is_v2 { OomWatch::v2(memory) } else { OomWatch::v1(memory) };
+        watch.inspect_err(|error| tracing::warn!("cannot watch for OOM kills in {}: {error}", memory.display())).ok()
+    }
+
+    /// How many processes the kernel has killed here for memory.
+    #[must_use]
+    pub fn oom_kills(&self) -> Option<u64> {
+        let memory = self.dirs.get("memory")?;
+        keyed(&memory.join(if self.is_v2 { "memory.events" } else { "memory.oom_control" }), "oom_kill")
+    }
 }
 
 impl OomWatch {

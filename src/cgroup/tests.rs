@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
-use crate::spec::device_rules;
+use crate::spec::{Swap, device_rules};
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 

@@ -92,11 +92,6 @@ pub fn relay(session: &mut Session, interrupt: Interrupt) -> Result<u8, Report> 
             }
             Event::Message(FromSupervisor::Exited(state)) => {
                 session.end_keys();
-                if state.oom_killed {
-                    eprintln!(
-                        "gpurun: the kernel killed a process of this container because its memory limit was reached (OOM)"
-                    );
-                }
                 if let Some(report) = &state.error {
                     eprintln!("{report}");
                 }

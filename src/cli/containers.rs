@@ -256,12 +256,12 @@ fn wait_gone(entry: &Entry) -> Result<(), Report> {
     Ok(())
 }
 
-fn tell(connection: &Connection, message: &ToSupervisor) -> Result<(), Report> {
+pub(super) fn tell(connection: &Connection, message: &ToSupervisor) -> Result<(), Report> {
     connection.send(message).map_err(|error| Report::new("cannot reach the container's supervisor").with_cause(error))
 }
 
 /// Does one thing for every name; the first error is the command's.
-fn for_each(names: &[String], mut each: impl FnMut(&str) -> Result<(), Report>) -> Result<u8, Report> {
+pub(super) fn for_each(names: &[String], mut each: impl FnMut(&str) -> Result<(), Report>) -> Result<u8, Report> {
     let mut first: Option<Report> = None;
     for name in names {
         match each(name) {

@@ -67,6 +67,11 @@ pub fn run(args: &ExecArgs, context: &Context) -> Result<u8, Report> {
         Report::new(format!("container `{}` is not running", entry.record.name))
             .with_hint(format!("start it with `gpurun start {}`", entry.record.name))
     };
+    if state.paused {
+        let name = &entry.record.name;
+        return Err(Report::new(format!("container `{name}` is paused"))
+            .with_hint(format!("let it go on with `gpurun resume {name}`")));
+    }
     let (Some(pid), Some(start)) = (state.pid, state.pid_start) else { return Err(not_running()) };
     let target = process::open_pidfd(pid).map_err(|_| not_running())?;
     // The pid may be another process's by now: looked at after the pidfd is open, the start time decides.
@@ -130,8 +135,11 @@ fn request<'a>(
         env.push(format!("HOME={}", user.home.display()));
     }
     let host = cgroup::Host::probe(Path::new("/"))?;
-    let cgroup = cgroup::Cgroup::open(&host, &crate::launch::cgroup_path(&entry.record.id))?
-        .ok_or_else(|| Report::new(format!("the cgroup of container `{}` is gone", entry.record.name)))?;
+    let cgroup = cgroup::Cgroup::open(
+        &host,
+        &crate::launch::cgroup_path(entry.record.request.cgroup_parent.as_deref(), &entry.record.id),
+    )?
+    .ok_or_else(|| Report::new(format!("the cgroup of container `{}` is gone", entry.record.name)))?;
     let asked = &entry.record.request;
     let rlimits = process.rlimits().clone().unwrap_or_default();
     Ok(ExecRequest {

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::resources::ResourceFlags;
+
 /// docker's flags, with docker's meanings.
 #[derive(Debug, Clone, Args, Default)]
 #[command(next_help_heading = "Container")]
@@ -80,27 +82,11 @@ pub struct ContainerFlags {
 #[derive(Debug, Clone, Args, Default)]
 #[command(next_help_heading = "Limits (read back from the kernel before anything runs)")]
 pub struct LimitFlags {
-    /// Memory limit: 512m, 32g, 1.5g (binary units)
-    #[arg(short, long, visible_alias = "mem", value_name = "SIZE")]
-    pub memory: Option<String>,
-    /// Memory plus swap; the same as --memory: no swap; -1: unlimited swap
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
-    pub memory_swap: Option<String>,
-    /// Memory the kernel leaves to the container under pressure
-    #[arg(long, value_name = "SIZE")]
-    pub memory_reservation: Option<String>,
-    /// CPU time in CPUs: 1.5 is one and a half
-    #[arg(long, value_name = "N")]
-    pub cpus: Option<String>,
-    /// The CPUs it may run on: 0-3,7
-    #[arg(long, value_name = "LIST")]
-    pub cpuset_cpus: Option<String>,
-    /// The NUMA nodes it may take memory from: 0,1
-    #[arg(long, value_name = "LIST")]
-    pub cpuset_mems: Option<String>,
-    /// Processes and threads at most; -1: no limit
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pub pids_limit: Option<i64>,
+    #[command(flatten)]
+    pub cgroup: ResourceFlags,
+    /// The cgroup below which the container's is made [default: /gpurun]
+    #[arg(long, value_name = "PATH")]
+    pub cgroup_parent: Option<String>,
     /// Size of /dev/shm [default: 64m; with --gpus half of the memory]
     #[arg(long, value_name = "SIZE")]
     pub shm_size: Option<String>,

@@ -2,8 +2,10 @@
 //! documented.
 
 mod attach;
+mod change;
 mod containers;
 mod detach;
+mod events;
 mod exec;
 mod flags;
 mod gpus;
@@ -15,8 +17,10 @@ mod logs;
 mod print;
 mod ps;
 mod request;
+mod resources;
 mod run;
 mod session;
+mod stats;
 mod token;
 
 use std::path::PathBuf;
@@ -83,6 +87,17 @@ enum Command {
     Rm(containers::RmArgs),
     /// Give a container another name
     Rename(containers::RenameArgs),
+    /// Change limits of containers, running or not
+    Update(Box<change::UpdateArgs>),
+    /// Freeze containers: their processes get no CPU time until `resume`
+    Pause(change::PauseArgs),
+    /// Let paused containers go on
+    #[command(visible_alias = "unpause")]
+    Resume(change::PauseArgs),
+    /// Show what containers use: memory, CPU, processes, I/O, pressure
+    Stats(stats::StatsArgs),
+    /// Show what happens to containers, as it happens
+    Events(events::EventsArgs),
     /// Wait until containers have ended and print their exit codes
     Wait(containers::WaitArgs),
     /// Show everything about containers or images, as JSON
@@ -169,6 +184,11 @@ fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
         Command::Rm(args) => containers::rm(&args, context),
         Command::Rename(args) => containers::rename(&args, context),
         Command::Wait(args) => containers::wait(&args, context),
+        Command::Update(args) => change::update(&args, context),
+        Command::Pause(args) => change::pause(&args, true, context),
+        Command::Resume(args) => change::pause(&args, false, context),
+        Command::Stats(args) => stats::run(&args, context),
+        Command::Events(args) => events::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
         Command::Image(args) => image::run(&args, context),
         Command::Gpus(args) => gpus::run(&args, context),

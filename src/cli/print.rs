@@ -40,6 +40,16 @@ pub fn out(text: &str) -> Result<(), Report> {
     }
 }
 
+/// Prints one line of an endless output; a reader that went away ends the command as a pipe does.
+pub fn line(text: &str) -> Result<(), Report> {
+    let mut stdout = io::stdout().lock();
+    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(128 + libc::SIGPIPE),
+        Err(error) => Err(Report::new("cannot write to standard output").with_cause(error)),
+        Ok(()) => Ok(()),
+    }
+}
+
 /// Prints a value as JSON, readable.
 pub fn json(value: &impl Serialize) -> Result<(), Report> {
     let text =

@@ -129,6 +129,7 @@ pub fn status(state: &State) -> String {
     let since = |moment: Option<u64>| print::ago(now().saturating_sub(moment.unwrap_or_else(now)));
     match state.phase {
         Phase::Created => "Created".into(),
+        Phase::Running if state.paused => format!("Up {} (Paused)", since(state.started)),
         Phase::Running if state.oom_killed => format!("Up {} (a process was OOMKilled)", since(state.started)),
         Phase::Running => format!("Up {}", since(state.started)),
         Phase::Restarting => format!("Restarting ({})", state.exit_code.unwrap_or(0)),

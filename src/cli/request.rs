@@ -8,7 +8,6 @@ use crate::request::{
     NetworkMode, Payload, Request, RestartPolicy, Seccomp, parse_device, parse_env, parse_env_file, parse_mount,
     parse_tmpfs, parse_ulimit, parse_volume,
 };
-use crate::spec::AskedLimits;
 use crate::units::parse_memory;
 
 /// The longest environment file that is read.
@@ -50,7 +49,8 @@ pub fn build(flags: &ContainerFlags, image: &str, image_id: String, payload: Pay
         mounts: mounts(flags, &cwd)?,
         read_only: flags.files.read_only,
         shm_size: flags.limits.shm_size.as_deref().map(|size| positive_size("--shm-size", size)).transpose()?,
-        limits: asked_limits(flags),
+        limits: flags.limits.cgroup.asked(),
+        cgroup_parent: flags.limits.cgroup_parent.as_deref().map(cgroup_parent).transpose()?,
         ulimits: flags.limits.ulimit.iter().map(|text| parse_ulimit(text)).collect::<Result<_, _>>()?,
         oom_score_adj: flags.limits.oom_score_adj.map(oom_score).transpose()?,
         network: network_mode(&flags.network.network)?,
@@ -78,19 +78,6 @@ pub fn build(flags: &ContainerFlags, image: &str, image_id: String, payload: Pay
         hooks_dirs: flags.gpu.hooks_dir.iter().map(|dir| cwd.join(dir)).collect(),
         invoker: invoker(),
     })
-}
-
-fn asked_limits(flags: &ContainerFlags) -> AskedLimits {
-    let limits = &flags.limits;
-    AskedLimits {
-        memory: limits.memory.clone(),
-        memory_swap: limits.memory_swap.clone(),
-        memory_reservation: limits.memory_reservation.clone(),
-        cpus: limits.cpus.clone(),
-        cpuset_cpus: limits.cpuset_cpus.clone(),
-        cpuset_mems: limits.cpuset_mems.clone(),
-        pids_limit: limits.pids_limit,
-    }
 }
 
 fn environment(flags: &ContainerFlags) -> Result<Vec<(String, String)>, Report> {
@@ -216,6 +203,31 @@ fn positive_size(flag: &str, text: &str) -> Result<u64, Report> {
         Ok(size) => Ok(size),
         Err(error) => Err(Report::from(error).under(format!("`{flag} {text}` is not a size"))),
     }
+}
+
+/// The parent's path in the hierarchy, absolute. A systemd slice is given by its name alone, as with docker: `a-b.slice` lies in `a.slice`.
+fn cgroup_parent(text: &str) -> Result<String, Report> {
+    let wrong = |why: &str| {
+        Report::usage(format!("`--cgroup-parent {text}` {why}"))
+            .with_hint("give a path below the cgroup mount, such as `/lab/alice`, or a slice, such as `lab.slice`")
+    };
+    let relative = text.trim_matches('/');
+    if let Some(name) = relative.strip_suffix(".slice").filter(|name| !name.contains('/') && !name.is_empty()) {
+        let mut path = String::new();
+        for (end, _) in name.match_indices('-').chain([(name.len(), "")]) {
+            path.push('/');
+            path.push_str(&name[..end]);
+            path.push_str(".slice");
+        }
+        return Ok(path);
+    }
+    if relative.is_empty() {
+        return Err(wrong("names no cgroup"));
+    }
+    if relative.split('/').any(|part| part.is_empty() || part == "." || part == "..") || relative.contains('\n') {
+        return Err(wrong("is not a plain path"));
+    }
+    Ok(format!("/{relative}"))
 }
 
 fn oom_score(score: i32) -> Result<i32, Report> {

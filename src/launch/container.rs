@@ -10,11 +10,12 @@ use nix::unistd::Pid;
 use super::streams::Streams;
 use super::undo::Undo;
 use super::{Progress, jupyter, plan, step};
-use crate::cgroup::Cgroup;
-use crate::record::{Entry, LimitRow, PublishedPort, Records, State};
+use crate::cgroup::{Cgroup, Freeze, OomKill};
+use crate::record::{Entry, LimitRow, OomRow, PublishedPort, Records, State, Usage};
 use crate::report::Report;
 use crate::request::Payload;
 use crate::runtime::{Created, ExecChild};
+use crate::spec::AskedLimits;
 use crate::sys::process;
 
 /// How a container's process ended.
@@ -126,6 +127,21 @@ impl Container {
         let _ = process::signal(&self.pidfd, number);
     }
 
+    /// Freezes or thaws all of its processes.
+    pub fn freeze(&self, freeze: Freeze) -> Result<(), Report> {
+        Ok(self.cgroup.freeze(freeze)?)
+    }
+
+    /// Changes its limits, all or nothing; answers with the table as read back.
+    pub fn update(&mut self, before: &AskedLimits, after: &AskedLimits) -> Result<Vec<LimitRow>, Report> {
+        let host = crate::cgroup::Host::probe(Path::new("/"))?;
+        let facts = host.facts()?;
+        let mut limits = [before.resolve(&facts)?, after.resolve(&facts)?];
+        limits.iter_mut().for_each(|limits| drop(host.soften(limits)));
+        self.limits = self.cgroup.update(&limits[0], &limits[1])?.into_iter().map(super::row).collect();
+        Ok(self.limits.clone())
+    }
+
     /// The descriptor that becomes ready when the kernel killed for memory, and the poll event that says so.
     #[must_use]
     pub fn oom_fd(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
@@ -145,6 +161,38 @@ impl Container {
     #[must_use]
     pub fn oom_kills(&self) -> u64 {
         self.cgroup.oom_kills().unwrap_or(0)
+    }
+
+    /// The kills that the kernel's log tells of.
+    #[must_use]
+    pub fn ooms(&self) -> Vec<OomRow> {
+        let id = self.cgroup_path.rsplit('/').next().unwrap_or_default();
+        let kills = crate::cgroup::oom_kills_of(Path::new("/"), id).unwrap_or_else(|error| {
+            tracing::warn!("cannot read the kernel's log, /dev/kmsg: {error}");
+            Vec::new()
+        });
+        let row = |kill: OomKill| OomRow {
+            at_us: kill.at_us,
+            process: kill.process,
+            pid: kill.pid,
+            resident: kill.resident,
+            limit_of: kill.limit_of,
+            biggest: kill.biggest,
+        };
+        kills.into_iter().map(row).collect()
+    }
+
+    /// What it has used in all, so far.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let stats = self.cgroup.stats();
+        Usage {
+            memory_peak: stats.memory_peak,
+            cpu_usage_us: stats.cpu_usage_us,
+            cpu_throttled_us: stats.cpu_throttled_us,
+            io_read_bytes: stats.io_read_bytes,
+            io_write_bytes: stats.io_write_bytes,
+        }
     }
 
     /// Writes what a person may want to know into the state.

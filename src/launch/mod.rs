@@ -26,12 +26,13 @@ use std::path::Path;
 
 pub use container::{Container, Ending};
 pub use gpus::driver_root;
-pub use plan::check;
+pub use plan::{check, check_limits};
 pub use reconcile::{clear_run_dir, reconcile, remove};
 pub use scaffold::Scaffold;
 pub use spawn::{Spawned, spawn};
 pub use streams::{Stream, Streams};
 
+use crate::cgroup::Verified;
 use crate::record::{Entry, LimitRow, Records};
 use crate::report::Report;
 use undo::Undo;
@@ -45,10 +46,27 @@ pub enum Progress {
     Limits(Vec<LimitRow>),
 }
 
-/// The container's cgroup below every controller.
+/// The cgroup below which a container's lies unless `--cgroup-parent` names another.
+const CGROUP_PARENT: &str = "/gpurun";
+
+/// A container's cgroup below every controller.
 #[must_use]
-pub fn cgroup_path(id: &str) -> String {
-    format!("/gpurun/{id}")
+pub fn cgroup_path(parent: Option<&str>, id: &str) -> String {
+    format!("{}/{id}", parent.unwrap_or(CGROUP_PARENT))
+}
+
+/// A row of the read-back table as the record keeps it.
+#[must_use]
+pub fn row(verified: Verified) -> LimitRow {
+    LimitRow {
+        flag: verified.flag.to_owned(),
+        oci: verified.oci.to_owned(),
+        file: verified.file.display().to_string(),
+        asked: verified.asked,
+        kernel: verified.kernel,
+        effective: verified.effective,
+        note: verified.note,
+    }
 }
 
 /// Which boot of the host this is.

@@ -10,17 +10,19 @@ use super::container::Container;
 use super::streams::{Stream, Streams};
 use super::undo::Undo;
 use super::{Progress, cgroup_path, files, gpus, jupyter, mounts, process, step};
-use crate::cgroup::{self, Verified};
+use crate::cgroup;
 use crate::gpu;
 use crate::hook;
 use crate::net::{self, PortSpec};
-use crate::record::{Entry, LimitRow, PublishedPort, Records};
+use crate::record::{Entry, PublishedPort, Records};
 use crate::report::Report;
 use crate::request::{MountSource, NetworkMode, Payload, Request, Seccomp, Ulimit};
 use crate::rootfs::{self, users};
 use crate::runtime::{self, CreateRequest, INIT_PAYLOAD, Stdio};
 use crate::spec::seccomp::{self, Filter, Profile};
-use crate::spec::{Capabilities, HookEntry, Limits, Mount, Network, Plan, Rlimit, Stage, device_rules, oci_spec};
+use crate::spec::{
+    AskedLimits, Capabilities, HookEntry, Limits, Mount, Network, Plan, Rlimit, Stage, device_rules, oci_spec,
+};
 use crate::store::Store;
 
 /// docker's size of /dev/shm.
@@ -28,10 +30,15 @@ pub(super) const SHM_SIZE: u64 = 64 << 20;
 /// Where our init lies in the container: in its /dev, a tmpfs, so that the image's files are left alone.
 const INIT_PATH: &str = "/dev/gpurun-init";
 
+/// Whether the host knows these limits at all; whether it enforces them shows when they are read back.
+pub fn check_limits(asked: &AskedLimits) -> Result<(), Report> {
+    let host = cgroup::Host::probe(Path::new("/"))?;
+    Ok(host.check(&asked.resolve(&host.facts()?)?)?)
+}
+
 /// The checks that need the host but change nothing: run by the command, so that what is wrong is said before anything is made.
 pub fn check(request: &Request) -> Result<(), Report> {
-    let host = cgroup::Host::probe(Path::new("/"))?;
-    request.limits.resolve(&host.facts()?)?;
+    check_limits(&request.limits)?;
     Capabilities::resolve(&request.cap_add, &request.cap_drop)?;
     ports(request)?;
     rlimits(&request.ulimits, &[])?;
@@ -166,7 +173,7 @@ pub(super) fn make(
             Some(fd) => Network::Path(PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd()))),
         },
         pid_host: request.pid_host,
-        cgroup_path: cgroup_path(id),
+        cgroup_path: cgroup_path(request.cgroup_parent.as_deref(), id),
         hooks,
         oom_score_adj: request.oom_score_adj,
         sysctls: request.sysctls.clone(),
@@ -355,11 +362,11 @@ impl Planned {
             prepared.hold(&plan, filter.as_ref());
         }
         let (cgroup, _) = host.create(&plan.cgroup_path, &limits, &device_rules(&plan.devices))?;
-        let ours = cgroup.clone();
+        let (ours, path) = (cgroup.clone(), plan.cgroup_path.clone());
         undo.push("remove the container's cgroup", move || {
             ours.kill_all()?;
             // libcontainer has made directories of its own under version 1: all of them go.
-            let all = cgroup::Cgroup::open(&host, &plan_path(&ours))?;
+            let all = cgroup::Cgroup::open(&host, &path)?;
             all.map_or(Ok(()), |all| all.remove()).map_err(Report::from)
         });
         step("cgroup");
@@ -396,7 +403,7 @@ impl Planned {
                 .with_pty(master, entry.record.request.interactive)
                 .map_err(|error| Report::new("cannot use the container's terminal").with_cause(error))?;
         }
-        let limit_rows = cgroup.verify(&limits)?.into_iter().map(row).collect::<Vec<_>>();
+        let limit_rows = cgroup.verify(&limits)?.into_iter().map(super::row).collect::<Vec<_>>();
         step("verified");
         tell(Progress::Limits(limit_rows.clone()));
         Ok(Container {
@@ -423,30 +430,12 @@ impl Planned {
     }
 }
 
-fn plan_path(cgroup: &cgroup::Cgroup) -> String {
-    // The last two components of any of its directories: /gpurun/ID.
-    let dir = cgroup.procs_files().first().and_then(|file| file.parent().map(Path::to_path_buf)).unwrap_or_default();
-    let id = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    cgroup_path(&id)
-}
-
 fn published(port: &net::Published) -> PublishedPort {
     PublishedPort {
         host_ip: port.host_ip.to_string(),
         host_port: port.host_port,
         container_port: port.container_port,
         protocol: port.protocol.to_string(),
-    }
-}
-
-fn row(verified: Verified) -> LimitRow {
-    LimitRow {
-        flag: verified.flag.to_owned(),
-        file: verified.file.display().to_string(),
-        asked: verified.asked,
-        kernel: verified.kernel,
-        effective: verified.effective,
-        note: verified.note,
     }
 }
 

@@ -48,7 +48,9 @@ pub fn reconcile(records: &Records) -> Result<(), Report> {
     let host = cgroup::Host::probe(Path::new("/"))?;
     for id in &dead {
         tracing::info!("clearing away what the dead supervisor of {id} left");
-        remove_cgroup(&host, id)?;
+        // Without a record nothing was made, or everything but the directories has gone already.
+        let parent = records.get(id).ok().flatten().and_then(|entry| entry.record.request.cgroup_parent);
+        remove_cgroup(&host, &super::cgroup_path(parent.as_deref(), id))?;
     }
     net::reconcile(&records.run_dir().join("net"), &living(records)?)?;
     for id in &dead {
@@ -137,8 +139,8 @@ fn is_idle(records: &Records, id: &str) -> Result<bool, Report> {
     Ok(holder(&run_dir.join("alive"))?.is_none() && holder(&run_dir.join("launching"))?.is_none())
 }
 
-fn remove_cgroup(host: &cgroup::Host, id: &str) -> Result<(), Report> {
-    let Some(cgroup) = cgroup::Cgroup::open(host, &super::cgroup_path(id))? else { return Ok(()) };
+fn remove_cgroup(host: &cgroup::Host, path: &str) -> Result<(), Report> {
+    let Some(cgroup) = cgroup::Cgroup::open(host, path)? else { return Ok(()) };
     cgroup.kill_all()?;
     cgroup.remove()?;
     Ok(())

@@ -4,7 +4,7 @@
 //! /var/lib/gpurun/containers/
 //!     .lock                 flock: names are reserved and records removed under it
 //!     ID/
-//!         record.json       what was asked: written once, before anything is made (intent first)
+//!         record.json       what was asked: written before anything is made (intent first)
 //!         state.json        where it stands: replaced whole by the supervisor, or by reconcile when the supervisor died
 //!         secrets.json      mode 0600: how a person logs in to this container's Jupyter
 //!         upper/ work/      the overlay's writable side
@@ -14,7 +14,7 @@
 //!     launching             record lock of the command that is starting one
 //! ```
 //!
-//! Rules. `record.json` is never changed (a rename replaces it). `state.json` has one writer: the living supervisor, else whoever holds the
+//! Rules. `record.json` is never changed in place (`rename` and `update` replace it whole). `state.json` has one writer: the living supervisor, else whoever holds the
 //! reconcile lock. A container whose state says `running` and whose `alive` lock nobody holds is dead, whatever the file says.
 //! `/run/gpurun/ID` exists as long as anything of the container might have to be cleared away, and is removed last.
 
@@ -29,11 +29,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use find::FindError;
-pub use state::{Event, LimitRow, Phase, PublishedPort, State};
+pub use state::{LimitRow, OomRow, Phase, PublishedPort, State, Usage};
 
 use crate::durable::{self, FileLock, ProcessLock};
 use crate::report::Explain;
-use crate::request::Request;
+use crate::request::{Request, RestartPolicy};
+use crate::spec::AskedLimits;
 
 /// Version of the record's format.
 const VERSION: u32 = 1;
@@ -236,6 +237,16 @@ impl Entry {
     pub fn rename(&mut self, name: &str) -> Result<(), RecordError> {
         name.clone_into(&mut self.record.name);
         put(&self.dir.join("record.json"), &self.record, true)
+    }
+
+    /// Replaces the limits and the restart policy. Only the living supervisor, or the holder of [`Records::lock`] when there is none, may
+    /// call this. A failure leaves the record as it was.
+    pub fn change(&mut self, limits: AskedLimits, restart: RestartPolicy) -> Result<(), RecordError> {
+        let mut record = self.record.clone();
+        (record.request.limits, record.request.restart) = (limits, restart);
+        put(&self.dir.join("record.json"), &record, true)?;
+        self.record = record;
+        Ok(())
     }
 
     /// The lock that says "a command is starting this container".

@@ -32,6 +32,9 @@ pub struct PublishedPort {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitRow {
     pub flag: String,
+    /// Its place in the OCI specification, below `linux.resources`.
+    #[serde(default)]
+    pub oci: String,
     pub file: String,
     pub asked: String,
     pub kernel: String,
@@ -40,10 +43,31 @@ pub struct LimitRow {
     pub note: Option<String>,
 }
 
-/// Something that happened to the container that its owner should hear of.
+/// A process of the container that the kernel killed for memory, as far as the kernel's log says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Event {
-    OomKill { count: u64 },
+pub struct OomRow {
+    /// Microseconds since boot, as in the kernel's log.
+    pub at_us: u64,
+    pub process: String,
+    pub pid: i32,
+    /// Bytes.
+    pub resident: Option<u64>,
+    /// The cgroup whose limit was reached; `None`: the host itself was out of memory.
+    pub limit_of: Option<String>,
+    /// The biggest processes before: name and bytes.
+    pub biggest: Vec<(String, u64)>,
+}
+
+/// What a run of the container has used in all, read before its cgroup was removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Usage {
+    /// Bytes.
+    pub memory_peak: Option<u64>,
+    pub cpu_usage_us: Option<u64>,
+    pub cpu_throttled_us: Option<u64>,
+    pub io_read_bytes: Option<u64>,
+    pub io_write_bytes: Option<u64>,
 }
 
 /// The whole of `state.json`.
@@ -60,9 +84,15 @@ pub struct State {
     pub started: Option<u64>,
     pub finished: Option<u64>,
     pub exit_code: Option<u8>,
+    /// A person has frozen it.
+    pub paused: bool,
     /// The kernel killed a process of this container for its memory limit.
     pub oom_killed: bool,
     pub oom_kills: u64,
+    /// The kills of the last run, the last few.
+    pub ooms: Vec<OomRow>,
+    /// Of the last run, once it has ended.
+    pub usage: Option<Usage>,
     /// Why it could not be started, or what ended it from outside.
     pub error: Option<Report>,
     pub restarts: u32,

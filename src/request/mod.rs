@@ -56,6 +56,9 @@ pub struct Request {
     pub shm_size: Option<u64>,
 
     pub limits: AskedLimits,
+    /// Absolute path of a cgroup; `None`: gpurun's own.
+    #[serde(default)]
+    pub cgroup_parent: Option<String>,
     pub ulimits: Vec<Ulimit>,
     pub oom_score_adj: Option<i32>,
 

@@ -2,9 +2,11 @@
 //!
 //! Meanings and error cases: docker/cli `opts`, moby's verifyPlatformContainerResources.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
-use super::limits::{Limits, Swap};
+use super::limits::{IoKind, IoLimit, Limits, Swap};
 use crate::report::{EXIT_USAGE, Explain, Report};
 use crate::units::{CpuSet, Cpus, UnitError, parse_memory};
 
@@ -19,16 +21,33 @@ pub struct AskedLimits {
     pub cpuset_cpus: Option<String>,
     pub cpuset_mems: Option<String>,
     pub pids_limit: Option<i64>,
+    pub memory_high: Option<String>,
+    pub memory_min: Option<String>,
+    pub memory_swappiness: Option<i64>,
+    pub oom_kill_disable: bool,
+    pub cpu_period: Option<i64>,
+    pub cpu_quota: Option<i64>,
+    pub cpu_shares: Option<i64>,
+    pub blkio_weight: Option<i64>,
+    /// `DEVICE:RATE`, in the order of [`IoKind::ALL`].
+    pub io: [Vec<String>; 4],
+    /// `FILE=VALUE`
+    pub cgroup_conf: Vec<String>,
 }
 
 /// What the host has.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct HostFacts {
     /// CPUs that are online.
     pub cpus: CpuSet,
     /// NUMA nodes with memory.
     pub mems: CpuSet,
+    /// Major and minor number of a block device's node; an error in words for what is none.
+    pub block_device: BlockDevice,
 }
+
+/// How a path becomes a block device's numbers: the disk is the caller's to touch.
+pub type BlockDevice = fn(&Path) -> Result<(u64, u64), String>;
 
 /// docker's smallest memory limit.
 pub const MINIMUM_MEMORY: u64 = 6 << 20;
@@ -57,6 +76,18 @@ pub enum LimitsError {
     CpusNotThere { asked: CpuSet, available: CpuSet },
     #[error("requested memory nodes are not available - requested {asked}, available: {available}")]
     MemsNotThere { asked: CpuSet, available: CpuSet },
+    #[error("`{0}` and `--cpus` contradict each other")]
+    CpusTwice(&'static str),
+    #[error("`{flag} {value}` is outside of {least} to {most}{unit}")]
+    Range { flag: &'static str, value: i64, least: i64, most: i64, unit: &'static str },
+    #[error("`{flag} {text}` is not `DEVICE:RATE`")]
+    DeviceRate { flag: &'static str, text: String },
+    #[error("`{flag} {text}` names no block device: {why}")]
+    Device { flag: &'static str, text: String, why: String },
+    #[error("`--cgroup-conf {text}` {why}")]
+    Conf { text: String, why: &'static str },
+    #[error("`{flag} {higher}` is more than `{than} {lower}`")]
+    Above { flag: &'static str, higher: String, than: &'static str, lower: String },
 }
 
 impl Explain for LimitsError {
@@ -72,6 +103,16 @@ impl Explain for LimitsError {
                 "`nproc` and `lscpu` show what the host has".into()
             }
             Self::MemsNotThere { .. } => "`lscpu` shows the NUMA nodes".into(),
+            Self::CpusTwice(_) => "`--cpus 1.5` is the same as `--cpu-period 100000 --cpu-quota 150000`".into(),
+            Self::Range { least, most, .. } => format!("use a number from {least} to {most}"),
+            Self::DeviceRate { flag, .. } if flag.ends_with("bps") => format!("for example `{flag} /dev/sda:10mb`"),
+            Self::DeviceRate { flag, .. } => format!("for example `{flag} /dev/sda:1000`"),
+            Self::Device { .. } => "`lsblk` lists them; a throttle needs the whole disk, not a partition".into(),
+            Self::Conf { .. } => {
+                "give a file of the container's cgroup and a value, for example `--cgroup-conf memory.oom.group=1`"
+                    .into()
+            }
+            Self::Above { flag, lower, .. } => format!("use at most `{flag} {lower}`"),
         })
     }
     fn exit_code(&self) -> u8 {
@@ -80,6 +121,52 @@ impl Explain for LimitsError {
 }
 
 impl AskedLimits {
+    /// These limits with those of `update` in their place, where it has any. A device's throttle, or a file of `--cgroup-conf`, replaces the one
+    /// for the same device or file.
+    #[must_use]
+    pub fn updated_by(&self, update: &Self) -> Self {
+        let mut merged = self.clone();
+        if update.cpus.is_some() {
+            (merged.cpu_period, merged.cpu_quota) = (None, None);
+        }
+        if update.cpu_period.is_some() || update.cpu_quota.is_some() {
+            merged.cpus = None;
+        }
+        let text = |own: &mut Option<String>, new: &Option<String>| {
+            if new.is_some() {
+                own.clone_from(new);
+            }
+        };
+        text(&mut merged.memory, &update.memory);
+        text(&mut merged.memory_swap, &update.memory_swap);
+        text(&mut merged.memory_reservation, &update.memory_reservation);
+        text(&mut merged.memory_high, &update.memory_high);
+        text(&mut merged.memory_min, &update.memory_min);
+        text(&mut merged.cpus, &update.cpus);
+        text(&mut merged.cpuset_cpus, &update.cpuset_cpus);
+        text(&mut merged.cpuset_mems, &update.cpuset_mems);
+        let number = |own: &mut Option<i64>, new: Option<i64>| *own = new.or(*own);
+        number(&mut merged.pids_limit, update.pids_limit);
+        number(&mut merged.memory_swappiness, update.memory_swappiness);
+        number(&mut merged.cpu_period, update.cpu_period);
+        number(&mut merged.cpu_quota, update.cpu_quota);
+        number(&mut merged.cpu_shares, update.cpu_shares);
+        number(&mut merged.blkio_weight, update.blkio_weight);
+        merged.oom_kill_disable |= update.oom_kill_disable;
+        let list = |own: &mut Vec<String>, new: &[String], separator: char| {
+            for text in new {
+                let key = text.rsplit_once(separator).map(|(key, _)| key);
+                own.retain(|old| old.rsplit_once(separator).map(|(key, _)| key) != key);
+                own.push(text.clone());
+            }
+        };
+        for (own, new) in merged.io.iter_mut().zip(&update.io) {
+            list(own, new, ':');
+        }
+        list(&mut merged.cgroup_conf, &update.cgroup_conf, '=');
+        merged
+    }
+
     /// Checks everything and converts it to the kernel's units.
     pub fn resolve(&self, host: &HostFacts) -> Result<Limits, Report> {
         let memory = size("--memory", self.memory.as_deref())?.filter(|bytes| *bytes > 0);
@@ -95,13 +182,28 @@ impl AskedLimits {
             let reservation = self.memory_reservation.clone().unwrap_or_default();
             return Err(LimitsError::ReservationAboveMemory { reservation, memory: memory_text() }.into());
         }
-        let quota = self.cpus.as_deref().map(|text| quota(text, host)).transpose()?.flatten();
+        let high = self.protection("--memory-high", self.memory_high.as_deref(), memory)?;
+        let min = self.protection("--memory-min", self.memory_min.as_deref(), memory)?;
+        let (cpu_quota_us, cpu_period_us, cpu_quota_given) = self.cpu_time(host)?;
         Ok(Limits {
             memory,
             swap: self.swap(memory)?,
             memory_reservation,
-            cpu_quota_us: quota,
-            cpu_period_us: quota.map(|_| CPU_PERIOD_US),
+            memory_high: high,
+            memory_min: min,
+            memory_swappiness: in_range(
+                "--memory-swappiness",
+                self.memory_swappiness.filter(|n| *n != -1),
+                0,
+                100,
+                "",
+            )?,
+            oom_kill_disable: self.oom_kill_disable,
+            cpu_quota_us,
+            cpu_period_us,
+            cpu_quota_given,
+            // docker's 0 is "not asked for"; the kernel would quietly move what is outside to the bound.
+            cpu_shares: in_range("--cpu-shares", self.cpu_shares.filter(|n| *n != 0), 2, 262_144, "")?,
             cpuset_cpus: subset("--cpuset-cpus", self.cpuset_cpus.as_deref(), &host.cpus, |asked, available| {
                 LimitsError::CpusNotThere { asked, available }
             })?,
@@ -109,7 +211,73 @@ impl AskedLimits {
                 LimitsError::MemsNotThere { asked, available }
             })?,
             pids: self.pids_limit.map(|limit| u64::try_from(limit).ok().filter(|limit| *limit > 0)),
+            blkio_weight: in_range("--blkio-weight", self.blkio_weight.filter(|n| *n != 0), 10, 1000, "")?,
+            io: self.io_limits(host)?,
+            conf: self.cgroup_conf.iter().map(|text| conf(text)).collect::<Result<_, _>>()?,
         })
+    }
+
+    /// `--memory-high` and `--memory-min`, which must lie below the limit.
+    fn protection(&self, flag: &'static str, text: Option<&str>, memory: Option<u64>) -> Result<Option<u64>, Report> {
+        let bytes = size(flag, text)?.filter(|bytes| *bytes > 0);
+        match (bytes, memory) {
+            (Some(bytes), Some(limit)) if bytes > limit => Err(LimitsError::Above {
+                flag,
+                higher: text.unwrap_or_default().to_owned(),
+                than: "--memory",
+                lower: self.memory.clone().unwrap_or_default(),
+            }
+            .into()),
+            _ => Ok(bytes),
+        }
+    }
+
+    /// Quota and period in microseconds, and whether they were given as such.
+    fn cpu_time(&self, host: &HostFacts) -> Result<(Option<u64>, Option<u64>, bool), Report> {
+        let cpus = self.cpus.as_deref().map(|text| quota(text, host)).transpose()?.flatten();
+        // docker's 0 is "not asked for", and so is a quota of -1.
+        let period = in_range("--cpu-period", self.cpu_period.filter(|n| *n != 0), 1000, 1_000_000, " microseconds")?;
+        let quota = in_range(
+            "--cpu-quota",
+            self.cpu_quota.filter(|n| *n > 0),
+            MINIMUM_QUOTA_US as i64,
+            i64::MAX,
+            " microseconds",
+        )?;
+        match (cpus, period, quota) {
+            (Some(_), Some(_), _) => Err(LimitsError::CpusTwice("--cpu-period").into()),
+            (Some(_), None, Some(_)) => Err(LimitsError::CpusTwice("--cpu-quota").into()),
+            (Some(quota), None, None) => Ok((Some(quota), Some(CPU_PERIOD_US), false)),
+            (None, None, None) => Ok((None, None, false)),
+            (None, period, quota) => Ok((quota, Some(period.unwrap_or(CPU_PERIOD_US)), true)),
+        }
+    }
+
+    fn io_limits(&self, host: &HostFacts) -> Result<Vec<IoLimit>, Report> {
+        let mut limits = Vec::new();
+        for (kind, texts) in IoKind::ALL.into_iter().zip(&self.io) {
+            let flag = kind.flag();
+            for text in texts {
+                let wrong = || LimitsError::DeviceRate { flag, text: text.clone() };
+                let (device, rate) = text.rsplit_once(':').ok_or_else(wrong)?;
+                let rate = match kind {
+                    IoKind::ReadBps | IoKind::WriteBps => {
+                        parse_memory(rate).map_err(|error| under(flag, text, error))?
+                    }
+                    IoKind::ReadIops | IoKind::WriteIops => rate.parse().map_err(|_| wrong())?,
+                };
+                if rate == 0 {
+                    return Err(wrong().into());
+                }
+                let (major, minor) = (host.block_device)(Path::new(device)).map_err(|why| LimitsError::Device {
+                    flag,
+                    text: text.clone(),
+                    why,
+                })?;
+                limits.push(IoLimit { kind, major, minor, rate });
+            }
+        }
+        Ok(limits)
     }
 
     fn swap(&self, memory: Option<u64>) -> Result<Option<Swap>, Report> {
@@ -137,6 +305,36 @@ fn size(flag: &str, text: Option<&str>) -> Result<Option<u64>, Report> {
 
 fn under(flag: &str, text: &str, error: UnitError) -> Report {
     Report::from(error).under(format!("`{flag} {text}` cannot be used"))
+}
+
+fn in_range(
+    flag: &'static str,
+    value: Option<i64>,
+    least: i64,
+    most: i64,
+    unit: &'static str,
+) -> Result<Option<u64>, LimitsError> {
+    match value {
+        Some(value) if !(least..=most).contains(&value) => Err(LimitsError::Range { flag, value, least, most, unit }),
+        value => Ok(value.and_then(|value| u64::try_from(value).ok())),
+    }
+}
+
+/// A cgroup's file and its value. The files that move processes or change what a cgroup is are not settings.
+fn conf(text: &str) -> Result<(String, String), LimitsError> {
+    let wrong = |why| LimitsError::Conf { text: text.to_owned(), why };
+    let (file, value) = text.split_once('=').ok_or_else(|| wrong("is not `FILE=VALUE`"))?;
+    let name = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if file.is_empty() || !file.bytes().all(name) || !file.contains('.') || file.starts_with('.') || value.is_empty() {
+        return Err(wrong("names no file of a cgroup"));
+    }
+    if file.starts_with("cgroup.") && !["cgroup.max.depth", "cgroup.max.descendants"].contains(&file) {
+        return Err(wrong("would change what the cgroup is, not what it may use"));
+    }
+    if file.starts_with("devices.") {
+        return Err(wrong("would go past the device filter"));
+    }
+    Ok((file.to_owned(), value.to_owned()))
 }
 
 /// Microseconds per period; 0 means "not asked for", as in docker.
@@ -168,7 +366,11 @@ mod tests {
     use super::*;
 
     fn host() -> HostFacts {
-        HostFacts { cpus: "0-3".parse().unwrap(), mems: "0".parse().unwrap() }
+        let block_device: BlockDevice = |path| match path.to_str() {
+            Some("/dev/sda") => Ok((8, 0)),
+            _ => Err("there is no such file".into()),
+        };
+        HostFacts { cpus: "0-3".parse().unwrap(), mems: "0".parse().unwrap(), block_device }
     }
 
     fn asked(pairs: &[(&str, &str)]) -> AskedLimits {

@@ -7,10 +7,12 @@ mod capabilities;
 mod device;
 mod limits;
 mod plan;
+mod resources;
 pub mod seccomp;
 
-pub use asked::{AskedLimits, HostFacts, LimitsError, MINIMUM_MEMORY};
+pub use asked::{AskedLimits, BlockDevice, HostFacts, LimitsError, MINIMUM_MEMORY};
 pub use capabilities::{Capabilities, CapabilityError};
 pub use device::{Device, DeviceRule, device_rules};
-pub use limits::{Limits, Swap};
+pub use limits::{IoKind, IoLimit, Limits, Swap};
 pub use plan::{HookEntry, Mount, Network, Plan, Rlimit, SpecError, Stage, oci_spec};
+pub use resources::{cpu_weight, io_weight};

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::capabilities::Capabilities;
 use super::device::{Device, device_rules};
-use super::limits::{Limits, Swap};
+use super::limits::Limits;
 use super::seccomp::{Action, Compare, Profile};
 use crate::report::Explain;
 
@@ -241,41 +241,7 @@ fn resources(plan: &Plan) -> Value {
             entry
         })
         .collect();
-    let mut resources = json!({ "devices": devices });
-    let mut memory = serde_json::Map::new();
-    if let Some(limit) = limits.memory {
-        memory.insert("limit".into(), json!(limit));
-    }
-    if let Some(reservation) = limits.memory_reservation {
-        memory.insert("reservation".into(), json!(reservation));
-    }
-    match limits.swap {
-        Some(Swap::Total(total)) => drop(memory.insert("swap".into(), json!(total))),
-        Some(Swap::Unlimited) => drop(memory.insert("swap".into(), json!(-1))),
-        Some(Swap::Implicit { total }) => drop(memory.insert("swap".into(), json!(total))),
-        None => {}
-    }
-    if !memory.is_empty() {
-        resources["memory"] = memory.into();
-    }
-    let mut cpu = serde_json::Map::new();
-    if let (Some(quota), Some(period)) = (limits.cpu_quota_us, limits.cpu_period_us) {
-        cpu.insert("quota".into(), json!(quota));
-        cpu.insert("period".into(), json!(period));
-    }
-    if let Some(cpus) = &limits.cpuset_cpus {
-        cpu.insert("cpus".into(), json!(cpus.to_string()));
-    }
-    if let Some(mems) = &limits.cpuset_mems {
-        cpu.insert("mems".into(), json!(mems.to_string()));
-    }
-    if !cpu.is_empty() {
-        resources["cpu"] = cpu.into();
-    }
-    if let Some(pids) = limits.pids {
-        resources["pids"] = json!({ "limit": pids.map_or(-1, |pids| i64::try_from(pids).unwrap_or(-1)) });
-    }
-    resources
+    super::resources::oci(limits, devices)
 }
 
 fn hooks(hooks: &[(Stage, HookEntry)]) -> Value {
@@ -347,6 +313,7 @@ fn seccomp(profile: &Profile) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Swap;
 
     fn plan() -> Plan {
         Plan {
@@ -406,6 +373,7 @@ mod tests {
             cpuset_cpus: Some("0-1".parse().unwrap()),
             cpuset_mems: None,
             pids: Some(Some(100)),
+            ..Limits::default()
         };
         plan.devices = vec![Device {
             path: "/dev/nvidia0".into(),

@@ -55,6 +55,15 @@ impl Clients {
         }
     }
 
+    /// Queues and sends a message to the client at `index` alone.
+    pub fn answer(&mut self, index: usize, message: &FromSupervisor) {
+        match (message.encode(), self.all.get_mut(index)) {
+            (Ok(packet), Some(client)) => client.push(packet),
+            (Err(error), _) => tracing::error!("cannot encode an answer: {error}"),
+            (_, None) => {}
+        }
+    }
+
     /// Queues and sends output to the clients that are attached.
     pub fn output(&mut self, wrap: fn(Vec<u8>) -> FromSupervisor, bytes: &[u8]) {
         if !self.all.iter().any(|client| client.attached) {

@@ -12,8 +12,10 @@
 //!
 //! No thread is ever spawned here: libcontainer's clone3 deadlocks in a threaded process.
 
+mod change;
 mod clients;
 pub mod log;
+mod oom;
 pub mod protocol;
 mod turn;
 
@@ -54,6 +56,12 @@ pub struct Supervisor {
     stopping: bool,
     /// When to count OOM kills again, and how often still: the kernel tells of an OOM before it has killed.
     oom_look: Option<(Instant, u32)>,
+    /// How many kills of this run a person has been told of.
+    ooms_told: u64,
+    /// The last kill of an earlier run that the kernel's log tells of, in microseconds since boot.
+    ooms_until_us: u64,
+    /// Whether the container never ran before.
+    first_run: bool,
     /// When patience ends and SIGKILL follows.
     kill_at: Option<Instant>,
     _alive: ProcessLock,
@@ -120,6 +128,9 @@ impl Supervisor {
             stopping: false,
             kill_at: None,
             oom_look: None,
+            ooms_told: 0,
+            ooms_until_us: 0,
+            first_run: entry.state()?.started.is_none(),
             entry,
             _alive: alive,
         })
@@ -175,6 +186,8 @@ impl Supervisor {
                 Progress::Limits(rows) => FromSupervisor::Limits(rows),
             });
         })?;
+        let first_run = std::mem::take(&mut self.first_run);
+        self.forget_old_ooms(&container, first_run);
         // The command that waits sends its terminal's size and "attach" right away: both must hold before the first byte of output.
         self.hear_everybody(&mut container);
         if let Err(report) = container.start(&self.entry) {
@@ -183,8 +196,11 @@ impl Supervisor {
         self.announce(&container);
         launch::step("running");
         let ending = self.watch(&mut container);
+        self.last_oom_look(&container);
         self.state.oom_kills += container.oom_kills();
         self.state.oom_killed = self.state.oom_kills > 0;
+        self.state.usage = Some(container.usage());
+        self.state.paused = false;
         self.state.exit_code = Some(ending.code);
         let leftovers = container.clear();
         if !leftovers.is_empty() {

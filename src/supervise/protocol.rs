@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::{LimitRow, State};
 use crate::report::Report;
+use crate::request::RestartPolicy;
+use crate::spec::AskedLimits;
 
 /// Bytes of one packet at most, its kind byte included.
 pub const MAX_PACKET: usize = 32 * 1024;
@@ -51,6 +53,15 @@ pub enum ToSupervisor {
     Rename {
         name: String,
     },
+    /// Freeze or thaw every process of the container.
+    Pause {
+        paused: bool,
+    },
+    /// Change limits, all or nothing; a field that is not given stays.
+    Update {
+        limits: Box<AskedLimits>,
+        restart: Option<RestartPolicy>,
+    },
 }
 
 /// From a supervisor to the commands that are connected.
@@ -73,6 +84,8 @@ pub enum FromSupervisor {
         code: u8,
     },
     Exited(Box<State>),
+    /// The answer to [`ToSupervisor::Pause`] or [`ToSupervisor::Update`], to who asked alone: the limits as they stand.
+    Done(Result<Vec<LimitRow>, Report>),
 }
 
 const JSON: u8 = 0;

@@ -19,10 +19,6 @@ const REST_OF_OUTPUT: Duration = Duration::from_millis(500);
 /// When the supervisor of a container that lives on gives back the memory that the launch took.
 const LAUNCH_OVER: Duration = Duration::from_secs(1);
 
-/// How often, and how long apart, OOM kills are counted after the kernel told of an OOM.
-const OOM_LOOKS: u32 = 40;
-const OOM_PAUSE: Duration = Duration::from_millis(50);
-
 /// What a poll entry stands for.
 #[derive(Debug, Clone, Copy)]
 enum Source {
@@ -156,7 +152,7 @@ impl Supervisor {
                 let readable = events.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR);
                 let writable = events.contains(PollFlags::POLLOUT);
                 if let Some(message) = self.clients.serve(index, readable, writable) {
-                    self.obey(message, container);
+                    self.obey(index, message, container);
                 }
             }
             (Source::Output(index), Some(container)) => {
@@ -165,21 +161,9 @@ impl Supervisor {
             (Source::Input, Some(container)) => container.streams.write(),
             (Source::Oom, Some(container)) => {
                 container.take_oom_event();
-                self.count_oom_kills(container, OOM_LOOKS);
+                self.hear_oom(container);
             }
             (Source::Output(_) | Source::Input | Source::Oom, None) => {}
-        }
-    }
-
-    /// Counts the kernel's kills; where there is none yet, looks again soon, so many times.
-    fn count_oom_kills(&mut self, container: &Container, times: u32) {
-        if container.oom_kills() > 0 {
-            if !self.state.oom_killed {
-                self.state.oom_killed = true;
-                self.save();
-            }
-        } else if times > 0 {
-            self.oom_look = Some((Instant::now() + OOM_PAUSE, times - 1));
         }
     }
 
@@ -214,13 +198,17 @@ impl Supervisor {
         }
     }
 
-    fn obey(&mut self, message: ToSupervisor, container: Option<&mut Container>) {
+    fn obey(&mut self, client: usize, message: ToSupervisor, container: Option<&mut Container>) {
         match (message, container) {
             (ToSupervisor::Stop { timeout }, Some(container)) => self.stop(container, timeout),
             (ToSupervisor::Stop { .. } | ToSupervisor::Signal { stops: true, .. }, None) => self.stopping = true,
             (ToSupervisor::Signal { number, stops }, Some(container)) => {
                 self.stopping |= stops;
                 container.signal(number);
+                if number == libc::SIGKILL {
+                    // A frozen process dies when it is thawed.
+                    self.thaw(container);
+                }
             }
             (ToSupervisor::Stdin(bytes), Some(container)) => container.streams.type_in(&bytes),
             (ToSupervisor::StdinEnd, Some(container)) => container.streams.end_input(),
@@ -234,6 +222,14 @@ impl Supervisor {
                 self.save();
             }
             (ToSupervisor::Rename { name }, _) => self.entry.record.name = name,
+            (ToSupervisor::Pause { paused }, container) => {
+                let done = self.pause(paused, container);
+                self.clients.answer(client, &FromSupervisor::Done(done));
+            }
+            (ToSupervisor::Update { limits, restart }, container) => {
+                let done = self.update(&limits, restart, container);
+                self.clients.answer(client, &FromSupervisor::Done(done));
+            }
             _ => {}
         }
     }
@@ -243,6 +239,7 @@ impl Supervisor {
         self.stopping = true;
         let patience = Duration::from_secs(timeout.unwrap_or(self.entry.record.request.stop_timeout));
         container.stop();
+        self.thaw(container);
         let at = Instant::now() + patience;
         self.kill_at = Some(self.kill_at.map_or(at, |before| before.min(at)));
     }

@@ -25,10 +25,17 @@ fn oom() {
     let answer =
         host.run(&run(&["--name", "hog", "--memory", "32m", "--memory-swap", "32m", "box", "tail", "/dev/zero"]));
     assert_eq!(answer.code, 137, "{}", answer.err);
-    assert!(answer.err.contains("memory limit"), "{}", answer.err);
+    let told = "the kernel killed `tail` (pid ";
+    assert!(answer.err.contains(told) && answer.err.contains("memory limit of 32 MiB was reached"), "{}", answer.err);
+    assert!(answer.err.contains("gpurun update hog --memory 64m"), "{}", answer.err);
+    assert!(host.run(&["logs", "hog"]).err.contains(told), "the log tells it, too");
     let state = &host.inspect("hog")["State"];
     assert_eq!((state["OOMKilled"].as_bool(), state["ExitCode"].as_u64()), (Some(true), Some(137)));
     assert!(state["OOMKills"].as_u64().unwrap() >= 1);
+    assert_eq!(state["OOMs"][0]["process"], "tail");
+    // 137 by itself is no OOM.
+    host.fails(137, &run(&["--name", "killed", "--memory", "32m", "box", "sh", "-c", "kill -9 $$; exit 137"]));
+    assert_eq!(host.inspect("killed")["State"]["OOMKilled"], false);
     let ps = host.ok(&["ps", "-a"]);
     assert!(ps.contains("Exited (137) OOMKilled"), "{ps}");
     // Half of the limit fits.

@@ -4,6 +4,7 @@
 //! `cargo test --test e2e -- NAME`.
 
 mod archive;
+mod change;
 mod crash;
 #[path = "../fake-driver/driver.rs"]
 mod driver;
@@ -21,10 +22,11 @@ type Test = (&'static str, fn());
 
 fn main() {
     let arguments = Arguments::from_args();
-    let rooms: [(&str, &[Test]); 7] = [
+    let rooms: [(&str, &[Test]); 8] = [
         ("run", run::TESTS),
         ("life", life::TESTS),
         ("limits", limits::TESTS),
+        ("change", change::TESTS),
         ("isolation", isolation::TESTS),
         ("network", network::TESTS),
         ("gpu", gpu::TESTS),

@@ -1,0 +1,279 @@
+//! Limits into the cgroup's files, the kernel's answers out, at creation and on a living container.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::files::{self, Kind, Setting, Version};
+use super::{Cgroup, CgroupError, Host, Verified, read};
+use crate::spec::Limits;
+
+impl Host {
+    /// Refuses what this host's version of cgroups does not have.
+    pub fn check(&self, limits: &Limits) -> Result<(), CgroupError> {
+        settings(limits, self.limits_version()).map(drop)
+    }
+}
+
+fn settings(limits: &Limits, version: Version) -> Result<Vec<Setting>, CgroupError> {
+    let host = if version == Version::V2 { "v2" } else { "the controllers of v1" };
+    files::settings(limits, version).map_err(|files::OnlyOn { flag, version }| CgroupError::OnlyOn {
+        flag,
+        version,
+        host,
+    })
+}
+
+impl Cgroup {
+    /// The setting's file. Where the kernel has only the other one, the setting becomes the other one's.
+    fn path_of(&self, setting: &mut Setting) -> Result<PathBuf, CgroupError> {
+        let controller = setting.controller.as_ref();
+        let dir = if controller.is_empty() { self.v2.as_ref() } else { self.dirs.get(controller) };
+        let dir = dir.ok_or_else(|| CgroupError::NoController {
+            flag: setting.flag,
+            controller: setting.controller.to_string(),
+            parent: self.v2.as_ref().filter(|_| self.is_v2).and_then(|dir| dir.parent()).map(Path::to_path_buf),
+        })?;
+        let path = dir.join(&*setting.file);
+        if path.exists() {
+            return Ok(path);
+        }
+        if let Some((file, value)) = setting.instead.take() {
+            (setting.file, setting.value) = (file.into(), value);
+            return self.path_of(setting);
+        }
+        Err(CgroupError::NoFile {
+            flag: setting.flag,
+            controller: setting.controller.to_string(),
+            file: setting.file.to_string(),
+        })
+    }
+
+    /// The settings of the limits with their files; those that may be missing and are, are left out.
+    fn located(&self, limits: &Limits) -> Result<Vec<(Setting, PathBuf)>, CgroupError> {
+        let mut located = Vec::new();
+        let version = if self.is_v2 { Version::V2 } else { Version::V1 };
+        for mut setting in settings(limits, version)? {
+            match self.path_of(&mut setting) {
+                Err(_) if setting.optional => {}
+                path => {
+                    let path = path?;
+                    located.push((setting, path));
+                }
+            }
+        }
+        Ok(located)
+    }
+
+    /// Writes limits into a fresh cgroup.
+    pub(super) fn write(&self, limits: &Limits) -> Result<(), CgroupError> {
+        self.located(limits)?.iter().try_for_each(|(setting, path)| put(setting, path))
+    }
+
+    /// Changes the limits of a living container, all or nothing: what the kernel refuses puts every file back as it was.
+    ///
+    /// `held` is what it was told until now, `limits` the whole of what shall hold: what is in the first alone is lifted. Answers with the
+    /// table, as read back.
+    pub fn update(&self, held: &Limits, limits: &Limits) -> Result<Vec<Verified>, CgroupError> {
+        let page = page_size();
+        let mut changes = Vec::new();
+        let mut wanted = self.located(limits)?;
+        for (mut setting, path) in self.located(held)? {
+            let device = |setting: &Setting| setting.value.split(' ').next().map(str::to_owned);
+            let stays = |(other, file): &(Setting, PathBuf)| {
+                *file == path && (setting.kind != Kind::Device || device(other) == device(&setting))
+            };
+            if !wanted.iter().any(stays) && setting.kind != Kind::Any {
+                setting.value = lifted(&setting, &path, self.is_v2)?;
+                wanted.push((setting, path));
+            }
+        }
+        for (setting, path) in wanted {
+            let before = read(&path)?;
+            if !files::agrees(setting.kind, &setting.value, &before, page) {
+                changes.push((setting, path, before));
+            }
+        }
+        self.order(&mut changes);
+        self.make_room(limits, &changes)?;
+        let mut done: Vec<&(Setting, PathBuf, String)> = Vec::new();
+        let applied = changes
+            .iter()
+            .try_for_each(|change| {
+                put(&change.0, &change.1)?;
+                done.push(change);
+                Ok(())
+            })
+            .and_then(|()| self.verify(limits));
+        if applied.is_err() {
+            for (setting, path, before) in done.into_iter().rev() {
+                let value = restore(setting, before, self.is_v2);
+                if let Err(error) = fs::write(path, &value) {
+                    tracing::error!("cannot put `{value}` back into {}: {error}", path.display());
+                }
+            }
+        }
+        applied
+    }
+
+    /// Version 1 never lets the memory limit be above the total with swap: who grows must let the total grow first.
+    fn order(&self, changes: &mut [(Setting, PathBuf, String)]) {
+        let at = |file: &str| changes.iter().position(|(setting, ..)| setting.file == file);
+        let (Some(memory), Some(total)) = (at("memory.limit_in_bytes"), at("memory.memsw.limit_in_bytes")) else {
+            return;
+        };
+        if !files::tighter(Kind::Bytes, &changes[memory].2, &changes[memory].0.value) && memory < total {
+            changes.swap(memory, total);
+        }
+    }
+
+    /// Version 2 kills where a new limit is below what is in use. Asks the kernel to reclaim first, and refuses where that is not enough.
+    fn make_room(&self, limits: &Limits, changes: &[(Setting, PathBuf, String)]) -> Result<(), CgroupError> {
+        let (Some(asked), Some(dir)) = (limits.memory, self.dirs.get("memory").filter(|_| self.is_v2)) else {
+            return Ok(());
+        };
+        if !changes.iter().any(|(setting, ..)| setting.file == "memory.max") {
+            return Ok(());
+        }
+        let used = || read(&dir.join("memory.current")).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        let over = used().saturating_sub(asked);
+        if over > 0 {
+            // Since kernel 5.19; it answers EAGAIN when it found less than that.
+            let _ = fs::write(dir.join("memory.reclaim"), over.to_string());
+        }
+        match used() {
+            used if used > asked => Err(CgroupError::InUse { asked, used }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads every limit back and compares; the rows of the table, or the first difference that matters.
+    pub fn verify(&self, limits: &Limits) -> Result<Vec<Verified>, CgroupError> {
+        let page = page_size();
+        let mut rows = Vec::new();
+        for (setting, path) in self.located(limits)? {
+            let kernel = read(&path)?;
+            if !files::agrees(setting.kind, &setting.value, &kernel, page) {
+                return Err(CgroupError::Differs { flag: setting.flag, asked: setting.value, kernel, path });
+            }
+            if setting.kind == Kind::Set {
+                self.verify_effective_set(&setting, &path)?;
+            }
+            let (effective, binding) = effective(&setting, &path, &kernel);
+            let note = binding.as_ref().map(|path| format!("an ancestor is tighter: {}", path.display()));
+            rows.push(Verified {
+                flag: setting.flag,
+                oci: setting.oci,
+                file: path,
+                asked: setting.value,
+                kernel,
+                effective,
+                binding,
+                note,
+            });
+        }
+        Ok(rows)
+    }
+
+    /// A set may be accepted and still not hold, where an ancestor has fewer CPUs.
+    fn verify_effective_set(&self, setting: &Setting, path: &Path) -> Result<(), CgroupError> {
+        let name = if self.is_v2 {
+            format!("{}.effective", setting.file)
+        } else {
+            setting.file.replace("cpuset.", "cpuset.effective_")
+        };
+        let path = path.with_file_name(name);
+        let kernel = match read(&path) {
+            Ok(kernel) => kernel,
+            Err(CgroupError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if files::agrees(Kind::Set, &setting.value, &kernel, 1) {
+            return Ok(());
+        }
+        Err(CgroupError::Differs { flag: setting.flag, asked: setting.value.clone(), kernel, path })
+    }
+}
+
+fn put(setting: &Setting, path: &Path) -> Result<(), CgroupError> {
+    fs::write(path, &setting.value).map_err(|source| CgroupError::Refused {
+        flag: setting.flag,
+        value: setting.value.clone(),
+        path: path.to_path_buf(),
+        source,
+    })
+}
+
+/// What is written to a file so that it holds no limit. A device's line names its own key alone.
+fn lifted(setting: &Setting, path: &Path, is_v2: bool) -> Result<String, CgroupError> {
+    Ok(match setting.kind {
+        Kind::Bytes if is_v2 => "max".into(),
+        Kind::Bytes => "-1".into(),
+        Kind::Protection => "0".into(),
+        Kind::Number if setting.file == "pids.max" => "max".into(),
+        Kind::Number if setting.file == "cpu.cfs_quota_us" => "-1".into(),
+        Kind::Number | Kind::Any => setting.value.clone(),
+        Kind::Quota => "max 100000".into(),
+        Kind::Weight => match &*setting.file {
+            "cpu.shares" => "1024".into(),
+            "memory.swappiness" => "60".into(),
+            "blkio.weight" => "500".into(),
+            _ => "100".into(),
+        },
+        Kind::Switch(_) => "0".into(),
+        Kind::Device => {
+            let (device, key) = setting.value.split_once(' ').unwrap_or_default();
+            match key.split_once('=') {
+                Some((key, _)) => format!("{device} {key}=max"),
+                None => format!("{device} 0"),
+            }
+        }
+        Kind::Set => {
+            // Back to all that the parent has.
+            let name = if is_v2 { format!("{}.effective", setting.file) } else { setting.file.to_string() };
+            let parent = path.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
+            read(&parent.join(name))?
+        }
+    })
+}
+
+/// What must be written to have the answer `before` again.
+fn restore(setting: &Setting, before: &str, is_v2: bool) -> String {
+    match setting.kind {
+        Kind::Device => {
+            let device = setting.value.split(' ').next().unwrap_or_default();
+            let was = before.lines().find(|line| line.split(' ').next() == Some(device));
+            match (was, is_v2) {
+                (Some(line), _) => line.to_owned(),
+                (None, true) => format!("{device} rbps=max wbps=max riops=max wiops=max"),
+                (None, false) => format!("{device} 0"),
+            }
+        }
+        Kind::Switch(key) => before
+            .lines()
+            .find_map(|line| line.strip_prefix(key))
+            .map_or_else(|| "0".to_owned(), |value| value.trim().to_owned()),
+        Kind::Weight => before.strip_prefix("default ").unwrap_or(before).to_owned(),
+        _ => before.to_owned(),
+    }
+}
+
+/// The tightest of the cgroup's own value and its ancestors'.
+fn effective(setting: &Setting, path: &Path, own: &str) -> (String, Option<PathBuf>) {
+    let (mut best, mut binding) = (own.to_owned(), None);
+    let mut dir = path.parent().and_then(Path::parent);
+    while let Some(ancestor) = dir {
+        let file = ancestor.join(&*setting.file);
+        // The root of a hierarchy has no limits.
+        let Ok(value) = read(&file) else { break };
+        if files::tighter(setting.kind, &best, &value) {
+            (best, binding) = (value, Some(file));
+        }
+        dir = ancestor.parent();
+    }
+    (best, binding)
+}
+
+pub(super) fn page_size() -> u64 {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |size| size as u64)
+}

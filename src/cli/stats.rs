@@ -1,0 +1,182 @@
+//! `gpurun stats`: what containers use, read straight from their cgroups.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{Context, print};
+use crate::cgroup::{Cgroup, Host, Stats};
+use crate::launch;
+use crate::record::{Entry, Phase, Records, short};
+use crate::report::Report;
+use crate::units::format_memory;
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "CPU % is of one CPU: 150 % is one and a half. THROTTLED is the share of periods in which --cpus held the container back. PSI is the share\n\
+    of the last ten seconds in which some process waited for CPU, memory or I/O (cgroup v2 alone)."
+)]
+pub struct StatsArgs {
+    /// One sample, then end
+    #[arg(long)]
+    no_stream: bool,
+    /// Seconds between samples
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
+    interval: f64,
+    /// JSON: with --no-stream an array, else a line for each container and sample
+    #[arg(long)]
+    json: bool,
+    /// All running ones, if none is named
+    #[arg(value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+/// One container's sample, with the rates since the one before.
+#[derive(Debug, Serialize)]
+struct Sample {
+    id: String,
+    name: String,
+    paused: bool,
+    /// Per cent of one CPU; `null` in the first sample of a container.
+    cpu_percent: Option<f64>,
+    /// Per cent of the periods since the sample before.
+    throttled_percent: Option<f64>,
+    /// Per cent of the memory limit.
+    memory_percent: Option<f64>,
+    #[serde(flatten)]
+    stats: Stats,
+}
+
+pub fn run(args: &StatsArgs, context: &Context) -> Result<u8, Report> {
+    if !(args.interval >= 0.1 && args.interval <= 3600.0) {
+        return Err(Report::usage(format!("`--interval {}` is outside of 0.1 to 3600 seconds", args.interval)));
+    }
+    let host = Host::probe(Path::new("/"))?;
+    let records = context.records()?;
+    let mut before: BTreeMap<String, (Instant, Stats)> = BTreeMap::new();
+    // A rate needs two samples: the first one is only taken.
+    sample(&records, &host, &args.containers, &mut before)?;
+    let first = Duration::from_secs_f64(args.interval.min(if args.no_stream { 0.5 } else { args.interval }));
+    let in_place = !args.json && !args.no_stream && std::io::stdout().is_terminal();
+    let mut pause = first;
+    loop {
+        std::thread::sleep(pause);
+        pause = Duration::from_secs_f64(args.interval);
+        let samples = sample(&records, &host, &args.containers, &mut before)?;
+        if args.json && args.no_stream {
+            print::json(&samples)?;
+        } else if args.json {
+            for sample in &samples {
+                let line = serde_json::to_string(sample)
+                    .map_err(|error| Report::new("cannot print as JSON").with_cause(error))?;
+                print::line(&line)?;
+            }
+        } else {
+            // Home, the table, and nothing of the one before.
+            let text = table(&samples);
+            print::line(if in_place { format!("\x1b[H\x1b[2J{text}") } else { text }.trim_end())?;
+        }
+        if args.no_stream || (!args.containers.is_empty() && samples.is_empty()) {
+            return Ok(0);
+        }
+    }
+}
+
+fn sample(
+    records: &Records,
+    host: &Host,
+    names: &[String],
+    before: &mut BTreeMap<String, (Instant, Stats)>,
+) -> Result<Vec<Sample>, Report> {
+    let entries: Vec<Entry> = if names.is_empty() {
+        records.list()?
+    } else {
+        names.iter().map(|name| records.find(name)).collect::<Result<_, _>>()?
+    };
+    let mut samples = Vec::new();
+    for entry in entries {
+        let state = entry.state()?;
+        if state.phase != Phase::Running {
+            continue;
+        }
+        let id = entry.record.id.clone();
+        let path = launch::cgroup_path(entry.record.request.cgroup_parent.as_deref(), &id);
+        let Some(cgroup) = Cgroup::open(host, &path)? else { continue };
+        let (now, stats) = (Instant::now(), cgroup.stats());
+        let earlier = before.insert(id.clone(), (now, stats.clone()));
+        samples.push(rates(&entry, state.paused, now, stats, earlier.as_ref(), id));
+    }
+    Ok(samples)
+}
+
+fn rates(
+    entry: &Entry,
+    paused: bool,
+    now: Instant,
+    stats: Stats,
+    earlier: Option<&(Instant, Stats)>,
+    id: String,
+) -> Sample {
+    let grown =
+        |of: fn(&Stats) -> Option<u64>| -> Option<f64> { Some(of(&stats)?.checked_sub(of(&earlier?.1)?)? as f64) };
+    let elapsed = earlier.map(|(then, _)| (now - *then).as_secs_f64() * 1e6);
+    let cpu_percent = grown(|stats| stats.cpu_usage_us).zip(elapsed).map(|(used, elapsed)| 100.0 * used / elapsed);
+    let throttled_percent = grown(|stats| stats.cpu_throttled_periods)
+        .zip(grown(|stats| stats.cpu_periods))
+        .map(|(throttled, periods)| if periods > 0.0 { 100.0 * throttled / periods } else { 0.0 });
+    let memory_percent =
+        stats.memory_used.zip(stats.memory_limit).map(|(used, limit)| 100.0 * used as f64 / limit as f64);
+    Sample { id, name: entry.record.name.clone(), paused, cpu_percent, throttled_percent, memory_percent, stats }
+}
+
+fn table(samples: &[Sample]) -> String {
+    let percent = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.1}%"));
+    let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".into(), format_memory);
+    let rows: Vec<Vec<String>> = samples
+        .iter()
+        .map(|sample| {
+            let stats = &sample.stats;
+            let pressure = match (stats.cpu_pressure, stats.memory_pressure, stats.io_pressure) {
+                (Some(cpu), Some(memory), Some(io)) => {
+                    format!("{:.0}/{:.0}/{:.0}", cpu.some_avg10, memory.some_avg10, io.some_avg10)
+                }
+                _ => "-".into(),
+            };
+            vec![
+                short(&sample.id).to_owned(),
+                sample.name.clone(),
+                percent(sample.cpu_percent),
+                percent(sample.throttled_percent),
+                format!("{} / {}", size(stats.memory_used), size(stats.memory_limit)),
+                percent(sample.memory_percent),
+                size(stats.memory_peak),
+                size(stats.swap_current),
+                match (stats.pids_current, stats.pids_limit) {
+                    (Some(now), Some(most)) => format!("{now} / {most}"),
+                    (Some(now), None) => now.to_string(),
+                    _ => "-".into(),
+                },
+                format!("{} / {}", size(stats.io_read_bytes), size(stats.io_write_bytes)),
+                pressure,
+            ]
+        })
+        .collect();
+    let titles = [
+        "ID",
+        "NAME",
+        "CPU %",
+        "THROTTLED",
+        "MEMORY / LIMIT",
+        "MEM %",
+        "PEAK",
+        "SWAP",
+        "PIDS",
+        "READ / WRITTEN",
+        "PSI C/M/I",
+    ];
+    print::table(&titles, &rows)
+}
