@@ -134,7 +134,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
             all.ways(facts);
         }
     }
-    all.0.sort_by(|one, other| other.level.cmp(&one.level));
+    all.0.sort_by_key(|finding| std::cmp::Reverse(finding.level));
     all.0
 }
 

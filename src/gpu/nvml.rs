@@ -232,3 +232,21 @@ fn processes(
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_hangs_is_not_waited_for() {
+        let script = "echo some; exec sleep 1000";
+        let mut child = Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut text = Vec::new();
+        let began = Instant::now();
+        let in_time = read_until(&mut child.stdout.take().unwrap(), &mut text, began + Duration::from_millis(300));
+        assert!(!in_time && began.elapsed() < Duration::from_secs(30));
+        assert_eq!(text, b"some\n");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

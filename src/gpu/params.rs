@@ -53,3 +53,32 @@ pub fn cover(root: &Path, dir: &Path) -> Result<(), Report> {
     let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(none, &fd_path(&above), none, flags, none).map_err(|errno| failed(&errno))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rootfs::testing::{in_own_mounts, root_or_skip};
+
+    #[test]
+    fn the_container_reads_that_nodes_are_left_alone() {
+        if !root_or_skip("covering a file") {
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        let (root, dir) = (base.path().join("root"), base.path().join("bundle"));
+        std::fs::create_dir_all(root.join("proc/driver/nvidia")).unwrap();
+        std::fs::create_dir(&dir).unwrap();
+        cover(&root, &dir).expect("no driver, nothing to do");
+        assert!(!dir.join("nvidia-params").exists());
+        let params = root.join("proc/driver/nvidia/params");
+        std::fs::write(&params, "Mobile: 0\nModifyDeviceFiles: 1\n").unwrap();
+        let path = params.clone();
+        in_own_mounts(move || {
+            cover(&root, &dir).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), "Mobile: 0\nModifyDeviceFiles: 0\n");
+            let refused = std::fs::write(&path, "x").unwrap_err();
+            assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+        });
+        assert_eq!(std::fs::read_to_string(&params).unwrap(), "Mobile: 0\nModifyDeviceFiles: 1\n");
+    }
+}

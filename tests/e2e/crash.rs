@@ -12,8 +12,8 @@ pub const TESTS: &[(&str, fn())] = &[
 ];
 
 /// The steps of launch, in their order (src/launch).
-const STEPS: [&str; 9] =
-    ["image", "overlay", "network", "cgroup", "bundle", "created", "verified", "started", "running"];
+const STEPS: [&str; 10] =
+    ["image", "overlay", "network", "gpus", "cgroup", "bundle", "created", "verified", "started", "running"];
 
 fn every_step() {
     let host = Host::with_box();

@@ -196,7 +196,7 @@ fn order() {
     let host = Host::with_box();
     let (dir, log) = (host.dir.join("hooks.d"), host.dir.join("order"));
     std::fs::create_dir(&dir).unwrap();
-    for stage in ["poststop", "createRuntime", "prestart", "poststart"] {
+    for stage in ["poststop", "createContainer", "createRuntime", "prestart", "poststart"] {
         let script = format!("echo {stage} >> {}", log.display());
         let text = format!(
             r#"{{"version":"1.0.0","hook":{{"path":"/bin/sh","args":["sh","-c","{script}"]}},"when":{{"always":true}},"stages":["{stage}"]}}"#
@@ -204,7 +204,10 @@ fn order() {
         std::fs::write(dir.join(format!("{stage}.json")), text).unwrap();
     }
     host.ok(&["run", "--rm", "--network", "none", "--hooks-dir", dir.to_str().unwrap(), "box", "sleep", "0.2"]);
-    assert_eq!(std::fs::read_to_string(&log).unwrap(), "prestart\ncreateRuntime\npoststart\npoststop\n");
+    assert_eq!(
+        std::fs::read_to_string(&log).unwrap(),
+        "prestart\ncreateRuntime\ncreateContainer\npoststart\npoststop\n"
+    );
     assert_eq!(host.leftovers(), "");
 }
 
@@ -292,16 +295,12 @@ fn linker() {
     let lab = Lab::new(1);
     let dir = lab.host.dir.join("linker");
     std::fs::create_dir(&dir).unwrap();
-    let source = "#include <dlfcn.h>\n#include <stdio.h>\nint main(void) { const char *names[] = {\"libcuda.so.1\", \"libcuda.so\", \"libnvidia-ml.so.1\", 0};\n\
-        for (int i = 0; names[i]; i++) if (!dlopen(names[i], RTLD_NOW)) { puts(dlerror()); return 1; }\n puts(\"loaded\"); return 0; }\n";
-    std::fs::write(dir.join("load.c"), source).unwrap();
-    let built = Command::new("cc").arg("-o").args([dir.join("load"), dir.join("load.c")]).status().unwrap();
-    assert!(built.success());
-    let ldd = Command::new("ldd").arg(dir.join("load")).output().unwrap();
+    let program = driver::built().join("load");
+    let ldd = Command::new("ldd").arg(&program).output().unwrap();
     let ldd = String::from_utf8_lossy(&ldd.stdout).into_owned();
     // Debian's directory for the driver is one that the linker searches by itself; here only the cache knows it.
     let mut layer = Layer::default().dir("usr", 0o755).dir("usr/lib64", 0o755).dir("lib64", 0o755).dir("lib", 0o755);
-    layer = layer.file("bin/load", 0o755, &std::fs::read(dir.join("load")).unwrap());
+    layer = layer.file("bin/load", 0o755, &std::fs::read(&program).unwrap());
     for path in ldd.split_whitespace().filter(|word| word.starts_with('/')) {
         layer = layer.file(path.trim_start_matches('/'), 0o755, &std::fs::read(path).unwrap());
     }
