@@ -11,7 +11,7 @@ use std::path::Path;
 use super::GpuError;
 use super::host::inside;
 use super::inventory::{Inventory, Unit};
-use super::lease::{Lease, Ledger};
+use super::lease::{Lease, Ledger, Taker};
 use super::selection::{Selection, Which};
 use crate::units::CpuSet;
 
@@ -34,12 +34,10 @@ pub(super) struct Wish<'a> {
     pub asked: &'a str,
     pub selection: &'a Selection,
     pub share: bool,
-    /// The container that asks: its own lease, of an earlier run, is no hindrance.
-    pub id: &'a str,
+    /// Its own lease, of an earlier run, is no hindrance.
+    pub taker: &'a Taker,
     /// NUMA nodes of the container's CPUs.
     pub nodes: &'a BTreeSet<u32>,
-    /// Nanoseconds since 1970.
-    pub now: u64,
 }
 
 pub(super) fn choose<'a>(wish: &Wish<'_>, inventory: &'a Inventory, ledger: &Ledger) -> Result<Choice<'a>, GpuError> {
@@ -69,7 +67,7 @@ pub(super) fn choose<'a>(wish: &Wish<'_>, inventory: &'a Inventory, ledger: &Led
         }
         Which::Count(wanted) | Which::Free(wanted) => (free(wish, inventory, ledger, *wanted)?, !wish.share),
     };
-    let shared = units.iter().filter_map(|unit| shared_with(wish, unit, ledger)).collect();
+    let shared = units.iter().filter_map(|unit| shared_with(wish.taker, unit, ledger)).collect();
     Ok(Choice { units, unknown, exclusive, shared })
 }
 
@@ -95,8 +93,8 @@ fn free<'a>(
         return Err(GpuError::TooMany { asked: wish.asked.to_owned(), wanted, there });
     }
     let may_have = |unit: &&Unit| match wish.share {
-        true => !ledger.on(&unit.name, wish.id).any(|lease| lease.exclusive),
-        false => is_idle(unit) && ledger.on(&unit.name, wish.id).next().is_none(),
+        true => !ledger.on(&unit.name, &wish.taker.id).any(|lease| lease.exclusive),
+        false => is_idle(unit) && ledger.on(&unit.name, &wish.taker.id).next().is_none(),
     };
     let mut candidates: Vec<&Unit> = inventory.units.iter().filter(may_have).collect();
     if candidates.len() < count {
@@ -111,7 +109,7 @@ fn free<'a>(
     // Sorting is stable: among equals, the host's order counts.
     candidates.sort_by_key(|unit| {
         let used = unit.memory.map_or(0, |memory| memory.used);
-        let others = ledger.on(&unit.name, wish.id).count();
+        let others = ledger.on(&unit.name, &wish.taker.id).count();
         let near = unit.numa_node.is_none_or(|node| wish.nodes.is_empty() || wish.nodes.contains(&node));
         (wish.share && !is_idle(unit), if wish.share { (others, used) } else { (0, 0) }, !near)
     });
@@ -139,14 +137,15 @@ pub(super) fn is_idle(unit: &Unit) -> bool {
     unit.processes.is_empty() && unit.memory.is_none_or(|memory| memory.used < IDLE_MEMORY)
 }
 
-fn shared_with(wish: &Wish<'_>, unit: &Unit, ledger: &Ledger) -> Option<String> {
-    let others: Vec<String> = ledger.on(&unit.name, wish.id).map(|lease| who(lease, wish.now)).collect();
+pub(super) fn shared_with(taker: &Taker, unit: &Unit, ledger: &Ledger) -> Option<String> {
+    let others: Vec<String> = ledger.on(&unit.name, &taker.id).map(|lease| who(lease, taker.now)).collect();
     (!others.is_empty()).then(|| format!("GPU {} is also held by {}", unit.index, others.join(" and ")))
 }
 
 /// `GPU 0 (GPU-…): container `lab` of ada for 2 hours; 10.2 GiB of 80.0 GiB in use by 1 process`
 fn holders(wish: &Wish<'_>, unit: &Unit, ledger: &Ledger) -> String {
-    let mut words: Vec<String> = ledger.on(&unit.name, wish.id).map(|lease| who(lease, wish.now)).collect();
+    let mut words: Vec<String> =
+        ledger.on(&unit.name, &wish.taker.id).map(|lease| who(lease, wish.taker.now)).collect();
     let processes = unit.processes.iter().map(|process| process.pid.to_string()).collect::<Vec<_>>();
     let by = match processes.len() {
         0 => String::new(),

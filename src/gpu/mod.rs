@@ -194,6 +194,9 @@ pub fn plan(ask: &Ask<'_>, place: &Place<'_>) -> Result<Edits, GpuError> {
         let driver = driver.or_else(|| Host::read(place.root).ok().map(|host| host.driver));
         let more = cdi::Registry::read(place.root).edits(ask.devices, driver.as_deref())?;
         edits.add(more);
+        if ask.selection.is_none() {
+            lease_by_name(ask.devices, place, &mut edits)?;
+        }
     }
     if !edits.env.iter().any(|(name, _)| name == VISIBLE) {
         edits.env.insert(0, visible("void"));
@@ -211,7 +214,7 @@ fn plan_gpus(
     let (way, why) = way(ask.mode, place.root, asked, &inventory.host)?;
     let ledger = Ledger::open(place.leases)?;
     let nodes = numa_nodes(place.root, place.cpus);
-    let wish = Wish { asked, selection, share: ask.share, id: &place.taker.id, nodes: &nodes, now: place.taker.now };
+    let wish = Wish { asked, selection, share: ask.share, taker: &place.taker, nodes: &nodes };
     let choice = choose::choose(&wish, inventory, &ledger)?;
     require::check(place.env, &facts(inventory, &choice))
         .map_err(|unmet| GpuError::Unmet { asked: asked.to_owned(), source: unmet })?;
@@ -235,6 +238,31 @@ fn plan_gpus(
     Ok(edits)
 }
 
+/// NVIDIA's GPUs that were asked for as `--device nvidia.com/gpu=…`: written down as those of `--gpus device=…` are, so that nobody takes them
+/// for free.
+fn lease_by_name(names: &[cdi::Name], place: &Place<'_>, edits: &mut Edits) -> Result<(), GpuError> {
+    let names: Vec<&str> =
+        names.iter().filter(|name| name.kind == cdi::NVIDIA).map(|name| name.device.as_str()).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    // A CDI file may describe what no driver here shows (a stand-in, another root): there is nothing to write down then.
+    let Ok(inventory) = Inventory::read(place.root) else { return Ok(()) };
+    let ledger = Ledger::open(place.leases)?;
+    let is_asked = |at: usize| names.iter().any(|name| *name == "all" || inventory.resolve(name).contains(&at));
+    let units: Vec<&Unit> =
+        (0..inventory.units.len()).filter(|at| is_asked(*at)).map(|at| &inventory.units[at]).collect();
+    let shared = units.iter().filter_map(|unit| choose::shared_with(&place.taker, unit, &ledger));
+    edits.notices.extend(shared);
+    edits.given = units.iter().map(|unit| given(unit)).collect();
+    ledger.take(&place.taker, units.iter().map(|unit| unit.name.clone()).collect(), false)?;
+    Ok(())
+}
+
+fn given(unit: &Unit) -> Given {
+    Given { index: unit.index.clone(), name: unit.name.clone(), model: unit.model.clone() }
+}
+
 /// What is the same whichever way they come.
 fn finish(edits: &mut Edits, way: &Way, why: Option<String>, inventory: &Inventory, choice: Choice<'_>) {
     // CUDA counts "fastest first" by itself, nvidia-smi by bus: the same number should mean the same GPU.
@@ -256,11 +284,7 @@ fn finish(edits: &mut Edits, way: &Way, why: Option<String>, inventory: &Invento
         edits.notices.push(format!("which GPUs are idle is judged by gpurun's own containers alone: {unread}"));
     }
     edits.notices.extend(choice.shared);
-    edits.given = choice
-        .units
-        .iter()
-        .map(|unit| Given { index: unit.index.clone(), name: unit.name.clone(), model: unit.model.clone() })
-        .collect();
+    edits.given = choice.units.iter().map(|unit| given(unit)).collect();
 }
 
 impl Choice<'_> {

@@ -85,7 +85,7 @@ pub(super) fn plan(
     let place =
         gpu::Place { root: &driver_root(), leases: &leases, taker, cpus: limits.cpuset_cpus.as_ref(), env: &env };
     let mut edits = gpu::plan(&Asked::of(request)?.ask(), &place)?;
-    if request.gpus.is_some() {
+    if !edits.given.is_empty() || request.gpus.is_some() {
         let id = entry.record.id.clone();
         undo.push("give the GPUs back", move || Ok(lease::release(&leases, &id)?));
     }

@@ -371,6 +371,22 @@ fn cdi() {
     assert!(state["bundle"].as_str().is_some_and(|bundle| bundle.contains("/run/")), "{state}");
     // By its own name, as podman's users write it; and `auto` chooses it where no hook is installed.
     assert_eq!(lab.shell(&["--device", "nvidia.com/gpu=0"], "ls /dev | grep 'nvidia[0-9]'"), "nvidia0");
+    lab.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "named",
+        "--network",
+        "none",
+        "--device",
+        "nvidia.com/gpu=0",
+        "box",
+        "sleep",
+        "1000",
+    ]);
+    assert_eq!(lab.shell(&["--gpus", "1"], "ls /dev | grep 'nvidia[0-9]'"), "nvidia1", "the other one is not idle");
+    lab.ok(&["rm", "-f", "named"]);
+    assert_eq!(leased(&lab), 0);
     let answer = lab.run(&["--verbose", "run", "--rm", "--network", "none", "--gpus", "all", "box", "true"]);
     assert!(answer.err.contains("by CDI"), "{}", answer.err);
     // After an upgrade of the driver the file is stale: the mode that insists says so, `auto` does without it.
