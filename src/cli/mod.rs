@@ -2,6 +2,8 @@
 //! documented.
 
 mod attach;
+mod build;
+mod build_output;
 mod change;
 mod containers;
 mod detach;
@@ -102,6 +104,8 @@ enum Command {
     Wait(containers::WaitArgs),
     /// Show everything about containers or images, as JSON
     Inspect(inspect::InspectArgs),
+    /// Build an image from a Containerfile
+    Build(Box<build::BuildArgs>),
     /// Load, list, inspect and remove images
     Image(image::ImageArgs),
     /// List the host's GPUs, and who uses which
@@ -190,6 +194,7 @@ fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
         Command::Stats(args) => stats::run(&args, context),
         Command::Events(args) => events::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
+        Command::Build(args) => build::run(&args, context),
         Command::Image(args) => image::run(&args, context),
         Command::Gpus(args) => gpus::run(&args, context),
         Command::Token(args) => token::run(&args),

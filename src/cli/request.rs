@@ -148,7 +148,7 @@ fn hostname(name: &str) -> Result<String, Report> {
         .with_hint("use letters, digits, `-` and `.`, 63 characters at most"))
 }
 
-fn network_mode(text: &str) -> Result<NetworkMode, Report> {
+pub fn network_mode(text: &str) -> Result<NetworkMode, Report> {
     match text {
         "bridge" | "default" => Ok(NetworkMode::Bridge),
         "host" => Ok(NetworkMode::Host),
@@ -243,7 +243,7 @@ fn name_server(text: &str) -> Result<String, Report> {
         .map_err(|_| Report::usage(format!("`--dns {text}` is not an IP address")))
 }
 
-fn host_line(text: &str) -> Result<String, Report> {
+pub fn host_line(text: &str) -> Result<String, Report> {
     let wrong = || Report::usage(format!("`--add-host {text}` is not `NAME:IP`"));
     let (name, ip) = text.split_once([':', '=']).ok_or_else(wrong)?;
     if name.is_empty() || name.contains(char::is_whitespace) || ip.parse::<std::net::IpAddr>().is_err() {
@@ -259,7 +259,7 @@ fn key_value(flag: &str, text: &str) -> Result<(String, String), Report> {
     }
 }
 
-fn pair(text: &str) -> (String, String) {
+pub fn pair(text: &str) -> (String, String) {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
     (key.to_owned(), value.to_owned())
 }

@@ -107,6 +107,21 @@ impl Tree {
         Ok(Place { path: stack.into_iter().map(|(name, _)| name).collect(), inode })
     }
 
+    /// The tree as it is seen from `id`: a directory becomes the root, anything else the root's only child, `file`.
+    #[must_use]
+    pub fn below(&self, id: InodeId) -> Self {
+        let mut tree = self.clone();
+        tree.inodes[0] = match &self.inode(id).kind {
+            Kind::Directory(_) => self.inode(id).clone(),
+            _ => {
+                let mut root = Self::empty().inodes.remove(0);
+                root.kind = Kind::Directory([(Name::from(&b"file"[..]), id)].into());
+                root
+            }
+        };
+        tree
+    }
+
     /// The bytes of the regular file at `path`, links followed; none if there is no such file or it has more than `max` bytes.
     pub fn read_small(&self, sources: &[File], path: &[u8], max: u64) -> io::Result<Option<Vec<u8>>> {
         let Ok(Place { inode: Some(id), .. }) = self.resolve(path, true) else { return Ok(None) };

@@ -4,7 +4,7 @@
 //! /var/lib/gpurun/containers/
 //!     .lock                 flock: names are reserved and records removed under it
 //!     ID/
-//!         record.json       what was asked: written before anything is made (intent first)
+//!         record.json       what was asked: written before anything is made (intent first); a build's step has step.json instead
 //!         state.json        where it stands: replaced whole by the supervisor, or by reconcile when the supervisor died
 //!         secrets.json      mode 0600: how a person logs in to this container's Jupyter
 //!         upper/ work/      the overlay's writable side
@@ -36,6 +36,9 @@ use crate::report::Explain;
 use crate::request::{Request, RestartPolicy};
 use crate::spec::AskedLimits;
 
+/// The record of a build's step: under this name nobody lists it, and as soon as nobody runs it, it is an orphan that is cleared away.
+const STEP: &str = "step.json";
+
 /// Version of the record's format.
 const VERSION: u32 = 1;
 
@@ -49,6 +52,9 @@ pub struct Record {
     /// Nanoseconds since 1970.
     pub created: u64,
     pub request: Request,
+    /// A step of a build: no container that a person could see, and the builder's to remove.
+    #[serde(default)]
+    pub step: bool,
 }
 
 /// How a person logs in: never in `record.json`, which `inspect` prints.
@@ -139,7 +145,9 @@ impl Records {
     /// The record of an auto-removed container (`--rm`) is not forced to the disk: after a power cut it would only be removed.
     pub fn create(&self, record: &Record, secrets: Option<&Secrets>) -> Result<(Entry, ProcessLock), RecordError> {
         let _lock = self.lock()?;
-        self.check_name(&record.name, None)?;
+        if !record.step {
+            self.check_name(&record.name, None)?;
+        }
         let entry = self.entry(record.clone());
         make_dir(&entry.run_dir)?;
         let launching = entry.launching()?;
@@ -147,7 +155,8 @@ impl Records {
         if let Some(secrets) = secrets {
             put(&entry.dir.join("secrets.json"), secrets, !record.request.auto_remove)?;
         }
-        put(&entry.dir.join("record.json"), record, !record.request.auto_remove)?;
+        let name = if record.step { STEP } else { "record.json" };
+        put(&entry.dir.join(name), record, !record.request.auto_remove)?;
         Ok((entry, launching))
     }
 
@@ -196,7 +205,12 @@ impl Records {
     }
 
     pub fn get(&self, id: &str) -> Result<Option<Entry>, RecordError> {
-        Ok(get::<Record>(&self.containers.join(id).join("record.json"))?.map(|record| self.entry(record)))
+        let dir = self.containers.join(id);
+        let record = match get::<Record>(&dir.join("record.json"))? {
+            Some(record) => Some(record),
+            None => get::<Record>(&dir.join(STEP))?,
+        };
+        Ok(record.map(|record| self.entry(record)))
     }
 
     fn entry(&self, record: Record) -> Entry {
@@ -336,6 +350,6 @@ fn get<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, RecordErr
 impl Record {
     #[must_use]
     pub fn new(id: String, name: String, created: u64, request: Request) -> Self {
-        Self { version: VERSION, id, name, created, request }
+        Self { version: VERSION, id, name, created, request, step: false }
     }
 }

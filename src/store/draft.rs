@@ -4,11 +4,14 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 use sha2::{Digest as _, Sha256};
 
 use super::load::{Layers, create};
-use super::{Staging, Store, StoreError, scan_layers};
+use super::{Staging, Store, StoreError, merge_layers, scan_layers};
 use crate::image::{DocumentError, ImageConfig, ImageDocument, digest_of};
+use crate::layer::{Tree, merge};
 use crate::names::{Digest, Reference};
 use crate::transport::SourceImage;
 
@@ -147,7 +150,41 @@ impl Draft<'_> {
     }
 }
 
+impl Draft<'_> {
+    /// A directory for whatever is needed on the way; gone with the draft.
+    pub fn scratch(&mut self) -> Result<PathBuf, StoreError> {
+        let path = self.staging.path().join(format!("scratch.{}", self.files));
+        self.files += 1;
+        super::make_dir(&path, 0o755)?;
+        Ok(path)
+    }
+}
+
 impl Store {
+    /// The merged tree of a stack of layers, and the tars that it points into.
+    pub fn tree_of(&self, diff_ids: &[Digest]) -> Result<(Tree, Vec<File>), StoreError> {
+        let paths: Vec<_> = diff_ids.iter().map(|diff_id| (*diff_id, self.layer_path(diff_id))).collect();
+        let layers = scan_layers(&paths)?;
+        let tree = merge_layers(diff_ids.iter().copied().zip(layers))?;
+        let sources = self.open_sources(&tree)?;
+        Ok((tree, sources))
+    }
+
+    /// Whether a layer on top of these is whole and there: its tar, and the index that some image of the chain needs.
+    #[must_use]
+    pub fn has_chain(&self, diff_ids: &[Digest]) -> bool {
+        diff_ids.iter().all(|diff_id| self.layer_path(diff_id).exists())
+            && self.index_path(&merge::chain_id(diff_ids)).exists()
+    }
+
+    /// A file without a name, for what a build fetches or unpacks.
+    pub fn nameless_file(&self) -> Result<File, StoreError> {
+        let tmp = self.root.join("tmp");
+        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        let fd = nix::fcntl::open(&tmp, flags, Mode::from_bits_truncate(0o600));
+        fd.map(File::from).map_err(|errno| StoreError::io("create a file in", &tmp)(errno.into()))
+    }
+
     /// Gives an image one more name, which then means nothing else.
     pub fn tag(&self, id: &Digest, name: &Reference) -> Result<(), StoreError> {
         let _lock = self.lock()?;

@@ -41,6 +41,12 @@ impl Clients {
         self.all.iter().map(|client| (client.connection.as_fd(), !client.queue.is_empty()))
     }
 
+    /// Whether nobody is connected.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
     /// Whether somebody is so far behind that the container must wait.
     #[must_use]
     pub fn full(&self) -> bool {

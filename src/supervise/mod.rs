@@ -233,6 +233,10 @@ impl Supervisor {
         self.state.pid_start = None;
         self.state.url = None;
         self.save();
+        if self.entry.record.step {
+            // The builder reads what was written, and then removes it.
+            return;
+        }
         let removed = if self.entry.record.request.auto_remove {
             launch::remove(&self.records, &self.entry)
         } else {

@@ -49,6 +49,10 @@ impl Supervisor {
                 self.oom_look = None;
                 self.count_oom_kills(container, times);
             }
+            if self.entry.record.step && self.clients.is_empty() {
+                // The build that wanted this step is gone.
+                container.kill();
+            }
             if slim_at.is_some_and(|at| at <= Instant::now()) {
                 slim_at = None;
                 crate::sys::memory::release_unused();

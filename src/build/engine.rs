@@ -1,0 +1,361 @@
+//! Carrying a build out: stage by stage, step by step, each from the cache or made now.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::rc::Rc;
+
+use nix::sys::signalfd::SignalFd;
+
+use super::cache::{Cache, Key, Made};
+use super::context::Context;
+use super::copy::now;
+use super::parse::{self, Instruction, Line};
+use super::run::{interruption, take_interrupt};
+use super::stages::{self, Base, Stages};
+use super::state::State;
+use super::words::Expander;
+use super::{Built, Options, Output, Pull, StepName};
+use crate::image::{Config, History, ImageDocument, architecture};
+use crate::layer::{Tree, merge};
+use crate::names::Digest;
+use crate::record::Records;
+use crate::report::Report;
+use crate::store::{Draft, Store};
+use crate::supervise::log::rfc3339;
+
+/// A merged tree and the tars that it points into.
+pub(super) type Merged = (Tree, Rc<Vec<File>>);
+
+/// Trees that are kept: the stage's own, and one that it copies from.
+const TREES: usize = 3;
+
+pub(super) struct Engine<'a> {
+    pub options: &'a Options,
+    pub store: &'a Store,
+    pub records: &'a Records,
+    pub cache: Cache,
+    pub context: Option<Context>,
+    pub signals: Option<&'a SignalFd>,
+    pub output: &'a mut dyn Output,
+    pub escape: char,
+    pull: Pull<'a>,
+    /// The stages that are finished, by their place.
+    finished: BTreeMap<usize, State>,
+    trees: Vec<(Digest, Rc<Merged>)>,
+    number: usize,
+    total: usize,
+    cached: usize,
+}
+
+/// Makes a step's layer in the draft, on top of these; nothing, if no file changed.
+type Make<'a, E> = &'a mut dyn FnMut(&mut E, &mut Draft<'_>, &[Digest]) -> Result<Option<Digest>, Report>;
+
+/// The stage that is being built.
+pub(super) struct Current<'s> {
+    pub stages: &'s Stages<'s>,
+    pub at: usize,
+    pub state: State,
+}
+
+/// Builds the image and gives it its names.
+pub fn build(
+    options: &Options,
+    store: &Store,
+    records: &Records,
+    pull: Pull<'_>,
+    signals: Option<&SignalFd>,
+    output: &mut dyn Output,
+) -> Result<Built, Report> {
+    let syntax = |error: parse::SyntaxError| {
+        Report::new(format!("`{}`, line {}: {}", options.file, error.line, error.problem)).with_exit_code(1)
+    };
+    let file = parse::parse(&options.text).map_err(syntax)?;
+    let platform = format!("linux/{}", architecture());
+    let given = |name: &str| options.args.get(name).cloned().or_else(|| platform_arg(name));
+    let stages = stages::read(&file, &given, &platform).map_err(syntax)?;
+    let target = match &options.target {
+        None => stages.all.len() - 1,
+        Some(name) => stages.find(name, stages.all.len()).ok_or_else(|| no_stage(options, name, &stages))?,
+    };
+    let needed = stages.needed(target);
+    let steps = |at: &usize| 1 + stages.all[*at].lines.iter().filter(|line| stages::is_step(&line.instruction)).count();
+    let context = match &options.context {
+        Some(path) => Some(Context::open(path, options.path.as_deref())?),
+        None => None,
+    };
+    let mut engine = Engine {
+        options,
+        store,
+        records,
+        cache: Cache::open(store.root())?,
+        context,
+        signals,
+        output,
+        escape: file.escape,
+        pull,
+        finished: BTreeMap::new(),
+        trees: Vec::new(),
+        number: 0,
+        total: needed.iter().map(steps).sum(),
+        cached: 0,
+    };
+    for at in &needed {
+        let state = engine.stage(&stages, *at)?;
+        engine.finished.insert(*at, state);
+    }
+    let Some(state) = engine.finished.remove(&target) else {
+        return Err(Report::new("the target was not built"));
+    };
+    engine.warn_unused(&file);
+    let id = engine.image(state)?;
+    Ok(Built { id, steps: engine.number, cached: engine.cached })
+}
+
+fn no_stage(options: &Options, name: &str, stages: &Stages<'_>) -> Report {
+    let names: Vec<String> = stages.all.iter().map(|stage| format!("`{}`", stage.label)).collect();
+    Report::usage(format!("`{}` has no stage `{name}`", options.file)).with_hint(format!("it has {}", names.join(", ")))
+}
+
+/// BuildKit's arguments about the platform.
+fn platform_arg(name: &str) -> Option<String> {
+    match name {
+        "TARGETPLATFORM" | "BUILDPLATFORM" => Some(format!("linux/{}", architecture())),
+        "TARGETOS" | "BUILDOS" => Some("linux".into()),
+        "TARGETARCH" | "BUILDARCH" => Some(architecture().into()),
+        "TARGETVARIANT" | "BUILDVARIANT" => Some(String::new()),
+        _ => None,
+    }
+}
+
+impl Engine<'_> {
+    fn stage(&mut self, stages: &Stages<'_>, at: usize) -> Result<State, Report> {
+        let stage = &stages.all[at];
+        self.begin(stages, at, &stage.from.text);
+        let document = match &stage.base {
+            Base::Scratch => ImageDocument::scratch(),
+            Base::Stage(base) => self.finished[base].document.clone(),
+            Base::Image(name) => self.base(name).map_err(|report| self.failed(stage.from, report))?,
+        };
+        self.output.done();
+        let mut current = Current { stages, at, state: State::new(document) };
+        // Instructions that the base has for whoever builds on it come first.
+        for text in std::mem::take(&mut current.state.document.config.on_build) {
+            let line =
+                Line { number: stage.from.number, text: text.clone(), instruction: self.trigger(stage.from, &text)? };
+            self.total += usize::from(stages::is_step(&line.instruction));
+            self.line(&mut current, &line)?;
+        }
+        for line in stage.lines {
+            self.line(&mut current, line)?;
+        }
+        Ok(current.state)
+    }
+
+    fn trigger(&self, from: &Line, text: &str) -> Result<Instruction, Report> {
+        parse::parse_one(text, '\\').map_err(|problem| {
+            self.failed(from, Report::new(format!("the image's `ONBUILD {text}` makes no sense")).with_cause(problem))
+        })
+    }
+
+    /// The document of a base image: the store's first, then a registry's.
+    fn base(&mut self, name: &str) -> Result<ImageDocument, Report> {
+        let image = match self.store.resolve(name) {
+            Ok(image) => image,
+            Err(crate::store::ResolveError::NotFound { .. }) => (self.pull)(name)?,
+            Err(error) => return Err(error.into()),
+        };
+        let (config, _) = self.store.documents(&image)?;
+        ImageDocument::parse(&config)
+            .map_err(|error| Report::from(error).under(format!("cannot build on the image `{name}`")))
+    }
+
+    fn line(&mut self, current: &mut Current<'_>, line: &Line) -> Result<(), Report> {
+        if self.signals.is_some_and(take_interrupt) {
+            return Err(interruption());
+        }
+        let before = current.state.document.diff_ids.len();
+        if stages::is_step(&line.instruction) {
+            self.begin(current.stages, current.at, &line.text);
+        }
+        let done = match &line.instruction {
+            Instruction::Arg(args) => {
+                let outside = |name: &str| {
+                    let given = self.options.args.get(name).cloned().or_else(|| platform_arg(name));
+                    // A bare `ARG NAME` means the one before the first stage.
+                    let bare = args.iter().any(|(arg, default)| arg == name && default.is_none());
+                    given.or_else(|| current.stages.globals.get(name).filter(|_| bare).cloned())
+                };
+                current.state.declare(args, self.escape, &outside).map_err(|error| Report::new(error.to_string()))
+            }
+            Instruction::Run { flags, command, documents } => self.run(current, flags, command, documents),
+            Instruction::Copy(copy) => self.copy(current, copy),
+            Instruction::Workdir(path) => self.workdir(current, path),
+            other => match current.state.apply(other, self.escape) {
+                Ok(_) => Ok(()),
+                Err(problem) => Err(Report::new(problem.to_string())),
+            },
+        };
+        done.map_err(|report| self.failed(line, report))?;
+        let document = &mut current.state.document;
+        document.history.push(History {
+            created_by: line.text.clone(),
+            comment: "gpurun".into(),
+            empty_layer: document.diff_ids.len() == before,
+            ..History::default()
+        });
+        Ok(())
+    }
+
+    /// Puts file, line and instruction over an error.
+    fn failed(&self, line: &Line, report: Report) -> Report {
+        if report.exit_code == 130 {
+            return report;
+        }
+        let text: String = line.text.chars().take(200).collect();
+        let place = format!("`{}`, line {}: `{text}`", self.options.file, line.number);
+        let exit_code = if report.exit_code == crate::report::EXIT_GPURUN { 1 } else { report.exit_code };
+        report.under(place).with_exit_code(exit_code)
+    }
+
+    fn begin(&mut self, stages: &Stages<'_>, at: usize, text: &str) {
+        self.number += 1;
+        let stage = if stages.all.len() > 1 { stages.all[at].label.as_str() } else { "" };
+        self.output.begin(&StepName { number: self.number, total: self.total, stage, text });
+    }
+
+    /// One step that may make a layer: from the cache, or made now.
+    pub fn step(&mut self, state: &mut State, key: &Key, make: Make<'_, Self>) -> Result<(), Report> {
+        let key = key.digest();
+        let _lock = self.cache.lock(&key)?;
+        let below = &mut state.document.diff_ids;
+        let known = if self.options.no_cache { None } else { self.cache.find(&key) };
+        match known {
+            Some(Made::Nothing) => {
+                self.cached += 1;
+                self.output.cached();
+                return Ok(());
+            }
+            Some(Made::Layer(layer)) => {
+                if let Ok(layer) = layer.parse::<Digest>() {
+                    below.push(layer);
+                    if self.store.has_chain(below) {
+                        self.cached += 1;
+                        self.output.cached();
+                        return Ok(());
+                    }
+                    below.pop();
+                }
+            }
+            _ => {}
+        }
+        let mut draft = self.store.draft()?;
+        let made = match make(self, &mut draft, below)? {
+            None => Made::Nothing,
+            Some(layer) => {
+                below.push(layer);
+                draft.commit(&anchor(below), &[], true)?;
+                Made::Layer(layer.to_string())
+            }
+        };
+        self.cache.remember(&key, &made)?;
+        self.output.done();
+        Ok(())
+    }
+
+    /// The key of a step on these layers.
+    pub fn key(&self, what: &str, diff_ids: &[Digest]) -> Key {
+        let mut key = Key::new(what);
+        key.add(merge::chain_id(diff_ids).hex()).add(format!("{:?}", self.options.clamp));
+        key
+    }
+
+    /// An image of exactly these layers, with a config that says nothing: what a `RUN` runs on.
+    pub fn anchor(&self, diff_ids: &[Digest]) -> Result<Digest, Report> {
+        let document = anchor(diff_ids);
+        let id = crate::image::digest_of(&document.bytes());
+        if self.store.contains(&id.to_string())? {
+            return Ok(id);
+        }
+        Ok(self.store.draft()?.commit(&document, &[], true)?)
+    }
+
+    /// The merged tree of these layers.
+    pub fn tree(&mut self, diff_ids: &[Digest]) -> Result<Rc<Merged>, Report> {
+        let chain = merge::chain_id(diff_ids);
+        if let Some((_, tree)) = self.trees.iter().find(|(known, _)| *known == chain) {
+            return Ok(tree.clone());
+        }
+        let (tree, sources) = self.store.tree_of(diff_ids)?;
+        let tree = Rc::new((tree, Rc::new(sources)));
+        if self.trees.len() >= TREES {
+            self.trees.remove(0);
+        }
+        self.trees.push((chain, tree.clone()));
+        Ok(tree)
+    }
+
+    /// The layers that a `--from` names: an earlier stage's, or an image's.
+    pub fn layers_from(&mut self, current: &Current<'_>, name: &str) -> Result<Vec<Digest>, Report> {
+        if let Some(stage) = current.stages.find(name, current.at) {
+            return Ok(self.finished[&stage].document.diff_ids.clone());
+        }
+        Ok(self.base(name)?.diff_ids)
+    }
+
+    pub fn expand(&self, state: &State, text: &str) -> Result<String, Report> {
+        let variables = state.variables();
+        let expander = Expander { escape: self.escape, variables: &variables };
+        expander.expand(text).map_err(|error| Report::new(error.to_string()))
+    }
+
+    /// The finished image: the same one as before, if nothing about it is new.
+    fn image(&mut self, state: State) -> Result<Digest, Report> {
+        let mut document = state.document;
+        for (name, value) in &self.options.labels {
+            document.config.labels.insert(name.clone(), value.clone());
+        }
+        document.created = String::new();
+        let mut key = Key::new("IMAGE");
+        key.add(document.bytes()).add(format!("{:?}", self.options.clamp));
+        let key = key.digest();
+        let _lock = self.cache.lock(&key)?;
+        if !self.options.no_cache
+            && let Some(Made::Image(id)) = self.cache.find(&key)
+            && let Ok(id) = id.parse::<Digest>()
+            && self.store.contains(&id.to_string())?
+        {
+            // Named again, whatever the names mean by now.
+            for name in &self.options.names {
+                self.store.tag(&id, name)?;
+            }
+            return Ok(id);
+        }
+        let seconds = self.options.clamp.unwrap_or_else(now);
+        let created = rfc3339(u64::try_from(seconds).unwrap_or(0) * 1_000_000_000);
+        document.created.clone_from(&created);
+        for history in document.history.iter_mut().filter(|history| history.created.is_empty()) {
+            history.created.clone_from(&created);
+        }
+        let id = self.store.draft()?.commit(&document, &self.options.names, false)?;
+        self.cache.remember(&key, &Made::Image(id.to_string()))?;
+        Ok(id)
+    }
+
+    /// A `--build-arg` that nothing declares is usually a typing mistake.
+    fn warn_unused(&mut self, file: &parse::File) {
+        let declared = |name: &str| {
+            file.lines.iter().any(
+                |line| matches!(&line.instruction, Instruction::Arg(args) if args.iter().any(|(arg, _)| arg == name)),
+            )
+        };
+        for name in self.options.args.keys() {
+            if !declared(name) && platform_arg(name).is_none() && !super::PREDEFINED.contains(&name.as_str()) {
+                self.output.notice(&format!("no `ARG {name}` uses `--build-arg {name}`"));
+            }
+        }
+    }
+}
+
+fn anchor(diff_ids: &[Digest]) -> ImageDocument {
+    ImageDocument { diff_ids: diff_ids.to_vec(), config: Config::default(), ..ImageDocument::scratch() }
+}

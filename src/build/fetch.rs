@@ -1,0 +1,99 @@
+//! What only `ADD` does: fetching URLs and unpacking archives.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::FileExt;
+use std::rc::Rc;
+
+use sha2::{Digest as _, Sha256};
+
+use super::copy::{Content, Item, Thing};
+use crate::image::Compression;
+use crate::layer::tar::scan_file;
+use crate::layer::{Data, EntryKind, Merger, Segment, Tree};
+use crate::names::Digest;
+use crate::report::Report;
+use crate::store::Store;
+
+/// Whether a source of `ADD` is fetched.
+#[must_use]
+pub fn is_url(source: &str) -> bool {
+    source.starts_with("http://") || source.starts_with("https://")
+}
+
+/// Fetches a URL into a file without a name; answers it with its digest.
+pub fn fetch(store: &Store, url: &str) -> Result<(File, [u8; 32]), Report> {
+    let failed = |cause: &dyn std::fmt::Display| Report::new(format!("cannot fetch `{url}`")).with_cause(cause);
+    let response = ureq::get(url).call().map_err(|error| failed(&error))?;
+    let mut body = response.into_body().into_reader();
+    let mut file = store.nameless_file()?;
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 64 << 10]);
+    loop {
+        let got = match body.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(got) => got,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(failed(&error)),
+        };
+        hash.update(&buffer[..got]);
+        file.write_all(&buffer[..got]).map_err(|error| failed(&error))?;
+    }
+    Ok((file, hash.finalize().into()))
+}
+
+/// A fetched file, as `ADD` puts it: mode 0600, named by the last part of the URL.
+pub fn thing(url: &str, file: File, digest: [u8; 32], mtime: i64) -> Result<Thing, Report> {
+    let size = file.metadata().map_err(|error| Report::new("cannot read a fetched file").with_cause(error))?.len();
+    let path = url.split(['?', '#']).next().unwrap_or(url);
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let segments = if size == 0 { Vec::new() } else { vec![Segment { at: 0, source: 0, offset: 0, len: size }] };
+    let item = Item {
+        name: Vec::new(),
+        kind: EntryKind::File(Data { size, segments }),
+        mode: 0o600,
+        owner: (0, 0),
+        mtime,
+        xattrs: Default::default(),
+        content: Content::Files(Rc::new(vec![file])),
+        identity: digest.to_vec(),
+    };
+    Ok(Thing { name: name.as_bytes().to_vec(), items: vec![item] })
+}
+
+/// The tree in a tar (plain, gzip, zstd), if the file is one. The names in it are judged by the same rules as a layer's: what climbs out is
+/// refused.
+pub fn unpack(store: &Store, mut file: File, name: &str) -> Result<Option<(Tree, File)>, Report> {
+    let failed = |cause: &dyn std::fmt::Display| Report::new(format!("cannot unpack `{name}`")).with_cause(cause);
+    let mut first = [0; 512];
+    let got = file.read_at(&mut first, 0).map_err(|error| failed(&error))?;
+    file.rewind().map_err(|error| failed(&error))?;
+    let first = &first[..got];
+    if first.starts_with(b"\xfd7zXZ\0") || first.starts_with(b"BZh") {
+        return Err(Report::new(format!("`{name}` is packed with xz or bzip2, which `ADD` of gpurun does not unpack"))
+            .with_hint("pack it with gzip or zstd, or `COPY` it and unpack it in a `RUN`"));
+    }
+    let plain = match Compression::sniff(first) {
+        Compression::None => file,
+        Compression::Gzip => inflate(store, flate2::read::MultiGzDecoder::new(file)).map_err(|error| failed(&error))?,
+        Compression::Zstd => {
+            let decoder = zstd::stream::read::Decoder::new(file).map_err(|error| failed(&error))?;
+            inflate(store, decoder).map_err(|error| failed(&error))?
+        }
+    };
+    let mut magic = [0; 5];
+    if plain.read_exact_at(&mut magic, 257).is_err() || &magic != b"ustar" {
+        // Packed or not: a file like any other.
+        return Ok(None);
+    }
+    let length = plain.metadata().map_err(|error| failed(&error))?.len();
+    let mut merger = Merger::new();
+    let entries = scan_file(&plain, 0, length).map_err(|error| failed(&error))?;
+    merger.apply(Digest([0; 32]), entries).map_err(|error| failed(&error.problem))?;
+    Ok(Some((merger.finish(), plain)))
+}
+
+fn inflate(store: &Store, mut input: impl Read) -> io::Result<File> {
+    let mut file = store.nameless_file().map_err(io::Error::other)?;
+    io::copy(&mut input, &mut file)?;
+    Ok(file)
+}

@@ -1,0 +1,182 @@
+//! The stages of a Containerfile: what each begins with, and which of them a target needs. Pure.
+
+use std::collections::BTreeSet;
+
+use super::parse::{File, Instruction, Line, Problem, SyntaxError};
+use super::words::{Expander, Variables};
+
+/// A stage, its first line read.
+#[derive(Debug, Clone)]
+pub struct Stage<'a> {
+    /// Its name, or its number.
+    pub label: String,
+    pub name: Option<String>,
+    pub base: Base,
+    pub from: &'a Line,
+    pub lines: &'a [Line],
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Base {
+    Scratch,
+    /// An earlier stage, by its place.
+    Stage(usize),
+    Image(String),
+}
+
+/// All stages, and the arguments declared before them.
+#[derive(Debug)]
+pub struct Stages<'a> {
+    pub globals: Variables,
+    pub all: Vec<Stage<'a>>,
+}
+
+/// Reads the `FROM` lines; `given` tells the command line's arguments and the platform's.
+pub fn read<'a>(
+    file: &'a File,
+    given: &dyn Fn(&str) -> Option<String>,
+    platform: &str,
+) -> Result<Stages<'a>, SyntaxError> {
+    let mut globals = Variables::new();
+    let mut all: Vec<Stage<'a>> = Vec::new();
+    let is_from = |line: &Line| matches!(line.instruction, Instruction::From { .. });
+    for (at, line) in file.lines.iter().enumerate() {
+        let failed = |problem| SyntaxError { line: line.number, problem };
+        // In `FROM`, what the command line says holds even for names like TARGETARCH that no `ARG` declared.
+        let mut variables = globals.clone();
+        for name in ["TARGETPLATFORM", "BUILDPLATFORM", "TARGETARCH", "BUILDARCH", "TARGETOS", "BUILDOS"] {
+            variables.extend(given(name).map(|value| (name.to_owned(), value)));
+        }
+        let expander = Expander { escape: file.escape, variables: &variables };
+        let expand = |text: &str| expander.expand(text).map_err(|error| failed(error.into()));
+        match &line.instruction {
+            Instruction::Arg(args) if all.is_empty() => {
+                for (name, default) in args {
+                    let value = match given(name) {
+                        Some(value) => Some(value),
+                        None => default.as_deref().map(expand).transpose()?,
+                    };
+                    globals.extend(value.map(|value| (name.clone(), value)));
+                }
+            }
+            Instruction::From { image, name, platform: wanted } => {
+                if let Some(wanted) = wanted.as_deref().map(expand).transpose()?
+                    && !wanted.is_empty()
+                    && wanted != platform
+                    && wanted != platform.split('/').next_back().unwrap_or_default()
+                {
+                    let what = format!("wants `{wanted}`, and this machine is {platform}");
+                    let flag = "platform".to_owned();
+                    return Err(failed(Problem::FlagValue { instruction: "FROM", flag, what }));
+                }
+                let image = expand(image)?;
+                if image.is_empty() {
+                    return Err(failed(Problem::Needs { instruction: "FROM", what: "an image: its name is empty" }));
+                }
+                let earlier = all.iter().position(|stage| stage.name.as_deref() == Some(&*image.to_ascii_lowercase()));
+                let base = match earlier {
+                    Some(earlier) => Base::Stage(earlier),
+                    None if image == "scratch" => Base::Scratch,
+                    None => Base::Image(image),
+                };
+                let rest = &file.lines[at + 1..];
+                let lines = &rest[..rest.iter().position(is_from).unwrap_or(rest.len())];
+                let label = name.clone().unwrap_or_else(|| format!("stage-{}", all.len()));
+                all.push(Stage { label, name: name.clone(), base, from: line, lines });
+            }
+            _ => {}
+        }
+    }
+    Ok(Stages { globals, all })
+}
+
+impl Stages<'_> {
+    /// The stage that a `--from` or `--target` names, among those before `end`.
+    #[must_use]
+    pub fn find(&self, name: &str, end: usize) -> Option<usize> {
+        let lower = name.to_ascii_lowercase();
+        let named = self.all[..end].iter().position(|stage| stage.name.as_deref() == Some(&*lower));
+        named.or_else(|| name.parse().ok().filter(|number| *number < end))
+    }
+
+    /// The stages that `target` needs, itself included, in their order.
+    #[must_use]
+    pub fn needed(&self, target: usize) -> BTreeSet<usize> {
+        let (mut needed, mut todo) = (BTreeSet::new(), vec![target]);
+        while let Some(at) = todo.pop() {
+            if !needed.insert(at) {
+                continue;
+            }
+            let stage = &self.all[at];
+            if let Base::Stage(base) = stage.base {
+                todo.push(base);
+            }
+            todo.extend(
+                stage.lines.iter().flat_map(|line| sources(&line.instruction)).filter_map(|name| self.find(name, at)),
+            );
+        }
+        needed
+    }
+}
+
+/// The names that `--from` and `from=` of an instruction hold.
+fn sources(instruction: &Instruction) -> Vec<&str> {
+    match instruction {
+        Instruction::Copy(copy) => {
+            copy.flags.iter().filter(|flag| flag.name == "from").filter_map(|flag| flag.value.as_deref()).collect()
+        }
+        Instruction::Run { flags, .. } => flags
+            .iter()
+            .filter(|flag| flag.name == "mount")
+            .filter_map(|flag| flag.value.as_deref())
+            .flat_map(|value| value.split(','))
+            .filter_map(|field| field.strip_prefix("from="))
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Whether an instruction may change files: those are a build's steps.
+#[must_use]
+pub fn is_step(instruction: &Instruction) -> bool {
+    matches!(instruction, Instruction::Run { .. } | Instruction::Copy(_) | Instruction::Workdir(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse::parse;
+    use super::*;
+
+    const TEXT: &str = "ARG V=12\nARG NAME=debian:$V\nFROM $NAME AS base\nRUN a\nFROM scratch AS unused\nFROM base AS tools\n\
+        FROM --platform=$BUILDPLATFORM other:${V}\nCOPY --from=tools /a /b\nRUN --mount=type=bind,from=base,target=/x y\n";
+
+    fn given(name: &str) -> Option<String> {
+        (name == "BUILDPLATFORM").then(|| "linux/amd64".to_owned())
+    }
+
+    #[test]
+    fn stages_and_what_they_need() {
+        let file = parse(TEXT).expect("parsed");
+        let stages = read(&file, &given, "linux/amd64").expect("read");
+        let bases: Vec<_> = stages.all.iter().map(|stage| stage.base.clone()).collect();
+        assert_eq!(
+            bases,
+            [Base::Image("debian:12".into()), Base::Scratch, Base::Stage(0), Base::Image("other:12".into())]
+        );
+        assert_eq!(stages.needed(3), [0, 2, 3].into());
+        assert_eq!(stages.needed(1), [1].into());
+        assert_eq!((stages.find("TOOLS", 4), stages.find("1", 4), stages.find("4", 4)), (Some(2), Some(1), None));
+        let newer = |name: &str| (name == "V").then(|| "13".to_owned()).or_else(|| given(name));
+        let stages = read(&file, &newer, "linux/amd64").expect("read");
+        assert_eq!(stages.all[0].base, Base::Image("debian:13".into()));
+    }
+
+    #[test]
+    fn another_platform_is_refused() {
+        let file = parse("FROM --platform=linux/riscv64 x\n").expect("parsed");
+        let error = read(&file, &given, "linux/amd64").expect_err("refused").to_string();
+        assert!(error.contains("line 1") && error.contains("linux/riscv64"), "{error}");
+        let file = parse("ARG A\nFROM $A\n").expect("parsed");
+        assert!(read(&file, &given, "linux/amd64").is_err(), "an empty name");
+    }
+}
