@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use super::build_output::{Fancy, Plain, Quiet};
-use super::flags::ResourceFlags;
+use super::resources::ResourceFlags;
 use super::{Context, print, request};
 use crate::build::{self, Options, Output};
 use crate::names::Reference;
