@@ -38,8 +38,7 @@ pub fn run(args: &GpusArgs, context: &Context) -> Result<u8, Report> {
     let root = crate::launch::driver_root();
     let inventory =
         Inventory::read(&root).map_err(|missing| Report::from(GpuError::NoDriver { asked: None, missing }))?;
-    let leases = lease::living(&context.run_dir.join("gpus"))?;
-    let all = usage::usage(&inventory, &leases, Path::new("/proc"));
+    let all = look(&inventory, &records)?;
     let readings = inventory.readings.as_ref();
     if args.json {
         let cuda = readings.ok().and_then(|readings| readings.cuda);
@@ -57,6 +56,13 @@ pub fn run(args: &GpusArgs, context: &Context) -> Result<u8, Report> {
     let rows: Vec<Vec<String>> = all.iter().map(|one| row(one, &records)).collect();
     print::out(&print::table(&["GPU", "MODEL", "UUID", "MEMORY", "UTIL", "HELD BY", "USED BY"], &rows))?;
     Ok(0)
+}
+
+/// Who uses what of it.
+pub fn look(inventory: &Inventory, records: &Records) -> Result<Vec<Usage>, Report> {
+    let leases = lease::living(&records.run_dir().join("gpus"))?;
+    let ids = records.list()?.into_iter().map(|entry| entry.record.id).collect();
+    Ok(usage::usage(inventory, &leases, &ids, Path::new("/proc")))
 }
 
 fn row(usage: &Usage, records: &Records) -> Vec<String> {

@@ -10,6 +10,8 @@ use serde::Serialize;
 
 use super::{Context, print};
 use crate::cgroup::{Cgroup, Host, Stats};
+use crate::gpu::usage::{self, Share};
+use crate::gpu::{Inventory, gib};
 use crate::launch;
 use crate::record::{Entry, Phase, Records, short};
 use crate::report::Report;
@@ -18,7 +20,8 @@ use crate::units::format_memory;
 #[derive(Debug, Args)]
 #[command(
     after_help = "CPU % is of one CPU: 150 % is one and a half. THROTTLED is the share of periods in which --cpus held the container back. PSI is the share\n\
-    of the last ten seconds in which some process waited for CPU, memory or I/O (cgroup v2 alone)."
+    of the last ten seconds in which some process waited for CPU, memory or I/O (cgroup v2 alone). GPU shows, where a container has one, the\n\
+    memory of its own processes on it, and how busy the GPU is with everybody's."
 )]
 pub struct StatsArgs {
     /// One sample, then end
@@ -49,6 +52,8 @@ struct Sample {
     memory_percent: Option<f64>,
     #[serde(flatten)]
     stats: Stats,
+    /// The GPUs that it holds or computes on.
+    gpus: Vec<Share>,
 }
 
 pub fn run(args: &StatsArgs, context: &Context) -> Result<u8, Report> {
@@ -97,7 +102,7 @@ fn sample(
     } else {
         names.iter().map(|name| records.find(name)).collect::<Result<_, _>>()?
     };
-    let mut samples = Vec::new();
+    let (mut samples, mut with_gpus) = (Vec::new(), false);
     for entry in entries {
         let state = entry.state()?;
         if state.phase != Phase::Running {
@@ -108,7 +113,14 @@ fn sample(
         let Some(cgroup) = Cgroup::open(host, &path)? else { continue };
         let (now, stats) = (Instant::now(), cgroup.stats());
         let earlier = before.insert(id.clone(), (now, stats.clone()));
+        with_gpus |= !state.gpus.is_empty();
         samples.push(rates(&entry, state.paused, now, stats, earlier.as_ref(), id));
+    }
+    if with_gpus {
+        // NVML is asked only where somebody has a GPU; without it there is no such column, and everything else.
+        let inventory = Inventory::read(&launch::driver_root()).ok();
+        let all = inventory.map(|inventory| super::gpus::look(&inventory, records)).transpose()?.unwrap_or_default();
+        samples.iter_mut().for_each(|sample| sample.gpus = usage::shares(&all, &sample.id));
     }
     Ok(samples)
 }
@@ -130,12 +142,31 @@ fn rates(
         .map(|(throttled, periods)| if periods > 0.0 { 100.0 * throttled / periods } else { 0.0 });
     let memory_percent =
         stats.memory_used.zip(stats.memory_limit).map(|(used, limit)| 100.0 * used as f64 / limit as f64);
-    Sample { id, name: entry.record.name.clone(), paused, cpu_percent, throttled_percent, memory_percent, stats }
+    Sample {
+        id,
+        name: entry.record.name.clone(),
+        paused,
+        cpu_percent,
+        throttled_percent,
+        memory_percent,
+        stats,
+        gpus: Vec::new(),
+    }
+}
+
+/// `0: 11.0 GiB, 93%`
+fn gpus(shares: &[Share]) -> String {
+    let one = |share: &Share| {
+        let busy = share.utilization.map(|percent| format!(", {percent}%")).unwrap_or_default();
+        format!("{}: {}{busy}", share.index, gib(share.memory))
+    };
+    if shares.is_empty() { "-".into() } else { shares.iter().map(one).collect::<Vec<_>>().join("; ") }
 }
 
 fn table(samples: &[Sample]) -> String {
     let percent = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.1}%"));
     let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".into(), format_memory);
+    let with_gpus = samples.iter().any(|sample| !sample.gpus.is_empty());
     let rows: Vec<Vec<String>> = samples
         .iter()
         .map(|sample| {
@@ -146,7 +177,7 @@ fn table(samples: &[Sample]) -> String {
                 }
                 _ => "-".into(),
             };
-            vec![
+            let mut cells = vec![
                 short(&sample.id).to_owned(),
                 sample.name.clone(),
                 percent(sample.cpu_percent),
@@ -162,10 +193,12 @@ fn table(samples: &[Sample]) -> String {
                 },
                 format!("{} / {}", size(stats.io_read_bytes), size(stats.io_write_bytes)),
                 pressure,
-            ]
+            ];
+            cells.extend(with_gpus.then(|| gpus(&sample.gpus)));
+            cells
         })
         .collect();
-    let titles = [
+    let mut titles = vec![
         "ID",
         "NAME",
         "CPU %",
@@ -178,5 +211,6 @@ fn table(samples: &[Sample]) -> String {
         "READ / WRITTEN",
         "PSI C/M/I",
     ];
+    titles.extend(with_gpus.then_some("GPU"));
     print::table(&titles, &rows)
 }

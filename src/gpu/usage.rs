@@ -2,6 +2,7 @@
 //!
 //! NVML counts processes as the host does, so that nobody needs `--pid host` to learn who uses what: a process's cgroup names its container.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -46,15 +47,45 @@ pub struct User {
     pub memory: Option<u64>,
 }
 
-/// Everything at one moment; `proc` is the host's /proc.
+/// What a container has of a unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Share {
+    pub index: String,
+    /// The UUID.
+    pub name: String,
+    /// Bytes that the container's processes have on it.
+    pub memory: u64,
+    /// Percent, of the whole unit and everybody on it.
+    pub utilization: Option<u32>,
+}
+
+/// Everything at one moment; `containers` are the ids of gpurun's, `proc` is the host's /proc.
 #[must_use]
-pub fn usage(inventory: &Inventory, leases: &[Lease], proc: &Path) -> Vec<Usage> {
+pub fn usage(inventory: &Inventory, leases: &[Lease], containers: &BTreeSet<String>, proc: &Path) -> Vec<Usage> {
     let one = |unit: &Unit| Usage {
         leases: leases.iter().filter(|lease| lease.units.contains(&unit.name)).map(holder).collect(),
-        users: unit.processes.iter().map(|process| user(proc, process.pid, process.memory)).collect(),
+        users: unit.processes.iter().map(|process| user(proc, containers, process.pid, process.memory)).collect(),
         unit: unit.clone(),
     };
     inventory.units.iter().map(one).collect()
+}
+
+/// The units that a container holds or computes on.
+#[must_use]
+pub fn shares(all: &[Usage], id: &str) -> Vec<Share> {
+    let is_theirs = |user: &&User| user.container.as_deref() == Some(id);
+    let uses = |usage: &&Usage| {
+        usage.leases.iter().any(|holder| holder.id == id) || usage.users.iter().any(|user| is_theirs(&user))
+    };
+    all.iter()
+        .filter(uses)
+        .map(|usage| Share {
+            index: usage.unit.index.clone(),
+            name: usage.unit.name.clone(),
+            memory: usage.users.iter().filter(is_theirs).filter_map(|user| user.memory).sum(),
+            utilization: usage.unit.utilization,
+        })
+        .collect()
 }
 
 fn holder(lease: &Lease) -> Holder {
@@ -67,22 +98,19 @@ fn holder(lease: &Lease) -> Holder {
     }
 }
 
-fn user(proc: &Path, pid: u32, memory: Option<u64>) -> User {
+fn user(proc: &Path, containers: &BTreeSet<String>, pid: u32, memory: Option<u64>) -> User {
     let dir = proc.join(pid.to_string());
     let command = std::fs::read_to_string(dir.join("comm")).ok().map(|name| name.trim().to_owned());
-    let container = std::fs::read_to_string(dir.join("cgroup")).ok().and_then(|text| container(&text));
+    let container = std::fs::read_to_string(dir.join("cgroup")).ok().and_then(|text| container(&text, containers));
     let user = std::fs::metadata(&dir).ok().map(|about| user_name(about.uid()));
     User { pid, command, user, container, memory }
 }
 
-/// The container of a process, from the text of /proc/PID/cgroup: whichever hierarchy has it below `/gpurun/`.
-fn container(text: &str) -> Option<String> {
-    text.lines().find_map(|line| {
-        let path = line.splitn(3, ':').nth(2)?;
-        let (_, rest) = path.split_once("/gpurun/")?;
-        let id = rest.split('/').next()?;
-        (id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| id.to_owned())
-    })
+/// The container of a process, from the text of /proc/PID/cgroup: its id is a directory of the path, in whichever hierarchy, below whatever
+/// `--cgroup-parent`. (docker's containers have ids of the same shape.)
+fn container(text: &str, containers: &BTreeSet<String>) -> Option<String> {
+    let paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    paths.flat_map(|path| path.split('/')).find(|name| containers.contains(*name)).map(str::to_owned)
 }
 
 /// The host's name for a number. Not by the C library: a supervisor has no use for its name services' modules.
@@ -103,26 +131,29 @@ mod tests {
 
     #[test]
     fn a_processs_cgroup_names_its_container() {
-        let id = "a1".repeat(32);
+        let (id, other) = ("a1".repeat(32), "b2".repeat(32));
+        let known: BTreeSet<String> = [id.clone()].into();
         for (text, expected) in [
             (format!("0::/gpurun/{id}\n"), Some(id.clone())),
             (format!("0::/gpurun/{id}/below\n"), Some(id.clone())),
             (format!("4:memory:/job/gpurun/{id}\n1:name=systemd:/user.slice\n"), Some(id.clone())),
+            (format!("0::/jobs/ada/{id}\n"), Some(id.clone())),
+            (format!("0::/docker/{other}\n"), None),
             ("0::/gpurun/short\n".to_owned(), None),
             ("0::/user.slice/session-1.scope\n".to_owned(), None),
             (String::new(), None),
         ] {
-            assert_eq!(container(&text), expected, "{text}");
+            assert_eq!(container(&text, &known), expected, "{text}");
         }
     }
 
     #[test]
     fn a_process_has_a_name_and_a_user() {
-        let me = user(Path::new("/proc"), std::process::id(), Some(7));
+        let me = user(Path::new("/proc"), &BTreeSet::new(), std::process::id(), Some(7));
         assert_eq!(me.user, Some(user_name(nix::unistd::geteuid().as_raw())));
         assert!(me.command.is_some_and(|name| !name.is_empty()) && me.memory == Some(7));
         assert_eq!(user_name(0), "root");
-        let gone = user(Path::new("/proc"), u32::MAX, None);
+        let gone = user(Path::new("/proc"), &BTreeSet::new(), u32::MAX, None);
         assert_eq!((gone.command, gone.user, gone.container), (None, None, None));
     }
 }

@@ -523,8 +523,13 @@ fn seen() {
         line.get(column..).unwrap_or_default().split_whitespace().next().map(str::to_owned)
     };
     assert_eq!((cell("lab"), cell("plain")), (Some("0".into()), None), "{ps}");
+    let stats = lab.ok(&["stats", "--no-stream"]);
+    let line = |name: &str| stats.lines().find(|line| line.contains(name)).unwrap();
+    assert!(line("lab").ends_with("0: 11.0 GiB, 93%") && line("plain").ends_with("-"), "{stats}");
+    let json: serde_json::Value = serde_json::from_str(&lab.ok(&["stats", "--no-stream", "--json", "lab"])).unwrap();
+    assert_eq!(json[0]["gpus"][0]["memory"], 11 * GIB);
     lab.ok(&["rm", "-f", "lab"]);
-    assert!(!lab.ok(&["ps"]).contains("GPU"));
+    assert!(!lab.ok(&["ps"]).contains("GPU") && !lab.ok(&["stats", "--no-stream"]).contains("GPU"));
 
     // A driver that does not answer: what /proc knows is shown all the same.
     lab.driver.nvml("fail 999");
