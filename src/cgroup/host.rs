@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{CgroupError, Version, enable_controllers};
+use super::{CgroupError, V1, Version, enable_controllers};
 use crate::spec::{HostFacts, Limits, Swap};
 use crate::units::CpuSet;
 
@@ -83,6 +83,14 @@ impl Host {
                 !probe.join("memory.max").exists() || probe.join("memory.swap.max").exists()
             }
         }
+    }
+
+    /// Under version 1: the directories of a container's cgroup, by the names that people look for them under. Empty under version 2.
+    #[must_use]
+    pub fn v1_dirs(&self, path: &str) -> Vec<(String, PathBuf)> {
+        let Hierarchy::V1 { controllers, .. } = &self.hierarchy else { return Vec::new() };
+        let ours = controllers.iter().filter(|(name, _)| V1.contains(&name.as_str()));
+        ours.map(|(name, mount)| (name.clone(), mount.join(path.trim_start_matches('/')))).collect()
     }
 
     /// The version whose files limits are written to.

@@ -26,7 +26,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-pub use files::Version;
+pub use files::{OnlyOn, Setting, Version, settings};
 pub use host::{Hierarchy, Host};
 pub use oom::OomWatch;
 pub use post_mortem::{OomKill, oom_kills_of};
@@ -283,6 +283,16 @@ impl Cgroup {
         dirs.sort();
         dirs.dedup();
         dirs.into_iter().map(|dir| dir.join("cgroup.procs")).collect()
+    }
+
+    /// Each hierarchy's mount with the container's directory in it; `path` is the container's path in all of them.
+    #[must_use]
+    pub fn mounts_and_dirs(&self, path: &str) -> Vec<(PathBuf, PathBuf)> {
+        let mut dirs: Vec<&PathBuf> = self.dirs.values().chain(&self.v2).collect();
+        dirs.sort();
+        dirs.dedup();
+        let depth = path.trim_matches('/').split('/').count();
+        dirs.into_iter().filter_map(|dir| Some((dir.ancestors().nth(depth)?.to_path_buf(), dir.clone()))).collect()
     }
 
     /// The directory of one controller.

@@ -9,6 +9,7 @@ mod containers;
 mod detach;
 mod events;
 mod exec;
+mod explain;
 mod flags;
 mod gpus;
 mod image;
@@ -89,6 +90,8 @@ enum Command {
     Rm(containers::RmArgs),
     /// Give a container another name
     Rename(containers::RenameArgs),
+    /// Show what limits become in the kernel, what they do, and why
+    Explain(Box<explain::ExplainArgs>),
     /// Change limits of containers, running or not
     Update(Box<change::UpdateArgs>),
     /// Freeze containers: their processes get no CPU time until `resume`
@@ -188,6 +191,7 @@ fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
         Command::Rm(args) => containers::rm(&args, context),
         Command::Rename(args) => containers::rename(&args, context),
         Command::Wait(args) => containers::wait(&args, context),
+        Command::Explain(args) => explain::run(&args, context),
         Command::Update(args) => change::update(&args, context),
         Command::Pause(args) => change::pause(&args, true, context),
         Command::Resume(args) => change::pause(&args, false, context),

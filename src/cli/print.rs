@@ -30,6 +30,22 @@ pub fn table(titles: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// A paragraph in lines of at most `width` characters, each behind `indent`. A word that is longer stands alone.
+pub fn wrapped(text: &str, indent: &str, width: usize) -> String {
+    let (mut lines, mut line) = (String::new(), String::new());
+    for word in text.split_whitespace() {
+        if !line.is_empty() && indent.len() + line.chars().count() + 1 + word.chars().count() > width {
+            lines.push_str(&format!("{indent}{line}\n"));
+            line.clear();
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    lines + &format!("{indent}{line}\n")
+}
+
 /// Writes data to standard output; a reader that went away (`| head`) ends the command quietly.
 pub fn out(text: &str) -> Result<(), Report> {
     let mut stdout = io::stdout().lock();

@@ -173,6 +173,7 @@ pub(super) fn make(
             Some(fd) => Network::Path(PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd()))),
         },
         pid_host: request.pid_host,
+        v1_cgroups: host.v1_dirs(&cgroup_path(request.cgroup_parent.as_deref(), id)),
         cgroup_path: cgroup_path(request.cgroup_parent.as_deref(), id),
         hooks,
         oom_score_adj: request.oom_score_adj,

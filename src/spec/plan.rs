@@ -96,6 +96,8 @@ pub struct Plan {
     pub network: Network,
     pub pid_host: bool,
     pub cgroup_path: String,
+    /// The container's own directories under version 1: mount point's name and directory. Empty under version 2.
+    pub v1_cgroups: Vec<(String, PathBuf)>,
     pub hooks: Vec<(Stage, HookEntry)>,
     pub oom_score_adj: Option<i32>,
     pub sysctls: Vec<(String, String)>,
@@ -133,18 +135,39 @@ const MASKED: [&str; 13] = [
 const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// The mounts that every container has, in docker's order.
-fn default_mounts(shm_size: u64) -> Vec<Value> {
+fn default_mounts(plan: &Plan) -> Vec<Value> {
     let mount = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
-    let shm = format!("size={shm_size}");
-    vec![
+    let shm = format!("size={}", plan.shm_size);
+    let mut mounts = vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+    ];
+    mounts.extend(cgroup_mounts(&plan.v1_cgroups));
+    mounts.extend([
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         json!({ "destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777", shm] }),
-    ]
+    ]);
+    mounts
+}
+
+/// The container's own cgroup, to be read and not written. Under version 1 libcontainer mounts each controller writable, whatever the options say,
+/// and a container could raise its own limits: bind mounts of the very directories, read-only, say the same safely.
+fn cgroup_mounts(v1: &[(String, PathBuf)]) -> Vec<Value> {
+    const OPTIONS: [&str; 5] = ["nosuid", "noexec", "nodev", "relatime", "ro"];
+    let at = "/sys/fs/cgroup";
+    if v1.is_empty() {
+        return vec![json!({ "destination": at, "type": "cgroup", "source": "cgroup", "options": OPTIONS })];
+    }
+    // Written to while the mount points are made; `readonlyPaths` closes it.
+    let options = ["nosuid", "noexec", "nodev", "mode=755", "size=64k"];
+    let mut mounts = vec![json!({ "destination": at, "type": "tmpfs", "source": "tmpfs", "options": options })];
+    mounts.extend(v1.iter().map(|(name, dir)| {
+        let options: Vec<&str> = ["rbind"].into_iter().chain(OPTIONS).collect();
+        json!({ "destination": format!("{at}/{name}"), "type": "bind", "source": dir, "options": options })
+    }));
+    mounts
 }
 
 /// The OCI spec that says all of the plan.
@@ -152,7 +175,7 @@ pub fn oci_spec(plan: &Plan) -> Result<Spec, SpecError> {
     let capabilities = plan.capabilities.names();
     // An unprivileged user's process gets its capabilities from the bounding set alone, as in docker.
     let held: &[&str] = if plan.uid == 0 { &capabilities } else { &[] };
-    let mut mounts = default_mounts(plan.shm_size);
+    let mut mounts = default_mounts(plan);
     mounts.extend(plan.mounts.iter().map(|mount| {
         json!({ "destination": mount.destination, "type": mount.kind, "source": mount.source, "options": mount.options })
     }));
@@ -185,7 +208,7 @@ pub fn oci_spec(plan: &Plan) -> Result<Spec, SpecError> {
             "resources": resources(plan),
             "rootfsPropagation": "private",
             "maskedPaths": MASKED.into_iter().chain(plan.masked_paths.iter().map(String::as_str)).collect::<Vec<_>>(),
-            "readonlyPaths": READONLY,
+            "readonlyPaths": READONLY.into_iter().chain((!plan.v1_cgroups.is_empty()).then_some("/sys/fs/cgroup")).collect::<Vec<_>>(),
             "sysctl": object(&plan.sysctls),
         },
         "hooks": hooks(&plan.hooks),
@@ -337,6 +360,7 @@ mod tests {
             network: Network::Path("/proc/self/fd/9".into()),
             pid_host: false,
             cgroup_path: "/gpurun/ID".into(),
+            v1_cgroups: Vec::new(),
             hooks: vec![],
             oom_score_adj: None,
             sysctls: vec![],

@@ -66,9 +66,9 @@ fn update() {
 
 fn rolled_back() {
     let host = Host::with_box();
-    sleeper(&host, "lab", &["--memory", "128m", "--cpus", "0.5"]);
+    sleeper(&host, "lab", &["--memory", "128m", "--memory-swap", "128m", "--cpus", "0.5"]);
     host.ok(&["exec", "lab", "sh", "-c", "dd if=/dev/zero of=/dev/shm/held bs=1M count=48 2>/dev/null"]);
-    // What is held in /dev/shm cannot be reclaimed without swap beyond the limit; --cpus comes first and must go back.
+    // What is held in /dev/shm cannot be reclaimed without swap; --cpus comes first and must go back.
     let error = host.fails(125, &["update", "lab", "--cpus", "0.7", "--memory", "16m", "--memory-swap", "16m"]);
     assert!(error.contains("--memory") && error.contains("hint:"), "{error}");
     assert_eq!(limit(&host, "lab", "--memory"), (128 << 20).to_string());

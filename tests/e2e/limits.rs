@@ -12,6 +12,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("the_table_shows_what_the_kernel_holds", table),
     ("what_docker_refuses_is_refused", refused),
     ("ulimits_hold", ulimits),
+    ("a_container_cannot_change_its_own_limits", own_limits),
 ];
 
 fn run<'a>(rest: &[&'a str]) -> Vec<&'a str> {
@@ -133,4 +134,26 @@ fn ulimits() {
     ]));
     assert_eq!(out, "512\n1024\n0");
     eventually("nothing is left", 5, || host.leftovers().is_empty());
+}
+
+fn own_limits() {
+    let host = Host::with_box();
+    // As root of the container, in every hierarchy, by every file and by making cgroups; the second pass is an exec'ed process's.
+    let script = "cd /sys/fs/cgroup
+        for file in $(find . -type f); do
+            case $file in *.max|*_in_bytes|*quota_us|*.cpus|*devices.allow|*cgroup.procs)
+                value=$(head -n 1 $file 2>/dev/null)
+                (echo ${value:-a} > $file) 2>/dev/null && echo written: $file ;;
+            esac
+        done
+        for dir in $(find . -type d); do mkdir $dir/own 2>/dev/null && echo made: $dir; done
+        ls */memory.limit_in_bytes memory.max 2>/dev/null | head -1
+        (mount -o remount,rw /sys/fs/cgroup) 2>/dev/null && echo remounted
+        true";
+    let out = host.ok(&run(&["--rm", "--memory", "64m", "box", "sh", "-c", script]));
+    assert!(out == "memory.max" || out == "memory/memory.limit_in_bytes", "{out}");
+    host.ok(&run(&["-d", "--name", "lab", "--memory", "64m", "box", "sleep", "100"]));
+    assert_eq!(host.ok(&["exec", "lab", "sh", "-c", script]), out);
+    host.ok(&["rm", "-f", "lab"]);
+    assert_eq!(host.leftovers(), "");
 }
