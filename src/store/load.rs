@@ -239,7 +239,7 @@ impl Store {
             stack.push((*diff_id, if needed_again { entries.clone() } else { std::mem::take(entries) }));
         }
         let tree = merge_layers(stack.into_iter())?;
-        if !index_in(staging, &chain_id).exists() && !self.index_path(&chain_id).exists() {
+        if !index_in(staging, &chain_id).exists() && !self.pin_index(&chain_id, staging)? {
             write_index(&tree, &chain_id, staging)?;
         }
         let dir = staging.path().join(image.id.hex());
@@ -268,6 +268,24 @@ impl Store {
             write_synced(&path, bytes).map_err(StoreError::io("write", &path))?;
         }
         durable::sync_dir(&dir).map_err(StoreError::io("sync", &dir))
+    }
+
+    /// Holds an index that is there by links in the workplace, as layers are: an image that shares it may be removed meanwhile.
+    fn pin_index(&self, chain_id: &Digest, staging: &Staging) -> Result<bool, StoreError> {
+        // A removal takes both of its files, or none.
+        let _hold = self.hold()?;
+        let to = index_in(staging, chain_id);
+        for (from, to) in
+            [(self.index_path(chain_id), to.clone()), (self.side_path(chain_id), to.with_extension("side"))]
+        {
+            match fs::hard_link(&from, &to) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(StoreError::io("link", &to)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(to.exists())
     }
 
     /// Renames everything into place, under the lock: what is named only after what it names.

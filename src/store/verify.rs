@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
+use super::names::Names;
 use super::{Image, ImageRecord, Staging, Store, StoreError, load, read_if_there};
 use crate::image::{ImageConfig, digest_of};
 use crate::layer::merge;
@@ -60,8 +61,16 @@ impl Store {
     pub fn verify(&self, wanted: Option<&[Digest]>, told: &dyn Fn(u64)) -> Result<Verified, StoreError> {
         // Nothing is removed meanwhile.
         let _hold = self.hold()?;
-        let names = self.names()?;
         let mut verified = Verified::default();
+        let names = match self.names() {
+            Err(error) if error.is_damage() => {
+                let path = self.root.join("names.json");
+                let why = "it is no list of names".to_owned();
+                verified.faults.push(Fault { path, why, images: vec!["every name".into()], cure: Cure::LoadAgain });
+                Names::default()
+            }
+            other => other?,
+        };
         let mut readable = Vec::new();
         for id in self.image_ids()?.into_iter().filter(|id| wanted.is_none_or(|wanted| wanted.contains(id))) {
             verified.images += 1;
@@ -211,20 +220,18 @@ impl Store {
     pub fn repair(&self, faults: &[Fault]) -> Result<(), StoreError> {
         let _lock = self.lock()?;
         let staging = Staging::new_locked(self)?;
+        for fault in faults.iter().filter(|fault| fault.cure == Cure::LoadAgain) {
+            // Of an image with one damaged document nothing stays: a load writes them all.
+            let dir = fault.path.parent().filter(|dir| is_image(dir));
+            take_away(dir.unwrap_or(&fault.path), &staging)?;
+        }
         let images = self.list()?;
         let mut names = self.names()?;
         for fault in faults {
             match fault.cure {
+                Cure::LoadAgain => {}
                 Cure::Forget => {
-                    for name in fault.images.iter().filter_map(|name| name.parse().ok()) {
-                        names.remove(&name);
-                    }
-                    self.write_names(&names)?;
-                }
-                Cure::LoadAgain => {
-                    // Of an image with one damaged document nothing stays: a load writes them all.
-                    let dir = fault.path.parent().filter(|dir| is_image(dir));
-                    take_away(dir.unwrap_or(&fault.path), &staging)?;
+                    fault.images.iter().filter_map(|name| name.parse().ok()).for_each(|name| names.remove(&name))
                 }
                 Cure::Redraw(chain_id) => {
                     take_away(&self.index_path(&chain_id), &staging)?;
@@ -237,6 +244,7 @@ impl Store {
                 }
             }
         }
+        self.write_names(&names)?;
         self.sync("images")?;
         self.sync("layers")
     }

@@ -152,9 +152,10 @@ fn steps(history: &[History], diff_ids: &[Digest], sizes: &[u64]) -> Vec<Step> {
 }
 
 pub fn df(store: &Store, args: &DfArgs, users: &Usages<'_>) -> Result<(), Report> {
-    let usage = store.usage()?;
     let images = store.list()?;
     let used: Vec<&Image> = images.iter().filter(|image| users(&image.id).is_some()).collect();
+    // After the look at the containers, which makes their directory where there was none.
+    let usage = store.usage()?;
     let reclaimable = usage.only_outside(&used);
     let rows = [
         ("Layers", usage.layer_count, usage.layers, reclaimable),

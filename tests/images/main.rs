@@ -1,0 +1,47 @@
+//! Images from anywhere to anywhere: real registries, one that misbehaves, the tools of others, SIGKILL, full disks, flipped bits.
+//!
+//! Every test has a desk of its own (a store and a directory, see `desk`). Run one with `cargo test --test images -- NAME`;
+//! GPURUN_BIG=1 kills a hundred times where a commit's run kills fifteen times.
+
+mod crash_cases;
+mod desk;
+mod picture;
+mod pull_cases;
+mod registry;
+mod rogue;
+mod rogue_cases;
+mod store_cases;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// A test: its name, the programs that it needs, itself.
+type Test = (&'static str, &'static [&'static str], fn());
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let rooms: [(&str, &[Test]); 4] = [
+        ("pull", pull_cases::TESTS),
+        ("rogue", rogue_cases::TESTS),
+        ("store", store_cases::TESTS),
+        ("crash", crash_cases::TESTS),
+    ];
+    let root = nix::unistd::geteuid().is_root();
+    let required = std::env::var("GPURUN_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == "root"));
+    let mut trials = Vec::new();
+    for (room, tests) in rooms {
+        for &(name, programs, test) in tests {
+            let missing: Vec<_> = programs.iter().filter(|program| !desk::is_installed(program)).copied().collect();
+            let ready = root && missing.is_empty();
+            let trial = Trial::test(format!("{room}::{name}"), move || {
+                if !ready {
+                    return Err(Failed::from(format!("needs root and {programs:?}; missing: {missing:?}")));
+                }
+                test();
+                Ok(())
+            });
+            // A test that cannot run here is counted as ignored, unless this place promised to be able to.
+            trials.push(trial.with_ignored_flag(!ready && !required));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
