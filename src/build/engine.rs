@@ -20,7 +20,7 @@ use crate::layer::{Tree, merge};
 use crate::names::Digest;
 use crate::record::Records;
 use crate::report::Report;
-use crate::store::{Draft, Store};
+use crate::store::{Draft, Image, Store};
 use crate::supervise::log::rfc3339;
 
 /// A merged tree and the tars that it points into.
@@ -41,6 +41,7 @@ pub(super) struct Engine<'a> {
     pull: Pull<'a>,
     /// The stages that are finished, by their place.
     finished: BTreeMap<usize, State>,
+    bases: BTreeMap<String, Image>,
     trees: Vec<(Digest, Rc<Merged>)>,
     number: usize,
     total: usize,
@@ -94,6 +95,7 @@ pub fn build(
         escape: file.escape,
         pull,
         finished: BTreeMap::new(),
+        bases: BTreeMap::new(),
         trees: Vec::new(),
         number: 0,
         total: needed.iter().map(steps).sum(),
@@ -130,7 +132,13 @@ fn platform_arg(name: &str) -> Option<String> {
 impl Engine<'_> {
     fn stage(&mut self, stages: &Stages<'_>, at: usize) -> Result<State, Report> {
         let stage = &stages.all[at];
-        self.begin(stages, at, &stage.from.text);
+        let name = stage.name.as_ref().map(|name| format!(" AS {name}")).unwrap_or_default();
+        let base = match &stage.base {
+            Base::Scratch => "scratch",
+            Base::Stage(base) => &stages.all[*base].label,
+            Base::Image(name) => name,
+        };
+        self.begin(stages, at, &format!("FROM {base}{name}"));
         let document = match &stage.base {
             Base::Scratch => ImageDocument::scratch(),
             Base::Stage(base) => self.finished[base].document.clone(),
@@ -157,13 +165,13 @@ impl Engine<'_> {
         })
     }
 
-    /// The document of a base image: the store's first, then a registry's.
+    /// The document of a base image, which means the same image throughout a build.
     fn base(&mut self, name: &str) -> Result<ImageDocument, Report> {
-        let image = match self.store.resolve(name) {
-            Ok(image) => image,
-            Err(crate::store::ResolveError::NotFound { .. }) => (self.pull)(name)?,
-            Err(error) => return Err(error.into()),
+        let image = match self.bases.get(name) {
+            Some(image) => image.clone(),
+            None => (self.pull)(name)?,
         };
+        self.bases.insert(name.to_owned(), image.clone());
         let (config, _) = self.store.documents(&image)?;
         ImageDocument::parse(&config)
             .map_err(|error| Report::from(error).under(format!("cannot build on the image `{name}`")))

@@ -24,7 +24,12 @@ pub fn is_url(source: &str) -> bool {
 /// Fetches a URL into a file without a name; answers it with its digest.
 pub fn fetch(store: &Store, url: &str) -> Result<(File, [u8; 32]), Report> {
     let failed = |cause: &dyn std::fmt::Display| Report::new(format!("cannot fetch `{url}`")).with_cause(cause);
-    let response = ureq::get(url).call().map_err(|error| failed(&error))?;
+    let host = url.split('/').nth(2).unwrap_or_default();
+    let agent = crate::transport::registry::agent(host)?;
+    let response = agent.get(url).call().map_err(|error| failed(&error))?;
+    if !response.status().is_success() {
+        return Err(failed(&format!("the server answered {}", response.status())));
+    }
     let mut body = response.into_body().into_reader();
     let mut file = store.nameless_file()?;
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 64 << 10]);

@@ -15,7 +15,9 @@
 //! - Secrets, host certificates and here-document scripts lie in /run and are bound into one container; keys hold their names alone.
 //! - Locks: one flock of the cache around each step (never two at once), the store's own inside it.
 
+mod bootstrap;
 mod cache;
+mod commit;
 mod context;
 mod copy;
 mod engine;
@@ -33,7 +35,9 @@ mod words;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub use bootstrap::{Bootstrap, bootstrap};
 pub use cache::Cache;
+pub use commit::{Change, Commit, changes, commit, export};
 pub use engine::build;
 pub use state::PREDEFINED;
 
@@ -68,7 +72,7 @@ pub struct Options {
     pub clamp: Option<i64>,
 }
 
-/// Gets a base image that is not in the store (or, asked to, a newer one): from a registry, if there is one.
+/// Gets a base image: the store's, or where there is none (or a newer one was asked for) a registry's.
 pub type Pull<'a> = &'a dyn Fn(&str) -> Result<Image, Report>;
 
 /// Who is told how the build goes.

@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use super::build_output::{Fancy, Plain, Quiet};
+use super::image::{PullPolicy, RegistryFlags, provide};
 use super::resources::ResourceFlags;
 use super::{Context, print, request};
 use crate::build::{self, Options, Output};
 use crate::names::Reference;
 use crate::report::Report;
+use crate::store::{Image, Store};
 
 /// The longest Containerfile that is read.
 const MAX_FILE: u64 = 16 << 20;
@@ -43,9 +45,9 @@ pub struct BuildArgs {
     /// Make every step again
     #[arg(long)]
     no_cache: bool,
-    /// Ask the registry for newer base images
-    #[arg(long)]
-    pull: bool,
+    /// When to pull base images: if they are missing; `--pull` alone means always
+    #[arg(long, value_name = "missing|always|never", num_args = 0..=1, require_equals = true, default_value = "missing", default_missing_value = "always")]
+    pull: PullPolicy,
     /// Network of `RUN`: host, bridge or none
     #[arg(long, visible_alias = "net", value_name = "MODE", default_value = "host")]
     network: String,
@@ -72,6 +74,8 @@ pub struct BuildArgs {
     iidfile: Option<PathBuf>,
     #[command(flatten)]
     limits: ResourceFlags,
+    #[command(flatten)]
+    registry: RegistryFlags,
     /// The directory that `COPY` and `ADD` take files from; `-` reads a Containerfile from standard input and has none
     #[arg(value_name = "DIR|-")]
     context: PathBuf,
@@ -103,7 +107,7 @@ pub fn run(args: &BuildArgs, context: &Context) -> Result<u8, Report> {
         (_, true) => Box::new(Fancy::default()),
         _ => Box::new(Plain::default()),
     };
-    let pull = |name: &str| super::build_output::base_image(&store, name);
+    let pull = |name: &str| base(&store, name, args);
     let built = build::build(&options, &store, &records, &pull, Some(&signals), output.as_mut())?;
     drop(output);
     if let Some(path) = &args.iidfile {
@@ -147,14 +151,7 @@ fn options(args: &BuildArgs, context: &Context) -> Result<Options, Report> {
             None => build_args.extend(std::env::var(text).ok().map(|value| (text.clone(), value))),
         }
     }
-    let clamp = build_args.get("SOURCE_DATE_EPOCH").cloned().or_else(|| std::env::var("SOURCE_DATE_EPOCH").ok());
-    let clamp = clamp.filter(|text| !text.is_empty()).map(|text| {
-        text.parse::<i64>().ok().filter(|seconds| *seconds >= 0).ok_or_else(|| {
-            Report::usage(format!("`SOURCE_DATE_EPOCH={text}` is no number of seconds"))
-                .with_hint("`date +%s` prints one")
-        })
-    });
-    let clamp = clamp.transpose()?;
+    let clamp = source_date_epoch(build_args.get("SOURCE_DATE_EPOCH"))?;
     Ok(Options {
         root: context.root.clone(),
         file: path.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
@@ -173,6 +170,29 @@ fn options(args: &BuildArgs, context: &Context) -> Result<Options, Report> {
         host_ca: args.host_ca,
         clamp,
     })
+}
+
+/// A base image: the store's, or as `--pull` says a registry's.
+fn base(store: &Store, name: &str, args: &BuildArgs) -> Result<Image, Report> {
+    let found = provide(store, name, args.pull, &args.registry).and_then(|name| Ok(store.resolve(&name)?));
+    found.map_err(|report| {
+        let distribution = ["debian:", "ubuntu:"].iter().any(|prefix| name.starts_with(prefix));
+        if !distribution {
+            return report;
+        }
+        report.with_hint(format!("make it from the distribution's own packages: `gpurun image bootstrap {name}`"))
+    })
+}
+
+/// SOURCE_DATE_EPOCH, of the build arguments or the environment.
+pub fn source_date_epoch(argument: Option<&String>) -> Result<Option<i64>, Report> {
+    let text = argument.cloned().or_else(|| std::env::var("SOURCE_DATE_EPOCH").ok()).filter(|text| !text.is_empty());
+    let Some(text) = text else { return Ok(None) };
+    match text.parse::<i64>() {
+        Ok(seconds) if seconds >= 0 => Ok(Some(seconds)),
+        _ => Err(Report::usage(format!("`SOURCE_DATE_EPOCH={text}` is no number of seconds"))
+            .with_hint("`date +%s` prints one")),
+    }
 }
 
 fn containerfile(context: &Path) -> Result<PathBuf, Report> {

@@ -5,8 +5,6 @@ use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use crate::build::{Output, StepName};
-use crate::report::Report;
-use crate::store::{Image, Store};
 use crate::sys::tty::window_size;
 
 /// Lines of a running command that a terminal shows.
@@ -231,19 +229,6 @@ impl Drop for Fancy {
             self.end("ERROR");
         }
     }
-}
-
-/// A base image that is not in the store.
-pub fn base_image(store: &Store, name: &str) -> Result<Image, Report> {
-    let missing = store.resolve(name).map_err(Report::from);
-    let distribution = ["debian:", "ubuntu:"].iter().any(|prefix| name.starts_with(prefix));
-    missing.map_err(|report| {
-        if distribution {
-            report.with_hint(format!("make it from the distribution's own packages: `gpurun image bootstrap {name}`"))
-        } else {
-            report
-        }
-    })
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ pub fn pause(args: &PauseArgs, paused: bool, context: &Context) -> Result<u8, Re
 }
 
 /// Asks a container's supervisor and waits for its answer.
-fn ask(entry: &Entry, message: &ToSupervisor) -> Result<Vec<LimitRow>, Report> {
+pub fn ask(entry: &Entry, message: &ToSupervisor) -> Result<Vec<LimitRow>, Report> {
     let connection: Connection = super::attach::connect(entry)?;
     tell(&connection, message)?;
     loop {

@@ -5,7 +5,9 @@ mod attach;
 mod build;
 mod build_output;
 mod change;
+mod commit;
 mod containers;
+mod copy;
 mod detach;
 mod events;
 mod exec;
@@ -107,6 +109,14 @@ enum Command {
     Wait(containers::WaitArgs),
     /// Show everything about containers or images, as JSON
     Inspect(inspect::InspectArgs),
+    /// Make an image of what a container has changed
+    Commit(commit::CommitArgs),
+    /// Copy files into or out of a container
+    Cp(copy::CopyArgs),
+    /// List the files that a container has added, changed or deleted
+    Diff(commit::DiffArgs),
+    /// Write all files of a container as a tar
+    Export(commit::ExportArgs),
     /// Build an image from a Containerfile
     Build(Box<build::BuildArgs>),
     /// Load, list, inspect and remove images
@@ -198,6 +208,10 @@ fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
         Command::Stats(args) => stats::run(&args, context),
         Command::Events(args) => events::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
+        Command::Commit(args) => commit::commit(&args, context),
+        Command::Cp(args) => copy::run(&args, context),
+        Command::Diff(args) => commit::diff(&args, context),
+        Command::Export(args) => commit::export(&args, context),
         Command::Build(args) => build::run(&args, context),
         Command::Image(args) => image::run(&args, context),
         Command::Gpus(args) => gpus::run(&args, context),

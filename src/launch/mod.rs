@@ -12,6 +12,7 @@
 mod container;
 mod files;
 mod gpus;
+mod inside;
 mod jupyter;
 mod mounts;
 mod plan;
@@ -26,6 +27,7 @@ use std::path::Path;
 
 pub use container::{Container, Ending};
 pub use gpus::driver_root;
+pub use inside::{Inside, inside};
 pub use plan::{check, check_limits};
 pub use reconcile::{clear_run_dir, reconcile, remove};
 pub use scaffold::Scaffold;

@@ -84,20 +84,23 @@ pub struct Summary {
 
 /// Writes what stands in `upper` as a layer.
 pub fn write<W: Write>(upper: BorrowedFd<'_>, options: &Options<'_>, out: W) -> Result<(W, Summary), DiffError> {
-    let mut walk = Walk {
-        options,
-        tar: Writer::new(out),
-        path: Vec::new(),
-        depth: 0,
-        waiting: Vec::new(),
-        linked: HashMap::new(),
-        summary: Summary::default(),
-        buffer: vec![0; CHUNK],
-    };
+    let mut walk = Walk::new(options, out);
     walk.root(upper)?;
-    let summary = walk.summary;
-    let out = walk.tar.finish().map_err(|cause| DiffError { action: "write", path: Vec::new(), cause })?;
-    Ok((out, summary))
+    walk.finish()
+}
+
+/// Writes the entry `name` of a directory, and what is in it, under the name `shown`: a plain archive of files that are no layer.
+pub fn write_entry<W: Write>(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    shown: &[u8],
+    options: &Options<'_>,
+    out: W,
+) -> Result<(W, Summary), DiffError> {
+    let mut walk = Walk::new(options, out);
+    walk.path = shown.to_vec();
+    walk.one(parent, name)?;
+    walk.finish()
 }
 
 struct Walk<'a, W> {
@@ -113,8 +116,27 @@ struct Walk<'a, W> {
     buffer: Vec<u8>,
 }
 
-impl<W: Write> Walk<'_, W> {
-    fn failed<E: Into<io::Error>>(&self, action: &'static str) -> impl FnOnce(E) -> DiffError + use<W, E> {
+impl<'a, W: Write> Walk<'a, W> {
+    fn new(options: &'a Options<'a>, out: W) -> Self {
+        Self {
+            options,
+            tar: Writer::new(out),
+            path: Vec::new(),
+            depth: 0,
+            waiting: Vec::new(),
+            linked: HashMap::new(),
+            summary: Summary::default(),
+            buffer: vec![0; CHUNK],
+        }
+    }
+
+    fn finish(self) -> Result<(W, Summary), DiffError> {
+        let summary = self.summary;
+        let out = self.tar.finish().map_err(|cause| DiffError { action: "write", path: Vec::new(), cause })?;
+        Ok((out, summary))
+    }
+
+    fn failed<E: Into<io::Error>>(&self, action: &'static str) -> impl FnOnce(E) -> DiffError + use<'a, W, E> {
         let path = self.path.clone();
         move |cause| DiffError { action, path, cause: cause.into() }
     }

@@ -11,12 +11,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
+use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{
     FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, futimens, makedev, mkdirat, mknodat, utimensat,
 };
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat};
 
 use super::tree::{Data, Inode, InodeId, Kind, Name, Tree};
 use crate::report::Explain;
@@ -50,20 +51,24 @@ impl Explain for RenderError {
 ///
 /// Nothing is synced: a caller that needs the result durable calls `syncfs` on it.
 pub fn render(tree: &Tree, sources: &[File], root: BorrowedFd<'_>) -> Result<(), RenderError> {
-    let mut names = vec![0u32; tree.inodes.len()];
-    for inode in &tree.inodes {
-        if let Kind::Directory(children) = &inode.kind {
-            for id in children.values() {
-                names[id.0 as usize] += 1;
-            }
-        }
+    draw(tree, sources, root, false)?;
+    let renderer = Renderer::new(tree, sources, root, false);
+    renderer.fill_metadata(&tree.inodes[0], root)
+}
+
+/// Puts what is in `tree` into a directory that holds other things: directories are joined, everything else is replaced, and what `root`
+/// itself is stays. The directory may be a hostile container's: no link in it is followed. The tree must hold no nodes ([`Tree::portable`]):
+/// their modes cannot be set without a name.
+pub fn place(tree: &Tree, sources: &[File], root: BorrowedFd<'_>) -> Result<(), RenderError> {
+    draw(tree, sources, root, true)
+}
+
+fn draw(tree: &Tree, sources: &[File], root: BorrowedFd<'_>, replace: bool) -> Result<(), RenderError> {
+    let mut renderer = Renderer::new(tree, sources, root, replace);
+    match &tree.inodes[0].kind {
+        Kind::Directory(children) => renderer.children(children, root),
+        _ => Ok(()),
     }
-    let mut renderer = Renderer { tree, sources, root, names, linked: HashMap::new(), path: Vec::new() };
-    let top = &tree.inodes[0];
-    if let Kind::Directory(children) = &top.kind {
-        renderer.children(children, root)?;
-    }
-    renderer.fill_metadata(top, root)
 }
 
 struct Renderer<'a> {
@@ -75,9 +80,37 @@ struct Renderer<'a> {
     /// Inodes of several names: the path of the first.
     linked: HashMap<u32, Vec<u8>>,
     path: Vec<&'a [u8]>,
+    /// Other things may be there already.
+    replace: bool,
+}
+
+/// How many names each inode has.
+fn count_names(tree: &Tree) -> Vec<u32> {
+    let mut names = vec![0u32; tree.inodes.len()];
+    for inode in &tree.inodes {
+        if let Kind::Directory(children) = &inode.kind {
+            for id in children.values() {
+                names[id.0 as usize] += 1;
+            }
+        }
+    }
+    names
 }
 
 impl<'a> Renderer<'a> {
+    fn new(tree: &'a Tree, sources: &'a [File], root: BorrowedFd<'a>, replace: bool) -> Self {
+        let (names, linked) = (count_names(tree), HashMap::new());
+        Self { tree, sources, root, names, linked, path: Vec::new(), replace }
+    }
+
+    /// Makes room for an entry that is no directory.
+    fn make_room(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), RenderError> {
+        match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
+            Err(Errno::ENOENT) => Ok(()),
+            other => self.check("replace", other),
+        }
+    }
+
     fn failed<E: Into<io::Error>>(&self, action: &'static str) -> impl FnOnce(E) -> RenderError + use<E> {
         let path = format!("/{}", self.path.join(&b'/').escape_ascii());
         move |cause| RenderError { action, path, cause: cause.into() }
@@ -107,6 +140,9 @@ impl<'a> Renderer<'a> {
 
     fn entry(&mut self, name: &'a [u8], id: InodeId, dir: BorrowedFd<'_>) -> Result<(), RenderError> {
         let inode = &self.tree.inodes[id.0 as usize];
+        if self.replace && !matches!(inode.kind, Kind::Directory(_)) {
+            self.make_room(dir, name)?;
+        }
         if self.names[id.0 as usize] > 1 && !matches!(inode.kind, Kind::Directory(_)) {
             if let Some(first) = self.linked.get(&id.0) {
                 return self.check("link", self.hard_link(first, dir, name));
@@ -115,7 +151,10 @@ impl<'a> Renderer<'a> {
         }
         match &inode.kind {
             Kind::Directory(children) => {
-                self.check("create the directory", mkdirat(dir, name, Mode::S_IRWXU))?;
+                match mkdirat(dir, name, Mode::S_IRWXU) {
+                    Err(Errno::EEXIST) if self.replace => {}
+                    other => self.check("create the directory", other)?,
+                }
                 let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
                 let fd = self.check("open the directory", openat(dir, name, flags, Mode::empty()))?;
                 self.children(children, fd.as_fd())?;

@@ -122,6 +122,25 @@ impl Tree {
         tree
     }
 
+    /// The tree as it may leave a container, or enter one: without devices and FIFOs. With an owner everything is that one's, and no program
+    /// runs as somebody else for it.
+    #[must_use]
+    pub fn portable(mut self, owner: Option<(u32, u32)>) -> Self {
+        let is_node = |kind: &Kind| !matches!(kind, Kind::Directory(_) | Kind::File(_) | Kind::Symlink(_));
+        let nodes: Vec<bool> = self.inodes.iter().map(|inode| is_node(&inode.kind)).collect();
+        for inode in &mut self.inodes {
+            if let Kind::Directory(children) = &mut inode.kind {
+                children.retain(|_, id| !nodes[id.0 as usize]);
+            }
+            if let Some((uid, gid)) = owner {
+                (inode.uid, inode.gid) = (uid, gid);
+                inode.mode &= 0o1777;
+                inode.xattrs.retain(|name, _| &**name != b"security.capability");
+            }
+        }
+        self
+    }
+
     /// The bytes of the regular file at `path`, links followed; none if there is no such file or it has more than `max` bytes.
     pub fn read_small(&self, sources: &[File], path: &[u8], max: u64) -> io::Result<Option<Vec<u8>>> {
         let Ok(Place { inode: Some(id), .. }) = self.resolve(path, true) else { return Ok(None) };

@@ -10,6 +10,7 @@
 //! plus containerd and moby do (so that one image means one thing everywhere); the renderers create what the finished tree says.
 //! What cannot be told apart from an attack is refused, never repaired: `..` above the root, odd whiteout names, links to nowhere.
 
+pub mod archive;
 pub mod diff;
 pub mod directory;
 pub mod erofs;

@@ -1,5 +1,6 @@
 //! `gpurun image …`: one file for each kind of command.
 
+mod bootstrap;
 mod files;
 mod list;
 mod manage;
@@ -7,7 +8,7 @@ mod progress;
 mod transfer;
 
 pub use list::inspect_json;
-pub use transfer::ImageFlags;
+pub use transfer::{ImageFlags, PullPolicy, RegistryFlags, provide};
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -36,6 +37,8 @@ pub struct ImageArgs {
 pub enum ImageCommand {
     /// Load images from a `docker save` or `podman save` tar, or from an OCI image layout
     Load(LoadArgs),
+    /// Make a base image from a distribution's packages: no registry is needed
+    Bootstrap(bootstrap::BootstrapArgs),
     /// Take images from a registry
     Pull(PullArgs),
     /// Send an image to a registry
@@ -101,6 +104,7 @@ pub fn run(args: &ImageArgs, context: &Context) -> Result<u8, Report> {
     let users = |id: &Digest| place.user_of(id, &store.list().unwrap_or_default());
     match &args.command {
         ImageCommand::Load(args) => transfer::load(&store, args),
+        ImageCommand::Bootstrap(args) => bootstrap::run(&store, args),
         ImageCommand::Pull(args) => transfer::pull(&store, args),
         ImageCommand::Push(args) => transfer::push(&store, args),
         ImageCommand::Ls(args) => list::ls(&store, args),

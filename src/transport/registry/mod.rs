@@ -178,6 +178,13 @@ impl Explain for RegistryError {
     }
 }
 
+/// A client for plain downloads from `host`, with the host's certificates: what `ADD` of a build fetches with. Redirects are followed; what
+/// status an answer has is for the caller to see.
+pub fn agent(host: &str) -> Result<ureq::Agent, RegistryError> {
+    let options = Options::default();
+    Ok(http::agent(tls::config(host, true, &options)?, options.stall))
+}
+
 /// Finds an image in its registry, or in a mirror of it.
 pub fn find(reference: &Reference, platform: &Platform, options: &Options) -> Result<SourceImage, SourceError> {
     let http = Arc::new(Http::new(options));

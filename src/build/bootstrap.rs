@@ -1,0 +1,237 @@
+//! A base image from a distribution's own packages, by mmdebstrap: for hosts that reach no container registry.
+//!
+//! What is in it is what `debian:SUITE` and `debian:SUITE-slim` of the registries hold: dpkg's essential packages and apt, settings that
+//! keep apt's caches out of layers, no service started by an installation; `-slim` leaves manuals and translations out. The host's own apt
+//! sources are used where it runs the same release, its proxy always. Times are clamped to SOURCE_DATE_EPOCH, which mmdebstrap knows too.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::copy::now;
+use crate::image::{History, ImageDocument};
+use crate::names::{Digest, Reference};
+use crate::report::Report;
+use crate::store::Store;
+use crate::supervise::log::rfc3339;
+
+/// Releases by their numbers, as tags have them.
+const RELEASES: [(&str, &str, &str); 8] = [
+    ("debian", "11", "bullseye"),
+    ("debian", "12", "bookworm"),
+    ("debian", "13", "trixie"),
+    ("debian", "latest", "bookworm"),
+    ("ubuntu", "20.04", "focal"),
+    ("ubuntu", "22.04", "jammy"),
+    ("ubuntu", "24.04", "noble"),
+    ("ubuntu", "latest", "noble"),
+];
+
+/// What registries' Debian images set, so that a layer holds no package and no list twice.
+const APT: [&str; 6] = [
+    "APT::Install-Suggests \"false\"",
+    "Acquire::GzipIndexes \"true\"",
+    "Acquire::Languages \"none\"",
+    "APT::AutoRemove::SuggestsImportant \"false\"",
+    "DPkg::Post-Invoke { \"rm -f /var/cache/apt/archives/*.deb /var/cache/apt/archives/partial/*.deb /var/cache/apt/*.bin || true\"; }",
+    "Dir::Cache { pkgcache \"\"; srcpkgcache \"\"; }",
+];
+const SLIM: [&str; 7] = [
+    "path-exclude=/usr/share/doc/*",
+    "path-include=/usr/share/doc/*/copyright",
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/groff/*",
+    "path-exclude=/usr/share/info/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-include=/usr/share/locale/locale.alias",
+];
+/// Run in the finished tree: no service starts, and nothing of this build stays.
+const TIDY: &str = r#"--customize-hook=printf '#!/bin/sh\nexit 101\n' >"$1/usr/sbin/policy-rc.d" && chmod 755 "$1/usr/sbin/policy-rc.d" && \
+rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/log/apt "$1"/var/log/*.log "$1"/var/cache/ldconfig/aux-cache \
+"$1"/etc/hostname "$1"/etc/resolv.conf"#;
+
+/// A base to make.
+#[derive(Debug, Clone)]
+pub struct Bootstrap {
+    /// `debian:bookworm-slim`
+    pub name: Reference,
+    /// Packages besides the essential ones.
+    pub include: Vec<String>,
+    /// Another mirror than the host's or the distribution's.
+    pub mirror: Option<String>,
+    pub clamp: Option<i64>,
+}
+
+/// What a name asks for.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    distribution: String,
+    suite: String,
+    slim: bool,
+}
+
+/// Makes the image and names it. Its progress goes to `say`.
+pub fn bootstrap(store: &Store, asked: &Bootstrap, say: &mut dyn FnMut(&str)) -> Result<Digest, Report> {
+    let wanted = wanted(&asked.name)?;
+    let epoch = asked.clamp.unwrap_or_else(now);
+    let mut command = Command::new("mmdebstrap");
+    command.args(["--mode=root", "--variant=minbase", "--format=tar", "--skip=output/dev", TIDY]);
+    command.args(APT.map(|line| format!("--aptopt={line}")));
+    if wanted.slim {
+        command.args(SLIM.map(|line| format!("--dpkgopt={line}")));
+    }
+    // For this run alone, beside what stays in the image.
+    command.args(proxies().into_iter().map(|line| format!("--aptopt={line}")));
+    let mut packages = vec!["ca-certificates".to_owned()];
+    packages.extend(asked.include.iter().cloned());
+    command.arg(format!("--include={}", packages.join(",")));
+    command.arg(&wanted.suite).arg("-");
+    let own = asked.mirror.is_none().then(|| host_sources(Path::new("/"), &wanted)).flatten();
+    match (&asked.mirror, &own) {
+        (Some(mirror), _) => drop(command.arg(mirror)),
+        (None, Some(sources)) => drop(command.arg(sources)),
+        (None, None) => {}
+    }
+    command
+        .env("SOURCE_DATE_EPOCH", epoch.to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| {
+        let report = Report::new("cannot run `mmdebstrap`");
+        match error.kind() {
+            io::ErrorKind::NotFound => report.with_cause(error).with_hint("install it: `apt-get install mmdebstrap`"),
+            _ => report.with_cause(error),
+        }
+    })?;
+    let (Some(mut tar), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
+        return Err(Report::new("cannot read what `mmdebstrap` writes"));
+    };
+    let mut draft = store.draft()?;
+    let mut layer = draft.layer()?;
+    // Beside the copy: a full pipe would stop it.
+    let listener = std::thread::spawn(move || BufReader::new(errors).lines().map_while(Result::ok).collect::<Vec<_>>());
+    let copied = io::copy(&mut tar, &mut layer);
+    let lines = listener.join().unwrap_or_default();
+    let status = child.wait().map_err(|error| Report::new("cannot wait for `mmdebstrap`").with_cause(error))?;
+    if !status.success() {
+        let last: Vec<&str> = lines.iter().rev().take(8).rev().map(String::as_str).collect();
+        return Err(Report::new(format!("`mmdebstrap {}` failed ({status})", wanted.suite))
+            .with_cause(format!("it said last:\n    | {}", last.join("\n    | ")))
+            .with_hint("the host's apt must reach a mirror: try `apt-get update`, or name one with `--mirror URL`"));
+    }
+    copied.map_err(|error| Report::new("cannot write the base's layer").with_cause(error))?;
+    lines.iter().filter(|line| line.starts_with('W')).for_each(|line| say(line));
+    let diff_id = draft.seal(layer)?;
+    let created = rfc3339(u64::try_from(epoch).unwrap_or(0) * 1_000_000_000);
+    let mut document = ImageDocument::scratch();
+    document.config.env = vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()];
+    document.config.cmd = vec!["bash".into()];
+    document.created.clone_from(&created);
+    document.history.push(History {
+        created,
+        created_by: format!("mmdebstrap --variant=minbase {}", wanted.suite),
+        comment: "gpurun image bootstrap".into(),
+        ..History::default()
+    });
+    document.diff_ids.push(diff_id);
+    Ok(draft.commit(&document, std::slice::from_ref(&asked.name), false)?)
+}
+
+fn wanted(name: &Reference) -> Result<Wanted, Report> {
+    let path = name.path.rsplit('/').next().unwrap_or_default();
+    let unknown = || {
+        Report::usage(format!("`{}` is no distribution that can be bootstrapped", name.familiar()))
+            .with_hint("`debian:bookworm-slim`, `debian:13`, `ubuntu:24.04` and the like can")
+    };
+    if !["debian", "ubuntu"].contains(&path) {
+        return Err(unknown());
+    }
+    let tag = name.tag.as_deref().unwrap_or("latest");
+    let (release, slim) = match tag.strip_suffix("-slim") {
+        Some(release) => (release, true),
+        None => (tag, false),
+    };
+    let known = RELEASES.iter().find(|(distribution, number, _)| *distribution == path && *number == release);
+    let suite = known.map_or(release, |(.., suite)| suite);
+    let is_name = suite.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-') && !suite.is_empty();
+    if !is_name {
+        return Err(unknown());
+    }
+    Ok(Wanted { distribution: path.into(), suite: suite.into(), slim })
+}
+
+/// The host's own apt sources, if it runs the release that is wanted.
+fn host_sources(root: &Path, wanted: &Wanted) -> Option<PathBuf> {
+    let release = fs::read_to_string(root.join("etc/os-release")).ok()?;
+    let field = |name: &str| {
+        let line = release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
+        Some(line.trim_matches('"').to_owned())
+    };
+    if field("ID")? != wanted.distribution || field("VERSION_CODENAME")? != wanted.suite {
+        return None;
+    }
+    let candidates = [format!("etc/apt/sources.list.d/{}.sources", wanted.distribution), "etc/apt/sources.list".into()];
+    let says = |text: &str| text.lines().any(|line| line.starts_with("deb ") || line.starts_with("URIs:"));
+    candidates
+        .map(|path| root.join(path))
+        .into_iter()
+        .find(|path| fs::read_to_string(path).is_ok_and(|text| says(&text)))
+}
+
+/// The host's apt settings that say how to reach a mirror.
+fn proxies() -> Vec<String> {
+    let Ok(output) = Command::new("apt-config").args(["dump", "--format", "%f \"%v\"%n"]).output() else {
+        return Vec::new();
+    };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let about = |line: &&str| {
+        ["Acquire::http::Proxy", "Acquire::https::Proxy", "Acquire::https::CAInfo"]
+            .iter()
+            .any(|name| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(" \"") && rest.len() > 3))
+    };
+    text.lines().filter(about).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_say_what_is_wanted() {
+        let case = |name: &str| wanted(&name.parse().expect(name)).map(|wanted| (wanted.suite, wanted.slim));
+        for (name, suite, slim) in [
+            ("debian:bookworm-slim", "bookworm", true),
+            ("debian:12", "bookworm", false),
+            ("debian:13-slim", "trixie", true),
+            ("ubuntu:24.04", "noble", false),
+            ("localhost/debian:sid", "sid", false),
+        ] {
+            assert_eq!(case(name), Ok((suite.to_owned(), slim)), "{name}");
+        }
+        for name in ["alpine:3", "debian:99", "ubuntu:../x"] {
+            if let Ok(name) = name.parse() {
+                assert!(wanted(&name).is_err(), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_hosts_sources_serve_its_own_release() {
+        let root = tempfile::tempdir().expect("a directory");
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+            fs::write(path, text).expect("written");
+        };
+        let debian = |suite: &str| Wanted { distribution: "debian".into(), suite: suite.into(), slim: false };
+        write("etc/os-release", "ID=debian\nVERSION_CODENAME=bookworm\n");
+        write("etc/apt/sources.list", "# nothing\n");
+        assert_eq!(host_sources(root.path(), &debian("bookworm")), None);
+        write("etc/apt/sources.list.d/debian.sources", "Types: deb\nURIs: http://mirror\n");
+        let found = host_sources(root.path(), &debian("bookworm")).expect("found");
+        assert!(found.ends_with("debian.sources"));
+        assert_eq!(host_sources(root.path(), &debian("trixie")), None);
+    }
+}

@@ -1,0 +1,277 @@
+//! What a container has changed, as a layer: `commit`, `diff` and `export`.
+//!
+//! All three read the container's upper directory by descriptor, and leave out what gpurun and its hooks put there. A container that runs
+//! may be paused by the caller meanwhile; one that changes a file while it is read makes the reading fail, not the image wrong.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+
+use super::copy::now;
+use super::parse::{Instruction, parse_one};
+use super::state::State;
+use crate::image::{History, ImageDocument};
+use crate::launch::{Scaffold, process};
+use crate::layer::{Entry as Member, Merger, Scanner, Tree, archive, diff, directory, tar};
+use crate::names::{Digest, Reference};
+use crate::record::Entry;
+use crate::report::Report;
+use crate::request::Payload;
+use crate::store::Store;
+use crate::supervise::log::rfc3339;
+
+/// What `commit` makes of a container.
+#[derive(Debug, Clone, Default)]
+pub struct Commit {
+    pub name: Option<Reference>,
+    /// Instructions as a Containerfile has them.
+    pub changes: Vec<String>,
+    pub message: String,
+    pub author: String,
+    pub clamp: Option<i64>,
+}
+
+/// Makes an image of a container: its image's layers and one with what it changed.
+pub fn commit(store: &Store, entry: &Entry, commit: &Commit) -> Result<Digest, Report> {
+    let image = store.resolve(&entry.record.request.image_id)?;
+    let (config, _) = store.documents(&image)?;
+    let document = ImageDocument::parse(&config)
+        .map_err(|error| Report::from(error).under(format!("cannot use the image of `{}`", entry.record.name)))?;
+    let mut state = State::new(document);
+    own_config(&mut state, entry);
+    for text in &commit.changes {
+        change(&mut state, text)?;
+    }
+    let mut document = state.document;
+    let mut draft = store.draft()?;
+    let (lower, _) = store.tree_of(&document.diff_ids)?;
+    let (layer, summary) = write_changes(entry, &lower, commit.clamp, draft.layer()?)?;
+    if summary.members > 0 {
+        document.diff_ids.push(draft.seal(layer)?);
+    }
+    let created = rfc3339(u64::try_from(commit.clamp.unwrap_or_else(now)).unwrap_or(0) * 1_000_000_000);
+    document.created.clone_from(&created);
+    if !commit.author.is_empty() {
+        document.author.clone_from(&commit.author);
+    }
+    document.history.push(History {
+        created,
+        author: commit.author.clone(),
+        created_by: format!("gpurun commit {}", entry.record.name),
+        comment: commit.message.clone(),
+        empty_layer: summary.members == 0,
+    });
+    Ok(draft.commit(&document, commit.name.as_slice(), false)?)
+}
+
+/// The container's own command, environment and so on, as docker commits them.
+fn own_config(state: &mut State, entry: &Entry) {
+    let request = &entry.record.request;
+    let config = &mut state.document.config;
+    for (name, value) in &request.env {
+        config.env.retain(|entry| entry.split('=').next() != Some(name));
+        config.env.push(format!("{name}={value}"));
+    }
+    if let Some(entrypoint) = &request.entrypoint {
+        config.entrypoint.clone_from(entrypoint);
+        config.cmd.clear();
+    }
+    if let Payload::Command(words) = &request.payload
+        && !words.is_empty()
+    {
+        config.cmd.clone_from(words);
+    }
+    if let Some(workdir) = &request.workdir {
+        config.working_dir = process::workdir(Some(workdir), None).display().to_string();
+    }
+    if let Some(user) = &request.user {
+        config.user.clone_from(user);
+    }
+    config.labels.extend(request.labels.iter().cloned());
+}
+
+fn change(state: &mut State, text: &str) -> Result<(), Report> {
+    let failed = |cause: &dyn std::fmt::Display| {
+        Report::usage(format!("`--change {text}` makes no sense")).with_cause(cause).with_hint(
+            "it takes CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, USER, VOLUME, WORKDIR, STOPSIGNAL, HEALTHCHECK, SHELL and ONBUILD",
+        )
+    };
+    let instruction = parse_one(text, '\\').map_err(|problem| failed(&problem))?;
+    match &instruction {
+        Instruction::Workdir(path) => {
+            let path = state.path(path);
+            state.document.config.working_dir = path;
+            Ok(())
+        }
+        other if state.apply(other, '\\').map_err(|problem| failed(&problem))? => Ok(()),
+        _ => Err(failed(&"it changes more than the config")),
+    }
+}
+
+/// Writes what the container changed as a layer.
+fn write_changes<W: Write>(
+    entry: &Entry,
+    lower: &Tree,
+    clamp: Option<i64>,
+    out: W,
+) -> Result<(W, diff::Summary), Report> {
+    let scaffold = Scaffold::of(entry)?;
+    let upper = entry.dir.join("upper");
+    if !upper.exists() {
+        // It never ran.
+        let out = tar::Writer::new(out).finish();
+        let out = out.map_err(|error| Report::new("cannot write the layer").with_cause(error))?;
+        return Ok((out, diff::Summary::default()));
+    }
+    let fd = directory::open_root(&upper)
+        .map_err(|error| Report::new(format!("cannot open `{}`", upper.display())).with_cause(error))?;
+    let keep = |path: &[u8], stat: &nix::sys::stat::FileStat| scaffold.keep(path, stat);
+    Ok(diff::write(fd.as_fd(), &diff::Options { lower, clamp, keep: &keep }, out)?)
+}
+
+/// What a container did to a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Change {
+    Added,
+    Changed,
+    Deleted,
+}
+
+/// Every path that the container changed, in order.
+pub fn changes(store: &Store, entry: &Entry) -> Result<BTreeMap<Vec<u8>, Change>, Report> {
+    let image = store.resolve(&entry.record.request.image_id)?;
+    let (lower, _) = store.tree_of(&image.diff_ids)?;
+    let (scan, _) = write_changes(entry, &lower, None, Scan(Scanner::new()))?;
+    let members = scan.0.finish().map_err(|error| Report::new("cannot read the changes").with_cause(error))?;
+    Ok(classify(&lower, &members))
+}
+
+/// A layer that is only looked at.
+struct Scan(Scanner);
+
+impl Write for Scan {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.feed(bytes).map_err(io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn classify(lower: &Tree, members: &[Member]) -> BTreeMap<Vec<u8>, Change> {
+    let mut all = BTreeMap::new();
+    let mut opaque = Vec::new();
+    for member in members {
+        let path = member.path.strip_suffix(b"/").unwrap_or(&member.path);
+        let slash = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+        let (parent, name) = path.split_at(slash);
+        match name {
+            b"." | b"" => {}
+            b".wh..wh..opq" => opaque.push(parent.to_vec()),
+            _ => match name.strip_prefix(b".wh.") {
+                Some(gone) => drop(all.insert([parent, gone].concat(), Change::Deleted)),
+                None if lower.get(path).is_some() => drop(all.insert(path.to_vec(), Change::Changed)),
+                None => drop(all.insert(path.to_vec(), Change::Added)),
+            },
+        }
+    }
+    for parent in opaque {
+        // All that was in it is gone, but for what is there again.
+        for name in
+            lower.get(&parent).and_then(|id| lower.children(id)).into_iter().flat_map(|children| children.keys())
+        {
+            all.entry([parent.as_slice(), name].concat()).or_insert(Change::Deleted);
+        }
+    }
+    all
+}
+
+/// Writes the container's files, all of them, as one tar.
+pub fn export<W: Write>(store: &Store, entry: &Entry, out: W) -> Result<W, Report> {
+    let image = store.resolve(&entry.record.request.image_id)?;
+    let (lower, _) = store.tree_of(&image.diff_ids)?;
+    let spool = store.nameless_file()?;
+    let (spool, summary) = write_changes(entry, &lower, None, io::BufWriter::with_capacity(1 << 20, spool))?;
+    let failed = |error: &dyn std::fmt::Display| Report::new("cannot export the container").with_cause(error);
+    let spool = spool.into_inner().map_err(|error| failed(&error))?;
+    let mut files: Vec<(Digest, File)> = Vec::new();
+    for diff_id in &image.diff_ids {
+        let path = store.layer_path(diff_id);
+        files.push((*diff_id, File::open(path).map_err(|error| failed(&error))?));
+    }
+    if summary.members > 0 {
+        // A name that no layer has: it stands for the container's own.
+        files.push((Digest([0; 32]), spool));
+    }
+    let mut merger = Merger::new();
+    for (diff_id, file) in &files {
+        let length = file.metadata().map_err(|error| failed(&error))?.len();
+        let members = tar::scan_file(file, 0, length).map_err(|error| failed(&error))?;
+        merger.apply(*diff_id, members).map_err(|error| failed(&error))?;
+    }
+    let tree = merger.finish();
+    // A layer that stands twice in the image is one source.
+    let mut sources: Vec<File> = Vec::new();
+    for wanted in &tree.sources {
+        let found = files.iter().find(|(diff_id, _)| diff_id == wanted).map(|(_, file)| file.try_clone());
+        sources.extend(found.transpose().map_err(|error| failed(&error))?);
+    }
+    archive::write(&tree, &sources, out).map_err(|error| failed(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::testing::Layer;
+
+    fn members(layer: Layer) -> Vec<Member> {
+        let mut scanner = Scanner::new();
+        scanner.feed(&layer.end()).expect("scanned");
+        scanner.finish().expect("whole")
+    }
+
+    #[test]
+    fn paths_are_added_changed_or_deleted() {
+        let mut merger = Merger::new();
+        let below =
+            Layer::new().dir("etc").file("etc/old", "x").file("etc/gone", "x").dir("d").file("d/a", "").file("d/b", "");
+        merger.apply(Digest([1; 32]), members(below)).expect("merged");
+        let upper = Layer::new()
+            .dir("etc/")
+            .file("etc/old", "y")
+            .file("etc/.wh.gone", "")
+            .file("etc/new", "")
+            .dir("d")
+            .file("d/.wh..wh..opq", "")
+            .file("d/b", "again");
+        let found = classify(&merger.finish(), &members(upper));
+        let told: Vec<(String, Change)> =
+            found.into_iter().map(|(path, change)| (String::from_utf8_lossy(&path).into_owned(), change)).collect();
+        let want = [
+            ("d", Change::Changed),
+            ("d/a", Change::Deleted),
+            ("d/b", Change::Changed),
+            ("etc", Change::Changed),
+            ("etc/gone", Change::Deleted),
+            ("etc/new", Change::Added),
+            ("etc/old", Change::Changed),
+        ];
+        assert_eq!(told, want.map(|(path, change)| (path.to_owned(), change)));
+    }
+
+    #[test]
+    fn changes_are_instructions_that_touch_no_file() {
+        let mut state = State::new(ImageDocument::scratch());
+        for text in ["CMD [\"a\"]", "ENV A=1 B=2", "WORKDIR /x", "USER me"] {
+            change(&mut state, text).expect(text);
+        }
+        let config = &state.document.config;
+        assert_eq!((config.cmd[0].as_str(), config.working_dir.as_str(), config.env.len()), ("a", "/x", 2));
+        for text in ["RUN x", "COPY a b", "FROM x", "FOO", "ENV a"] {
+            assert!(change(&mut state, text).is_err(), "{text}");
+        }
+    }
+}
