@@ -34,6 +34,8 @@ pub struct Inventory {
     pub host: Host,
     pub readings: Result<Readings, Unread>,
     pub units: Vec<Unit>,
+    /// Bus addresses of GPUs that the kernel's driver knows and NVML does not: they fell off the bus, and nobody is given them.
+    pub lost: Vec<String>,
 }
 
 impl Inventory {
@@ -50,18 +52,19 @@ impl Inventory {
     }
 
     fn of(mut host: Host, readings: Result<Readings, Unread>) -> Self {
-        let mut units = Vec::new();
+        let (mut units, mut lost) = (Vec::new(), Vec::new());
         if let Ok(readings) = &readings {
             number_as_nvml(&mut host, readings);
         }
         for (at, gpu) in host.gpus.iter().enumerate() {
-            let reading = readings.as_ref().ok().and_then(|all| all.gpus.iter().find(|one| gpu.is_at(&one.bus)));
+            let reading = readings.as_ref().ok().map(|all| all.gpus.iter().find(|one| gpu.is_at(&one.bus)));
             match reading {
-                Some(reading) if reading.mig_enabled => units.extend(migs(at, gpu, reading)),
-                reading => units.push(whole(at, gpu, reading)),
+                Some(None) => lost.push(gpu.bus.clone()),
+                Some(Some(reading)) if reading.mig_enabled => units.extend(migs(at, gpu, reading)),
+                reading => units.push(whole(at, gpu, reading.flatten())),
             }
         }
-        Self { host, readings, units }
+        Self { host, readings, units, lost }
     }
 
     /// `0 NVIDIA A100 (GPU-…), 1 …`
@@ -115,8 +118,13 @@ impl Inventory {
     }
 }
 
-/// NVML's numbers and UUIDs win: they are what `nvidia-smi` shows. (They are the same but on drivers that hide their UUIDs in /proc.)
+/// NVML's numbers and UUIDs win: they are what `nvidia-smi` shows. (They are the same but on drivers that hide their UUIDs in /proc, and where a GPU
+/// fell off the bus.)
 fn number_as_nvml(host: &mut Host, readings: &Readings) {
+    let missing = host.gpus.iter_mut().filter(|gpu| !readings.gpus.iter().any(|reading| gpu.is_at(&reading.bus)));
+    for (after, gpu) in missing.enumerate() {
+        gpu.index = readings.gpus.len() + after;
+    }
     for (index, reading) in readings.gpus.iter().enumerate() {
         if let Some(gpu) = host.gpus.iter_mut().find(|gpu| gpu.is_at(&reading.bus)) {
             gpu.index = index;

@@ -53,9 +53,14 @@ pub fn parse(bytes: &[u8]) -> Vec<Entry> {
 }
 
 /// The cache with more entries, which win over those of the same name. From nothing, or from what cannot be understood, a cache of these
-/// alone: the linker looks into its default directories all the same.
+/// alone: the linker looks into its default directories all the same. Nothing changes where all of them are there already, as in a container
+/// that is started again.
 #[must_use]
 pub fn with(bytes: &[u8], more: &[Entry]) -> Vec<u8> {
+    let there = parse(bytes);
+    if more.iter().all(|entry| there.contains(entry)) {
+        return bytes.to_vec();
+    }
     let old = Cache::find(bytes).filter(|cache| cache.moved(0).is_some());
     let added = more.len() * ENTRY;
     let old_entries = old.as_ref().map_or(0, |cache| cache.count);
@@ -236,6 +241,11 @@ mod tests {
             ("libc.so.6", "/lib/libc.so.6"),
         ];
         assert_eq!(names, expected.map(|(name, path)| (name.to_owned(), PathBuf::from(path))));
+        assert_eq!(
+            with(&second, &[entry("libcuda.so.1", "/usr/lib/libcuda.so.1")]),
+            second,
+            "a second start adds nothing"
+        );
     }
 
     #[test]

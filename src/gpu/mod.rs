@@ -283,6 +283,7 @@ fn finish(edits: &mut Edits, way: &Way, why: Option<String>, inventory: &Invento
     if let (true, Err(unread)) = (choice.exclusive, &inventory.readings) {
         edits.notices.push(format!("which GPUs are idle is judged by gpurun's own containers alone: {unread}"));
     }
+    edits.notices.extend(inventory.lost.iter().map(|bus| format!("the GPU at {bus} does not answer and is left out")));
     edits.notices.extend(choice.shared);
     edits.given = choice.units.iter().map(|unit| given(unit)).collect();
 }

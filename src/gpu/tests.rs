@@ -337,6 +337,23 @@ fn gpus_near_the_cpus_and_near_each_other() {
 }
 
 #[test]
+fn a_gpu_that_fell_off_the_bus_is_not_given() {
+    let world = World::new(3);
+    // nvidia-smi numbers those that are left.
+    let left = [0, 2]
+        .map(|number| gpu(number, 0, 0, false).replacen(&format!("gpu {number}"), &format!("gpu {}", number / 2), 1));
+    world.driver.nvml(&format!("driver 550.54.15\n{}", left.concat()));
+    let edits = world.plan("all", "a").unwrap();
+    let given: Vec<(&str, String)> =
+        edits.given.iter().map(|given| (given.index.as_str(), given.name.clone())).collect();
+    assert_eq!(given, [("0", uuid(0)), ("1", uuid(2))]);
+    assert_eq!(edits.notices, ["the GPU at 0000:3c:00.0 does not answer and is left out"]);
+    assert!(matches!(world.plan("3", "a").unwrap_err(), GpuError::TooMany { there: 2, .. }));
+    let lost = format!("device={}", uuid(1));
+    assert!(matches!(world.plan(&lost, "a").unwrap_err(), GpuError::NoSuchGpu { .. }));
+}
+
+#[test]
 fn mig_devices_are_what_a_divided_gpu_is_given_by() {
     let world = World::new(2);
     let migs = format!("mig 0 {} 1 0 {} 0\nmig 0 {} 2 0 {} 0\n", mig_uuid(0, 0), 10 * GIB, mig_uuid(0, 1), 10 * GIB);

@@ -279,11 +279,23 @@ fn native() {
     ];
     assert_eq!(lab.shell(&flags, &line).lines().collect::<Vec<_>>(), expected);
 
-    // For a process that comes later, and although the node was there before: made by a container that had no GPU.
+    // A node that another container made, which had no GPU and may make any, as docker's may.
+    lab.shell(&["-v", "nodes:/nodes"], "mknod /nodes/other c 195 1");
+    let found = format!("{OPEN}; try /nodes/other");
+    assert_eq!(lab.shell(&["--gpus", "device=0", "-v", "nodes:/nodes"], &found), "Operation not permitted");
+
+    // A process that comes later is in the same filter.
     lab.ok(&["run", "-d", "--name", "lab", "--network", "none", "--gpus", "1", "box", "sleep", "1000"]);
     let later = format!("{OPEN}; try /dev/nvidia0; mknod /tmp/other c 195 1 2>&1 | grep -o 'Operation not permitted'");
     let said = lab.ok(&["exec", "lab", "sh", "-c", &later]);
     assert_eq!(said, "No such device or address\nOperation not permitted");
+    // Started again, it has its GPU again, and its linker's cache has not grown.
+    let cache = || lab.ok(&["exec", "lab", "sh", "-c", "wc -c < /etc/ld.so.cache; ls /usr/lib/libcuda.so.1"]);
+    let first = cache();
+    lab.ok(&["stop", "-t", "0", "lab"]);
+    lab.ok(&["start", "lab"]);
+    assert_eq!(cache(), first);
+    assert_eq!(lab.ok(&["exec", "lab", "sh", "-c", &later]), said);
     lab.ok(&["rm", "-f", "lab"]);
     let without = format!("{OPEN}; mknod /tmp/n c 195 0; try /tmp/n");
     assert_eq!(lab.shell(&[], &without), "Operation not permitted", "no --gpus, no GPU");
