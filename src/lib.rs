@@ -7,7 +7,7 @@
 //! | 0 | [`units`], [`names`], [`report`], [`sys`], [`durable`] |
 //! | 1 | [`request`], [`spec`] |
 //! | 2 | [`layer`], [`image`], [`store`], [`transport`], [`rootfs`], [`hook`], [`gpu`], [`net`], [`cgroup`], [`runtime`], [`record`] |
-//! | 3 | [`launch`], [`supervise`], [`jupyter`], [`build`], [`explain`] |
+//! | 3 | [`launch`], [`supervise`], [`jupyter`], [`build`], [`explain`], [`lab`], [`doctor`] |
 //! | 4 | [`cli`] |
 
 pub mod durable;
@@ -32,8 +32,10 @@ pub mod store;
 pub mod transport;
 
 pub mod build;
+pub mod doctor;
 pub mod explain;
 pub mod jupyter;
+pub mod lab;
 pub mod launch;
 pub mod supervise;
 

@@ -70,7 +70,8 @@ impl Host {
         words
     }
 
-    pub(super) fn has_swap_accounting(&self) -> bool {
+    #[must_use]
+    pub fn has_swap_accounting(&self) -> bool {
         match &self.hierarchy {
             Hierarchy::V1 { controllers, .. } => {
                 controllers.get("memory").is_none_or(|memory| memory.join("memory.memsw.limit_in_bytes").exists())
@@ -83,6 +84,20 @@ impl Host {
                 !probe.join("memory.max").exists() || probe.join("memory.swap.max").exists()
             }
         }
+    }
+
+    /// The directories of a cgroup in every hierarchy that has it.
+    #[must_use]
+    pub fn directories(&self, path: &str) -> Vec<PathBuf> {
+        let mounts: Vec<&PathBuf> = match &self.hierarchy {
+            Hierarchy::V1 { controllers, .. } => controllers.values().collect(),
+            Hierarchy::V2 { mount } => vec![mount],
+        };
+        let mut dirs: Vec<PathBuf> = mounts.into_iter().map(|mount| mount.join(path.trim_start_matches('/'))).collect();
+        dirs.sort();
+        dirs.dedup();
+        dirs.retain(|dir| dir.is_dir());
+        dirs
     }
 
     /// Under version 1: the directories of a container's cgroup, by the names that people look for them under. Empty under version 2.

@@ -9,6 +9,7 @@ mod commit;
 mod containers;
 mod copy;
 mod detach;
+mod doctor;
 mod events;
 mod exec;
 mod explain;
@@ -18,6 +19,7 @@ mod image;
 mod inspect;
 mod internal;
 mod jupyter;
+mod lab;
 mod logs;
 mod print;
 mod ps;
@@ -94,6 +96,10 @@ enum Command {
     Rename(containers::RenameArgs),
     /// Show what limits become in the kernel, what they do, and why
     Explain(Box<explain::ExplainArgs>),
+    /// Look for what is wrong with this host, with a way out for each finding
+    Doctor(doctor::DoctorArgs),
+    /// Guided experiments with the kernel's limits, a few seconds each
+    Lab(lab::LabArgs),
     /// Change limits of containers, running or not
     Update(Box<change::UpdateArgs>),
     /// Freeze containers: their processes get no CPU time until `resume`
@@ -128,6 +134,8 @@ enum Command {
     #[command(hide = true)]
     Supervise(internal::SuperviseArgs),
     #[command(hide = true)]
+    LabPayload(lab::PayloadArgs),
+    #[command(hide = true)]
     HookShim(internal::HookShimArgs),
     #[command(hide = true)]
     GpuProbe(internal::GpuProbeArgs),
@@ -148,6 +156,7 @@ impl Context {
     pub fn records(&self) -> Result<Records, Report> {
         let records = Records::open(&self.root, &self.run_dir)?;
         crate::launch::reconcile(&records)?;
+        lab::sweep()?;
         Ok(records)
     }
 
@@ -202,6 +211,9 @@ fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
         Command::Rename(args) => containers::rename(&args, context),
         Command::Wait(args) => containers::wait(&args, context),
         Command::Explain(args) => explain::run(&args, context),
+        Command::Doctor(args) => doctor::run(&args, context),
+        Command::Lab(args) => lab::run(&args),
+        Command::LabPayload(args) => Ok(lab::payload(&args)),
         Command::Update(args) => change::update(&args, context),
         Command::Pause(args) => change::pause(&args, true, context),
         Command::Resume(args) => change::pause(&args, false, context),

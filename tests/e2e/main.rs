@@ -15,6 +15,7 @@ mod life;
 mod limits;
 mod network;
 mod run;
+mod teach;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -22,11 +23,12 @@ type Test = (&'static str, fn());
 
 fn main() {
     let arguments = Arguments::from_args();
-    let rooms: [(&str, &[Test]); 8] = [
+    let rooms: [(&str, &[Test]); 9] = [
         ("run", run::TESTS),
         ("life", life::TESTS),
         ("limits", limits::TESTS),
         ("change", change::TESTS),
+        ("teach", teach::TESTS),
         ("isolation", isolation::TESTS),
         ("network", network::TESTS),
         ("gpu", gpu::TESTS),

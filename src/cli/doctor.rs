@@ -1,0 +1,49 @@
+//! `gpurun doctor`: what is right and wrong with this host.
+
+use std::path::Path;
+
+use clap::Args;
+
+use super::{Context, print};
+use crate::doctor::{Finding, examine};
+use crate::gpu::doctor::Level;
+use crate::report::Report;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Ends with status 1 where something does not work. A host without a GPU is fine.")]
+pub struct DoctorArgs {
+    /// JSON, an array
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &DoctorArgs, context: &Context) -> Result<u8, Report> {
+    let findings = examine(Path::new("/"), &context.root);
+    if args.json {
+        print::json(&findings)?;
+    } else {
+        print::out(&text(&findings))?;
+    }
+    Ok(u8::from(findings.iter().any(|finding| finding.level == Level::Problem)))
+}
+
+fn text(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        let mark = match finding.level {
+            Level::Fine => "ok",
+            Level::Advice => "advice",
+            Level::Problem => "PROBLEM",
+        };
+        text.push_str(&format!("{mark:<8} {:<10} {}\n", finding.area, finding.what));
+        if let Some(hint) = &finding.hint {
+            text.push_str(&print::wrapped(&format!("hint: {hint}"), "                    ", 100));
+        }
+    }
+    let count = |level: Level| findings.iter().filter(|finding| finding.level == level).count();
+    match (count(Level::Problem), count(Level::Advice)) {
+        (0, 0) => text.push_str("\nnothing to do\n"),
+        (problems, advice) => text.push_str(&format!("\n{problems} problems, {advice} pieces of advice\n")),
+    }
+    text
+}

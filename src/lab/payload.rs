@@ -1,0 +1,205 @@
+//! What runs in a lab's cgroup: `gpurun lab-payload --enter FILE… -- KIND ARGUMENT…`.
+
+use std::fs::{self, File};
+use std::hint::black_box;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::rootfs::{self, Overlay};
+use crate::sys::mount;
+
+const MIB: usize = 1 << 20;
+
+/// Runs a payload; the exit code.
+pub fn main(enter: &[PathBuf], words: &[String]) -> u8 {
+    // The lab's end is ours, however it ends.
+    if nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).is_err() {
+        return 1;
+    }
+    for file in enter {
+        if let Err(error) = fs::write(file, "0") {
+            println!("cannot enter {}: {error}", file.display());
+            return 1;
+        }
+    }
+    let number = |index: usize| words.get(index).and_then(|word| word.parse::<usize>().ok()).unwrap_or(0);
+    match words.first().map(String::as_str) {
+        Some("hog") => hog(number(1), number(2)),
+        Some("burn") => burn(number(1), number(2)),
+        Some("bomb") => bomb(),
+        Some("open") => open(words.get(1).map(String::as_str).unwrap_or_default()),
+        Some("overlay") => return overlay(Path::new(words.get(1).map(String::as_str).unwrap_or_default())),
+        Some("namespace") => return in_pid_namespace(&words[1..]),
+        Some("pid1") => pid1(words.get(1).is_some_and(|word| word == "careful")),
+        Some("orphan") => orphan(),
+        Some("sleep") => std::thread::sleep(Duration::from_millis(number(1) as u64)),
+        _ => return 1,
+    }
+    0
+}
+
+fn again(words: &[&str]) -> std::io::Result<std::process::Child> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("lab-payload").arg("--").args(words);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+}
+
+/// Takes so many MiB, one at a time, touches every page, and holds them for so many milliseconds.
+fn hog(mib: usize, hold: usize) {
+    let mut held: Vec<Vec<u8>> = Vec::new();
+    for _ in 0..mib {
+        let mut block = vec![0u8; MIB];
+        // No two pages alike, so that nothing can be merged or compressed away.
+        for (index, page) in block.chunks_mut(4096).enumerate() {
+            page[0] = (index % 251) as u8 + 1;
+        }
+        held.push(black_box(block));
+        std::thread::sleep(Duration::from_millis(15));
+    }
+    std::thread::sleep(Duration::from_millis(hold as u64));
+    println!("held {mib} MiB to the end");
+    drop(black_box(held));
+}
+
+/// Keeps so many threads busy for so many milliseconds of wall time.
+fn burn(threads: usize, milliseconds: usize) {
+    // As nproc counts: by affinity. (Rust's available_parallelism looks at the quota, too.)
+    let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap_or_default();
+    let count = (0..nix::sched::CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).count();
+    println!("{count}");
+    let until = Instant::now() + Duration::from_millis(milliseconds as u64);
+    let busy = move || {
+        let mut number = 1u64;
+        while Instant::now() < until {
+            for _ in 0..1000 {
+                number = black_box(number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+            }
+        }
+    };
+    let all: Vec<_> = (0..threads).map(|_| std::thread::spawn(busy)).collect();
+    for thread in all {
+        let _ = thread.join();
+    }
+}
+
+/// Copies of copies of copies. Whoever has seen enough refusals stays, so that the bomb can be counted.
+fn bomb() {
+    let until = Instant::now() + Duration::from_secs(2);
+    let mut children = Vec::new();
+    while Instant::now() < until {
+        match again(&["bomb"]) {
+            Ok(child) => children.push(child),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+    for mut child in children {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+fn open(path: &str) {
+    match File::open(path) {
+        Ok(_) => println!("opened"),
+        Err(error) => println!("{error}"),
+    }
+}
+
+/// An overlay on a tmpfs in a mount namespace of our own, written to, and listed from both sides.
+fn overlay(dir: &Path) -> u8 {
+    let list = |dir: &Path| -> std::io::Result<String> {
+        use std::os::unix::fs::FileTypeExt;
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            let (name, kind) = (entry.file_name().to_string_lossy().into_owned(), entry.file_type()?);
+            names.push(if kind.is_char_device() {
+                format!("{name} (whiteout, a 0:0 device)")
+            } else {
+                format!("{name} ({})", fs::read_to_string(entry.path())?.trim())
+            });
+        }
+        names.sort();
+        Ok(names.join(", "))
+    };
+    let experiment = || -> Result<(), Box<dyn std::error::Error>> {
+        mount::unshare_slave()?;
+        fs::create_dir_all(dir)?;
+        let tmpfs = mount::FsContext::open(c"tmpfs")?.mount(mount::Attr::NONE)?;
+        mount::attach(std::os::fd::AsFd::as_fd(&tmpfs), std::os::fd::AsFd::as_fd(&File::open(dir)?))?;
+        let path = |name: &str| dir.join(name);
+        fs::create_dir(path("lower"))?;
+        for name in ["kept", "changed", "removed"] {
+            fs::write(path("lower").join(name), "from the image")?;
+        }
+        rootfs::overlay(&Overlay {
+            lower: &path("lower"),
+            upper: &path("upper"),
+            work: &path("work"),
+            merged: &path("merged"),
+            volatile: true,
+        })?;
+        println!("before merged: {}", list(&path("merged"))?);
+        println!("before upper:  {}", list(&path("upper"))?);
+        fs::write(path("merged/changed"), "by the container")?;
+        fs::remove_file(path("merged/removed"))?;
+        fs::write(path("merged/new"), "by the container")?;
+        println!("after merged:  {}", list(&path("merged"))?);
+        println!("after upper:   {}", list(&path("upper"))?);
+        println!("after image:   {}", list(&path("lower"))?);
+        Ok(())
+    };
+    match experiment() {
+        Ok(()) => 0,
+        Err(error) => {
+            println!("{error}");
+            1
+        }
+    }
+}
+
+/// Runs another payload as pid 1 of a namespace of its own, and prints its pid on the host.
+fn in_pid_namespace(words: &[String]) -> u8 {
+    if let Err(errno) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWPID) {
+        println!("cannot make a pid namespace: {errno}");
+        return 1;
+    }
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match again(&words) {
+        Ok(mut child) => {
+            println!("{}", child.id());
+            let _ = std::io::stdout().flush();
+            let _ = child.wait();
+            0
+        }
+        Err(error) => {
+            println!("{error}");
+            1
+        }
+    }
+}
+
+/// A pid 1 that gets five orphans; the careful one waits for them.
+fn pid1(careful: bool) {
+    for _ in 0..5 {
+        // Not kept: their end is nobody's business but pid 1's.
+        drop(again(&["orphan"]));
+    }
+    let until = Instant::now() + Duration::from_millis(1500);
+    while Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+        while careful
+            && nix::sys::wait::waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG))
+                .is_ok_and(|status| status != nix::sys::wait::WaitStatus::StillAlive)
+        {}
+    }
+}
+
+/// Leaves a child behind.
+fn orphan() {
+    drop(again(&["sleep", "100"]));
+}

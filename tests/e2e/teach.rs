@@ -1,0 +1,163 @@
+//! What teaches: explain, the labs, doctor.
+
+use serde_json::Value;
+
+use crate::host::{Host, cgroups_of, eventually};
+
+pub const TESTS: &[(&str, fn())] = &[
+    ("explain_says_what_flags_become", dry),
+    ("explain_shows_what_a_container_has", running),
+    ("explain_tree_shows_cgroup_namespaces_mounts_and_devices", tree),
+    ("every_lab_comes_out_as_the_kernel_promises", labs),
+    ("a_killed_lab_leaves_nothing", killed_lab),
+    ("doctor_finds_this_host_fit", doctor),
+];
+
+fn dry() {
+    let host = Host::new();
+    let text = host.ok(&["explain", "--memory", "2g", "--memory-swap", "2g", "--cpus", "1.5"]);
+    for words in [
+        "linux.resources.memory.limit",
+        "cgroup v2  memory.max = 2147483648",
+        "cgroup v1  memory/memory.limit_in_bytes = 2147483648",
+        "cgroup v2  memory.swap.max = 0",
+        "cgroup v2  cpu.max = 150000 100000",
+        "by hand    echo 2147483648",
+        "cgroup-v2.rst",
+    ] {
+        assert!(text.contains(words), "`{words}` is not in\n{text}");
+    }
+    let long: Vec<&str> = text.lines().filter(|line| line.chars().count() > 80).collect();
+    assert!(long.is_empty(), "longer than 80 columns: {long:?}");
+    let json: Value = serde_json::from_str(&host.ok(&["explain", "--json", "--pids-limit", "9"])).unwrap();
+    assert_eq!(json[0]["files"][0]["value"], "9");
+    assert!(host.fails(2, &["explain", "--memory", "1m"]).contains("minimum memory limit"));
+    assert!(host.ok(&["explain"]).contains("--cpuset-cpus"));
+    assert_eq!(host.leftovers(), "");
+}
+
+fn running() {
+    let host = Host::with_box();
+    let script = "dd if=/dev/zero of=/dev/shm/x bs=1M count=8 2>/dev/null; while true; do :; done";
+    host.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "lab",
+        "--network",
+        "none",
+        "--memory",
+        "64m",
+        "--cpus",
+        "0.2",
+        "box",
+        "sh",
+        "-c",
+        script,
+    ]);
+    eventually("it is throttled", 10, || {
+        let json: Value = serde_json::from_str(&host.ok(&["explain", "--json", "lab"])).unwrap();
+        let cpus = json.as_array().unwrap().iter().find(|one| one["flag"] == "--cpus").unwrap();
+        cpus["now"][0]
+            .as_str()
+            .is_some_and(|now| now.starts_with("throttled in ") && !now.starts_with("throttled in 0"))
+    });
+    let text = host.ok(&["explain", "lab"]);
+    assert!(text.contains("kernel     memory.") && text.contains(" used, "), "{text}");
+    // What an update would do, without doing it.
+    assert!(host.ok(&["explain", "lab", "--memory", "96m"]).contains("memory.max = 100663296"));
+    assert!(host.ok(&["explain", "lab"]).contains("memory.max = 67108864"));
+}
+
+fn tree() {
+    let host = Host::with_box();
+    host.ok(&["run", "-d", "--name", "lab", "--network", "none", "--memory", "64m", "box", "sleep", "1000"]);
+    let json: Value = serde_json::from_str(&host.ok(&["explain", "--tree", "--json", "lab"])).unwrap();
+    let own: Vec<&str> = json["namespaces"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|one| one["shared"] == false)
+        .map(|one| one["kind"].as_str().unwrap())
+        .collect();
+    assert_eq!(own, ["mnt", "pid", "net", "uts", "ipc", "cgroup"]);
+    let has =
+        |list: &str, field: &str, value: &str| json[list].as_array().unwrap().iter().any(|one| one[field] == value);
+    assert!(has("mounts", "point", "/") && has("devices", "path", "/dev/null"));
+    let groups = json["cgroups"].as_array().unwrap();
+    let with_process = groups.iter().filter(|group| group["processes"][0][1] == "sleep").count();
+    assert!(with_process >= 1, "{groups:?}");
+    assert!(
+        groups.iter().any(|group| group["limits"]["memory.max"] == "67108864"
+            || group["limits"]["memory.limit_in_bytes"] == "67108864")
+    );
+    let text = host.ok(&["explain", "--tree", "lab"]);
+    assert!(text.contains("namespaces") && text.contains("the host's") && text.contains("sleep"), "{text}");
+    host.ok(&["stop", "-t", "0", "lab"]);
+    assert!(host.fails(125, &["explain", "--tree", "lab"]).contains("is not running"));
+}
+
+fn labs() {
+    let host = Host::new();
+    let all: Value = serde_json::from_str(&host.ok(&["lab", "list", "--json"])).unwrap();
+    let all = all.as_array().unwrap();
+    assert_eq!(all.len(), 9);
+    let v2 = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let swap = std::fs::read_to_string("/proc/swaps").unwrap().lines().count() > 1;
+    for lab in all {
+        let name = lab["name"].as_str().unwrap();
+        let out = host.ok(&["lab", "run", "--json", name]);
+        let last: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+        if name == "cpuset" && last["text"].as_str().unwrap().contains("other work keeps this host's CPUs busy") {
+            continue;
+        }
+        // What this host cannot do is said, and only that.
+        let possible = match name {
+            "pressure" => v2,
+            "swap" => swap,
+            _ => true,
+        };
+        assert_eq!(last["verdict"], if possible { "expected" } else { "impossible" }, "{name}: {out}");
+    }
+    assert!(host.fails(2, &["lab", "run", "nope"]).contains("hint: there are memory, swap"));
+    assert!(lab_groups().is_empty(), "{:?}", lab_groups());
+}
+
+fn lab_groups() -> Vec<std::path::PathBuf> {
+    let mut roots = vec![std::path::PathBuf::from("/sys/fs/cgroup/gpurun")];
+    roots.extend(std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path().join("gpurun")));
+    let inside =
+        |root: std::path::PathBuf| std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_lab = |path: &std::path::PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("lab-");
+    roots.into_iter().flat_map(inside).filter(is_lab).collect()
+}
+
+fn killed_lab() {
+    let host = Host::new();
+    let mut child = host.command(&["lab", "run", "pids"]).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mark = format!("lab-{}-", child.id());
+    let of_child = || lab_groups().into_iter().any(|path| path.to_string_lossy().contains(&mark));
+    eventually("the lab has its cgroup", 10, of_child);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // The next command, whichever it is.
+    eventually("the cgroup is gone", 10, || {
+        host.ok(&["ps"]);
+        !of_child()
+    });
+    assert!(cgroups_of("nobody").is_empty());
+}
+
+fn doctor() {
+    let host = Host::new();
+    let answer = host.run(&["doctor", "--json"]);
+    let all: Value = serde_json::from_str(&answer.out).unwrap();
+    let all = all.as_array().unwrap();
+    let problems: Vec<&Value> = all.iter().filter(|finding| finding["level"] == "problem").collect();
+    assert!(problems.is_empty() && answer.code == 0, "{problems:?}");
+    for area in ["kernel", "cgroup", "isolation", "images", "network", "disk"] {
+        assert!(all.iter().any(|finding| finding["area"] == area), "{area} is not in {all:?}");
+    }
+    assert!(host.ok(&["doctor"]).contains("overlayfs works"));
+    assert_eq!(host.leftovers(), "");
+}
