@@ -13,6 +13,7 @@ use super::host::inside;
 use super::inventory::{Inventory, Unit};
 use super::lease::{Lease, Ledger, Taker};
 use super::selection::{Selection, Which};
+use super::usage;
 use crate::units::CpuSet;
 
 /// Memory in use below which a GPU without a process that computes counts as idle: a desktop's, or what is left of a driver's start.
@@ -25,6 +26,8 @@ pub(super) struct Choice<'a> {
     /// Names that only NVIDIA's own tool can judge, because this host's NVML cannot be asked.
     pub unknown: Vec<String>,
     pub exclusive: bool,
+    /// A person said how many, not which.
+    pub by_number: bool,
     /// `GPU 0 is also used by …`
     pub shared: Vec<String>,
 }
@@ -68,7 +71,8 @@ pub(super) fn choose<'a>(wish: &Wish<'_>, inventory: &'a Inventory, ledger: &Led
         Which::Count(wanted) | Which::Free(wanted) => (free(wish, inventory, ledger, *wanted)?, !wish.share),
     };
     let shared = units.iter().filter_map(|unit| shared_with(wish.taker, unit, ledger)).collect();
-    Ok(Choice { units, unknown, exclusive, shared })
+    let by_number = matches!(wish.selection.which, Which::Count(_) | Which::Free(_));
+    Ok(Choice { units, unknown, exclusive, by_number, shared })
 }
 
 /// A name of the right shape on a host that does not tell its names.
@@ -142,16 +146,12 @@ pub(super) fn shared_with(taker: &Taker, unit: &Unit, ledger: &Ledger) -> Option
     (!others.is_empty()).then(|| format!("GPU {} is also held by {}", unit.index, others.join(" and ")))
 }
 
-/// `GPU 0 (GPU-…): container `lab` of ada for 2 hours; 10.2 GiB of 80.0 GiB in use by 1 process`
+/// `GPU 0 (GPU-…): container `lab` of ada for 2 hours; 10.2 GiB of 80.0 GiB in use by python3 [4242] of ada`
 fn holders(wish: &Wish<'_>, unit: &Unit, ledger: &Ledger) -> String {
     let mut words: Vec<String> =
         ledger.on(&unit.name, &wish.taker.id).map(|lease| who(lease, wish.taker.now)).collect();
-    let processes = unit.processes.iter().map(|process| process.pid.to_string()).collect::<Vec<_>>();
-    let by = match processes.len() {
-        0 => String::new(),
-        1 => format!(" by process {}", processes[0]),
-        _ => format!(" by processes {}", processes.join(", ")),
-    };
+    let processes: Vec<String> = unit.processes.iter().map(|process| usage::process_name(process.pid)).collect();
+    let by = if processes.is_empty() { String::new() } else { format!(" by {}", processes.join(", ")) };
     if let Some(memory) = unit.memory.filter(|memory| !processes.is_empty() || memory.used >= IDLE_MEMORY) {
         words.push(format!("{} of {} in use{by}", gib(memory.used), gib(memory.total)));
     } else if !by.is_empty() {

@@ -280,6 +280,10 @@ fn finish(edits: &mut Edits, way: &Way, why: Option<String>, inventory: &Invento
     let list = if list.is_empty() { choice.unknown.join(", ") } else { list.join(", ") };
     let why = why.map(|why| format!("; {why}")).unwrap_or_default();
     edits.summary = Some(format!("GPU {list} by {by} (driver {}{why})", inventory.host.driver));
+    if choice.by_number {
+        let alone = if choice.exclusive { "for this container alone" } else { "shared" };
+        edits.notices.push(format!("GPU {list}, {alone}"));
+    }
     if let (true, Err(unread)) = (choice.exclusive, &inventory.readings) {
         edits.notices.push(format!("which GPUs are idle is judged by gpurun's own containers alone: {unread}"));
     }

@@ -266,7 +266,7 @@ fn a_driver_that_tells_nothing_is_asked_by_number() {
     let edits = world.plan("1", "a").unwrap();
     assert_eq!(edits.env[0].1, "0");
     assert_eq!(edits.summary.unwrap(), "GPU 0 Tesla T4 by NVIDIA's prestart hook (driver 550.54.15)");
-    assert!(edits.notices[0].contains("judged by gpurun's own containers alone: NVML"), "{:?}", edits.notices);
+    assert!(edits.notices[1].contains("judged by gpurun's own containers alone: NVML"), "{:?}", edits.notices);
     for name in ["GPU-1234", "MIG-1234", "0:1"] {
         assert_eq!(world.plan(&format!("device={name}"), "a").unwrap().env[0].1, name, "NVIDIA's tool decides");
     }
@@ -280,7 +280,7 @@ fn idle_gpus_are_taken_and_only_once() {
     // GPU 0 computes, GPU 1 has memory in use by nobody who is known.
     let busy =
         gpu(0, 10 * GIB, 97, false) + &gpu(1, GIB, 0, false) + &gpu(2, 0, 0, false) + &gpu(3, 100 << 20, 0, false);
-    world.driver.nvml(&format!("driver 550.54.15\ncuda 12040\n{busy}process 0 4242 10737418240\n"));
+    world.driver.nvml(&format!("driver 550.54.15\ncuda 12040\n{busy}process 0 4294967295 10737418240\n"));
     assert_eq!(world.given("1", "a"), "2");
     assert_eq!(world.given("1", "a"), "2", "its own lease, of a run before, is no hindrance");
     assert_eq!(world.given("free:1", "b"), "3");

@@ -113,6 +113,16 @@ fn container(text: &str, containers: &BTreeSet<String>) -> Option<String> {
     paths.flat_map(|path| path.split('/')).find(|name| containers.contains(*name)).map(str::to_owned)
 }
 
+/// `python3 [4242] of ada`, as far as the host tells.
+#[must_use]
+pub fn process_name(pid: u32) -> String {
+    let User { command, user, .. } = user(Path::new("/proc"), &BTreeSet::new(), pid, None);
+    match (command, user) {
+        (Some(command), Some(user)) => format!("{command} [{pid}] of {user}"),
+        _ => format!("process {pid}"),
+    }
+}
+
 /// The host's name for a number. Not by the C library: a supervisor has no use for its name services' modules.
 #[must_use]
 pub fn user_name(uid: u32) -> String {
@@ -155,5 +165,11 @@ mod tests {
         assert_eq!(user_name(0), "root");
         let gone = user(Path::new("/proc"), &BTreeSet::new(), u32::MAX, None);
         assert_eq!((gone.command, gone.user, gone.container), (None, None, None));
+        assert!(process_name(std::process::id()).ends_with(&format!(
+            "[{}] of {}",
+            std::process::id(),
+            me.user.unwrap()
+        )));
+        assert_eq!(process_name(u32::MAX), format!("process {}", u32::MAX));
     }
 }

@@ -12,7 +12,7 @@
 //! | overlay and bind mounts | the supervisor | they stand in its mount namespace | the kernel |
 //! | network namespace, veth | the supervisor | held by its descriptor | the kernel |
 //! | address lease, nft elements | the supervisor | record lock `alive` | the supervisor, `net::reconcile` |
-//! | GPU lease | the supervisor | pid and start time in it | the supervisor, whoever takes a GPU next |
+//! | GPU lease | the supervisor | pid and start time in it | the supervisor, reconcile, whoever takes a GPU next |
 //! | image mount | any launch | flock on its lease | every command, when nobody used it for [`IDLE_IMAGE`]; `image rm` |
 //! | `state.json` says `running` | the supervisor | record lock `alive` | the supervisor, reconcile |
 
@@ -48,6 +48,7 @@ pub fn reconcile(records: &Records) -> Result<(), Report> {
     let host = cgroup::Host::probe(Path::new("/"))?;
     for id in &dead {
         tracing::info!("clearing away what the dead supervisor of {id} left");
+        crate::gpu::lease::release(&records.run_dir().join("gpus"), id)?;
         // Without a record nothing was made, or everything but the directories has gone already.
         let parent = records.get(id).ok().flatten().and_then(|entry| entry.record.request.cgroup_parent);
         remove_cgroup(&host, &super::cgroup_path(parent.as_deref(), id))?;
