@@ -61,6 +61,7 @@ fn container(entry: &Entry) -> Result<Value, Report> {
         "Request": entry.record.request,
         "Limits": state.limits,
         "Gpus": state.gpus,
+        "GpusBy": state.gpus_by,
         "Cgroup": state.cgroup,
         "Network": { "IPAddress": state.ip, "Ports": state.ports },
         "Url": state.url,

@@ -5,6 +5,7 @@
 //! a key (`cuda`, `driver`, `arch`, `brand`), an operator and a value. What this host cannot tell counts as met.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
 /// What can be compared, of one GPU.
 #[derive(Debug, Clone, Default)]
@@ -33,11 +34,11 @@ pub fn check(env: &[(String, String)], facts: &[Facts]) -> Result<(), Unmet> {
     if value("NVIDIA_DISABLE_REQUIRE").is_some_and(|word| ["1", "t", "T", "true", "TRUE", "True"].contains(&word)) {
         return Ok(());
     }
-    let mut all: Vec<(&str, String)> = env
-        .iter()
-        .filter(|(key, text)| key.starts_with("NVIDIA_REQUIRE_") && !text.trim().is_empty())
-        .map(|(key, text)| (key.as_str(), text.clone()))
-        .collect();
+    let keys: BTreeSet<&str> =
+        env.iter().map(|(key, _)| key.as_str()).filter(|key| key.starts_with("NVIDIA_REQUIRE_")).collect();
+    // Of a name that stands twice the last one counts: what a person sets to nothing is not required any more.
+    let mut all: Vec<(&str, String)> =
+        keys.into_iter().filter_map(|key| Some((key, value(key)?.trim().to_owned()))).collect();
     if value("NVIDIA_REQUIRE_CUDA").is_none()
         && let Some((major, minor)) = value("CUDA_VERSION").and_then(major_minor)
     {
@@ -130,7 +131,8 @@ mod tests {
 
     #[test]
     fn requirements_are_judged_as_nvidia_does() {
-        let met: [&[(&str, &str)]; 9] = [
+        let met: [&[(&str, &str)]; 10] = [
+            &[("NVIDIA_REQUIRE_CUDA", "cuda>=12.9"), ("NVIDIA_REQUIRE_CUDA", "")],
             &[],
             &[("NVIDIA_REQUIRE_CUDA", "cuda>=12.4")],
             &[("NVIDIA_REQUIRE_CUDA", "cuda>=12.9 brand=tesla,driver>=535,driver<551")],

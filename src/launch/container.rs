@@ -41,6 +41,7 @@ pub struct Container {
     pub(super) jupyter_plan: Option<jupyter::Prepared>,
     pub(super) limits: Vec<LimitRow>,
     pub(super) gpus: Vec<crate::gpu::Given>,
+    pub(super) gpus_by: Option<String>,
     pub(super) ip: Option<String>,
     pub(super) ports: Vec<PublishedPort>,
     /// Held: its descriptors are the network.
@@ -204,6 +205,7 @@ impl Container {
         state.cgroup = Some(self.cgroup_path.clone());
         state.limits.clone_from(&self.limits);
         state.gpus.clone_from(&self.gpus);
+        state.gpus_by.clone_from(&self.gpus_by);
     }
 
     /// Kills what is left and takes back everything that was made; answers with what could not be.

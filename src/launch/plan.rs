@@ -71,7 +71,7 @@ pub(super) struct Planned {
     stop_signal: i32,
     check: String,
     jupyter: Option<jupyter::Prepared>,
-    gpus: Vec<gpu::Given>,
+    gpus: (Vec<gpu::Given>, Option<String>),
 }
 
 /// Mounts the root, looks into it, makes the network, and plans. Side effects are pushed on `undo`.
@@ -182,7 +182,7 @@ pub(super) fn make(
         masked_paths: gpus.masked,
         seccomp: seccomp_profile,
     };
-    let given = gpus.given;
+    let given = (gpus.given, gpus.summary);
     Ok(Planned { plan, filter, host, limits, network, stop_signal, check, jupyter, gpus: given })
 }
 
@@ -414,7 +414,8 @@ impl Planned {
             jupyter: None,
             jupyter_plan: jupyter,
             limits: limit_rows,
-            gpus,
+            gpus: gpus.0,
+            gpus_by: gpus.1,
             ip: network.ip.map(|ip| ip.to_string()),
             ports: network.ports.iter().map(published).collect(),
             network,

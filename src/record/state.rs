@@ -105,6 +105,8 @@ pub struct State {
     pub limits: Vec<LimitRow>,
     /// The GPUs that it has, or had last.
     pub gpus: Vec<Given>,
+    /// How it came by them, and why not in another way.
+    pub gpus_by: Option<String>,
     /// Where Jupyter answers, without its token.
     pub url: Option<String>,
 }

@@ -21,6 +21,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("cdi_files_are_followed", cdi),
     ("devices_of_the_host", devices),
     ("an_idle_gpu_goes_to_one_container", leases),
+    ("many_at_once_get_one_each", crowd),
     ("who_uses_what_is_seen_from_the_host", seen),
     ("an_image_that_needs_more_is_refused", requirements),
     ("defaults_that_save_a_day", defaults),
@@ -231,7 +232,14 @@ fn matrix() {
         for (asked, expected) in &cases {
             let flags = ["run", "--name", "it", "--network", "none", "--gpu-mode", mode, "--gpus", asked, "box"];
             let out = lab.ok(&[&flags[..], &["sh", "-c", "echo $NVIDIA_VISIBLE_DEVICES; ls /dev"]].concat());
-            let given = lab.host.inspect("it")["Gpus"].clone();
+            let inspected = lab.host.inspect("it");
+            let by = match mode {
+                "hook" => "by NVIDIA's prestart hook",
+                "cdi" => "by CDI",
+                _ => "by native injection",
+            };
+            assert!(inspected["GpusBy"].as_str().unwrap().contains(by), "{inspected}");
+            let given = inspected["Gpus"].clone();
             let given: Vec<&str> = given.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
             let uuids: Vec<String> = expected.iter().map(|&number| uuid(number)).collect();
             assert_eq!(given, uuids, "{mode} {asked}");
@@ -484,6 +492,26 @@ fn leases() {
     lab.driver.nvml("fail 15");
     let blind = start("blind");
     assert!(blind.code == 0 && blind.err.contains("judged by gpurun's own containers alone"), "{}", blind.err);
+}
+
+fn crowd() {
+    let lab = Lab::new(3);
+    let names: Vec<String> = (0..6).map(|number| format!("c{number}")).collect();
+    let start = |name: &String| {
+        lab.command(&["run", "-d", "--name", name, "--network", "none", "--gpus", "1", "box", "sleep", "1000"])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let children: Vec<_> = names.iter().map(start).collect();
+    let codes: Vec<Option<i32>> = children.into_iter().map(|mut child| child.wait().unwrap().code()).collect();
+    let winners = names.iter().zip(&codes).filter(|(_, code)| **code == Some(0));
+    let mut given: Vec<String> =
+        winners.map(|(name, _)| lab.host.inspect(name)["Gpus"][0]["index"].as_str().unwrap().to_owned()).collect();
+    given.sort();
+    assert_eq!(given, ["0", "1", "2"], "{codes:?}");
+    assert_eq!(codes.iter().filter(|code| **code == Some(125)).count(), 3, "{codes:?}");
 }
 
 fn seen() {
