@@ -9,6 +9,7 @@ mod crash;
 #[path = "../fake-driver/driver.rs"]
 mod driver;
 mod gpu;
+mod gpu_isolation;
 mod host;
 mod isolation;
 mod life;
@@ -23,7 +24,7 @@ type Test = (&'static str, fn());
 
 fn main() {
     let arguments = Arguments::from_args();
-    let rooms: [(&str, &[Test]); 9] = [
+    let rooms: [(&str, &[Test]); 10] = [
         ("run", run::TESTS),
         ("life", life::TESTS),
         ("limits", limits::TESTS),
@@ -32,6 +33,7 @@ fn main() {
         ("isolation", isolation::TESTS),
         ("network", network::TESTS),
         ("gpu", gpu::TESTS),
+        ("gpu_isolation", gpu_isolation::TESTS),
         ("crash", crash::TESTS),
     ];
     let root = nix::unistd::geteuid().is_root();
