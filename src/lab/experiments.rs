@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::bench::{Ended, Group, Named};
 use super::{Bench, Verdict};
@@ -237,9 +237,8 @@ pub fn zombies(bench: &mut Bench<'_>) -> Result<Verdict, Report> {
         let group = bench.group(&Limits { pids: Some(Some(100)), ..Limits::default() }, &[])?;
         bench.say(format!("a {kind} pid 1 gets five orphans, which end at once"));
         let running = group.start(&["namespace", "pid1", kind])?;
-        std::thread::sleep(Duration::from_millis(900));
+        let zombies = settled(running.pid(), kind == "careful");
         bench.numbers("during", &group, &[PIDS]);
-        let zombies = pid1_of(running.pid()).map_or_else(Vec::new, zombies_of);
         bench.say(format!(
             "{} zombies: {}",
             zombies.len(),
@@ -247,11 +246,25 @@ pub fn zombies(bench: &mut Bench<'_>) -> Result<Verdict, Report> {
         ));
         left.push(zombies.len());
     }
-    // Each orphan and its parent.
     Ok(judge(
         left[0] >= 5 && left[1] == 0,
         format!("{} zombies under the lazy one, {} under the careful one", left[0], left[1]),
     ))
+}
+
+/// The zombies of the pid 1 below a payload: once all ten are there (each orphan and its parent), or once the careful one has none left.
+fn settled(payload: u32, careful: bool) -> Vec<u32> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut any = false;
+    loop {
+        let (now, zombies) = pid1_of(payload).map_or_else(Default::default, |pid| (children(pid), zombies_of(pid)));
+        any |= !now.is_empty();
+        let done = if careful { any && now.is_empty() } else { zombies.len() >= 10 };
+        if done || Instant::now() > deadline {
+            return zombies;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn children(pid: u32) -> Vec<u32> {

@@ -11,6 +11,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("forks_end_at_the_pids_limit", pids),
     ("the_table_shows_what_the_kernel_holds", table),
     ("what_docker_refuses_is_refused", refused),
+    (crate::NEEDS_SYSTEMD, daemon_reload),
     ("ulimits_hold", ulimits),
     ("a_container_cannot_change_its_own_limits", own_limits),
 ];
@@ -156,4 +157,27 @@ fn own_limits() {
     assert_eq!(host.ok(&["exec", "lab", "sh", "-c", script]), out);
     host.ok(&["rm", "-f", "lab"]);
     assert_eq!(host.leftovers(), "");
+}
+
+/// What has taken limits and devices from other people's containers: systemd, which knows nothing of our cgroup, sets up its own tree again.
+fn daemon_reload() {
+    let host = Host::with_box();
+    let flags = ["--memory", "64m", "--cpus", "0.5", "--cpuset-cpus", "0", "--pids-limit", "50"];
+    host.ok(&run(&[&["-d", "--name", "lab"][..], &flags, &["box", "sleep", "1000"]].concat()));
+    let id = host.inspect("lab")["Id"].as_str().unwrap().to_owned();
+    let held = || -> Vec<String> {
+        let files = ["memory.max", "cpu.max", "cpuset.cpus", "pids.max"];
+        let dirs = cgroups_of(&id);
+        files.iter().map(|file| std::fs::read_to_string(dirs[0].join(file)).unwrap().trim().to_owned()).collect()
+    };
+    let before = held();
+    assert_eq!(before, ["67108864", "50000 100000", "0", "50"]);
+    crate::host::sh(
+        "systemctl daemon-reload && systemd-run --wait --quiet --slice=other.slice -p MemoryMax=100M -p CPUQuota=50% true",
+    );
+    assert_eq!(held(), before);
+    let answer =
+        host.run(&["exec", "lab", "sh", "-c", "mknod /tmp/mem c 1 1; head -c 1 /tmp/mem; head -c 1 /dev/zero | wc -c"]);
+    assert!(answer.err.contains("Operation not permitted") && answer.out.trim() == "1", "{}", answer.err);
+    assert!(host.ok(&["explain", "lab"]).contains("kernel     cpuset.cpus = 0"));
 }

@@ -22,6 +22,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 type Test = (&'static str, fn());
 
+/// The test that wants systemd as pid 1 (tests/vm/suite --systemd).
+const NEEDS_SYSTEMD: &str = "a_daemon_reload_changes_nothing";
+
 fn main() {
     let arguments = Arguments::from_args();
     let rooms: [(&str, &[Test]); 10] = [
@@ -37,7 +40,9 @@ fn main() {
         ("crash", crash::TESTS),
     ];
     let root = nix::unistd::geteuid().is_root();
-    let required = std::env::var("GPURUN_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == "root"));
+    let systemd = std::path::Path::new("/run/systemd/system").exists();
+    let required =
+        |what: &str| std::env::var("GPURUN_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == what));
     let mut trials = Vec::new();
     for (room, tests) in rooms {
         for &(name, test) in tests {
@@ -45,11 +50,15 @@ fn main() {
                 if !root {
                     return Err(Failed::from("needs root"));
                 }
+                if name == NEEDS_SYSTEMD && !systemd {
+                    return Err(Failed::from("needs systemd as pid 1"));
+                }
                 test();
                 Ok(())
             });
             // A test that cannot run here is counted as ignored, unless this place promised to be able to.
-            trials.push(trial.with_ignored_flag(!root && !required));
+            let unfit = (!root && !required("root")) || (name == NEEDS_SYSTEMD && !systemd && !required("systemd"));
+            trials.push(trial.with_ignored_flag(unfit));
         }
     }
     libtest_mimic::run(&arguments, trials).exit();
