@@ -97,7 +97,8 @@ pub fn run(args: &JupyterArgs, context: &Context) -> Result<u8, Report> {
     let state = wait_running(&mut session, context.verbose)?;
     let name = super::attach::name_of(context, &spawned.id)?;
     let address = address(&state, port);
-    let held = match wait_ready(&mut session, address, &auth, Duration::from_secs(args.ready_timeout))? {
+    let base_url = jupyter::base_url(&args.jupyter_arg);
+    let held = match wait_ready(&mut session, address, &base_url, &auth, Duration::from_secs(args.ready_timeout))? {
         Ok(held) => held,
         Err((report, held)) => {
             let _ = stop_session(&mut session);
@@ -105,8 +106,8 @@ pub fn run(args: &JupyterArgs, context: &Context) -> Result<u8, Report> {
         }
     };
     let announcement =
-        jupyter::announce("Jupyter", published(&state, port), "/", &auth, &host_name(), &person(), &name);
-    session.send(&ToSupervisor::Ready { url: format!("http://{address}/") })?;
+        jupyter::announce("Jupyter", published(&state, port), &base_url, &auth, &host_name(), &person(), &name);
+    session.send(&ToSupervisor::Ready { url: format!("http://{address}{base_url}") })?;
     // Data on stdout: the URL alone where a program reads it, the whole announcement for a person.
     if std::io::stdout().is_terminal() {
         print::out(&format!("{announcement}\n"))?;
@@ -200,6 +201,7 @@ type Held = Vec<FromSupervisor>;
 fn wait_ready(
     session: &mut Session,
     address: SocketAddr,
+    base_url: &str,
     auth: &Auth,
     patience: Duration,
 ) -> Result<Result<Held, (Report, Held)>, Report> {
@@ -207,9 +209,9 @@ fn wait_ready(
     let (done, mut tell_done) = UnixStream::pair().map_err(failed)?;
     let ended = Arc::new(AtomicBool::new(false));
     let waiting = {
-        let (ended, auth) = (Arc::clone(&ended), auth.clone());
+        let (ended, auth, base_url) = (Arc::clone(&ended), auth.clone(), base_url.to_owned());
         std::thread::spawn(move || {
-            let probe = Probe { address, base_url: "/", auth: &auth };
+            let probe = Probe { address, base_url: &base_url, auth: &auth };
             let result = jupyter::wait_ready(&probe, patience, &mut || ended.load(Ordering::Relaxed).then_some(1));
             // The byte wakes the poll below; closing would do as well.
             let _ = tell_done.write_all(b"!");

@@ -170,7 +170,8 @@ fn arguments(request: &LaunchRequest<'_>, server: &Server) -> Vec<String> {
 }
 
 /// The value of a `--ServerApp.base_url=…` of the person's, with slashes at both ends.
-fn base_url(args: &[String]) -> String {
+#[must_use]
+pub fn base_url(args: &[String]) -> String {
     let given = args.iter().rev().find_map(|argument| {
         let (key, value) = argument.split_once('=')?;
         key.ends_with(".base_url").then_some(value)

@@ -27,7 +27,7 @@ mod wrapper;
 
 pub use auth::{Auth, AuthError, PasswordSource, Secret, obtain, read_password};
 pub use facts::{FileKind, Files, NoJupyter, Program, Rootfs, Server, detect};
-pub use launch::{CONFIG_DIR, ConfigFile, Launch, LaunchError, LaunchRequest, limit_env, plan};
+pub use launch::{CONFIG_DIR, ConfigFile, Launch, LaunchError, LaunchRequest, base_url, limit_env, plan};
 pub use owner::exchange;
 pub use password::{Algorithm, HashError, check_hash, hash, verify};
 pub use ready::{Probe, Ready, ReadyError, wait_ready};
