@@ -70,4 +70,9 @@ hash=$(run token --algorithm sha256 --password-file "$dir/password")
 url=$(run --image jupyter --rm --name hashed -d --password-hash "$hash" -p 127.0.0.1:9000:8888)
 expect "1+1 by a password known as a hash" 2 "$(on "$here" python3 tests/notebook.py "$url" password "$dir/password" 1+1)"
 run stop hashed >/dev/null
+
+url=$(run --image jupyter --rm --name based -d --jupyter-arg=--ServerApp.base_url=/alice -p 127.0.0.1:9000:8888)
+expect "the URL has the person's base_url" "http://127.0.0.1:9000/alice/" "${url%%\?*}"
+expect "and a kernel answers below it" 2 "$(on "$here" python3 tests/notebook.py "$url" token - 1+1)"
+run stop based >/dev/null
 expect "nothing is left" "" "$(run ps -aq)"

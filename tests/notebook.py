@@ -24,7 +24,7 @@ class Server:
 
     def __init__(self, url):
         self.parts = urllib.parse.urlsplit(url)
-        self.base = f"http://{self.parts.netloc}/"
+        self.base = f"http://{self.parts.netloc}{self.parts.path}"
         self.token = urllib.parse.parse_qs(self.parts.query).get("token", [None])[0]
         self.cookies = http.cookiejar.CookieJar()
         handlers = [urllib.request.ProxyHandler({}), urllib.request.HTTPCookieProcessor(self.cookies)]
@@ -100,7 +100,7 @@ class WebSocket:
         self.socket = socket.create_connection((host, port), timeout=60)
         cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in server.cookies)
         key = base64.b64encode(os.urandom(16)).decode()
-        lines = [f"GET /{path} HTTP/1.1", f"Host: {server.parts.netloc}", "Upgrade: websocket", "Connection: Upgrade",
+        lines = [f"GET {server.parts.path}{path} HTTP/1.1", f"Host: {server.parts.netloc}", "Upgrade: websocket", "Connection: Upgrade",
                  f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13", f"Cookie: {cookies}"]
         if server.token:
             lines.append(f"Authorization: token {server.token}")
