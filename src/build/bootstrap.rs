@@ -83,9 +83,16 @@ pub fn bootstrap(store: &Store, asked: &Bootstrap, say: &mut dyn FnMut(&str)) ->
     }
     // For this run alone, beside what stays in the image.
     command.args(proxies().into_iter().map(|line| format!("--aptopt={line}")));
-    let mut packages = vec!["ca-certificates".to_owned()];
-    packages.extend(asked.include.iter().cloned());
-    command.arg(format!("--include={}", packages.join(",")));
+    let mut packages = asked.include.clone();
+    // The package that merges /usr in old systems brings all of perl along; where /usr is merged from the beginning its small brother will do.
+    let merged = Path::new("/usr/share/mmdebstrap/hooks/merged-usr");
+    if wanted.distribution == "debian" && wanted.suite != "bullseye" && merged.exists() {
+        command.arg(format!("--hook-dir={}", merged.display()));
+        packages.push("usr-is-merged".into());
+    }
+    if !packages.is_empty() {
+        command.arg(format!("--include={}", packages.join(",")));
+    }
     command.arg(&wanted.suite).arg("-");
     let own = asked.mirror.is_none().then(|| host_sources(Path::new("/"), &wanted)).flatten();
     match (&asked.mirror, &own) {

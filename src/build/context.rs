@@ -96,7 +96,9 @@ impl Context {
         let failed = |source| ContextError::Open { path: path.into(), source };
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let root = nix::fcntl::open(path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
-        let mut context = Self { root, path: path.into(), ignore: Ignore::default() };
+        // Its real path: bind mounts are made elsewhere, where a relative one means nothing.
+        let path = std::fs::read_link(crate::sys::mount::fd_path(&root)).map_err(failed)?;
+        let mut context = Self { root, path, ignore: Ignore::default() };
         let own = containerfile.map(|file| PathBuf::from(format!("{}.dockerignore", file.display())));
         if let Some(text) = own.and_then(|own| std::fs::read_to_string(own).ok()) {
             context.ignore = Ignore::parse(&text)?;

@@ -168,7 +168,9 @@ impl Thing {
         let id = found.inode.ok_or_else(missing)?;
         let mut items = Vec::new();
         collect(tree, sources, id, &mut Vec::new(), &mut items);
-        Ok(Self { name: found.path.last().map(|name| name.to_vec()).unwrap_or_default(), items })
+        // The name that was written, wherever a link leads.
+        let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        Ok(Self { name: name.as_bytes().to_vec(), items })
     }
 }
 

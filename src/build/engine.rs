@@ -219,10 +219,10 @@ impl Engine<'_> {
         if report.exit_code == 130 {
             return report;
         }
-        let text: String = line.text.chars().take(200).collect();
+        let words: Vec<&str> = line.text.split_whitespace().collect();
+        let text: String = words.join(" ").chars().take(200).collect();
         let place = format!("`{}`, line {}: `{text}`", self.options.file, line.number);
-        let exit_code = if report.exit_code == crate::report::EXIT_GPURUN { 1 } else { report.exit_code };
-        report.under(place).with_exit_code(exit_code)
+        report.under(place).with_exit_code(1)
     }
 
     fn begin(&mut self, stages: &Stages<'_>, at: usize, text: &str) {

@@ -105,3 +105,21 @@ pub struct Built {
     pub steps: usize,
     pub cached: usize,
 }
+
+/// The text without control sequences: what a build's command prints must not move the person's cursor.
+#[must_use]
+pub fn printable(line: &str) -> String {
+    let (mut out, mut chars) = (String::new(), line.chars().peekable());
+    while let Some(next) = chars.next() {
+        match next {
+            '\x1b' if chars.peek() == Some(&'[') => {
+                chars.next();
+                while chars.next().is_some_and(|c| !('@'..='~').contains(&c)) {}
+            }
+            '\t' => out.push_str("    "),
+            next if next.is_control() => {}
+            next => out.push(next),
+        }
+    }
+    out
+}

@@ -528,7 +528,8 @@ impl Tail {
     }
 
     fn text(&self) -> String {
-        let lines = self.lines.iter().map(|line| String::from_utf8_lossy(line).trim_end().to_owned());
+        let lines =
+            self.lines.iter().map(|line| super::printable(&String::from_utf8_lossy(line)).trim_end().to_owned());
         lines.fold(String::new(), |text, line| format!("{text}\n    | {line}"))
     }
 }

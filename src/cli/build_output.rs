@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use crate::build::{Output, StepName};
+use crate::build::{Output, StepName, printable};
 use crate::sys::tty::window_size;
 
 /// Lines of a running command that a terminal shows.
@@ -28,35 +28,19 @@ impl Lines {
         let rest = self.open.split_off(end + 1);
         let whole = std::mem::replace(&mut self.open, rest);
         let lines = whole.split(|byte| matches!(byte, b'\n' | b'\r')).filter(|line| !line.is_empty());
-        lines.map(|line| plain(&String::from_utf8_lossy(line))).collect()
+        lines.map(|line| printable(&String::from_utf8_lossy(line))).collect()
     }
 
     fn rest(&mut self) -> Vec<String> {
         let open = std::mem::take(&mut self.open);
-        if open.is_empty() { Vec::new() } else { vec![plain(&String::from_utf8_lossy(&open))] }
+        if open.is_empty() { Vec::new() } else { vec![printable(&String::from_utf8_lossy(&open))] }
     }
-}
-
-/// The text without control sequences: what a build's command prints must not move the person's cursor.
-fn plain(line: &str) -> String {
-    let (mut out, mut chars) = (String::new(), line.chars().peekable());
-    while let Some(next) = chars.next() {
-        match next {
-            '\x1b' if chars.peek() == Some(&'[') => {
-                chars.next();
-                while chars.next().is_some_and(|c| !('@'..='~').contains(&c)) {}
-            }
-            '\t' => out.push_str("    "),
-            next if next.is_control() => {}
-            next => out.push(next),
-        }
-    }
-    out
 }
 
 fn title(step: &StepName<'_>) -> String {
     let stage = if step.stage.is_empty() { String::new() } else { format!("{} ", step.stage) };
-    format!("[{stage}{}/{}] {}", step.number, step.total, plain(step.text))
+    let words: Vec<&str> = step.text.split_whitespace().collect();
+    format!("[{stage}{}/{}] {}", step.number, step.total, printable(&words.join(" ")))
 }
 
 /// Nothing but errors.

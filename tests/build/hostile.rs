@@ -1,0 +1,158 @@
+//! Contexts and containers that mean no good, and secrets that must be found nowhere.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use crate::place::Place;
+
+pub const TESTS: &[(&str, fn())] = &[
+    ("hostile::links_that_lead_out_of_the_context", links_out),
+    ("hostile::a_fifo_in_the_context_is_refused_and_never_opened", fifo),
+    ("hostile::a_device_in_the_context_is_refused", device),
+    ("hostile::an_archive_that_climbs_out_is_refused", climbing_archive),
+    ("hostile::secrets_are_found_nowhere", secrets),
+    ("hostile::host_settings_stay_out_of_the_image", host_settings),
+    ("hostile::a_container_that_prints_control_sequences", control_sequences),
+];
+
+fn links_out() {
+    let place = Place::shared();
+    let context =
+        place.context(&[("up", "->../../../../etc/hostname"), ("abs", "->/etc/hostname"), ("dir/inner", "->/etc")]);
+    for name in ["up", "abs", "dir/inner/hostname"] {
+        let answer = place.build(&context, &format!("FROM box\nCOPY {name} /x\n"), &[]);
+        assert_eq!(answer.code, 1, "{name}: {}", answer.err);
+        assert!(answer.err.contains(name), "{}", answer.err);
+    }
+    let id = place.build_ok(&context, "FROM box\nCOPY dir /d\n", &[]);
+    assert_eq!(place.news(&id), ["d 755 0:0 /d", "l - 0:0 /d/inner /etc"], "a link in a directory is copied as one");
+}
+
+fn fifo() {
+    let place = Place::shared();
+    let context = place.context(&[("d/x", "")]);
+    let path = context.join("d/pipe");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    // A reader or writer that opened it would wait for ever: nobody is at the other end.
+    let answer = place.build(&context, "FROM box\nCOPY d /d\n", &[]);
+    assert!(answer.code == 1 && answer.err.contains("`d/pipe`") && answer.err.contains("a FIFO"), "{}", answer.err);
+    place.build_ok(&context, "FROM box\nCOPY d/x /x\n", &[]);
+}
+
+fn device() {
+    let place = Place::shared();
+    let context = place.context(&[]);
+    let (kind, mode) = (nix::sys::stat::SFlag::S_IFCHR, nix::sys::stat::Mode::from_bits_truncate(0o600));
+    nix::sys::stat::mknod(&context.join("zero"), kind, mode, nix::sys::stat::makedev(1, 5)).unwrap();
+    let answer = place.build(&context, "FROM box\nCOPY zero /z\n", &[]);
+    assert!(answer.code == 1 && answer.err.contains("a device"), "{}", answer.err);
+}
+
+/// A tar with one file of any name.
+fn archive(name: &str) -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
+    header.set_size(1);
+    header.set_mode(0o644);
+    header.set_cksum();
+    let mut builder = tar::Builder::new(Vec::new());
+    builder.append(&header, &b"x"[..]).unwrap();
+    builder.into_inner().unwrap()
+}
+
+fn climbing_archive() {
+    let place = Place::shared();
+    let context = place.context(&[]);
+    fs::write(context.join("good.tar"), archive("dir/file")).unwrap();
+    let id = place.build_ok(&context, "FROM box\nADD good.tar /to/\n", &[]);
+    assert_eq!(place.news(&id), ["d 755 0:0 /to", "d 755 0:0 /to/dir", "f 644 0:0 /to/dir/file x"]);
+    fs::write(context.join("bad.tar"), archive("../../evil")).unwrap();
+    let answer = place.build(&context, "FROM box\nADD bad.tar /to/\n", &[]);
+    assert!(answer.code == 1 && answer.err.contains("climbs"), "{}", answer.err);
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packed.write_all(&archive("in-gzip")).unwrap();
+    fs::write(context.join("packed.tgz"), packed.finish().unwrap()).unwrap();
+    let id = place.build_ok(&context, "FROM box\nADD packed.tgz /\nCOPY packed.tgz /tmp/\n", &[]);
+    let news = place.news(&id);
+    assert!(news.contains(&"f 644 0:0 /in-gzip x".to_owned()) && news.len() == 2, "{news:?}");
+}
+
+/// Every file below a directory that holds the word.
+fn files_with(dir: &Path, word: &[u8]) -> Vec<String> {
+    let (mut found, mut todo) = (Vec::new(), vec![dir.to_owned()]);
+    while let Some(path) = todo.pop() {
+        let Ok(meta) = path.symlink_metadata() else { continue };
+        if meta.is_dir() {
+            todo.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+        } else if meta.is_file()
+            && fs::read(&path).is_ok_and(|bytes| bytes.windows(word.len()).any(|part| part == word))
+        {
+            found.push(path.display().to_string());
+        }
+    }
+    found
+}
+
+fn secrets() {
+    const SECRET: &str = "tr0ub4dor-and-3-more-words";
+    let place = Place::with_box();
+    let context = place.context(&[]);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let file = elsewhere.path().join("token");
+    fs::write(&file, SECRET).unwrap();
+    let source = format!("id=token,src={}", file.display());
+    let text = format!(
+        "FROM box\nRUN --mount=type=secret,id=token --mount=type=secret,id=token,target=/here,mode=0444,uid=1000 \\\n  \
+         --mount=type=secret,id=token,env=TOKEN test \"$(cat /run/secrets/token)\" = \"$TOKEN\" && wc -c </here >/length\n\
+         RUN test ! -e /run/secrets/token && test ! -e /here && test -z \"$TOKEN\"\nENV LENGTH={}\n",
+        SECRET.len()
+    );
+    let answer = place.build(&context, &text, &["-t", "secret", "--secret", &source]);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    assert!(!answer.err.contains(SECRET) && !answer.out.contains(SECRET));
+    assert_eq!(place.news("secret"), [format!("f 644 0:0 /length {}|", SECRET.len())]);
+    assert_eq!(files_with(&place.dir, SECRET.as_bytes()), Vec::<String>::new());
+    // The same when the command with the secret fails.
+    let answer = place.build(
+        &context,
+        "FROM box\nRUN --mount=type=secret,id=token,env=TOKEN cp /run/secrets/token /tmp/copy && false\n",
+        &["--secret", &source],
+    );
+    assert_eq!(answer.code, 1);
+    assert_eq!(files_with(&place.dir, SECRET.as_bytes()), Vec::<String>::new());
+}
+
+fn host_settings() {
+    let place = Place::shared();
+    let context = place.context(&[]);
+    let text =
+        "FROM box\nRUN test \"$http_proxy\" = http://proxy.invalid:3128 && test -z \"$NOT_SET\" && echo ok >/ok\n";
+    let id = place.build_ok(&context, text, &["--build-arg", "http_proxy=http://proxy.invalid:3128"]);
+    assert_eq!(place.news(&id), ["f 644 0:0 /ok ok|"]);
+    assert!(!place.config(&id).to_string().contains("proxy.invalid"));
+    // Another proxy is no other step.
+    let answer = place.build(&context, text, &["--build-arg", "http_proxy=http://other.invalid"]);
+    assert!(answer.code == 0 && answer.err.contains("CACHED"), "{}", answer.err);
+
+    let bundle = context.with_extension("pem");
+    fs::write(&bundle, "not really a certificate\n").unwrap();
+    let text = "FROM box\nRUN grep -q certificate $SSL_CERT_FILE && test -f $PIP_CONFIG_FILE && echo ca >/ca\nRUN env >/tmp/env\n";
+    let file = context.with_extension("file-ca");
+    fs::write(&file, text).unwrap();
+    let mut command = place.command(&["build", "--host-ca", "-f", file.to_str().unwrap(), context.to_str().unwrap()]);
+    let output = command.env("SSL_CERT_FILE", &bundle).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let id = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let news = place.news(&id);
+    assert!(news.contains(&"f 644 0:0 /ca ca|".to_owned()), "{news:?}");
+    assert!(!news.iter().any(|line| line.split(' ').nth(3).is_some_and(|path| path.starts_with("/run"))), "{news:?}");
+    assert!(!place.config(&id).to_string().contains("gpurun-host"));
+}
+
+fn control_sequences() {
+    let place = Place::shared();
+    let answer =
+        place.build(&place.context(&[]), "FROM box\nRUN printf 'a\\033[2J\\033]0;title\\007b\\n'; false\n", &[]);
+    assert!(!answer.err.contains('\x1b'), "{:?}", answer.err);
+}

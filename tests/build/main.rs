@@ -1,0 +1,45 @@
+//! `gpurun build`, `commit`, `cp`, `diff` and `export` with nothing but busybox: no network, no registry.
+//!
+//! The instruction cases share one store; what looks into a whole store, or kills, has a place of its own.
+
+mod cases;
+mod container;
+mod hostile;
+mod peer;
+mod place;
+mod robust;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let root = nix::unistd::geteuid().is_root();
+    let required = std::env::var("GPURUN_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == "root"));
+    let ignored = !root && !required;
+    // A failed assertion tells where it stands; the harness catches it as any test's.
+    let trial = |name: String, run: Box<dyn FnOnce() + Send>| {
+        Trial::test(name, move || {
+            run();
+            Ok::<(), Failed>(())
+        })
+        .with_ignored_flag(ignored)
+    };
+    let mut trials: Vec<Trial> = cases::CASES
+        .iter()
+        .map(|case| trial(format!("instruction::{}", case.name), Box::new(|| cases::check(case))))
+        .collect();
+    for (name, run) in hostile::TESTS.iter().chain(robust::TESTS).chain(container::TESTS) {
+        trials.push(trial((*name).to_owned(), Box::new(run)));
+    }
+    let peer = peer::is_there();
+    let compared = Trial::test("peer::buildah_makes_the_same", || {
+        peer::compare();
+        Ok(())
+    });
+    trials.push(compared.with_ignored_flag(ignored || !peer));
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    place::clear();
+    conclusion.exit_code()
+}

@@ -1,0 +1,236 @@
+//! The cache, reproducible layers, builds side by side, and builds that are killed.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::place::Place;
+
+pub const TESTS: &[(&str, fn())] = &[
+    ("robust::a_rebuild_without_changes_is_quick_and_the_same", rebuild),
+    ("robust::the_cache_knows_contents_not_times", contents),
+    ("robust::what_a_step_depends_on_changes_its_key", keys),
+    ("robust::the_same_input_twice_is_the_same_image", reproducible),
+    ("robust::two_builds_at_once", at_once),
+    ("robust::a_name_moves_only_to_a_whole_image", names),
+    ("robust::killed_builds_leave_nothing_and_can_be_done_again", killed),
+    ("robust::limits_hold_in_a_build", limits),
+    ("robust::a_large_context", large_context),
+    ("robust::files_that_change_meanwhile", changing),
+    ("robust::cache_mounts_are_kept_and_locked", cache_mounts),
+];
+
+const STEPS: &str = "FROM box\nCOPY x /x\nRUN echo one >/one\nWORKDIR /w\nRUN echo two >two\nENV A=1\n";
+
+fn cached(text: &str) -> usize {
+    text.lines().filter(|line| line.ends_with(" CACHED")).count()
+}
+
+fn rebuild() {
+    let place = Place::shared();
+    let context = place.context(&[("x", "rebuild")]);
+    let first = place.build_ok(&context, STEPS, &[]);
+    let began = Instant::now();
+    let answer = place.build(&context, STEPS, &[]);
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!((answer.out.trim(), cached(&answer.err)), (first.as_str(), 4), "{}", answer.err);
+    let again = place.build(&context, STEPS, &["--no-cache"]);
+    assert_eq!((again.code, cached(&again.err)), (0, 0), "{}", again.err);
+}
+
+fn contents() {
+    let place = Place::shared();
+    let context = place.context(&[("x", "contents")]);
+    place.build_ok(&context, STEPS, &[]);
+    let file = fs::File::options().write(true).open(context.join("x")).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000)).unwrap();
+    assert_eq!(cached(&place.build(&context, STEPS, &[]).err), 4, "a touched file is the same file");
+    fs::write(context.join("x"), "CONTENTS").unwrap();
+    assert_eq!(cached(&place.build(&context, STEPS, &[]).err), 0, "another content is another file");
+}
+
+fn keys() {
+    let place = Place::shared();
+    let context = place.context(&[("x", "keys")]);
+    let text =
+        |user: &str, env: &str, command: &str| format!("FROM box\nUSER {user}\nENV E={env}\nRUN {command} # keys\n");
+    place.build_ok(&context, &text("0", "1", "true"), &[]);
+    assert_eq!(cached(&place.build(&context, &text("0", "1", "true"), &[]).err), 1);
+    for (user, env, command) in [("1", "1", "true"), ("0", "2", "true"), ("0", "1", "true ")] {
+        let answer = place.build(&context, &text(user, env, &format!("{command}; true")), &[]);
+        assert_eq!((answer.code, cached(&answer.err)), (0, 0), "{user} {env} {command}");
+    }
+    let text = "FROM box\nARG A\nRUN echo $A >/a\n";
+    place.build_ok(&context, text, &["--build-arg", "A=1"]);
+    assert_eq!(cached(&place.build(&context, text, &["--build-arg", "A=2"]).err), 0);
+    assert_eq!(cached(&place.build(&context, text, &["--build-arg", "A=1"]).err), 1);
+}
+
+fn reproducible() {
+    let (one, two) = (Place::new(), Place::new());
+    let text = "FROM scratch\nCOPY busybox /bin/\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\nENV PATH=/bin\n\
+        WORKDIR /d\nCOPY <<x y\ntext\nx\nRUN echo a >b && mkdir c && ln b c/d && rm y\n";
+    let build = |place: &Place| {
+        let context = place.context(&[]);
+        fs::copy("/bin/busybox", context.join("busybox")).unwrap();
+        place.build_ok(&context, text, &["--build-arg", "SOURCE_DATE_EPOCH=1600000000", "-t", "r"])
+    };
+    let first = build(&one);
+    // Another moment: nothing in the image may tell it.
+    std::thread::sleep(Duration::from_millis(1100));
+    assert_eq!(build(&two), first);
+}
+
+fn at_once() {
+    let place = Place::with_box();
+    let context = place.context(&[("x", "at once")]);
+    let text = "FROM box\nCOPY x /x\nRUN echo . >>/tmp/runs; sleep 1; echo a >/a\nRUN sleep 0.5; echo b >/b\n";
+    let file = context.with_extension("file-once");
+    fs::write(&file, text).unwrap();
+    let spawn = |name: &str| {
+        let args = ["build", "-t", name, "-f", file.to_str().unwrap(), context.to_str().unwrap()];
+        place.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let children = [spawn("one"), spawn("two"), spawn("three")];
+    let outputs = children.map(|child| child.wait_with_output().unwrap());
+    let mut steps_made = 0;
+    for output in &outputs {
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{err}");
+        steps_made += 3 - cached(&err);
+    }
+    assert_eq!(steps_made, 3, "each step was made by one of them");
+    assert_eq!(outputs[0].stdout, outputs[1].stdout);
+    assert_eq!(place.config("two"), place.config("three"));
+    place.ok(&["image", "verify"]);
+}
+
+fn names() {
+    let place = Place::shared();
+    let context = place.context(&[]);
+    let first = place.build_ok(&context, "FROM box\nRUN echo first >/n\n", &["-t", "moving"]);
+    assert_eq!(place.build(&context, "FROM box\nRUN echo second >/n && false\n", &["-t", "moving"]).code, 1);
+    let id = |name: &str| {
+        let text = place.ok(&["image", "inspect", name]);
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()[0]["Id"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(id("moving"), first);
+    let second = place.build_ok(&context, "FROM box\nRUN echo second >/n\n", &["-t", "moving", "-t", "other:1"]);
+    assert_eq!((id("moving"), id("other:1")), (second.clone(), second));
+}
+
+fn killed() {
+    let place = Place::with_box();
+    let context = place.context(&[("x", "killed")]);
+    let text = "FROM box\nCOPY x /x\nRUN dd if=/dev/zero of=/big bs=1M count=8 2>/dev/null; sleep 0.05; echo 1 >/1\nRUN echo 2 >/2; sleep 0.05\nCOPY x /y\nRUN rm /1\n";
+    let file = context.with_extension("file-killed");
+    fs::write(&file, text).unwrap();
+    let args = ["build", "-t", "whole", "--no-cache", "-f", file.to_str().unwrap(), context.to_str().unwrap()];
+    let began = Instant::now();
+    place.ok(&args);
+    let whole = began.elapsed();
+    let expected = place.tree("whole");
+    place.ok(&["image", "rm", "whole"]);
+    for round in 0..12u32 {
+        let mut child = place.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // Spread over the length of a build.
+        std::thread::sleep(whole * round / 12);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // The name is given to a whole image in the last moment, or not at all.
+        if place.run(&["image", "inspect", "whole"]).code == 0 {
+            assert_eq!(place.tree("whole"), expected, "round {round}");
+            place.ok(&["image", "rm", "whole"]);
+        }
+        assert_eq!(place.ok(&["ps", "-aq"]), "", "round {round}: no step is a container of anybody's");
+    }
+    place.ok(&["build", "-t", "whole", "-f", file.to_str().unwrap(), context.to_str().unwrap()]);
+    assert_eq!(place.tree("whole"), expected);
+    place.ok(&["image", "verify"]);
+    // A step's supervisor ends when it sees that its build is gone; then the next command clears the rest away.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        place.ok(&["ps", "-a"]);
+        let left = |dir: &str| {
+            let names = fs::read_dir(place.dir.join(dir)).unwrap().flatten().map(|entry| entry.file_name());
+            names.filter(|name| name.len() == 64 || dir == "root/tmp").count()
+        };
+        if left("root/containers") + left("run") + left("root/tmp") == 0 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "something is left in {}", place.dir.display());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn limits() {
+    let place = Place::shared();
+    let text = "FROM box\nRUN x=$(dd if=/dev/zero bs=1M count=200 2>/dev/null | tr '\\0' a); echo done >/done\n";
+    let answer = place.build(&place.context(&[]), text, &["--memory", "32m", "--memory-swap", "32m"]);
+    assert!(
+        answer.code == 1 && answer.err.contains("want of memory") && answer.err.contains("--memory 32m"),
+        "{}",
+        answer.err
+    );
+}
+
+fn large_context() {
+    let place = Place::shared();
+    let context = place.context(&[]);
+    for dir in 0..100 {
+        let dir = context.join(format!("d{dir}"));
+        fs::create_dir(&dir).unwrap();
+        (0..100).for_each(|file| fs::write(dir.join(format!("f{file}")), format!("{file}")).unwrap());
+    }
+    let id = place.build_ok(&context, "FROM box\nCOPY . /big\n", &[]);
+    let dir = place.dir.join("unpacked-large");
+    place.ok(&["image", "unpack", &id, dir.to_str().unwrap()]);
+    let output = Command::new("diff").arg("-r").arg(&context).arg(dir.join("big")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+fn changing() {
+    let place = Place::shared();
+    let context = place.context(&[("f", "")]);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut round = 0u64;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                round += 1;
+                let _ = fs::write(context.join("f"), format!("{round}\n").repeat((round % 40_000) as usize));
+            }
+        });
+        for _ in 0..8 {
+            let answer = place.build(&context, "FROM box\nCOPY f /f\n", &[]);
+            // Either the file as it was at one moment, or an error that says so: never a mixture.
+            if answer.code == 0 {
+                let dir = place.dir.join("changing");
+                place.ok(&["image", "unpack", answer.out.trim(), dir.to_str().unwrap()]);
+                let text = fs::read_to_string(dir.join("f")).unwrap();
+                let mut lines: Vec<&str> = text.lines().collect();
+                lines.dedup();
+                assert!(lines.len() <= 1 || !text.ends_with('\n'), "two contents in one file");
+                fs::remove_dir_all(dir).unwrap();
+            } else {
+                assert!(answer.err.contains("was changed while it was copied"), "{}", answer.err);
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+fn cache_mounts() {
+    let place = Place::with_box();
+    let context = place.context(&[]);
+    let text = |n: u32| {
+        format!(
+            "FROM box\nRUN --mount=type=cache,target=/c,sharing=locked,mode=0700,uid=5 echo {n} >>/c/log && cp /c/log /log && ls -ldn /c >/dir\n"
+        )
+    };
+    place.build_ok(&context, &text(1), &["-t", "m"]);
+    place.build_ok(&context, &text(2), &["-t", "m"]);
+    let news = place.news("m");
+    assert!(news.contains(&"f 644 0:0 /log 1|2|".to_owned()), "{news:?}");
+    assert!(news.iter().any(|line| line.contains("/dir drwx------") && line.contains(" 5 ")), "{news:?}");
+}
