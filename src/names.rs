@@ -122,6 +122,8 @@ impl FromStr for Reference {
             _ => (DEFAULT_DOMAIN, format!("library/{name}")),
         };
         let domain = if domain == "index.docker.io" { DEFAULT_DOMAIN } else { domain };
+        // Docker's own images, said with the domain: `docker.io/x`.
+        let path = if domain == DEFAULT_DOMAIN && !path.contains('/') { format!("library/{path}") } else { path };
         if !is_domain(domain) {
             return Err(wrong("the registry's name is no host name"));
         }
@@ -147,14 +149,15 @@ impl FromStr for Reference {
 }
 
 impl Reference {
-    /// As short as people write it: `x:latest`, `me/x:1`, `localhost/x:latest`.
+    /// As short as people write it: `x:latest`, `me/x:1`, `localhost/x:latest`; never so short that it would mean something else.
     #[must_use]
     pub fn familiar(&self) -> String {
         let full = self.to_string();
-        match full.strip_prefix("docker.io/") {
-            Some(rest) => rest.strip_prefix("library/").unwrap_or(rest).to_owned(),
-            None => full,
-        }
+        let Some(rest) = full.strip_prefix("docker.io/") else { return full };
+        // `docker.io/library/a.b/c` without its beginning is `a.b/c`, and `a.b` a registry.
+        let means_this = |short: &&str| short.parse::<Self>().is_ok_and(|reference| reference == *self);
+        let shortest = [rest.strip_prefix("library/"), Some(rest)].into_iter().flatten().find(means_this);
+        shortest.map_or_else(|| full.clone(), str::to_owned)
     }
 }
 
@@ -297,6 +300,9 @@ mod tests {
             ("localhost:5000/x", "localhost:5000/x:latest", "localhost:5000/x:latest"),
             ("reg.example.org/a/b__c:t", "reg.example.org/a/b__c:t", "reg.example.org/a/b__c:t"),
             ("index.docker.io/library/x", "docker.io/library/x:latest", "x:latest"),
+            ("docker.io/x:1", "docker.io/library/x:1", "x:1"),
+            ("docker.io/library/a.b/c", "docker.io/library/a.b/c:latest", "library/a.b/c:latest"),
+            ("docker.io/a.b/c", "docker.io/a.b/c:latest", "docker.io/a.b/c:latest"),
             ("pytorch_cuda10", "docker.io/library/pytorch_cuda10:latest", "pytorch_cuda10:latest"),
         ];
         for (text, full, familiar) in cases {

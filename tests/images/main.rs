@@ -5,6 +5,7 @@
 
 mod crash_cases;
 mod desk;
+mod fuzz_cases;
 mod picture;
 mod pull_cases;
 mod registry;
@@ -19,11 +20,12 @@ type Test = (&'static str, &'static [&'static str], fn());
 
 fn main() {
     let arguments = Arguments::from_args();
-    let rooms: [(&str, &[Test]); 4] = [
+    let rooms: [(&str, &[Test]); 5] = [
         ("pull", pull_cases::TESTS),
         ("rogue", rogue_cases::TESTS),
         ("store", store_cases::TESTS),
         ("crash", crash_cases::TESTS),
+        ("fuzz", fuzz_cases::TESTS),
     ];
     let root = nix::unistd::geteuid().is_root();
     let required = std::env::var("GPURUN_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == "root"));

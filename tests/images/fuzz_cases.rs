@@ -1,0 +1,246 @@
+//! The parsers that strangers feed: seeds of this repository, changed at random, in runs that can be repeated.
+//!
+//! A stand-in for cargo-fuzz, which wants a nightly compiler. GPURUN_FUZZ is the number of changed inputs per target (a commit's run takes
+//! 4000), GPURUN_FUZZ_SEED begins another series. An input that fails is kept, and the message says where.
+
+use std::fs::{self, File};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use gpurun::image::{Document, ImageConfig, ImageDocument, Platform};
+use gpurun::layer::{Entry, Kind, Merger, Scanner, Tree, erofs};
+use gpurun::names::{Digest, Reference};
+use gpurun::transport;
+
+use crate::Test;
+
+pub const TESTS: &[Test] = &[
+    ("layers", &[], layers),
+    ("layers_on_layers", &[], stacks),
+    ("documents", &[], documents),
+    ("archives", &[], archives),
+    ("references", &[], references),
+];
+
+/// xorshift64*: small, and the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit.max(1) as u64) as usize
+    }
+}
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+fn seeds(prefix: &str) -> Vec<Vec<u8>> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/images/seeds");
+    let mut paths: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.file_name().unwrap().to_str().unwrap().starts_with(prefix));
+    paths.sort();
+    assert!(!paths.is_empty(), "no seeds for {prefix}");
+    paths.iter().map(|path| fs::read(path).unwrap()).collect()
+}
+
+/// Feeds a target its seeds, then changed ones.
+fn fuzz(name: &str, seeds: &[Vec<u8>], repair: fn(&mut [u8]), target: fn(&[u8])) {
+    let mut random = Random(number("GPURUN_FUZZ_SEED", 0x9E37_79B9_7F4A_7C15) | 1);
+    let count = number("GPURUN_FUZZ", 4000) as usize;
+    for case in 0..seeds.len() + count {
+        let input = match seeds.get(case) {
+            Some(seed) => seed.clone(),
+            None => {
+                let mut input = change(seeds, &mut random);
+                repair(&mut input);
+                input
+            }
+        };
+        if catch_unwind(AssertUnwindSafe(|| target(&input))).is_err() {
+            let kept = std::env::temp_dir().join(format!("gpurun-fuzz-{name}-{case}"));
+            fs::write(&kept, &input).unwrap();
+            panic!("case {case} of {name} fails; its input is {}", kept.display());
+        }
+    }
+}
+
+/// One to eight changes to a seed.
+fn change(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
+    const ODD: [&[u8]; 10] =
+        [b"\0", b"/", b"../", b"-1", b"99999999999999999999", b"\xff\xff\xff\xff", b".wh.", b"\"", b"null", b"sha256:"];
+    let mut input = seeds[random.below(seeds.len())].clone();
+    for _ in 0..=random.below(8) {
+        let at = random.below(input.len() + 1);
+        match random.below(7) {
+            0 if at < input.len() => input[at] ^= 1 << random.below(8),
+            1 if at < input.len() => input[at] = random.next() as u8,
+            2 => input.truncate(at),
+            3 => {
+                let odd = ODD[random.below(ODD.len())];
+                let end = (at + odd.len()).min(input.len());
+                input.splice(at..end, odd.iter().copied());
+            }
+            4 => {
+                // A whole block elsewhere, as tars are made of them.
+                let block = at / 512 * 512;
+                let end = (block + 512).min(input.len());
+                let copy = input[block.min(end)..end].to_vec();
+                let to = random.below(input.len() / 512 + 1) * 512;
+                let to = to.min(input.len());
+                input.splice(to..to, copy);
+            }
+            5 => {
+                let other = &seeds[random.below(seeds.len())];
+                let from = random.below(other.len());
+                input.truncate(at);
+                input.extend_from_slice(&other[from..]);
+            }
+            _ => {
+                let end = (at + random.below(32)).min(input.len());
+                input.drain(at..end);
+            }
+        }
+    }
+    input
+}
+
+/// The checksum of every tar header made right again: else nothing behind it would ever be reached.
+fn seal(input: &mut [u8]) {
+    for block in input.chunks_exact_mut(512).filter(|block| &block[257..262] == b"ustar") {
+        block[148..156].fill(b' ');
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    }
+}
+
+fn as_they_are(_: &mut [u8]) {}
+
+fn scan(input: &[u8], piece: usize) -> Option<Vec<Entry>> {
+    let mut scanner = Scanner::new();
+    for part in input.chunks(piece) {
+        scanner.feed(part).ok()?;
+    }
+    scanner.finish().ok()
+}
+
+/// What every renderer relies on.
+fn check_tree(tree: &Tree) {
+    for inode in &tree.inodes {
+        match &inode.kind {
+            Kind::Directory(children) => {
+                for (name, id) in children {
+                    let plain = !name.is_empty() && !name.contains(&b'/') && !name.contains(&0);
+                    assert!(plain && **name != *b"." && **name != *b"..", "{name:?}");
+                    assert!((id.0 as usize) < tree.inodes.len() && id.0 != 0, "{id:?}");
+                }
+            }
+            Kind::File(data) => {
+                let mut end = 0;
+                for segment in &data.segments {
+                    assert!(segment.at >= end && segment.len > 0, "segments ascend");
+                    assert!((segment.source as usize) < tree.sources.len());
+                    end = segment.at.checked_add(segment.len).unwrap();
+                }
+                assert!(end <= data.size);
+            }
+            _ => {}
+        }
+        assert!(inode.mtime.1 < 1_000_000_000 && inode.mode <= 0o7777);
+    }
+}
+
+fn layers() {
+    fuzz("layers", &seeds("layer-"), seal, |input| {
+        let whole = scan(input, usize::MAX);
+        // Where the pieces of a stream end says nothing about what is in it.
+        for piece in [1, 511, 513] {
+            assert_eq!(scan(input, piece), whole, "in pieces of {piece}");
+        }
+        let Some(entries) = whole else { return };
+        let mut merger = Merger::new();
+        if merger.apply(Digest([1; 32]), entries).is_err() {
+            return;
+        }
+        let tree = merger.finish();
+        check_tree(&tree);
+        let mut source = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut source, input).unwrap();
+        let side = tempfile::tempfile().unwrap();
+        let mut index = Vec::new();
+        if let Ok(written) = erofs::write(&tree, &[source], &mut index, &side) {
+            assert_eq!(written.bytes, index.len() as u64);
+        }
+    });
+}
+
+fn stacks() {
+    let layers = seeds("layer-");
+    // Two layers with a length in front: the second one removes and replaces what the first one has.
+    let stacked: Vec<Vec<u8>> =
+        layers.iter().flat_map(|lower| layers.iter().map(|upper| [lower.clone(), upper.clone()].concat())).collect();
+    fuzz("stacks", &stacked, seal, |input| {
+        // Cut at the block nearest to the middle: mostly between the two.
+        let (lower, upper) = input.split_at(input.len() / 1024 * 512);
+        let mut merger = Merger::new();
+        for (number, layer) in [lower, upper].into_iter().enumerate() {
+            let Some(entries) = scan(layer, usize::MAX) else { return };
+            if merger.apply(Digest([number as u8; 32]), entries).is_err() {
+                return;
+            }
+        }
+        check_tree(&merger.finish());
+    });
+}
+
+fn documents() {
+    let all = [seeds("manifest-"), seeds("config-")].concat();
+    fuzz("documents", &all, as_they_are, |input| {
+        let _ = Document::parse(input);
+        let Ok(config) = ImageConfig::parse(input) else { return };
+        // Nothing that reaches exec(2) or a path has a NUL in it.
+        let words = config.config.env.iter().chain(&config.config.cmd).chain(&config.config.entrypoint);
+        assert!(words.chain([&config.config.working_dir, &config.config.user]).all(|word| !word.contains('\0')));
+        let document = ImageDocument::parse(input).unwrap();
+        assert_eq!(ImageDocument::parse(&document.bytes()).unwrap(), document, "written and read again");
+    });
+}
+
+fn archives() {
+    fuzz("archives", &seeds("archive-"), seal, |input| {
+        let path = std::env::temp_dir().join(format!("gpurun-fuzz-{}-archive", std::process::id()));
+        fs::write(&path, input).unwrap();
+        let found = transport::open_archive(File::open(&path).unwrap(), &path, &Platform::host());
+        fs::remove_file(&path).unwrap();
+        for image in found.into_iter().flatten() {
+            assert_eq!(image.layers.len(), image.config.diff_ids.len());
+            assert_eq!(image.id, gpurun::image::digest_of(&image.config_bytes));
+            assert!(
+                image.layers.iter().all(|layer| layer.blob.len <= input.len() as u64),
+                "a layer lies in its archive"
+            );
+        }
+    });
+}
+
+fn references() {
+    let lines = seeds("references").concat();
+    let lines: Vec<Vec<u8>> =
+        lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect();
+    fuzz("references", &lines, as_they_are, |input| {
+        let text = String::from_utf8_lossy(input);
+        let _ = transport::Source::unless_name(&text);
+        let Ok(reference) = text.parse::<Reference>() else { return };
+        assert_eq!(reference.to_string().parse::<Reference>().unwrap(), reference);
+        assert_eq!(reference.familiar().parse::<Reference>().unwrap(), reference);
+        let safe = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
+        assert!(reference.to_string().chars().all(safe) && !reference.path.contains(".."), "{reference}");
+    });
+}
