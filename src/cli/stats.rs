@@ -15,6 +15,7 @@ use crate::gpu::{Inventory, gib};
 use crate::launch;
 use crate::record::{Entry, Phase, Records, short};
 use crate::report::Report;
+use crate::request::NetworkMode;
 use crate::units::format_memory;
 
 #[derive(Debug, Args)]
@@ -50,6 +51,9 @@ struct Sample {
     throttled_percent: Option<f64>,
     /// Per cent of the memory limit.
     memory_percent: Option<f64>,
+    /// Bytes over the container's own network; `null` where it has none.
+    net_received_bytes: Option<u64>,
+    net_sent_bytes: Option<u64>,
     #[serde(flatten)]
     stats: Stats,
     /// The GPUs that it holds or computes on.
@@ -114,7 +118,11 @@ fn sample(
         let (now, stats) = (Instant::now(), cgroup.stats());
         let earlier = before.insert(id.clone(), (now, stats.clone()));
         with_gpus |= !state.gpus.is_empty();
-        samples.push(rates(&entry, state.paused, now, stats, earlier.as_ref(), id));
+        let mut sample = rates(&entry, state.paused, now, stats, earlier.as_ref(), id);
+        if entry.record.request.network == NetworkMode::Bridge {
+            (sample.net_received_bytes, sample.net_sent_bytes) = state.pid.and_then(traffic).unzip();
+        }
+        samples.push(sample);
     }
     if with_gpus {
         // NVML is asked only where somebody has a GPU; without it there is no such column, and everything else.
@@ -149,9 +157,27 @@ fn rates(
         cpu_percent,
         throttled_percent,
         memory_percent,
+        net_received_bytes: None,
+        net_sent_bytes: None,
         stats,
         gpus: Vec::new(),
     }
+}
+
+/// Bytes received and sent in a process's network namespace (proc_pid_net(5), `dev`), loopback aside.
+fn traffic(pid: i32) -> Option<(u64, u64)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?;
+    Some(parse_traffic(&text))
+}
+
+/// Two lines of titles, then `eth0: RECEIVED packets errs drop fifo frame compressed multicast SENT …`.
+fn parse_traffic(text: &str) -> (u64, u64) {
+    let interfaces = text.lines().filter_map(|line| line.split_once(':')).filter(|(name, _)| name.trim() != "lo");
+    interfaces.fold((0, 0), |(received, sent), (_, numbers)| {
+        let field =
+            |index: usize| numbers.split_whitespace().nth(index).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+        (received + field(0), sent + field(8))
+    })
 }
 
 /// `0: 11.0 GiB, 93%`
@@ -192,6 +218,7 @@ fn table(samples: &[Sample]) -> String {
                     _ => "-".into(),
                 },
                 format!("{} / {}", size(stats.io_read_bytes), size(stats.io_write_bytes)),
+                format!("{} / {}", size(sample.net_received_bytes), size(sample.net_sent_bytes)),
                 pressure,
             ];
             cells.extend(with_gpus.then(|| gpus(&sample.gpus)));
@@ -209,8 +236,20 @@ fn table(samples: &[Sample]) -> String {
         "SWAP",
         "PIDS",
         "READ / WRITTEN",
+        "NET IN / OUT",
         "PSI C/M/I",
     ];
     titles.extend(with_gpus.then_some("GPU"));
     print::table(&titles, &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traffic_without_loopback() {
+        let text = "Inter-|   Receive                                                |  Transmit\n face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n    lo:     999       1    0    0    0     0          0         0      999       1    0    0    0     0       0          0\n  eth0:    1200      10    0    0    0     0          0         0      340       4    0    0    0     0       0          0\n";
+        assert_eq!(parse_traffic(text), (1200, 340));
+    }
 }
