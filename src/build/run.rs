@@ -1,8 +1,9 @@
 //! One `RUN`: a container of our own runtime, whose upper directory becomes a layer.
 //!
 //! ```text
-//! /var/lib/gpurun/containers/ID/step.json   a record that nobody lists: as soon as nobody runs it, reconcile clears it away
-//! /run/gpurun/ID/build/                     secrets, the host's certificates, here-documents: bound into the container, in no layer
+//! /var/lib/gpurun/containers/ID/upper/   what the command writes
+//! /run/gpurun/ID/step.json              a record that nobody lists: as soon as nobody runs it, reconcile clears everything away
+//! /run/gpurun/ID/build/                 secrets, the host's certificates, here-documents: bound into the container, in no layer
 //! ```
 //!
 //! The container goes through the same launch as any other (limits read back, seccomp, guards). Its supervisor ends it when the build is

@@ -4,7 +4,7 @@
 //! /var/lib/gpurun/containers/
 //!     .lock                 flock: names are reserved and records removed under it
 //!     ID/
-//!         record.json       what was asked: written before anything is made (intent first); a build's step has step.json instead
+//!         record.json       what was asked: written before anything is made (intent first)
 //!         state.json        where it stands: replaced whole by the supervisor, or by reconcile when the supervisor died
 //!         secrets.json      mode 0600: how a person logs in to this container's Jupyter
 //!         upper/ work/      the overlay's writable side
@@ -12,6 +12,7 @@
 //! /run/gpurun/ID/
 //!     alive                 record lock of the supervisor: its proof of life
 //!     launching             record lock of the command that is starting one
+//!     step.json             instead of record.json: a build's step
 //! ```
 //!
 //! Rules. `record.json` is never changed in place (`rename` and `update` replace it whole). `state.json` has one writer: the living supervisor, else whoever holds the
@@ -36,7 +37,8 @@ use crate::report::Explain;
 use crate::request::{Request, RestartPolicy};
 use crate::spec::AskedLimits;
 
-/// The record of a build's step: under this name nobody lists it, and as soon as nobody runs it, it is an orphan that is cleared away.
+/// The record of a build's step, in /run: there nobody lists it, its environment (which may hold a secret) reaches no disk, and as soon
+/// as nobody runs it, it is an orphan that is cleared away.
 const STEP: &str = "step.json";
 
 /// Version of the record's format.
@@ -155,8 +157,8 @@ impl Records {
         if let Some(secrets) = secrets {
             put(&entry.dir.join("secrets.json"), secrets, !record.request.auto_remove)?;
         }
-        let name = if record.step { STEP } else { "record.json" };
-        put(&entry.dir.join(name), record, !record.request.auto_remove)?;
+        let path = if record.step { entry.run_dir.join(STEP) } else { entry.dir.join("record.json") };
+        put(&path, record, !record.request.auto_remove)?;
         Ok((entry, launching))
     }
 
@@ -205,10 +207,10 @@ impl Records {
     }
 
     pub fn get(&self, id: &str) -> Result<Option<Entry>, RecordError> {
-        let dir = self.containers.join(id);
+        let (dir, run_dir) = self.paths(id);
         let record = match get::<Record>(&dir.join("record.json"))? {
             Some(record) => Some(record),
-            None => get::<Record>(&dir.join(STEP))?,
+            None => get::<Record>(&run_dir.join(STEP))?,
         };
         Ok(record.map(|record| self.entry(record)))
     }
