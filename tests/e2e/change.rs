@@ -224,6 +224,7 @@ fn other_flags() {
         assert_eq!(file(&host, "v2", &["memory.high"]), (16 << 20).to_string());
         assert_eq!(file(&host, "v2", &["memory.min"]), (1 << 20).to_string());
         assert_eq!(file(&host, "v2", &["memory.oom.group"]), "1");
+        undelegated(&run);
     } else {
         sleeper(&host, "v1", &["--memory-swappiness", "10", "--cgroup-conf", "pids.max=9"]);
         assert_eq!(file(&host, "v1", &["memory.swappiness"]), "10");
@@ -245,6 +246,26 @@ fn other_flags() {
         assert!(answer.code == code && answer.err.contains(words), "{flags:?}: {} {}", answer.code, answer.err);
         assert!(answer.err.contains("hint:"), "{flags:?}: {}", answer.err);
     }
+}
+
+/// A cgroup with a process in it cannot hand controllers down (cgroup-v2.rst, "No Internal Process Constraint"): said by name, with a way out.
+fn undelegated(run: &dyn Fn(&[&str]) -> crate::host::Answer) {
+    let name = format!("gpurun-e2e-busy-{}", std::process::id());
+    let dir = std::path::Path::new("/sys/fs/cgroup").join(&name);
+    std::fs::create_dir(&dir).unwrap();
+    let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    std::fs::write(dir.join("cgroup.procs"), child.id().to_string()).unwrap();
+    let answer = run(&["--cgroup-parent", &name, "--memory", "64m"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(answer.code, 125, "{}", answer.err);
+    assert!(answer.err.contains("the cgroup controller `memory` is not available in"), "{}", answer.err);
+    assert!(
+        answer.err.contains(&format!("hint: enable it: `echo +memory > {}/cgroup.subtree_control`", dir.display())),
+        "{}",
+        answer.err
+    );
+    eventually("the cgroup is free", 5, || std::fs::remove_dir(&dir).is_ok());
 }
 
 fn parent() {
