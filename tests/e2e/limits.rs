@@ -172,9 +172,10 @@ fn daemon_reload() {
     };
     let before = held();
     assert_eq!(before, ["67108864", "50000 100000", "0", "50"]);
-    crate::host::sh(
-        "systemctl daemon-reload && systemd-run --wait --quiet --slice=other.slice -p MemoryMax=100M -p CPUQuota=50% true",
-    );
+    // A unit with limits of its own has systemd set up every controller from the root down.
+    let unit = "[Unit]\nDefaultDependencies=no\n[Service]\nType=oneshot\nExecStart=true\nSlice=other.slice\nMemoryMax=100M\nCPUQuota=50%\n";
+    std::fs::write("/run/systemd/system/other.service", unit).unwrap();
+    crate::host::sh("systemctl daemon-reload && systemctl start other.service && systemctl daemon-reload");
     assert_eq!(held(), before);
     let answer =
         host.run(&["exec", "lab", "sh", "-c", "mknod /tmp/mem c 1 1; head -c 1 /tmp/mem; head -c 1 /dev/zero | wc -c"]);
