@@ -7,9 +7,10 @@ use super::attach::{self, Interrupt};
 use super::detach::DetachKeys;
 use super::flags::ContainerFlags;
 use super::session::{Event, Keys, Session, take_signals};
+use crate::durable::ProcessLock;
 use crate::launch::{self, Spawned};
 use crate::names;
-use crate::record::{LimitRow, Record, Secrets, State};
+use crate::record::{Entry, LimitRow, Record, RecordError, Records, Secrets, State};
 use crate::report::Report;
 use crate::request::{Payload, Request};
 use crate::supervise::log;
@@ -76,18 +77,7 @@ pub fn start_new(
     });
     let records = context.records()?;
     launch::check(&request)?;
-    let id = names::new_container_id();
-    let name = match name {
-        Some(name) => name.parse::<names::ContainerName>()?.to_string(),
-        None => loop {
-            let name = names::random_name();
-            if records.check_name(&name, None).is_ok() {
-                break name;
-            }
-        },
-    };
-    let record = Record::new(id, name, log::now(), request);
-    let (entry, launching) = records.create(&record, secrets)?;
+    let (entry, launching) = record(&records, name, request, secrets)?;
     match launch::spawn(&context.root, &context.run_dir, &entry, launching) {
         Ok(spawned) => Ok(spawned),
         Err(report) => {
@@ -96,6 +86,32 @@ pub fn start_new(
             Err(report)
         }
     }
+}
+
+/// Writes the record under the name that was asked for, or under one that nobody has.
+fn record(
+    records: &Records,
+    name: Option<&str>,
+    request: Request,
+    secrets: Option<&Secrets>,
+) -> Result<(Entry, ProcessLock), Report> {
+    let asked = name.map(str::parse::<names::ContainerName>).transpose()?.map(|name| name.to_string());
+    let made_up = asked.is_none();
+    let mut record =
+        Record::new(names::new_container_id(), asked.unwrap_or_else(names::random_name), log::now(), request);
+    for attempt in 1.. {
+        match records.create(&record, secrets) {
+            // Two commands may make up the same name at once; where most of the thousand are taken, a number helps.
+            Err(RecordError::NameTaken { .. }) if made_up => {
+                record.name = names::random_name();
+                if attempt > 8 {
+                    record.name.push_str(&format!("_{attempt}"));
+                }
+            }
+            created => return Ok(created?),
+        }
+    }
+    unreachable!("the loop ends with a name")
 }
 
 /// Waits for the end of the launch, showing its notices; the limits' table too where more was asked for.
