@@ -3,6 +3,7 @@
 //! v1: `devices.deny` and `devices.allow`. v2 has no file for it: a BPF program of type CGROUP_DEVICE (linux/bpf.h, `struct
 //! bpf_cgroup_dev_ctx`) decides each open and mknod; without one, everything is allowed.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
@@ -11,7 +12,8 @@ use crate::spec::DeviceRule;
 use crate::sys::bpf::Instruction;
 
 impl Cgroup {
-    /// Puts the filter in place, before any process enters.
+    /// Puts the filter in place, before any process enters. Version 1 is asked what it holds then; version 2 shows no rules, but attaching
+    /// a program either holds or fails.
     pub(super) fn filter_devices(&self, rules: &[DeviceRule]) -> Result<(), CgroupError> {
         if self.is_v2 {
             let Some(path) = self.v2.clone() else { return Ok(()) };
@@ -29,8 +31,37 @@ impl Cgroup {
             let path = dir.join(if rule.allow { "devices.allow" } else { "devices.deny" });
             fs::write(&path, v1_line(rule)).map_err(|source| CgroupError::Devices { path, source })?;
         }
-        Ok(())
+        if rules.is_empty() {
+            return Ok(());
+        }
+        let path = dir.join("devices.list");
+        let failed = |source| CgroupError::Devices { path: path.clone(), source };
+        let (holds, wanted) = (v1_list(&fs::read_to_string(&path).map_err(failed)?), v1_allowed(rules));
+        match holds == wanted {
+            true => Ok(()),
+            false => Err(failed(io::Error::other(format!("the kernel holds {holds:?} where {wanted:?} was written")))),
+        }
     }
+}
+
+/// The kernel's list of what is allowed: `c 1:3` → access bits.
+fn v1_list(text: &str) -> BTreeMap<String, i32> {
+    let lines = text.lines().filter_map(|line| line.rsplit_once(' '));
+    lines.map(|(node, access)| (node.to_owned(), access_bits(access))).collect()
+}
+
+/// The same of rules that begin with "nothing": the kernel joins what is allowed of one node.
+fn v1_allowed(rules: &[DeviceRule]) -> BTreeMap<String, i32> {
+    let mut all = BTreeMap::new();
+    for rule in rules.iter().filter(|rule| rule.allow) {
+        if rule.kind == 'a' {
+            return [("a *:*".to_owned(), READ | WRITE | MKNOD)].into();
+        }
+        for (node, bits) in v1_list(&v1_line(rule)) {
+            *all.entry(node).or_default() |= bits;
+        }
+    }
+    all
 }
 
 const MKNOD: i32 = 1;
@@ -234,6 +265,30 @@ mod tests {
         assert!(allowed(&program, CHAR, READ, 1, 9));
         assert!(!allowed(&program, CHAR, READ | WRITE, 1, 9));
         assert!(!allowed(&super::program(&[]), CHAR, READ, 1, 3), "no rule, no device");
+    }
+
+    #[test]
+    fn what_the_kernel_lists_is_what_was_allowed() {
+        let null = |access: &str| Device {
+            path: "/dev/null".into(),
+            kind: 'c',
+            major: 1,
+            minor: 3,
+            mode: 0o666,
+            uid: 0,
+            gid: 0,
+            access: access.into(),
+        };
+        let rules = device_rules(&[null("r"), null("w")]);
+        let lists: Vec<String> = rules.iter().filter(|rule| rule.allow).map(v1_line).collect();
+        assert_eq!(v1_allowed(&rules)["c 1:3"], READ | WRITE | MKNOD, "joined");
+        // The kernel joins the three lines about 1:3; the order is its own.
+        let kernel: Vec<&String> = lists.iter().rev().filter(|line| *line != "c 1:3 r" && *line != "c 1:3 w").collect();
+        let text = kernel.iter().map(|line| format!("{line}\n")).collect::<String>();
+        assert_eq!(v1_list(&text), v1_allowed(&rules));
+        assert_ne!(v1_list("a *:* rwm\n"), v1_allowed(&rules));
+        let everything = DeviceRule { allow: true, kind: 'a', major: None, minor: None, access: "rwm".into() };
+        assert_eq!(v1_list("a *:* rwm\n"), v1_allowed(&[everything]));
     }
 
     #[test]

@@ -89,10 +89,20 @@ pub(super) fn plan(
         let id = entry.record.id.clone();
         undo.push("give the GPUs back", move || Ok(lease::release(&leases, &id)?));
     }
+    edits.notices.extend(misled(request));
     let own = nodes(request)?;
     edits.devices.retain(|device| !own.iter().any(|other| other.path == device.path));
     edits.devices.extend(own);
     Ok(edits)
+}
+
+/// A word to who asks as one asks NVIDIA's own runtime.
+fn misled(request: &Request) -> Option<String> {
+    let asked =
+        request.env.iter().rev().find(|(name, _)| name == "NVIDIA_VISIBLE_DEVICES").map(|(_, value)| value.as_str());
+    let value = asked.filter(|value| request.gpus.is_none() && !["", "void", "none"].contains(value))?;
+    let flag = if value == "all" { "all".to_owned() } else { format!("device={value}") };
+    Some(format!("`NVIDIA_VISIBLE_DEVICES={value}` gives no GPU by itself: say `--gpus {flag}`"))
 }
 
 fn now() -> u64 {

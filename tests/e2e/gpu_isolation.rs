@@ -59,6 +59,12 @@ fn native() {
     assert_eq!(cache(), first);
     assert_eq!(lab.ok(&["exec", "lab", "sh", "-c", &later]), said);
     lab.ok(&["rm", "-f", "lab"]);
+    let answer = lab.run(&["run", "--rm", "--network", "none", "-e", "NVIDIA_VISIBLE_DEVICES=1", "box", "env"]);
+    assert!(
+        answer.out.contains("NVIDIA_VISIBLE_DEVICES=void") && answer.err.contains("say `--gpus device=1`"),
+        "{}",
+        answer.err
+    );
     let without = format!("{OPEN}; mknod /tmp/n c 195 0; try /tmp/n");
     assert_eq!(lab.shell(&[], &without), "Operation not permitted", "no --gpus, no GPU");
     assert_eq!(lab.host.leftovers(), "");
