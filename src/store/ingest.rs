@@ -3,9 +3,14 @@
 //! The first thread reads, hashes the packed bytes and inflates; the second hashes the tar stream, scans its headers and writes it. The
 //! buffers go round in a ring, so memory does not depend on the layer. Inflating is the larger half; with two layers at a time both
 //! cores of a small machine are busy.
+//!
+//! The tar is written past the page cache (`O_DIRECT`) where the file system can: copying into the cache cost more CPU than inflating,
+//! and a container's reads go past it too (`rootfs::images`). Whole chunks go that way; the last, odd one is written as usual.
+
+mod buffer;
 
 use std::fs::File;
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, BufRead, Read};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -18,10 +23,11 @@ use crate::layer::{Entry, Scanner, TarError};
 use crate::names::Digest;
 use crate::sys;
 use crate::transport::{BlobReader, SourceLayer};
+use buffer::{Buffer, DirectWriter};
 
-/// Large enough that a system call and a hand-over cost nothing, small enough to stay in the cache.
-const CHUNK: usize = 512 << 10;
-const CHUNKS: usize = 6;
+/// Large enough that a system call, a hand-over and a write past the page cache cost nothing.
+const CHUNK: usize = 1 << 20;
+const CHUNKS: usize = 4;
 const PACKED_CHUNK: usize = 256 << 10;
 /// How much is handed to the disk at a time while the rest is still being inflated.
 const WRITEBACK: u64 = 16 << 20;
@@ -66,16 +72,16 @@ pub(super) struct Ingested {
     pub entries: Vec<Entry>,
 }
 
-type Chunk = (Vec<u8>, usize);
+type Chunk = (Buffer, usize);
 
 /// Takes a layer in: its tar stream goes to `out`, which is synced at the end; every digest that is known is checked.
 /// `at` is its number for those who watch.
 pub(super) fn ingest(at: usize, layer: &SourceLayer, out: &File, shared: &Shared<'_>) -> Result<Ingested, IngestError> {
     let (full, to_write) = sync_channel::<Chunk>(CHUNKS);
-    let (empty, to_fill) = sync_channel::<Vec<u8>>(CHUNKS);
+    let (empty, to_fill) = sync_channel::<Buffer>(CHUNKS);
     for _ in 0..CHUNKS {
         // The channel has room for all of them.
-        let _ = empty.send(vec![0; CHUNK]);
+        let _ = empty.send(Buffer::new(CHUNK));
     }
     std::thread::scope(|scope| {
         let unpacking = scope.spawn(move || unpack(at, layer, &to_fill, &full, shared));
@@ -95,16 +101,17 @@ pub(super) fn ingest(at: usize, layer: &SourceLayer, out: &File, shared: &Shared
 fn unpack(
     at: usize,
     layer: &SourceLayer,
-    buffers: &Receiver<Vec<u8>>,
+    buffers: &Receiver<Buffer>,
     full: &SyncSender<Chunk>,
     shared: &Shared<'_>,
 ) -> Result<(), IngestError> {
     let packed = Packed::new(at, layer, shared).map_err(IngestError::Unpack)?;
     let mut unpacker = Unpacker::new(packed).map_err(IngestError::Unpack)?;
-    for mut buffer in buffers {
+    for mut chunk in buffers {
         if shared.stop.load(Ordering::Relaxed) {
             return Err(IngestError::Stopped);
         }
+        let buffer = chunk.bytes_mut();
         let mut filled = 0;
         while filled < buffer.len() {
             match unpacker.read(&mut buffer[filled..]) {
@@ -119,7 +126,7 @@ fn unpack(
             // Before the last chunk goes: the writer finishes only what is known to be right.
             unpacker.finish(layer.digest)?;
         }
-        if filled > 0 && full.send((buffer, filled)).is_err() {
+        if filled > 0 && full.send((chunk, filled)).is_err() {
             return Ok(());
         }
         if last {
@@ -131,7 +138,7 @@ fn unpack(
 
 fn write(
     chunks: Receiver<Chunk>,
-    empty: &SyncSender<Vec<u8>>,
+    empty: &SyncSender<Buffer>,
     out: &File,
     diff_id: Digest,
     shared: &Shared<'_>,
@@ -139,14 +146,14 @@ fn write(
     let mut hash = Sha256::new();
     let mut scanner = Scanner::new();
     let (mut size, mut told, mut checked, mut memory) = (0u64, 0u64, 0u64, 0usize);
-    let mut file = out;
+    let mut file = DirectWriter::new(out);
     for (buffer, filled) in chunks {
-        let bytes = &buffer[..filled];
+        let bytes = &buffer.bytes()[..filled];
         hash.update(bytes);
         scanner.feed(bytes).map_err(IngestError::Tar)?;
-        file.write_all(bytes).map_err(IngestError::Write)?;
+        file.write(bytes).map_err(IngestError::Write)?;
         size += filled as u64;
-        if size - told >= WRITEBACK {
+        if size - told >= WRITEBACK && !file.is_direct() {
             sys::file::start_writeback(out, told, size - told);
             told = size;
         }
