@@ -56,7 +56,7 @@ impl<'a> DirectWriter<'a> {
     /// Writes all of `bytes`, which lie in a [`Buffer`]. What is no whole number of blocks ends the direct writing.
     pub fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            if self.direct && bytes.len() % ALIGN != 0 {
+            if self.direct && !bytes.len().is_multiple_of(ALIGN) {
                 self.end_direct()?;
             }
             match self.file.write(bytes) {
