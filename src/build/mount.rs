@@ -49,98 +49,127 @@ pub enum Sharing {
 
 /// Reads the value of a `--mount` flag, variables put in already.
 pub fn parse(flag: &Flag, text: &str, workdir: &dyn Fn(&str) -> String) -> Result<Mount, Problem> {
-    let bad = |what: String| Problem::FlagValue { instruction: "RUN", flag: flag.name.clone(), what };
-    let mut fields: Vec<(String, Option<String>)> = Vec::new();
-    for field in text.split(',').filter(|field| !field.is_empty()) {
-        let field = field.trim_matches('"');
-        match field.split_once('=') {
-            Some((key, value)) => fields.push((key.to_ascii_lowercase(), Some(value.to_owned()))),
-            None => fields.push((field.to_ascii_lowercase(), None)),
+    let mut fields = Fields::read(flag, text);
+    let kind = fields.take(&["type"]).unwrap_or_else(|| "bind".into());
+    let mount = match kind.as_str() {
+        "cache" => fields.cache(workdir)?,
+        "bind" => fields.bind(workdir)?,
+        "secret" => fields.secret(workdir)?,
+        "tmpfs" => {
+            let target = fields.target(workdir)?;
+            let size = fields.take(&["size"]).map(|size| {
+                crate::units::parse_memory(&size)
+                    .map_err(|_| fields.bad(format!("has `size={size}`, which is no size")))
+            });
+            Mount::Tmpfs { target, size: size.transpose()? }
+        }
+        other => return Err(fields.bad(format!("has the type `{other}`, which gpurun does not know"))),
+    };
+    match fields.all.iter().find(|(key, _)| !fields.used.contains(&key.as_str())) {
+        Some((key, _)) => Err(fields.bad(format!("has `{key}`, which a {kind} mount does not know"))),
+        None => Ok(mount),
+    }
+}
+
+/// The `key=value` fields of one mount, and which of them somebody has asked for.
+struct Fields<'a> {
+    flag: &'a Flag,
+    all: Vec<(String, Option<String>)>,
+    used: Vec<&'static str>,
+}
+
+impl<'a> Fields<'a> {
+    fn read(flag: &'a Flag, text: &str) -> Self {
+        let field = |field: &str| match field.trim_matches('"').split_once('=') {
+            Some((key, value)) => (key.to_ascii_lowercase(), Some(value.to_owned())),
+            None => (field.trim_matches('"').to_ascii_lowercase(), None),
+        };
+        let all = text.split(',').filter(|text| !text.is_empty()).map(field).collect();
+        Self { flag, all, used: Vec::new() }
+    }
+
+    fn bad(&self, what: String) -> Problem {
+        Problem::FlagValue { instruction: "RUN", flag: self.flag.name.clone(), what }
+    }
+
+    /// The last value under one of these names; a bare name is `true`.
+    fn take(&mut self, names: &[&'static str]) -> Option<String> {
+        self.used.extend_from_slice(names);
+        let found = self.all.iter().rev().find(|(key, _)| names.contains(&key.as_str()));
+        found.map(|(_, value)| value.clone().unwrap_or_else(|| "true".into()))
+    }
+
+    fn target(&mut self, workdir: &dyn Fn(&str) -> String) -> Result<String, Problem> {
+        let target = self.take(&["target", "dst", "destination"]);
+        target.map(|target| workdir(&target)).ok_or_else(|| self.bad("needs a `target`".into()))
+    }
+
+    fn source(&mut self) -> String {
+        self.take(&["source", "src"]).unwrap_or_else(|| "/".into())
+    }
+
+    fn number(&mut self, name: &'static str, default: u32, radix: u32) -> Result<u32, Problem> {
+        let Some(value) = self.take(&[name]) else { return Ok(default) };
+        u32::from_str_radix(&value, radix).map_err(|_| self.bad(format!("has a `{name}` that is no number")))
+    }
+
+    fn truth(&mut self, names: &[&'static str]) -> Result<Option<bool>, Problem> {
+        match self.take(names).as_deref() {
+            None => Ok(None),
+            Some("false" | "0") => Ok(Some(false)),
+            Some("true" | "1" | "") => Ok(Some(true)),
+            Some(other) => Err(self.bad(format!("has `{}={other}`, which is neither true nor false", names[0]))),
         }
     }
-    let mut used = vec!["type"];
-    let mut take = |names: &[&'static str]| -> Option<String> {
-        used.extend_from_slice(names);
-        fields
-            .iter()
-            .rev()
-            .find(|(key, _)| names.contains(&key.as_str()))
-            .map(|(_, value)| value.clone().unwrap_or("true".into()))
-    };
-    let number = |name: &str, value: Option<String>, default: u32, radix: u32| match value {
-        None => Ok(default),
-        Some(value) => u32::from_str_radix(&value, radix).map_err(|_| bad(format!("has a `{name}` that is no number"))),
-    };
-    let truth = |name: &str, value: Option<String>| match value.as_deref() {
-        None | Some("false" | "0") => Ok(false),
-        Some("true" | "1" | "") => Ok(true),
-        Some(other) => Err(bad(format!("has `{name}={other}`, which is neither true nor false"))),
-    };
-    let kind = take(&["type"]).unwrap_or_else(|| "bind".into());
-    let target = take(&["target", "dst", "destination"]);
-    let needed =
-        |target: Option<String>| target.map(|target| workdir(&target)).ok_or_else(|| bad("needs a `target`".into()));
-    let mount = match kind.as_str() {
-        "cache" => {
-            let target = needed(target)?;
-            let sharing = match take(&["sharing"]).as_deref() {
-                None | Some("shared") => Sharing::Shared,
-                Some("private") => Sharing::Private,
-                Some("locked") => Sharing::Locked,
-                Some(other) => return Err(bad(format!("has `sharing={other}`: it is shared, private or locked"))),
-            };
-            Mount::Cache {
-                id: take(&["id"]).unwrap_or_else(|| target.clone()),
-                sharing,
-                mode: number("mode", take(&["mode"]), 0o755, 8)?,
-                owner: (number("uid", take(&["uid"]), 0, 10)?, number("gid", take(&["gid"]), 0, 10)?),
-                from: take(&["from"]),
-                source: take(&["source", "src"]).unwrap_or_else(|| "/".into()),
-                read_only: truth("ro", take(&["ro", "readonly"]))?,
-                target,
-            }
-        }
-        "bind" => {
-            let target = needed(target)?;
-            let read_only = take(&["ro", "readonly"]);
-            let writable = truth("rw", take(&["rw", "readwrite"]))? || read_only.as_deref() == Some("false");
-            Mount::Bind {
-                from: take(&["from"]),
-                source: take(&["source", "src"]).unwrap_or_else(|| "/".into()),
-                target,
-                writable,
-            }
-        }
-        "secret" => {
-            let env = take(&["env"]);
-            let from_target = || target.as_deref().and_then(|path| path.rsplit('/').next()).map(str::to_owned);
-            let id = take(&["id", "source", "src"]).or_else(from_target).ok_or_else(|| bad("needs an `id`".into()))?;
-            Mount::Secret {
-                target: match (target, &env) {
-                    (Some(target), _) => Some(workdir(&target)),
-                    (None, Some(_)) => None,
-                    (None, None) => Some(format!("/run/secrets/{id}")),
-                },
-                env,
-                mode: number("mode", take(&["mode"]), 0o400, 8)?,
-                owner: (number("uid", take(&["uid"]), 0, 10)?, number("gid", take(&["gid"]), 0, 10)?),
-                required: truth("required", take(&["required"]))?,
-                id,
-            }
-        }
-        "tmpfs" => Mount::Tmpfs {
-            target: needed(target)?,
-            size: take(&["size"])
-                .map(|size| {
-                    crate::units::parse_memory(&size).map_err(|_| bad(format!("has `size={size}`, which is no size")))
-                })
-                .transpose()?,
-        },
-        other => return Err(bad(format!("has the type `{other}`, which gpurun does not know"))),
-    };
-    match fields.iter().find(|(key, _)| !used.contains(&key.as_str())) {
-        Some((key, _)) => Err(bad(format!("has `{key}`, which a {kind} mount does not know"))),
-        None => Ok(mount),
+
+    fn owner(&mut self) -> Result<(u32, u32), Problem> {
+        Ok((self.number("uid", 0, 10)?, self.number("gid", 0, 10)?))
+    }
+
+    fn cache(&mut self, workdir: &dyn Fn(&str) -> String) -> Result<Mount, Problem> {
+        let target = self.target(workdir)?;
+        let sharing = match self.take(&["sharing"]).as_deref() {
+            None | Some("shared") => Sharing::Shared,
+            Some("private") => Sharing::Private,
+            Some("locked") => Sharing::Locked,
+            Some(other) => return Err(self.bad(format!("has `sharing={other}`: it is shared, private or locked"))),
+        };
+        Ok(Mount::Cache {
+            id: self.take(&["id"]).unwrap_or_else(|| target.clone()),
+            sharing,
+            mode: self.number("mode", 0o755, 8)?,
+            owner: self.owner()?,
+            from: self.take(&["from"]),
+            source: self.source(),
+            read_only: self.truth(&["ro", "readonly"])?.unwrap_or(false),
+            target,
+        })
+    }
+
+    fn bind(&mut self, workdir: &dyn Fn(&str) -> String) -> Result<Mount, Problem> {
+        let target = self.target(workdir)?;
+        let read_only = self.truth(&["ro", "readonly"])?;
+        let writable = self.truth(&["rw", "readwrite"])?.unwrap_or(read_only == Some(false));
+        Ok(Mount::Bind { from: self.take(&["from"]), source: self.source(), target, writable })
+    }
+
+    fn secret(&mut self, workdir: &dyn Fn(&str) -> String) -> Result<Mount, Problem> {
+        let (target, env) = (self.take(&["target", "dst", "destination"]), self.take(&["env"]));
+        let last_name = target.as_deref().and_then(|path| path.rsplit('/').next()).map(str::to_owned);
+        let id = self.take(&["id", "source", "src"]).or(last_name).ok_or_else(|| self.bad("needs an `id`".into()))?;
+        Ok(Mount::Secret {
+            target: match (target, &env) {
+                (Some(target), _) => Some(workdir(&target)),
+                // In the environment alone.
+                (None, Some(_)) => None,
+                (None, None) => Some(format!("/run/secrets/{id}")),
+            },
+            env,
+            mode: self.number("mode", 0o400, 8)?,
+            owner: self.owner()?,
+            required: self.truth(&["required"])?.unwrap_or(false),
+            id,
+        })
     }
 }
 
