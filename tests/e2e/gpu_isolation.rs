@@ -94,7 +94,8 @@ fn linker() {
         args.extend(["glibc", "load"]);
         lab.run(&args)
     };
-    assert_eq!(run(&["--gpus", "all"]).out, "loaded\n");
+    let loaded = run(&["--gpus", "all"]);
+    assert_eq!(loaded.out, "loaded\n", "{}", loaded.err);
     assert!(run(&[]).out.contains("libcuda.so.1: cannot open shared object file"));
     let denied = run(&["--gpus", "all,capabilities=utility"]);
     assert!(denied.out.contains("libcuda.so.1: cannot open"), "a set without compute has no CUDA: {}", denied.out);
