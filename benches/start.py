@@ -52,7 +52,9 @@ def bundle():
     call(GPURUN, "rm", "-f", "spec")
     spec["process"]["args"] = ["/bin/true"]
     spec["root"] = {"path": f"{work}/image"}
-    spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "bind"]
+    # Under version 1 gpurun binds each controller's directory; crun and runc mount the cgroups by themselves, read-only.
+    spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "bind" and mount["destination"] != "/sys/fs/cgroup"]
+    spec["mounts"].append({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]})
     spec["linux"]["namespaces"] = [{key: value for key, value in entry.items() if key != "path"} for entry in spec["linux"]["namespaces"]]
     spec["linux"]["cgroupsPath"] = "/gpurun-bench"
     spec.pop("hooks", None)
@@ -76,11 +78,15 @@ def main():
             tools[runtime] = ["unshare", "-m", "sh", "-c", hidden, "sh", runtime, "--root", f"{work}/{runtime}", "run", "-b", f"{work}/bundle", "bench"]
     tools["unshare alone"] = ["unshare", "-m", "sh", "-c", hidden, "sh", "true"]
     if shutil.which("podman"):
-        podman = ["podman", "--root", f"{work}/podman", "--runroot", f"{work}/podman-run"]
+        # Debian's podman has crun below it: the same private namespace; and its own ulimits are above this host's hard limits.
+        with open(f"{work}/containers.conf", "w") as conf:
+            conf.write('[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n')
+        environment["CONTAINERS_CONF"] = f"{work}/containers.conf"
+        podman = ["unshare", "-m", "sh", "-c", hidden, "sh", "podman", "--root", f"{work}/podman", "--runroot", f"{work}/podman-run"]
         call(*podman, "load", "-i", f"{work}/bench.tar")
         for network in ("none", "bridge"):
             name = "podman, no network" if network == "none" else "podman, bridge"
-            tools[name] = [*podman, "run", "--rm", "--network", "none" if network == "none" else "bridge", "--ulimit", "host", "bench", "/bin/true"]
+            tools[name] = [*podman, "run", "--rm", "--network", network, "localhost/bench:latest", "/bin/true"]
     if subprocess.run(["docker", "info"], capture_output=True).returncode == 0:
         call("docker", "load", "-i", f"{work}/bench.tar")
         tools["docker, no network"] = ["docker", "run", "--rm", "--network", "none", "bench", "/bin/true"]

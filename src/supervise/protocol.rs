@@ -117,7 +117,7 @@ impl Connection {
     /// Connects to a container's supervisor.
     pub fn connect(path: &std::path::Path) -> io::Result<Self> {
         let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
-        connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        at_path(path, |address| connect(fd.as_raw_fd(), address))?;
         Ok(Self(fd))
     }
 
@@ -171,6 +171,20 @@ impl AsFd for Connection {
     }
 }
 
+/// Uses a socket's path. One that is longer than an address holds (108 bytes, unix(7)) is reached through its directory's descriptor.
+fn at_path(path: &std::path::Path, each: impl FnOnce(&UnixAddr) -> nix::Result<()>) -> io::Result<()> {
+    match UnixAddr::new(path) {
+        Err(nix::Error::ENAMETOOLONG) => {}
+        address => return Ok(each(&address?)?),
+    }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let dir = std::fs::File::open(parent)?;
+    let short = std::path::PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name);
+    Ok(each(&UnixAddr::new(&short)?)?)
+}
+
 /// The socket on which a supervisor waits for commands.
 #[derive(Debug)]
 pub struct Listener(UnixListener);
@@ -184,7 +198,7 @@ impl Listener {
         }
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
-        bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        at_path(path, |address| bind(fd.as_raw_fd(), address))?;
         listen(&fd, Backlog::new(16)?)?;
         // The standard library's listener serves any type of unix socket once it is bound.
         Ok(Self(UnixListener::from(fd)))
@@ -287,6 +301,18 @@ mod tests {
             assert_eq!(supervisor.receive::<ToSupervisor>().unwrap(), Some(message));
         }
         assert_eq!(supervisor.receive::<ToSupervisor>().unwrap(), None, "a closed end is the end");
+    }
+
+    #[test]
+    fn a_socket_may_lie_deep() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d".repeat(120));
+        std::fs::create_dir(&deep).unwrap();
+        let listener = Listener::bind(&deep.join("control")).unwrap();
+        let client = Connection::connect(&deep.join("control")).unwrap();
+        client.send(&ToSupervisor::StdinEnd).unwrap();
+        let server = listener.accept().unwrap().unwrap();
+        assert_eq!(server.receive::<ToSupervisor>().unwrap(), Some(ToSupervisor::StdinEnd));
     }
 
     #[test]
