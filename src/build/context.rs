@@ -29,8 +29,12 @@ const MAX_IGNORE: u64 = 4 << 20;
 pub enum ContextError {
     #[error("cannot read `{path}` of the build context")]
     Read { path: String, source: io::Error },
+    #[error("cannot read `{}`, which says what to leave out of the context", .path.display())]
+    Ignore { path: PathBuf, source: io::Error },
     #[error("cannot open the build context `{}`", .path.display())]
     Open { path: PathBuf, source: io::Error },
+    #[error("cannot make a copy of `{path}` of the build context")]
+    Copy { path: String, source: io::Error },
     #[error("the build context has no `{0}`")]
     Missing(String),
     #[error("the build context has no `{0}` that is not ignored")]
@@ -80,6 +84,8 @@ pub enum FoundKind {
 pub struct Source {
     pub name: Vec<u8>,
     pub found: Vec<Found>,
+    /// Something in it is ignored.
+    pub hides: bool,
 }
 
 /// An open context.
@@ -99,10 +105,19 @@ impl Context {
         // Its real path: bind mounts are made elsewhere, where a relative one means nothing.
         let path = std::fs::read_link(crate::sys::mount::fd_path(&root)).map_err(failed)?;
         let mut context = Self { root, path, ignore: Ignore::default() };
-        let own = containerfile.map(|file| PathBuf::from(format!("{}.dockerignore", file.display())));
-        if let Some(text) = own.and_then(|own| std::fs::read_to_string(own).ok()) {
-            context.ignore = Ignore::parse(&text)?;
-            return Ok(context);
+        for kind in ["containerignore", "dockerignore"] {
+            let Some(file) = containerfile else { break };
+            let mut own = file.as_os_str().to_owned();
+            own.push(format!(".{kind}"));
+            let failed = |source| ContextError::Ignore { path: PathBuf::from(&own), source };
+            match File::open(&own).and_then(read_ignore) {
+                Ok(text) => {
+                    context.ignore = Ignore::parse(&text)?;
+                    return Ok(context);
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
         }
         for name in [".containerignore", ".dockerignore"] {
             let file = match context.open_file(Path::new(name)) {
@@ -110,9 +125,7 @@ impl Context {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(source) => return Err(ContextError::Read { path: name.into(), source }),
             };
-            let mut text = String::new();
-            io::Read::read_to_string(&mut io::Read::take(file, MAX_IGNORE), &mut text)
-                .map_err(|source| ContextError::Read { path: name.into(), source })?;
+            let text = read_ignore(file).map_err(|source| ContextError::Read { path: name.into(), source })?;
             context.ignore = Ignore::parse(&text)?;
             break;
         }
@@ -196,13 +209,13 @@ impl Context {
                 Err(source) => return Err(ContextError::Read { path: shown(), source }),
             };
             let real = self.real(&fd).map_err(|source| ContextError::Read { path: shown(), source })?;
-            let mut found = Vec::new();
-            self.walk(&real, &mut Vec::new(), &mut found, 0)?;
-            if found.is_empty() && literal {
+            let name = path.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default();
+            let mut source = Source { name, found: Vec::new(), hides: false };
+            self.walk(&real, &mut Vec::new(), &mut source, 0)?;
+            if source.found.is_empty() && literal {
                 return Err(ContextError::Ignored(shown()));
             }
-            let name = path.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default();
-            sources.push(Source { name, found });
+            sources.push(source);
         }
         if sources.iter().all(|source| source.found.is_empty()) {
             return Err(ContextError::Missing(word.to_owned()));
@@ -233,11 +246,12 @@ impl Context {
     }
 
     /// Everything from `path` (real, below the context) down, in the order of the names.
-    fn walk(&self, path: &Path, name: &mut Vec<u8>, out: &mut Vec<Found>, depth: usize) -> Result<(), ContextError> {
+    fn walk(&self, path: &Path, name: &mut Vec<u8>, out: &mut Source, depth: usize) -> Result<(), ContextError> {
         let shown = || path.display().to_string();
         let failed = |source: io::Error| ContextError::Read { path: shown(), source };
         let bytes = path.as_os_str().as_bytes();
         let excluded = !bytes.is_empty() && self.ignore.excludes(bytes);
+        out.hides |= excluded;
         let stat = match self.stat(path) {
             Ok(stat) => stat,
             Err(_) if excluded => return Ok(()),
@@ -248,8 +262,8 @@ impl Context {
         if excluded && !(is_directory && self.ignore.takes_back()) {
             return Ok(());
         }
-        let at = out.len();
-        out.push(Found {
+        let at = out.found.len();
+        out.found.push(Found {
             name: name.clone(),
             path: path.into(),
             kind: self.kind(path, &stat)?,
@@ -271,9 +285,9 @@ impl Context {
             self.walk(&path.join(OsStr::from_bytes(&child)), name, out, depth + 1)?;
             name.truncate(length);
         }
-        if excluded && out.len() == at + 1 {
+        if excluded && out.found.len() == at + 1 {
             // Nothing in it was taken back.
-            out.pop();
+            out.found.pop();
         }
         Ok(())
     }
@@ -331,6 +345,39 @@ impl Context {
         if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file any more")) }
     }
 
+    /// Writes what [`Context::select`] found at `to`, which does not exist, in a directory of this process's own.
+    pub fn copy_out(&self, source: &Source, to: &Path) -> Result<(), ContextError> {
+        use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+        // Joined with nothing, a file's path would end with a slash.
+        let place = |found: &Found| match found.name.as_slice() {
+            b"" => to.to_owned(),
+            name => to.join(OsStr::from_bytes(name)),
+        };
+        for found in &source.found {
+            let path = place(found);
+            let failed = |source| ContextError::Copy { path: found.path.display().to_string(), source };
+            match &found.kind {
+                FoundKind::Directory => std::fs::create_dir(&path).map_err(failed)?,
+                FoundKind::Symlink(target) => symlink(OsStr::from_bytes(target), &path).map_err(failed)?,
+                FoundKind::File { .. } => {
+                    let mut options = std::fs::OpenOptions::new();
+                    let mut file = options.write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+                    self.read(found, |bytes| io::Write::write_all(&mut file, bytes))?.map_err(failed)?;
+                    file.set_permissions(PermissionsExt::from_mode(found.mode.into())).map_err(failed)?;
+                    let time = u64::try_from(found.mtime).unwrap_or(0);
+                    let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(time);
+                    file.set_modified(time).map_err(failed)?;
+                }
+            }
+        }
+        // Last, and from the inside out: a directory may not let its owner write.
+        for found in source.found.iter().rev().filter(|found| found.kind == FoundKind::Directory) {
+            let failed = |source| ContextError::Copy { path: found.path.display().to_string(), source };
+            std::fs::set_permissions(place(found), PermissionsExt::from_mode(found.mode.into())).map_err(failed)?;
+        }
+        Ok(())
+    }
+
     /// Reads a file that [`Context::select`] found; another content than it had then is an error.
     pub fn read(
         &self,
@@ -353,6 +400,13 @@ impl Context {
         let same = read.is_ok() && left == 0 && <[u8; 32]>::from(hash.finalize()) == *digest;
         if same { Ok(Ok(())) } else { Err(ContextError::Changed(shown())) }
     }
+}
+
+/// All of an ignore file, or an error: half of one would let in what it was to keep out.
+fn read_ignore(file: File) -> io::Result<String> {
+    let mut text = String::new();
+    io::Read::read_to_string(&mut io::Read::take(file, MAX_IGNORE + 1), &mut text)?;
+    if text.len() as u64 > MAX_IGNORE { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(text) }
 }
 
 fn copy(mut file: &File, mut sink: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<u64> {

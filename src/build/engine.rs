@@ -15,7 +15,7 @@ use super::stages::{self, Base, Stages};
 use super::state::State;
 use super::words::Expander;
 use super::{Built, Options, Output, Pull, StepName};
-use crate::image::{Config, History, ImageDocument, architecture};
+use crate::image::{Config, History, ImageDocument, Platform, architecture};
 use crate::layer::{Tree, merge};
 use crate::names::Digest;
 use crate::record::Records;
@@ -113,6 +113,18 @@ pub fn build(
     Ok(Built { id, steps: engine.number, cached: engine.cached })
 }
 
+/// Nothing runs on a base of another machine, and what would come of it is of neither.
+fn runs_here(name: &str, document: ImageDocument) -> Result<ImageDocument, Report> {
+    let platform = Platform { os: document.os.clone(), architecture: document.architecture.clone(), variant: None };
+    let host = Platform::host();
+    // Old images do not say what they are for.
+    if platform.architecture.is_empty() || platform.runs_on(&host) {
+        return Ok(document);
+    }
+    Err(Report::new(format!("the image `{name}` is for {platform}, and this machine is {host}"))
+        .with_hint("`--pull` gets the one for this machine, if the registry has it: builds are for no other"))
+}
+
 fn no_stage(options: &Options, name: &str, stages: &Stages<'_>) -> Report {
     let names: Vec<String> = stages.all.iter().map(|stage| format!("`{}`", stage.label)).collect();
     Report::usage(format!("`{}` has no stage `{name}`", options.file)).with_hint(format!("it has {}", names.join(", ")))
@@ -142,7 +154,10 @@ impl Engine<'_> {
         let document = match &stage.base {
             Base::Scratch => ImageDocument::scratch(),
             Base::Stage(base) => self.finished[base].document.clone(),
-            Base::Image(name) => self.base(name).map_err(|report| self.failed(stage.from, report))?,
+            Base::Image(name) => {
+                let document = self.base(name).and_then(|document| runs_here(name, document));
+                document.map_err(|report| self.failed(stage.from, report))?
+            }
         };
         self.output.done();
         let mut current = Current { stages, at, state: State::new(document) };
@@ -357,7 +372,8 @@ impl Engine<'_> {
             )
         };
         for name in self.options.args.keys() {
-            if !declared(name) && platform_arg(name).is_none() && !super::PREDEFINED.contains(&name.as_str()) {
+            let known = name == "SOURCE_DATE_EPOCH" || super::PREDEFINED.contains(&name.as_str());
+            if !declared(name) && platform_arg(name).is_none() && !known {
                 self.output.notice(&format!("no `ARG {name}` uses `--build-arg {name}`"));
             }
         }

@@ -21,8 +21,33 @@ pub fn is_url(source: &str) -> bool {
     source.starts_with("http://") || source.starts_with("https://")
 }
 
-/// Fetches a URL into a file without a name; answers it with its digest.
-pub fn fetch(store: &Store, url: &str) -> Result<(File, [u8; 32]), Report> {
+/// Whether it names a git repository, which BuildKit would clone.
+#[must_use]
+pub fn is_git(source: &str) -> bool {
+    let path = source.split(['#', '?']).next().unwrap_or(source);
+    ["git@", "git://", "ssh://"].iter().any(|prefix| source.starts_with(prefix))
+        || (is_url(source) && path.trim_end_matches('/').ends_with(".git"))
+}
+
+/// A digest as `ADD --checksum` takes it.
+pub fn checksum(text: &str) -> Result<&str, Report> {
+    let digits = text.strip_prefix("sha256:").unwrap_or_default();
+    let good = digits.len() == 64 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let bad = || Report::new(format!("`--checksum={text}` is not `sha256:` and 64 hexadecimal digits"));
+    if good { Ok(text) } else { Err(bad()) }
+}
+
+/// What a server sent.
+pub struct Fetched {
+    /// Without a name.
+    file: File,
+    pub digest: [u8; 32],
+    /// When it was changed last, if the server says so.
+    modified: Option<i64>,
+}
+
+/// Fetches a URL.
+pub fn fetch(store: &Store, url: &str) -> Result<Fetched, Report> {
     let failed = |cause: &dyn std::fmt::Display| Report::new(format!("cannot fetch `{url}`")).with_cause(cause);
     let host = url.split('/').nth(2).unwrap_or_default();
     let agent = crate::transport::registry::agent(host)?;
@@ -30,6 +55,9 @@ pub fn fetch(store: &Store, url: &str) -> Result<(File, [u8; 32]), Report> {
     if !response.status().is_success() {
         return Err(failed(&format!("the server answered {}", response.status())));
     }
+    let modified = response.headers().get("last-modified").and_then(|value| value.to_str().ok());
+    let modified = modified.and_then(|text| chrono::DateTime::parse_from_rfc2822(text).ok());
+    let modified = modified.map(|time| time.timestamp());
     let mut body = response.into_body().into_reader();
     let mut file = store.nameless_file()?;
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 64 << 10]);
@@ -43,26 +71,43 @@ pub fn fetch(store: &Store, url: &str) -> Result<(File, [u8; 32]), Report> {
         hash.update(&buffer[..got]);
         file.write_all(&buffer[..got]).map_err(|error| failed(&error))?;
     }
-    Ok((file, hash.finalize().into()))
+    Ok(Fetched { file, digest: hash.finalize().into(), modified })
 }
 
-/// A fetched file, as `ADD` puts it: mode 0600, named by the last part of the URL.
-pub fn thing(url: &str, file: File, digest: [u8; 32], mtime: i64) -> Result<Thing, Report> {
+/// A fetched file, as `ADD` puts it: mode 0600, named by the last part of the URL. Without a time of the server's its time is 0, in every
+/// build.
+pub fn thing(url: &str, fetched: Fetched) -> Result<Thing, Report> {
+    let Fetched { file, digest, modified } = fetched;
     let size = file.metadata().map_err(|error| Report::new("cannot read a fetched file").with_cause(error))?.len();
-    let path = url.split(['?', '#']).next().unwrap_or(url);
-    let name = path.rsplit('/').next().unwrap_or_default();
+    let name = file_name(url);
     let segments = if size == 0 { Vec::new() } else { vec![Segment { at: 0, source: 0, offset: 0, len: size }] };
     let item = Item {
         name: Vec::new(),
         kind: EntryKind::File(Data { size, segments }),
         mode: 0o600,
         owner: (0, 0),
-        mtime,
+        mtime: modified.unwrap_or(0),
         xattrs: Default::default(),
         content: Content::Files(Rc::new(vec![file])),
         identity: digest.to_vec(),
     };
     Ok(Thing { name: name.as_bytes().to_vec(), items: vec![item] })
+}
+
+/// The last part of a URL's path; empty, if it ends with a slash.
+fn file_name(url: &str) -> &str {
+    let path = url.split(['?', '#']).next().unwrap_or(url);
+    let path = path.split_once("://").map_or(path, |(_, rest)| rest);
+    path.split_once('/').map_or("", |(_, path)| path.rsplit('/').next().unwrap_or_default())
+}
+
+/// Refuses a URL that does not say what to call the file.
+pub fn check_name(url: &str, destination: &str) -> Result<(), Report> {
+    if !destination.ends_with('/') || !file_name(url).is_empty() {
+        return Ok(());
+    }
+    Err(Report::new(format!("`{url}` does not say what to call the file in `{destination}`"))
+        .with_hint("write the file's name at the end of the destination"))
 }
 
 /// The tree in a tar (plain, gzip, zstd), if the file is one. The names in it are judged by the same rules as a layer's: what climbs out is
@@ -101,4 +146,34 @@ fn inflate(store: &Store, mut input: impl Read) -> io::Result<File> {
     let mut file = store.nameless_file().map_err(io::Error::other)?;
     io::copy(&mut input, &mut file)?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_told_apart() {
+        for (url, git, name) in [
+            ("https://host/dir/file.tar.gz?x=/y#z", false, "file.tar.gz"),
+            ("https://host/", false, ""),
+            ("https://host", false, ""),
+            ("https://host/a/b.git", true, "b.git"),
+            ("https://host/a/b.git#main:dir", true, "b.git"),
+            ("https://host/a/b.github", false, "b.github"),
+        ] {
+            assert_eq!((is_git(url), file_name(url)), (git, name), "{url}");
+        }
+        assert!(is_git("git@host:a/b") && is_git("ssh://git@host/a") && !is_git("dir/b.git"));
+        assert!(check_name("https://host/", "/d/").is_err() && check_name("https://host/", "/d/x").is_ok());
+    }
+
+    #[test]
+    fn checksums_have_one_form() {
+        let good = format!("sha256:{}", "0a".repeat(32));
+        assert_eq!(checksum(&good).expect("good"), good);
+        for text in ["", "sha256:", "sha256:0a", &good.to_uppercase(), &format!("sha512:{}", "0a".repeat(32))] {
+            assert!(checksum(text).is_err(), "{text}");
+        }
+    }
 }

@@ -25,6 +25,7 @@ mod fetch;
 mod hostca;
 mod ignore;
 mod mount;
+mod mounted;
 mod parse;
 mod run;
 mod stages;
@@ -81,6 +82,8 @@ pub trait Output {
     fn begin(&mut self, step: &StepName<'_>);
     /// What its command writes.
     fn log(&mut self, bytes: &[u8]);
+    /// Time goes by, and its command is quiet.
+    fn tick(&mut self);
     /// It was made before.
     fn cached(&mut self);
     fn done(&mut self);

@@ -31,6 +31,9 @@ use crate::store::{Draft, StoreError};
 use crate::supervise::log;
 use crate::supervise::protocol::{FromSupervisor, ToSupervisor};
 
+/// So many milliseconds a command may be quiet before whoever shows it is told.
+const QUIET: u8 = 200;
+
 /// What to run.
 #[derive(Debug)]
 pub struct Run {
@@ -121,6 +124,8 @@ pub fn run<'a>(
 pub enum Heard<'a> {
     Output(&'a [u8]),
     Notice(&'a str),
+    /// It has been quiet for a while: a clock may go on.
+    Nothing,
 }
 
 fn lay_out(dir: &Path, files: &[HostFile]) -> Result<(), Report> {
@@ -194,10 +199,11 @@ fn listen(
     loop {
         let mut fds = vec![PollFd::new(connection.as_fd(), PollFlags::POLLIN)];
         fds.extend(signals.map(|signals| PollFd::new(signals.as_fd(), PollFlags::POLLIN)));
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, PollTimeout::from(QUIET)) {
             Err(nix::Error::EINTR) => continue,
-            other => other.map_err(|errno| lost(errno.into()))?,
-        };
+            Ok(0) => output(Heard::Nothing),
+            other => drop(other.map_err(|errno| lost(errno.into()))?),
+        }
         let heard = fds[0].any().unwrap_or(false);
         if let Some(signals) = signals
             && take_interrupt(signals)

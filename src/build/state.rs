@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::parse::{Command, Flag, Instruction, Problem};
 use super::words::{Expander, Variables, WordError};
 use crate::image::ImageDocument;
+use crate::request::parse_signal;
 
 /// docker's shell, until `SHELL` says otherwise.
 const SHELL: [&str; 2] = ["/bin/sh", "-c"];
@@ -122,7 +123,14 @@ impl State {
                 }
             }
             Instruction::User(user) => config.user = expand(user)?,
-            Instruction::StopSignal(signal) => config.stop_signal = expand(signal)?,
+            Instruction::StopSignal(signal) => {
+                let signal = expand(signal)?;
+                if parse_signal(&signal).is_none() {
+                    let what = "a signal: a name such as `SIGINT`, or a number from 1 to 64";
+                    return Err(Problem::Needs { instruction: "STOPSIGNAL", what });
+                }
+                config.stop_signal = signal;
+            }
             Instruction::Shell(words) => config.shell = words.clone(),
             Instruction::Maintainer(name) => self.document.author = expand(name)?,
             Instruction::Expose(ports) => {

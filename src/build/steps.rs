@@ -1,23 +1,20 @@
 //! The three instructions that change files: `RUN`, `COPY` (and `ADD`), `WORKDIR`.
 
 use std::collections::VecDeque;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::PathBuf;
 
-use super::cache::Key;
 use super::copy::{Plan, Target, Thing, now};
 use super::engine::{Current, Engine};
-use super::mount::{self, Mount, Sharing};
+use super::mount::{self, Mount};
+use super::mounted::Mounted;
 use super::parse::{Command, Copy, Flag, HereDocument};
 use super::run::{self, Heard, HostFile, Run};
 use super::state::{PREDEFINED, State};
 use super::words::Expander;
 use super::{fetch, hostca};
-use crate::durable::FileLock;
-use crate::layer::directory;
 use crate::names::Digest;
 use crate::report::Report;
-use crate::request::{MountRequest, MountSource, NetworkMode};
+use crate::request::NetworkMode;
 use crate::rootfs::users;
 use crate::store::Draft;
 
@@ -27,15 +24,6 @@ const LAST_LINES: usize = 12;
 const USERS: u64 = 16 << 20;
 /// Where a here-document that names its interpreter is seen.
 const SCRIPT: &str = "/run/gpurun-host/script";
-
-/// What a step's mounts need while it runs.
-#[derive(Default)]
-struct Mounted {
-    requests: Vec<MountRequest>,
-    files: Vec<HostFile>,
-    env: Vec<(String, String)>,
-    locks: Vec<FileLock>,
-}
 
 impl Engine<'_> {
     pub fn workdir(&mut self, current: &mut Current<'_>, path: &str) -> Result<(), Report> {
@@ -70,6 +58,7 @@ impl Engine<'_> {
         };
         let (from, chown, chmod) = (flag("from")?, flag("chown")?, flag("chmod")?);
         let checksum = flag("checksum")?;
+        let checksum = checksum.as_deref().map(fetch::checksum).transpose()?;
         let mode = chmod.as_deref().map(octal).transpose()?;
         let mut sources = Vec::new();
         for source in &copy.sources {
@@ -80,10 +69,17 @@ impl Engine<'_> {
         key.add(if copy.add { "ADD" } else { "COPY" }).add(&destination);
         key.add(format!("{chown:?} {mode:?} {sources:?}"));
         let mut things = self.documents(state, &copy.documents)?;
+        check_sources(copy, &sources, &destination, checksum)?;
+        // What a digest names is fetched only where it is not in the cache.
+        let pinned = checksum.map(|checksum| (sources[0].clone(), checksum.to_owned()));
         let from = match from {
+            None if pinned.is_some() => {
+                key.add(checksum.unwrap_or_default());
+                None
+            }
             None => {
                 for source in &sources {
-                    things.extend(self.source(copy.add, source, checksum.as_deref())?);
+                    things.extend(self.source(copy.add, source)?);
                 }
                 None
             }
@@ -99,6 +95,9 @@ impl Engine<'_> {
         let (add, clamp) = (copy.add, self.options.clamp);
         self.step(&mut current.state, &key, &mut |engine, draft, below| {
             let mut things = things.take().unwrap_or_default();
+            if let Some((url, checksum)) = &pinned {
+                things.push(engine.fetch(url, Some(checksum))?);
+            }
             if let Some((name, layers)) = &from {
                 let merged = engine.tree(layers)?;
                 for source in &sources {
@@ -118,23 +117,23 @@ impl Engine<'_> {
     }
 
     /// A word of `COPY` or `ADD` that names something of the context, or a URL.
-    fn source(&mut self, add: bool, source: &str, checksum: Option<&str>) -> Result<Vec<Thing>, Report> {
+    fn source(&mut self, add: bool, source: &str) -> Result<Vec<Thing>, Report> {
         if add && fetch::is_url(source) {
-            let (file, digest) = fetch::fetch(self.store, source)?;
-            let found = format!("sha256:{}", hex::encode(digest));
-            if let Some(wanted) = checksum
-                && wanted != found
-            {
-                return Err(Report::new(format!("`{source}` has the digest `{found}`, not `{wanted}`")));
-            }
-            return Ok(vec![fetch::thing(source, file, digest, self.options.clamp.unwrap_or(0))?]);
-        }
-        if add && (source.starts_with("git@") || source.starts_with("git://")) {
-            return Err(Report::new("`ADD` of a git repository is not supported")
-                .with_hint("clone it beside the Containerfile, or in a `RUN`"));
+            return Ok(vec![self.fetch(source, None)?]);
         }
         let context = self.context.as_ref().ok_or_else(no_context)?;
         Ok(context.select(source)?.into_iter().map(Thing::from_context).collect())
+    }
+
+    fn fetch(&self, url: &str, checksum: Option<&str>) -> Result<Thing, Report> {
+        let fetched = fetch::fetch(self.store, url)?;
+        let found = format!("sha256:{}", hex::encode(fetched.digest));
+        match checksum {
+            Some(wanted) if wanted != found => {
+                Err(Report::new(format!("`{url}` has the digest `{found}`, not `{wanted}`")))
+            }
+            _ => fetch::thing(url, fetched),
+        }
     }
 
     /// Here-documents of a `COPY`, as files.
@@ -268,6 +267,7 @@ impl Engine<'_> {
                 output.log(bytes);
             }
             Heard::Notice(line) => output.notice(line),
+            Heard::Nothing => output.tick(),
         })?;
         let code = step.state.exit_code.unwrap_or(0);
         if code != 0 {
@@ -283,139 +283,6 @@ impl Engine<'_> {
         let layer = layer?;
         removed?;
         Ok(layer)
-    }
-
-    /// What of the mounts the result depends on: contents of the context and of stages; of caches and secrets the names alone.
-    fn add_mounts_to(&mut self, current: &Current<'_>, mounts: &[Mount], key: &mut Key) -> Result<(), Report> {
-        for mount in mounts {
-            key.add(format!("{mount:?}"));
-            match mount {
-                Mount::Bind { from: Some(name), .. } => {
-                    let layers = self.layers_from(current, name)?;
-                    key.add(crate::layer::merge::chain_id(&layers).hex());
-                }
-                Mount::Bind { from: None, source, .. } => {
-                    let context = self.context.as_ref().ok_or_else(no_context)?;
-                    for source in context.select(source)? {
-                        Thing::from_context(source).add_to(key);
-                    }
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn mounts(
-        &mut self,
-        mounts: &[Mount],
-        mut sources: VecDeque<Vec<Digest>>,
-        draft: &mut Draft<'_>,
-    ) -> Result<Mounted, Report> {
-        let mut mounted = Mounted::default();
-        for mount in mounts {
-            match mount {
-                Mount::Tmpfs { target, size } => mounted.requests.push(MountRequest {
-                    source: MountSource::Tmpfs { size: *size, mode: None, options: vec!["exec".into()] },
-                    destination: target.into(),
-                    read_only: false,
-                }),
-                Mount::Secret { id, target, env, mode, owner, required } => {
-                    let Some(bytes) = self.options.secrets.get(id) else {
-                        if *required {
-                            return Err(Report::new(format!("the secret `{id}` was not given"))
-                                .with_hint(format!("`gpurun build --secret id={id},src=FILE …`")));
-                        }
-                        continue;
-                    };
-                    if let Some(name) = env {
-                        let text = String::from_utf8(bytes.clone())
-                            .map_err(|_| Report::new(format!("the secret `{id}` is no text, which `env` needs")))?;
-                        mounted.env.push((name.clone(), text));
-                    }
-                    if let Some(target) = target {
-                        let (bytes, mode) = (bytes.clone(), *mode);
-                        mounted.files.push(HostFile { target: target.into(), bytes, mode, owner: *owner });
-                    }
-                }
-                Mount::Bind { from, source, target, writable } => {
-                    let path = match from {
-                        Some(name) => {
-                            let layers = sources.pop_front().unwrap_or_default();
-                            self.draw(&layers, source, name, draft)?
-                        }
-                        None => self.context_path(source, *writable, draft)?,
-                    };
-                    mounted.requests.push(bind(path, target, !writable));
-                }
-                Mount::Cache { id, target, sharing, mode, owner, from, source, read_only } => {
-                    let filling = from.as_ref().map(|name| (sources.pop_front().unwrap_or_default(), source, name));
-                    let (path, lock) = self.cache_dir(id, *sharing)?;
-                    if !path.exists() {
-                        if let Some((layers, source, name)) = filling {
-                            let drawn = self.draw(&layers, source, name, draft)?;
-                            std::fs::rename(&drawn, &path).map_err(|error| cache_failed(&path, error))?;
-                        } else {
-                            make_cache(&path, *mode, *owner).map_err(|error| cache_failed(&path, error))?;
-                        }
-                    }
-                    mounted.locks.extend(lock);
-                    mounted.requests.push(bind(path, target, *read_only));
-                }
-            }
-        }
-        Ok(mounted)
-    }
-
-    /// The directory of a cache mount, locked as far as its sharing wants it.
-    fn cache_dir(&self, id: &str, sharing: Sharing) -> Result<(PathBuf, Option<FileLock>), Report> {
-        let path = self.cache.mount(id);
-        let failed = |error| cache_failed(&path, error);
-        let lock_path = |path: &PathBuf| path.with_extension("lock");
-        match sharing {
-            Sharing::Shared => Ok((path, None)),
-            Sharing::Locked => {
-                let lock = FileLock::exclusive(&lock_path(&path)).map_err(failed)?;
-                Ok((path, Some(lock)))
-            }
-            Sharing::Private => {
-                for number in 0.. {
-                    let path = if number == 0 { path.clone() } else { self.cache.mount(&format!("{id}\0{number}")) };
-                    if let Some(lock) = FileLock::try_exclusive(&lock_path(&path)).map_err(failed)? {
-                        return Ok((path, Some(lock)));
-                    }
-                }
-                unreachable!("there is always a number that nobody has taken")
-            }
-        }
-    }
-
-    /// A part of a stage or image, as files of this step alone.
-    fn draw(&mut self, layers: &[Digest], source: &str, name: &str, draft: &mut Draft<'_>) -> Result<PathBuf, Report> {
-        use std::os::fd::AsFd;
-        let merged = self.tree(layers)?;
-        let missing = || Report::new(format!("`{name}` has no `{source}`"));
-        let id = merged.0.resolve(source.as_bytes(), true).ok().and_then(|place| place.inode).ok_or_else(missing)?;
-        let scratch = draft.scratch()?;
-        let fd = directory::open_root(&scratch)
-            .map_err(|error| Report::new(format!("cannot open `{}`", scratch.display())).with_cause(error))?;
-        directory::render(&merged.0.below(id), &merged.1, fd.as_fd())?;
-        Ok(if merged.0.children(id).is_some() { scratch } else { scratch.join("file") })
-    }
-
-    /// Something of the context: itself, read-only, or a copy that may be written to.
-    fn context_path(&self, source: &str, writable: bool, draft: &mut Draft<'_>) -> Result<PathBuf, Report> {
-        let context = self.context.as_ref().ok_or_else(no_context)?;
-        let found = context.select(source)?;
-        let first = found.first().and_then(|source| source.found.first());
-        let path = first.map(|found| context.path().join(&found.path)).ok_or_else(no_context)?;
-        if !writable {
-            return Ok(path);
-        }
-        let copy = draft.scratch()?.join("context");
-        crate::rootfs::copy_tree(&path, &copy)
-            .map_err(|error| Report::new(format!("cannot copy `{}`", path.display())).with_cause(error))?;
-        Ok(copy)
     }
 
     /// Proxies, and with `--host-ca` certificates and pip's settings: for this process alone.
@@ -436,6 +303,24 @@ impl Engine<'_> {
     }
 }
 
+/// What can be said of a `COPY`'s sources before any is looked at.
+fn check_sources(copy: &Copy, sources: &[String], destination: &str, checksum: Option<&str>) -> Result<(), Report> {
+    for source in sources.iter().filter(|_| copy.add) {
+        if fetch::is_git(source) {
+            return Err(Report::new("`ADD` of a git repository is not supported")
+                .with_hint("clone it beside the Containerfile, or in a `RUN`"));
+        }
+        if fetch::is_url(source) {
+            fetch::check_name(source, destination)?;
+        }
+    }
+    let one_url = sources.len() == 1 && copy.documents.is_empty() && fetch::is_url(&sources[0]);
+    if checksum.is_some() && !one_url {
+        return Err(Report::new("`ADD --checksum` is the digest of one URL, and of nothing else"));
+    }
+    Ok(())
+}
+
 fn from_tree(merged: &super::engine::Merged, source: &str, name: &str) -> Result<Vec<Thing>, Report> {
     let place = format!("`{name}`");
     let paths = super::copy::matching(&merged.0, source)?;
@@ -445,23 +330,7 @@ fn from_tree(merged: &super::engine::Merged, source: &str, name: &str) -> Result
     paths.iter().map(|path| Ok(Thing::from_tree(&merged.0, &merged.1, path, &place)?)).collect()
 }
 
-fn bind(path: PathBuf, target: &str, read_only: bool) -> MountRequest {
-    let source = MountSource::Bind { path, recursive: false, propagation: None };
-    MountRequest { source, destination: target.into(), read_only }
-}
-
-fn make_cache(path: &std::path::Path, mode: u32, owner: (u32, u32)) -> std::io::Result<()> {
-    // Another build may make it at the same moment.
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    std::os::unix::fs::chown(path, Some(owner.0), Some(owner.1))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-}
-
-fn cache_failed(path: &std::path::Path, error: std::io::Error) -> Report {
-    Report::new(format!("cannot use the cache mount `{}`", path.display())).with_cause(error)
-}
-
-fn no_context() -> Report {
+pub(super) fn no_context() -> Report {
     Report::new("there is no build context")
         .with_hint("give the directory that the files are taken from: `gpurun build DIR`")
 }

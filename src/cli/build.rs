@@ -11,6 +11,7 @@ use super::image::{PullPolicy, RegistryFlags, provide};
 use super::resources::ResourceFlags;
 use super::{Context, print, request};
 use crate::build::{self, Options, Output};
+use crate::image::Platform;
 use crate::names::Reference;
 use crate::report::Report;
 use crate::store::{Image, Store};
@@ -136,6 +137,11 @@ fn options(args: &BuildArgs, context: &Context) -> Result<Options, Report> {
     if !from_stdin && !args.context.is_dir() {
         return Err(Report::usage(format!("the build context `{}` is no directory", args.context.display()))
             .with_hint("name the directory that holds the files to copy: `gpurun build -t NAME .`"));
+    }
+    let host = Platform::host();
+    if let Some(platform) = args.registry.platform.as_ref().filter(|platform| !platform.runs_on(&host)) {
+        return Err(Report::usage(format!("`--platform {platform}`: this machine is {host}, and builds for no other"))
+            .with_hint("build it on such a machine, then `gpurun image save` or push it from there"));
     }
     let path = match &args.file {
         Some(path) if path == Path::new("-") => None,

@@ -50,6 +50,7 @@ pub struct Quiet;
 impl Output for Quiet {
     fn begin(&mut self, _: &StepName<'_>) {}
     fn log(&mut self, _: &[u8]) {}
+    fn tick(&mut self) {}
     fn cached(&mut self) {}
     fn done(&mut self) {}
     fn notice(&mut self, _: &str) {}
@@ -94,6 +95,8 @@ impl Output for Plain {
         self.say(lines);
     }
 
+    fn tick(&mut self) {}
+
     fn cached(&mut self) {
         self.end("CACHED");
     }
@@ -133,7 +136,8 @@ pub struct Fancy {
 impl Fancy {
     fn draw(&mut self, how: Option<&str>) {
         let width = window_size(io::stderr()).map_or(80, |(_, columns)| usize::from(columns)).max(20);
-        let mut text = String::new();
+        // No line may wrap, however wide its letters are: what is drawn over is counted in lines.
+        let mut text = String::from("\x1b[?7l");
         if self.drawn > 0 {
             text.push_str(&format!("\x1b[{}A\x1b[J", self.drawn));
         }
@@ -152,6 +156,7 @@ impl Fancy {
         } else {
             self.drawn = 0;
         }
+        text.push_str("\x1b[?7h");
         let mut out = io::stderr().lock();
         // A terminal that went away is no reason to stop.
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
@@ -183,6 +188,10 @@ impl Output for Fancy {
         if self.at.is_none_or(|at| at.elapsed() >= FRAME) {
             self.draw(None);
         }
+    }
+
+    fn tick(&mut self) {
+        self.draw(None);
     }
 
     fn cached(&mut self) {

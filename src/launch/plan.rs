@@ -16,7 +16,7 @@ use crate::hook;
 use crate::net::{self, PortSpec};
 use crate::record::{Entry, PublishedPort, Records};
 use crate::report::Report;
-use crate::request::{MountSource, NetworkMode, Payload, Request, Seccomp, Ulimit};
+use crate::request::{MountSource, NetworkMode, Payload, Request, Seccomp, Ulimit, parse_signal};
 use crate::rootfs::{self, users};
 use crate::runtime::{self, CreateRequest, INIT_PAYLOAD, Stdio};
 use crate::spec::seccomp::{self, Filter, Profile};
@@ -146,7 +146,8 @@ pub(super) fn make(
     let (rlimits, lowered) = rlimits(&request.ulimits, &gpus.rlimits)?;
     lowered.into_iter().for_each(|word| tell(Progress::Detail(word)));
 
-    let stop_signal = request.stop_signal.or_else(|| signal(&config.stop_signal)).unwrap_or(libc::SIGTERM);
+    // Nonsense in an image counts as none.
+    let stop_signal = request.stop_signal.or_else(|| parse_signal(&config.stop_signal)).unwrap_or(libc::SIGTERM);
     let plan = Plan {
         hostname: (request.network != NetworkMode::Host || request.hostname.is_some()).then_some(hostname),
         rootfs,
@@ -532,12 +533,4 @@ fn last_capability() -> u32 {
 
 fn host_name() -> String {
     nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_else(|_| "localhost".into())
-}
-
-/// An image's STOPSIGNAL, by name or number; nonsense counts as none.
-fn signal(text: &str) -> Option<i32> {
-    if let Ok(number) = text.parse() {
-        return Some(number).filter(|number| (1..=64).contains(number));
-    }
-    text.parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)
 }

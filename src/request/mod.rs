@@ -7,6 +7,7 @@ mod device;
 mod env;
 mod mounts;
 mod restart;
+mod signal;
 mod ulimit;
 
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ pub use device::{DeviceError, DeviceRequest, parse_device};
 pub use env::{EnvError, parse_env, parse_env_file};
 pub use mounts::{MountError, MountRequest, MountSource, parse_mount, parse_tmpfs, parse_volume};
 pub use restart::{RestartError, RestartPolicy};
+pub use signal::parse_signal;
 pub use ulimit::{Ulimit, UlimitError, parse_ulimit};
 
 use crate::spec::AskedLimits;

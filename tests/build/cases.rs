@@ -352,6 +352,38 @@ pub const CASES: &[Case] = &[
         tree: &["d 755 0:0 /d", "f 644 0:0 /d/x x"],
         ..CASE
     },
+    Case {
+        name: "add_of_an_https_repository_is_refused",
+        text: "ADD https://example.com/x/y.git#main /d\n",
+        error: &["line 2", "git repository"],
+        ..CASE
+    },
+    Case {
+        name: "add_checksum_of_a_file_is_refused",
+        files: &[("x", "x")],
+        text: "ADD --checksum=sha256:0000000000000000000000000000000000000000000000000000000000000000 x /x\n",
+        error: &["line 2", "--checksum", "one URL"],
+        ..CASE
+    },
+    Case {
+        name: "add_bad_checksum",
+        text: "ADD --checksum=md5:0 http://127.0.0.1:1/x /x\n",
+        error: &["line 2", "--checksum=md5:0"],
+        ..CASE
+    },
+    Case {
+        name: "add_of_a_url_without_a_name",
+        text: "ADD http://127.0.0.1:1/ /d/\n",
+        error: &["line 2", "what to call the file"],
+        ..CASE
+    },
+    Case {
+        name: "add_chown_and_chmod",
+        files: &[("d/x", "x")],
+        text: "ADD --chown=5:6 --chmod=0640 d/x /x\nADD d /to/\n",
+        tree: &["d 755 0:0 /to", "f 644 0:0 /to/x x", "f 640 5:6 /x x"],
+        ..CASE
+    },
     Case { name: "add_git_is_refused", text: "ADD git@example.com:x/y /d\n", error: &["line 2", "git"], ..CASE },
     Case {
         name: "env_and_arg",
@@ -382,6 +414,42 @@ pub const CASES: &[Case] = &[
             ("/Healthcheck/Test", r#"["CMD", "true"]"#),
             ("/Healthcheck/Interval", "5000000000"),
         ],
+        ..CASE
+    },
+    Case {
+        name: "stopsignal_must_be_one",
+        text: "STOPSIGNAL SIGNOPE\n",
+        error: &["line 2", "`STOPSIGNAL` needs a signal"],
+        ..CASE
+    },
+    Case {
+        name: "healthcheck_none",
+        text: "HEALTHCHECK --retries=3 --start-period=1m --timeout=500ms CMD a || b\nHEALTHCHECK NONE\n",
+        config: &[("/Healthcheck/Test", r#"["NONE"]"#)],
+        ..CASE
+    },
+    Case {
+        name: "expansion_in_every_instruction_that_has_it",
+        files: &[("src-1/x", "x")],
+        text: "ARG N=1 P=/to U=5:6\nWORKDIR ${P}/w\nCOPY --chown=$U src-${N} $P/c\nUSER $U\nEXPOSE ${N}80\nVOLUME $P/v\n\
+            STOPSIGNAL ${S:-SIGINT}\nLABEL n$N=${P#/}\nENV E=${P%o}${P/to/at}\nCMD [\"$N\"]\n",
+        tree: &["d 755 0:0 /to", "d 755 5:6 /to/c", "f 644 5:6 /to/c/x x", "d 755 0:0 /to/w"],
+        config: &[
+            ("/User", "\"5:6\""),
+            ("/ExposedPorts", r#"{"180/tcp": {}}"#),
+            ("/Volumes", r#"{"/to/v": {}}"#),
+            ("/StopSignal", "\"SIGINT\""),
+            ("/Labels", r#"{"n1": "to"}"#),
+            ("/Env", r#"["PATH=/bin", "E=/t/at"]"#),
+            ("/Cmd", r#"["$N"]"#),
+        ],
+        ..CASE
+    },
+    Case {
+        name: "onbuild_copy",
+        files: &[("x", "x")],
+        text: "FROM box AS a\nONBUILD COPY x /onbuild/\nFROM a\n",
+        tree: &["d 755 0:0 /onbuild", "f 644 0:0 /onbuild/x x"],
         ..CASE
     },
     Case {

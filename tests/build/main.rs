@@ -8,6 +8,7 @@ mod hostile;
 mod peer;
 mod place;
 mod robust;
+mod sources;
 
 use std::process::ExitCode;
 
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
         .iter()
         .map(|case| trial(format!("instruction::{}", case.name), Box::new(|| cases::check(case))))
         .collect();
-    for (name, run) in hostile::TESTS.iter().chain(robust::TESTS).chain(container::TESTS) {
+    for (name, run) in hostile::TESTS.iter().chain(robust::TESTS).chain(sources::TESTS).chain(container::TESTS) {
         trials.push(trial((*name).to_owned(), Box::new(run)));
     }
     let peer = peer::is_there();
