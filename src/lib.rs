@@ -4,13 +4,14 @@
 //!
 //! | layer | rooms |
 //! |---|---|
-//! | 0 | [`units`], [`names`], [`report`], [`sys`], [`durable`] |
+//! | 0 | [`units`], [`names`], [`report`], [`sys`], [`durable`], [`inflate`] |
 //! | 1 | [`request`], [`spec`] |
 //! | 2 | [`layer`], [`image`], [`store`], [`transport`], [`rootfs`], [`hook`], [`gpu`], [`net`], [`cgroup`], [`runtime`], [`record`] |
 //! | 3 | [`launch`], [`supervise`], [`jupyter`], [`build`], [`explain`], [`lab`], [`doctor`] |
 //! | 4 | [`cli`] |
 
 pub mod durable;
+pub mod inflate;
 pub mod names;
 pub mod report;
 pub mod sys;

@@ -1,8 +1,12 @@
-//! One layer's way in: read → inflate → (hash, scan, write), in one pass over two threads.
+//! One layer's way in, in one pass over three threads: read and unpack; hash the tar stream and scan its headers; write.
 //!
-//! The first thread reads, hashes the packed bytes and inflates; the second hashes the tar stream, scans its headers and writes it. The
-//! buffers go round in a ring, so memory does not depend on the layer. Inflating is the larger half; with two layers at a time both
-//! cores of a small machine are busy.
+//! The buffers go round in a ring, so memory does not depend on the layer. Unpacking is the larger half of the work ([`crate::inflate`]), hashing
+//! the rest of it; the writer mostly waits for the disk, which is why it is on its own. So one big layer keeps two cores busy, and two
+//! layers at a time do even where one thread of one of them waits. (Unpacking one gzip stream by two threads, as rapidgzip does, would cost
+//! more CPU in all and gain nothing while hashing needs the second core.)
+//!
+//! No byte is copied on its way but the 32 KiB from buffer to buffer that deflate's repetitions reach into: a plain layer is read, and a packed
+//! one unpacked, to where it is written from.
 //!
 //! The tar is written past the page cache (`O_DIRECT`) where the file system can: copying into the cache cost more CPU than inflating,
 //! and a container's reads go past it too (`rootfs::images`). Whole chunks go that way; the last, odd one is written as usual.
@@ -14,20 +18,21 @@ use std::io::{self, BufRead, Read};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use flate2::bufread::GzDecoder;
 use sha2::{Digest as _, Sha256};
 
 use super::Progress;
 use crate::image::Compression;
+use crate::inflate::{self, Gunzip};
 use crate::layer::{Entry, Scanner, TarError};
 use crate::names::Digest;
 use crate::sys;
 use crate::transport::{BlobReader, SourceLayer};
-use buffer::{Buffer, DirectWriter};
+pub(super) use buffer::Buffer;
+use buffer::DirectWriter;
 
 /// Large enough that a system call, a hand-over and a write past the page cache cost nothing.
-const CHUNK: usize = 1 << 20;
-const CHUNKS: usize = 4;
+pub(super) const CHUNK: usize = 1 << 20;
+const CHUNKS: usize = 6;
 const PACKED_CHUNK: usize = 256 << 10;
 /// How much is handed to the disk at a time while the rest is still being inflated.
 const WRITEBACK: u64 = 16 << 20;
@@ -77,7 +82,8 @@ type Chunk = (Buffer, usize);
 /// Takes a layer in: its tar stream goes to `out`, which is synced at the end; every digest that is known is checked.
 /// `at` is its number for those who watch.
 pub(super) fn ingest(at: usize, layer: &SourceLayer, out: &File, shared: &Shared<'_>) -> Result<Ingested, IngestError> {
-    let (full, to_write) = sync_channel::<Chunk>(CHUNKS);
+    let (full, to_look) = sync_channel::<Chunk>(CHUNKS);
+    let (looked_at, to_write) = sync_channel::<Chunk>(CHUNKS);
     let (empty, to_fill) = sync_channel::<Buffer>(CHUNKS);
     for _ in 0..CHUNKS {
         // The channel has room for all of them.
@@ -85,19 +91,23 @@ pub(super) fn ingest(at: usize, layer: &SourceLayer, out: &File, shared: &Shared
     }
     std::thread::scope(|scope| {
         let unpacking = scope.spawn(move || unpack(at, layer, &to_fill, &full, shared));
-        let written = write(to_write, &empty, out, layer.diff_id, shared);
-        drop(empty);
-        let unpacked = match unpacking.join() {
-            Ok(unpacked) => unpacked,
-            Err(panic) => std::panic::resume_unwind(panic),
-        };
-        // A torn stream also has the wrong diff id: the cause leads. (A writer that gave up makes the unpacker stop without an error.)
-        unpacked?;
-        written
+        let writing = scope.spawn(move || write(to_write, &empty, out));
+        let looked = look(to_look, looked_at, layer.diff_id, shared);
+        // A torn stream also has the wrong diff id, and nobody looks on when nobody can write: the cause leads. (Whoever has nobody to hand
+        // his chunks to stops without an error.)
+        join(unpacking)?;
+        join(writing)?;
+        let ingested = looked?;
+        out.sync_all().map_err(IngestError::Write)?;
+        Ok(ingested)
     })
 }
 
-/// Unpacks until the stream ends or the writer is gone.
+fn join<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Unpacks until the stream ends or nobody takes what comes.
 fn unpack(
     at: usize,
     layer: &SourceLayer,
@@ -111,47 +121,56 @@ fn unpack(
         if shared.stop.load(Ordering::Relaxed) {
             return Err(IngestError::Stopped);
         }
-        let buffer = chunk.bytes_mut();
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match unpacker.read(&mut buffer[filled..]) {
-                Ok(0) => break,
-                Ok(got) => filled += got,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(IngestError::Unpack(error)),
-            }
-        }
-        let last = filled < buffer.len();
+        let filled = unpacker.fill(&mut chunk).map_err(IngestError::Unpack)?;
+        let last = filled < CHUNK;
         if last {
-            // Before the last chunk goes: the writer finishes only what is known to be right.
+            // Before the last chunk goes: only what is known to be right is finished.
             unpacker.finish(layer.digest)?;
         }
-        if filled > 0 && full.send((chunk, filled)).is_err() {
-            return Ok(());
-        }
-        if last {
+        if (filled > 0 && full.send((chunk, filled)).is_err()) || last {
             return Ok(());
         }
     }
     Ok(())
 }
 
-fn write(
+/// Hashes the tar stream and scans its headers.
+fn look(
     chunks: Receiver<Chunk>,
-    empty: &SyncSender<Buffer>,
-    out: &File,
+    to_write: SyncSender<Chunk>,
     diff_id: Digest,
     shared: &Shared<'_>,
 ) -> Result<Ingested, IngestError> {
     let mut hash = Sha256::new();
     let mut scanner = Scanner::new();
-    let (mut size, mut told, mut checked, mut memory) = (0u64, 0u64, 0u64, 0usize);
-    let mut file = DirectWriter::new(out);
+    let (mut size, mut memory) = (0, 0);
     for (buffer, filled) in chunks {
         let bytes = &buffer.bytes()[..filled];
         hash.update(bytes);
         scanner.feed(bytes).map_err(IngestError::Tar)?;
-        file.write(bytes).map_err(IngestError::Write)?;
+        size += filled as u64;
+        let grown = scanner.memory() - memory;
+        memory += grown;
+        if shared.header_memory.fetch_add(grown, Ordering::Relaxed) + grown > Shared::HEADER_MEMORY {
+            return Err(IngestError::Headers);
+        }
+        if to_write.send((buffer, filled)).is_err() {
+            // The writer says why.
+            return Err(IngestError::Stopped);
+        }
+    }
+    let found = Digest(hash.finalize().into());
+    if found != diff_id {
+        return Err(IngestError::DiffId { expected: diff_id, found });
+    }
+    Ok(Ingested { size, entries: scanner.finish().map_err(IngestError::Tar)? })
+}
+
+fn write(chunks: Receiver<Chunk>, empty: &SyncSender<Buffer>, out: &File) -> Result<(), IngestError> {
+    let (mut size, mut told, mut checked) = (0u64, 0u64, 0u64);
+    let mut file = DirectWriter::new(out);
+    for (buffer, filled) in chunks {
+        file.write(&buffer.bytes()[..filled]).map_err(IngestError::Write)?;
         size += filled as u64;
         if size - told >= WRITEBACK && !file.is_direct() {
             sys::file::start_writeback(out, told, size - told);
@@ -161,21 +180,10 @@ fn write(
             checked = size;
             check_space(out)?;
         }
-        let grown = scanner.memory() - memory;
-        memory += grown;
-        if shared.header_memory.fetch_add(grown, Ordering::Relaxed) + grown > Shared::HEADER_MEMORY {
-            return Err(IngestError::Headers);
-        }
         // The unpacker may be done already.
         let _ = empty.send(buffer);
     }
-    let found = Digest(hash.finalize().into());
-    if found != diff_id {
-        return Err(IngestError::DiffId { expected: diff_id, found });
-    }
-    let entries = scanner.finish().map_err(IngestError::Tar)?;
-    out.sync_all().map_err(IngestError::Write)?;
-    Ok(Ingested { size, entries })
+    Ok(())
 }
 
 /// A gzip bomb ends while the machine can still work: a fiftieth of the file system stays free, but no more than 512 MiB.
@@ -197,6 +205,7 @@ pub(super) struct Packed<'a, R = BlobReader> {
     buffer: Vec<u8>,
     at: usize,
     end: usize,
+    ended: bool,
 }
 
 impl<'a> Packed<'a> {
@@ -208,10 +217,56 @@ impl<'a> Packed<'a> {
 
 impl<'a, R: Read> Packed<'a, R> {
     pub fn over(reader: R, progress: &'a dyn Progress) -> Self {
-        Self { reader, hash: None, progress, layer: 0, buffer: vec![0; PACKED_CHUNK], at: 0, end: 0 }
+        let buffer = vec![0; PACKED_CHUNK];
+        Self { reader, hash: None, progress, layer: 0, buffer, at: 0, end: 0, ended: false }
+    }
+
+    fn count(&mut self, from: usize) {
+        self.progress.advance(self.layer, (self.end - from) as u64);
+        if let Some(hash) = &mut self.hash {
+            hash.update(&self.buffer[from..self.end]);
+        }
+    }
+
+    /// Reads on straight to where the bytes are wanted, once what is buffered is used up.
+    fn read_plain(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.at < self.end {
+            let count = (self.end - self.at).min(buffer.len());
+            buffer[..count].copy_from_slice(&self.buffer[self.at..self.at + count]);
+            self.at += count;
+            return Ok(count);
+        }
+        let count = self.reader.read(buffer)?;
+        self.progress.advance(self.layer, count as u64);
+        if let Some(hash) = &mut self.hash {
+            hash.update(&buffer[..count]);
+        }
+        Ok(count)
     }
 }
 
+impl<R: Read> inflate::Input for Packed<'_, R> {
+    fn there(&self) -> (&[u8], bool) {
+        (&self.buffer[self.at..self.end], self.ended)
+    }
+
+    fn used(&mut self, count: usize) {
+        self.at = (self.at + count).min(self.end);
+    }
+
+    fn more(&mut self) -> io::Result<()> {
+        self.buffer.copy_within(self.at..self.end, 0);
+        (self.at, self.end) = (0, self.end - self.at);
+        let from = self.end;
+        let got = until_read(|| self.reader.read(&mut self.buffer[from..]))?;
+        self.end += got;
+        self.ended = got == 0;
+        self.count(from);
+        Ok(())
+    }
+}
+
+/// zstd's way to read.
 impl<R: Read> Read for Packed<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let available = self.fill_buf()?;
@@ -224,70 +279,59 @@ impl<R: Read> Read for Packed<'_, R> {
 
 impl<R: Read> BufRead for Packed<'_, R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.at == self.end {
-            self.end = self.reader.read(&mut self.buffer)?;
-            self.at = 0;
-            self.progress.advance(self.layer, self.end as u64);
-            if let Some(hash) = &mut self.hash {
-                hash.update(&self.buffer[..self.end]);
-            }
+        if self.at == self.end && !self.ended {
+            inflate::Input::more(self)?;
         }
         Ok(&self.buffer[self.at..self.end])
     }
 
     fn consume(&mut self, count: usize) {
-        self.at = (self.at + count).min(self.end);
+        inflate::Input::used(self, count);
     }
 }
 
 /// The unpacked stream, by what the first bytes say.
 pub(super) enum Unpacker<'a, R: Read = BlobReader> {
     Plain(Packed<'a, R>),
-    /// One gzip member; `None` between members.
-    Gzip(Option<Box<GzDecoder<Packed<'a, R>>>>),
+    Gzip(Box<Gunzip>, Packed<'a, R>),
     Zstd(Box<zstd::stream::read::Decoder<'static, Packed<'a, R>>>),
-    /// At the end, all read.
-    Over(Packed<'a, R>),
 }
 
 impl<'a, R: Read> Unpacker<'a, R> {
     pub fn new(mut packed: Packed<'a, R>) -> io::Result<Self> {
         Ok(match Compression::sniff(packed.fill_buf()?) {
             Compression::None => Self::Plain(packed),
-            Compression::Gzip => Self::Gzip(Some(Box::new(GzDecoder::new(packed)))),
+            Compression::Gzip => Self::Gzip(Box::default(), packed),
             // Its window is bounded to 128 MiB by the library.
             Compression::Zstd => Self::Zstd(Box::new(zstd::stream::read::Decoder::with_buffer(packed)?)),
         })
     }
 
-    /// After one gzip member: another one, the end, or zeros up to the end (tape padding, which gzip(1) forgives too).
-    fn next_member(mut packed: Packed<'a, R>) -> io::Result<Self> {
-        match packed.fill_buf()? {
-            [] => return Ok(Self::Over(packed)),
-            [0, ..] => {}
-            _ => return Ok(Self::Gzip(Some(Box::new(GzDecoder::new(packed))))),
-        }
+    /// Fills the buffer; less than all of it only at the end of the stream.
+    pub fn fill(&mut self, chunk: &mut Buffer) -> io::Result<usize> {
+        let mut filled = 0;
         loop {
-            let rest = packed.fill_buf()?;
-            if rest.is_empty() {
-                return Ok(Self::Over(packed));
+            let rest = match self {
+                Self::Gzip(gunzip, packed) => return gunzip.fill(packed, chunk.with_margins()),
+                _ => &mut chunk.bytes_mut()[filled..],
+            };
+            let got = match self {
+                Self::Plain(packed) => until_read(|| packed.read_plain(rest))?,
+                Self::Zstd(decoder) => until_read(|| decoder.read(rest))?,
+                Self::Gzip(..) => 0,
+            };
+            filled += got;
+            if got == 0 {
+                return Ok(filled);
             }
-            if rest.iter().any(|byte| *byte != 0) {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "garbage after the end of the gzip stream"));
-            }
-            let count = rest.len();
-            packed.consume(count);
         }
     }
-}
 
-impl<R: Read> Unpacker<'_, R> {
     /// The stream ended: was all of the blob used, and is its digest right?
     fn finish(&mut self, expected: Option<Digest>) -> Result<(), IngestError> {
         let packed = match self {
-            Self::Plain(packed) | Self::Over(packed) => packed,
+            Self::Plain(packed) | Self::Gzip(_, packed) => packed,
             Self::Zstd(decoder) => decoder.get_mut(),
-            Self::Gzip(_) => return Err(IngestError::Unpack(io::ErrorKind::UnexpectedEof.into())),
         };
         if !packed.fill_buf().map_err(IngestError::Unpack)?.is_empty() {
             return Err(IngestError::Unpack(io::Error::new(
@@ -302,26 +346,12 @@ impl<R: Read> Unpacker<'_, R> {
     }
 }
 
-impl<R: Read> Read for Unpacker<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match self {
-                Self::Plain(packed) => return packed.read(buffer),
-                Self::Zstd(decoder) => return decoder.read(buffer),
-                Self::Over(_) => return Ok(0),
-                Self::Gzip(decoder) => {
-                    let got = match decoder {
-                        Some(decoder) => decoder.read(buffer)?,
-                        None => return Ok(0),
-                    };
-                    if got > 0 || buffer.is_empty() {
-                        return Ok(got);
-                    }
-                    if let Some(done) = decoder.take() {
-                        *self = Self::next_member(done.into_inner())?;
-                    }
-                }
-            }
+/// Reads again where a signal came between.
+fn until_read(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match read() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::ingest::{self, IngestError, Ingested, Packed, Shared, Unpacker};
+use super::ingest::{self, Buffer, CHUNK, IngestError, Ingested, Packed, Shared, Unpacker};
 use super::{ImageRecord, Staging, Store, StoreError, make_dir, merge_layers, scan_layers};
 use crate::durable;
 use crate::image::{Compression, Platform, digest_of};
@@ -487,19 +487,16 @@ fn find_images(
 fn spool(input: impl Read, staging: &Staging, progress: &dyn Progress) -> Result<File, IngestError> {
     let mut file = create(&staging.path().join("archive")).map_err(IngestError::Write)?;
     let mut unpacker = Unpacker::new(Packed::over(input, &())).map_err(IngestError::Unpack)?;
-    let mut buffer = vec![0; 1 << 20];
+    let mut buffer = Buffer::new(CHUNK);
     let mut checked = 0u64;
     loop {
-        match unpacker.read(&mut buffer) {
-            Ok(0) => return Ok(file),
-            Ok(got) => {
-                file.write_all(&buffer[..got]).map_err(IngestError::Write)?;
-                checked += got as u64;
-                progress.unpack(got as u64);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(IngestError::Unpack(error)),
+        let filled = unpacker.fill(&mut buffer).map_err(IngestError::Unpack)?;
+        file.write_all(&buffer.bytes()[..filled]).map_err(IngestError::Write)?;
+        progress.unpack(filled as u64);
+        if filled < CHUNK {
+            return Ok(file);
         }
+        checked += filled as u64;
         if checked > 64 << 20 {
             ingest::check_space(&file)?;
             checked = 0;

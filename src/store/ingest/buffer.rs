@@ -5,10 +5,12 @@ use std::io::{self, Write};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use crate::inflate::{HISTORY, SLACK};
+
 /// What every block device's alignment divides.
 const ALIGN: usize = 4096;
 
-/// Bytes that begin at a multiple of 4096.
+/// Bytes that begin at a multiple of 4096, with the margins that unpacking wants around them ([`crate::inflate`]).
 #[derive(Debug)]
 pub struct Buffer {
     memory: Vec<u8>,
@@ -18,11 +20,11 @@ pub struct Buffer {
 
 impl Buffer {
     pub fn new(len: usize) -> Self {
-        let memory = vec![0; len + ALIGN];
+        let memory = vec![0; HISTORY + ALIGN + len + SLACK];
         // `align_offset` may decline to answer; then the writes are buffered ones, no worse.
-        let start = match memory.as_ptr().align_offset(ALIGN) {
-            start if start < ALIGN => start,
-            _ => 0,
+        let start = match memory[HISTORY..].as_ptr().align_offset(ALIGN) {
+            start if start < ALIGN => HISTORY + start,
+            _ => HISTORY,
         };
         Self { memory, start, len }
     }
@@ -33,6 +35,11 @@ impl Buffer {
 
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..self.start + self.len]
+    }
+
+    /// [`HISTORY`] bytes more in front, [`SLACK`] behind.
+    pub fn with_margins(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start - HISTORY..self.start + self.len + SLACK]
     }
 }
 
