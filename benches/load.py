@@ -1,26 +1,38 @@
-"""Time to a runnable image: gpurun against podman, skopeo and umoci, cold store each time; from gzip, zstd and a docker-archive.
+"""Time to a runnable image: gpurun against podman, docker, ctr, skopeo and umoci; from gzip, zstd and a docker-archive.
 
-    sudo benches/load.py [ROUNDS [MIB]]         gpurun is target/release/gpurun
+    sudo benches/load.py [--rounds N] [--forms gzip,zstd,docker-archive] [--tools gpurun,podman,…] [IMAGE]
 
-On a journaled ext4 on a loop device, every tool ended by a syncfs, the tools interleaved. The image is made of this host's own /usr, three layers.
-A tool's CPU seconds, its peak memory and the disk that it used are told too. Tools that are not installed are left out.
+IMAGE is a docker-archive (`gpurun image save -o IMAGE NAME`), or a number: so many MiB of this host's own /usr in three layers (870 without). gpurun
+is target/release/gpurun, or what GPURUN says.
+
+Cold store each time, on a journaled ext4 on a loop device; every tool ended by a syncfs, the tools interleaved, the source in the page cache. A
+tool's CPU seconds (its daemons' too), its peak memory (the same) and the disk that it used are told as well. Tools that are not installed are
+left out. dockerd and containerd are started by hand with directories of their own, and waited for before the clock runs.
 """
 
+import argparse
 import hashlib
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 
-ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-LIMIT = (int(sys.argv[2]) if len(sys.argv) > 2 else 870) << 20  # bytes of the image, unpacked
+parser = argparse.ArgumentParser()
+parser.add_argument("--rounds", type=int, default=3)
+parser.add_argument("--forms", default="gzip,zstd,docker-archive")
+parser.add_argument("--tools", default="gpurun,podman,docker,ctr,skopeo,umoci")
+parser.add_argument("image", nargs="?", default="870")
+args = parser.parse_args()
+
 TARGET = os.environ.get("CARGO_TARGET_DIR", "target")
-GPURUN = os.path.abspath(f"{TARGET}/release/gpurun")
-work = tempfile.mkdtemp(prefix="gpurun-bench-load.", dir="/var/tmp")
+GPURUN = os.path.abspath(os.environ.get("GPURUN", f"{TARGET}/release/gpurun"))
+work = tempfile.mkdtemp(prefix="gpurun-load.", dir="/var/tmp")
 disk = f"{work}/disk"
 
 
@@ -28,32 +40,50 @@ def call(*words, **more):
     return subprocess.run(words, check=True, capture_output=True, text=True, **more).stdout
 
 
-def layers():
-    """Paths of /usr in three shares, up to the limit in all."""
+def digest_of(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def layers_of_usr(limit):
+    """Tars of /usr in three shares, up to the limit in all."""
     shares, total = [[], [], []], 0
     for directory, names, files in os.walk("/usr"):
         names.sort()
         for name in sorted(files):
             path = os.path.join(directory, name)
-            if os.path.islink(path) or not os.path.isfile(path):
+            if os.path.islink(path) or not os.path.isfile(path) or total > limit:
                 continue
             total += os.path.getsize(path)
-            if total > LIMIT:
-                return shares
-            shares[min(2, total * 3 // LIMIT)].append(path)
-    return shares
+            shares[min(2, total * 3 // limit)].append(path)
+    tars = []
+    for number, paths in enumerate(shares):
+        tars.append(f"{work}/{number}.tar")
+        call("tar", "-cf", tars[-1], "--no-recursion", "-T", "-", input="\n".join(paths))
+    return tars
+
+
+def layers_of_archive(path):
+    """The tars that a docker-archive holds."""
+    tars = []
+    with tarfile.open(path) as archive:
+        for number, member in enumerate(json.load(archive.extractfile("manifest.json"))[0]["Layers"]):
+            tars.append(f"{work}/{number}.tar")
+            with open(tars[-1], "wb") as out:
+                shutil.copyfileobj(archive.extractfile(member), out, 1 << 20)
+    return tars
 
 
 def blob(directory, path):
     """Moves a file into a layout; answers its descriptor's digest and size."""
-    digest = hashlib.file_digest(open(path, "rb"), "sha256").hexdigest()
+    digest = digest_of(path)
     os.makedirs(f"{directory}/blobs/sha256", exist_ok=True)
     os.rename(path, f"{directory}/blobs/sha256/{digest}")
     return {"digest": "sha256:" + digest, "size": os.path.getsize(f"{directory}/blobs/sha256/{digest}")}
 
 
 def layout(tars, packing):
-    """An OCI layout of the layers, packed: gzip -6, zstd -3."""
+    """An OCI layout of the layers, packed: gzip -6, zstd -3; and the same as one tar, for ctr."""
     directory = f"{work}/oci-{packing}"
 
     def document(value):
@@ -61,92 +91,168 @@ def layout(tars, packing):
             json.dump(value, file)
         return blob(directory, f"{work}/document")
 
-    tool = {"gzip": ["gzip", "-6"], "zstd": ["zstd", "-q", "-3"]}[packing]
+    tool = {"gzip": ["pigz" if shutil.which("pigz") else "gzip", "-6"], "zstd": ["zstd", "-q", "-3", "-T0"]}[packing]
     entries = []
     for tar in tars:
         with open(f"{work}/packed", "wb") as out:
             subprocess.run([*tool, "-c", tar], check=True, stdout=out)
         entries.append({"mediaType": f"application/vnd.oci.image.layer.v1.tar+{packing}"} | blob(directory, f"{work}/packed"))
-    diff_ids = ["sha256:" + hashlib.file_digest(open(tar, "rb"), "sha256").hexdigest() for tar in tars]
+    diff_ids = ["sha256:" + digest_of(tar) for tar in tars]
     machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
     config = document({"architecture": machine, "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": diff_ids}})
     manifest = document({
         "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": {"mediaType": "application/vnd.oci.image.config.v1+json"} | config, "layers": entries,
     })
-    json.dump({"imageLayoutVersion": "1.0.0"}, open(f"{directory}/oci-layout", "w"))
-    entry = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "annotations": {"org.opencontainers.image.ref.name": "latest"}} | manifest
-    json.dump({"schemaVersion": 2, "manifests": [entry]}, open(f"{directory}/index.json", "w"))
+    with open(f"{directory}/oci-layout", "w") as file:
+        json.dump({"imageLayoutVersion": "1.0.0"}, file)
+    names = {"org.opencontainers.image.ref.name": "latest", "io.containerd.image.name": "docker.io/library/bench:latest"}
+    entry = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "annotations": names} | manifest
+    with open(f"{directory}/index.json", "w") as file:
+        json.dump({"schemaVersion": 2, "manifests": [entry]}, file)
+    if "ctr" in args.tools and shutil.which("ctr"):
+        call("tar", "-cf", f"{directory}.tar", "-C", directory, "oci-layout", "index.json", "blobs")
     return directory
 
 
-def sources():
-    """The image in every form: its name, and where it lies."""
-    tars = []
-    for number, paths in enumerate(layers()):
-        tars.append(f"{work}/{number}.tar")
-        call("tar", "-cf", tars[-1], "--no-recursion", "-T", "-", input="\n".join(paths))
-    forms = {packing: layout(tars, packing) for packing in ("gzip", "zstd")}
-    call(GPURUN, "--root", f"{work}/maker", "--run-dir", f"{work}/maker-run", "image", "load", "-q", "-t", "bench", forms["zstd"])
-    call(GPURUN, "--root", f"{work}/maker", "image", "save", "-o", f"{work}/archive.tar", "bench")
-    shutil.rmtree(f"{work}/maker")
-    forms["docker-archive"] = f"{work}/archive.tar"
-    return forms
+def sources(forms):
+    """The image in every form: its name, and where it lies; and the bytes of its layers."""
+    tars = layers_of_usr(int(args.image) << 20) if args.image.isdigit() else layers_of_archive(args.image)
+    size = sum(map(os.path.getsize, tars))
+    places = {packing: layout(tars, packing) for packing in ("gzip", "zstd") if packing in forms}
+    if "docker-archive" in forms:
+        if args.image.isdigit():
+            made = places.get("zstd") or layout(tars, "zstd")
+            call(GPURUN, "--root", f"{work}/maker", "--run-dir", f"{work}/maker-run", "image", "load", "-q", "-t", "bench", made)
+            call(GPURUN, "--root", f"{work}/maker", "image", "save", "-o", f"{work}/archive.tar", "bench")
+            shutil.rmtree(f"{work}/maker")
+        places["docker-archive"] = f"{work}/archive.tar" if args.image.isdigit() else args.image
+    for tar in tars:
+        os.remove(tar)
+    return places, size
 
 
-def commands(form, place, store):
-    """What each tool does with a form of the image."""
-    containers = f"containers-storage:[overlay@{store}+{store}-run]bench"
+class Daemon:
+    """dockerd or containerd, over a store of its own."""
+
+    def __init__(self, name, store):
+        self.run = store + "-run"
+        self.socket = f"{self.run}/socket"
+        os.makedirs(self.run)
+        command = {
+            "docker": ["dockerd", "--iptables=false", "--ip6tables=false", "--bridge=none", "--data-root", store, "--exec-root", self.run,
+                       "--pidfile", f"{self.run}/pid", "--host", f"unix://{self.socket}", "--storage-driver", "overlay2"],
+            "ctr": ["containerd", "--root", store, "--state", f"{self.run}/state", "--address", self.socket],
+        }[name]
+        self.ask = {"docker": ["docker", "--host", f"unix://{self.socket}", "info"], "ctr": ["ctr", "--address", self.socket, "images", "ls"]}[name]
+        self.log = open(f"{self.run}/log", "w+")
+        self.child = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        for _ in range(300):
+            if subprocess.run(self.ask, capture_output=True).returncode == 0:
+                break
+            if self.child.poll() is not None:
+                sys.exit(f"{command[0]} ended: {open(self.log.name).read()[-2000:]}")
+            time.sleep(0.1)
+
+    def family(self):
+        """The daemon, and the daemons that it started."""
+        parents = {}
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                parents[int(pid)] = int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])
+            except OSError:
+                pass
+        members = [self.child.pid]
+        for member in members:
+            members += [pid for pid, parent in parents.items() if parent == member]
+        return members
+
+    def cpu(self):
+        """Seconds so far, with those of children that ended."""
+        fields = [open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[11:15] for pid in self.family()]
+        return sum(int(field) for row in fields for field in row) / os.sysconf("SC_CLK_TCK")
+
+    def peak(self):
+        """MiB."""
+        lines = [line for pid in self.family() for line in open(f"/proc/{pid}/status") if line.startswith("VmHWM")]
+        return sum(int(line.split()[1]) for line in lines) / 1024
+
+    def end(self):
+        self.child.send_signal(signal.SIGTERM)
+        self.child.wait(60)
+        self.log.close()
+
+
+def command(tool, form, place, store, daemon):
+    """What a tool does with a form of the image; None where it cannot."""
+    archive = place if form == "docker-archive" else f"{place}.tar"
     theirs = f"docker-archive:{place}" if form == "docker-archive" else f"oci:{place}:latest"
-    tools = {
-        "gpurun": [GPURUN, "--root", store, "--run-dir", store + "-run", "image", "load", "-q", place],
-        "podman": ["podman", "--root", store, "--runroot", store + "-run", "pull", "-q", theirs],
-        "skopeo": ["skopeo", "copy", "-q", theirs, containers],
-    }
-    # umoci 0.4 knows no zstd, and no archives.
-    if form == "gzip":
-        tools["umoci"] = ["umoci", "unpack", "--image", f"{place}:latest", store]
-    return {name: command for name, command in tools.items() if shutil.which(command[0])}
+    return {
+        "gpurun": lambda: [GPURUN, "--root", store, "--run-dir", store + "-run", "image", "load", "-q", place],
+        "podman": lambda: ["podman", "--root", store, "--runroot", store + "-run", "pull", "-q", theirs],
+        "skopeo": lambda: ["skopeo", "copy", "-q", theirs, f"containers-storage:[overlay@{store}+{store}-run]bench"],
+        "docker": lambda: ["docker", "--host", f"unix://{daemon.socket}", "load", "-q", "-i", archive] if form == "docker-archive" else None,
+        "ctr": lambda: ["ctr", "--address", daemon.socket, "images", "import", archive],
+        # umoci 0.4 knows no zstd, and no archives.
+        "umoci": lambda: ["umoci", "unpack", "--image", f"{place}:latest", store] if form == "gzip" else None,
+    }[tool]()
 
 
-def measure(command, store):
-    """Seconds, CPU seconds, peak MiB, MiB on the disk."""
-    before = os.statvfs(disk)
+def measure(tool, form, place, store):
+    """Seconds, CPU seconds, peak MiB, MiB on the disk; None where the tool cannot."""
+    daemon = Daemon(tool, store) if tool in ("docker", "ctr") else None
+    words = command(tool, form, place, store, daemon)
+    if words is None:
+        if daemon:
+            daemon.end()
+        return None
+    call("sync", "-f", disk)
+    before, cpu_before = os.statvfs(disk), daemon.cpu() if daemon else 0
     began = time.monotonic()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     error = child.stderr.read()
     _, status, usage = os.wait4(child.pid, 0)
     if status:
-        sys.exit(f"{command[0]}: {error.decode()}")
+        print(f"{tool}, {form}: {error.decode()[-500:]}", file=sys.stderr)
     call("sync", "-f", disk)
     seconds = time.monotonic() - began
+    cpu, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    if daemon:
+        cpu, peak = cpu + daemon.cpu() - cpu_before, peak + daemon.peak()
     used = (before.f_bavail - os.statvfs(disk).f_bavail) * before.f_frsize
+    if daemon:
+        daemon.end()
     for line in open("/proc/self/mountinfo").read().splitlines()[::-1]:
         if line.split()[4].startswith(store):
             subprocess.run(["umount", "-l", line.split()[4]])
     for left in (store, store + "-run"):
         shutil.rmtree(left, ignore_errors=True)
     call("sync", "-f", disk)
-    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, used / 2**20
+    return None if status else (seconds, cpu, peak, used / 2**20)
 
 
 def main():
-    forms = sources()
+    programs = {"gpurun": GPURUN, "docker": "dockerd"}
+    tools = [tool for tool in args.tools.split(",") if shutil.which(programs.get(tool, tool))]
+    forms, size = sources(args.forms.split(","))
     os.makedirs(disk)
-    call("truncate", "-s", f"{max(6, LIMIT * 4 >> 30)}G", f"{work}/disk.img")
-    call("mkfs.ext4", "-q", f"{work}/disk.img")
+    call("truncate", "-s", f"{max(6 << 30, size * 9 // 4)}", f"{work}/disk.img")
+    call("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", f"{work}/disk.img")
     call("mount", "-o", "loop", f"{work}/disk.img", disk)
-    print(f"{LIMIT >> 20} MiB unpacked; {ROUNDS} interleaved rounds, cold stores, journaled loop ext4, syncfs at the end; medians")
-    print("form            tool       time      CPU   peak      disk    time ×   CPU ×")
+    print(f"{size >> 20} MiB of layers; {args.rounds} interleaved rounds, cold stores, journaled loop ext4, syncfs at the end; medians")
+    print("| form | tool | time | CPU | peak memory | disk | time × | CPU × |\n|---|---|---|---|---|---|---|---|")
     for form, place in forms.items():
         figures = {}
-        for turn in range(ROUNDS):
-            for name, command in commands(form, place, f"{disk}/store").items():
-                figures.setdefault(name, []).append(measure(command, f"{disk}/store"))
-        medians = {name: [statistics.median(column) for column in zip(*rows)] for name, rows in figures.items()}
+        for turn in range(args.rounds):
+            for tool in tools:
+                row = measure(tool, form, place, f"{disk}/{form[0]}{turn}{tool}")
+                if row:
+                    figures.setdefault(tool, []).append(row)
+        medians = {tool: [statistics.median(column) for column in zip(*rows)] for tool, rows in figures.items()}
         base = medians["gpurun"]
-        for name, (seconds, cpu, peak, used) in medians.items():
-            print(f"{form:15} {name:7} {seconds:6.2f} s {cpu:6.2f} s {peak:4.0f} M {used:7.0f} M {seconds / base[0]:7.2f} {cpu / base[1]:7.2f}", flush=True)
+        for tool, (seconds, cpu, peak, used) in medians.items():
+            ratios = f"{seconds / base[0]:.2f} | {cpu / base[1]:.2f}"
+            print(f"| {form} | {tool} | {seconds:.2f} s | {cpu:.2f} s | {peak:.0f} MiB | {used:.0f} MiB | {ratios} |", flush=True)
 
 
 try:

@@ -105,7 +105,7 @@ fn skewed() -> Vec<u8> {
     let (mut few, mut more) = (1, 1);
     for byte in 0..24_u8 {
         // Far apart, so that nothing repeats.
-        all.extend((0..few).map(|at: usize| if at % 3 == 0 { byte } else { byte.wrapping_mul(7) ^ 0x55 }));
+        all.extend((0..few).map(|at: usize| if at.is_multiple_of(3) { byte } else { byte.wrapping_mul(7) ^ 0x55 }));
         (few, more) = (more, few + more);
     }
     let length = all.len();
@@ -194,7 +194,9 @@ fn members_padding_and_texts() {
 
 #[test]
 fn every_cut_is_noticed_and_every_flip_is_what_zlib_makes_of_it() {
-    for (bytes, level) in [(mixture(5, 3000), 6), (skewed()[..4000].to_vec(), 9), (mixture(6, 500), 0), (vec![b'x'; 40], 6)] {
+    for (bytes, level) in
+        [(mixture(5, 3000), 6), (skewed()[..4000].to_vec(), 9), (mixture(6, 500), 0), (vec![b'x'; 40], 6)]
+    {
         let packed = gzip(&bytes, level);
         for end in 0..packed.len() {
             let error = ours(&packed[..end], 333, 1000).expect_err("cut");

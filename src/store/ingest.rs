@@ -309,22 +309,23 @@ impl<'a, R: Read> Unpacker<'a, R> {
 
     /// Fills the buffer; less than all of it only at the end of the stream.
     pub fn fill(&mut self, chunk: &mut Buffer) -> io::Result<usize> {
-        let mut filled = 0;
-        loop {
-            let rest = match self {
-                Self::Gzip(gunzip, packed) => return gunzip.fill(packed, chunk.with_margins()),
-                _ => &mut chunk.bytes_mut()[filled..],
-            };
-            let got = match self {
-                Self::Plain(packed) => until_read(|| packed.read_plain(rest))?,
-                Self::Zstd(decoder) => until_read(|| decoder.read(rest))?,
-                Self::Gzip(..) => 0,
-            };
-            filled += got;
-            if got == 0 {
-                return Ok(filled);
-            }
+        if let Self::Gzip(gunzip, packed) = self {
+            return gunzip.fill(packed, chunk.with_margins());
         }
+        let room = chunk.bytes_mut();
+        let mut filled = 0;
+        while filled < room.len() {
+            let rest = &mut room[filled..];
+            let got = match self {
+                Self::Zstd(decoder) => until_read(|| decoder.read(rest))?,
+                Self::Plain(packed) | Self::Gzip(_, packed) => until_read(|| packed.read_plain(rest))?,
+            };
+            if got == 0 {
+                break;
+            }
+            filled += got;
+        }
+        Ok(filled)
     }
 
     /// The stream ended: was all of the blob used, and is its digest right?
@@ -352,6 +353,52 @@ fn until_read(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> 
         match read() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             other => return other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// Bytes that no packer shortens much, so that a stream is read in many pieces.
+    fn noise(length: usize) -> Vec<u8> {
+        let mut state = 0x9E37_79B9_u32;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as u8 & 0x3f
+        };
+        (0..length).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn every_packing_fills_whole_buffers_up_to_the_end() {
+        for length in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 777] {
+            let bytes = noise(length);
+            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            gzip.write_all(&bytes).expect("packed");
+            let packings = [
+                ("plain", bytes.clone()),
+                ("gzip", gzip.finish().expect("packed")),
+                ("zstd", zstd::encode_all(&bytes[..], 1).expect("packed")),
+            ];
+            for (name, packed) in packings {
+                let mut unpacker = Unpacker::new(Packed::over(&packed[..], &())).expect("a stream");
+                let (mut buffer, mut found) = (Buffer::new(CHUNK), Vec::new());
+                loop {
+                    let filled = unpacker.fill(&mut buffer).unwrap_or_else(|error| panic!("{name}, {length}: {error}"));
+                    found.extend_from_slice(&buffer.bytes()[..filled]);
+                    if filled < CHUNK {
+                        break;
+                    }
+                }
+                assert!(found == bytes, "{name}, {length}");
+                unpacker.finish(None).unwrap_or_else(|error| panic!("{name}, {length}: {error}"));
+            }
         }
     }
 }
