@@ -27,9 +27,9 @@ pub struct Finding {
 /// Free space below which a launch may fail for lack of it.
 const SPACE: u64 = 2 << 30;
 
-/// Looks at everything. `store` is where images and containers lie.
+/// Looks at everything. `store` is where images and containers lie, `driver` the root below which the GPUs' driver is.
 #[must_use]
-pub fn examine(root: &Path, store: &Path) -> Vec<Finding> {
+pub fn examine(root: &Path, store: &Path, driver: &Path) -> Vec<Finding> {
     let mut all = Doctor { root, all: Vec::new() };
     all.kernel();
     all.cgroups();
@@ -38,7 +38,7 @@ pub fn examine(root: &Path, store: &Path) -> Vec<Finding> {
     all.images();
     all.network();
     all.disk(store);
-    for finding in crate::gpu::doctor::findings(&Facts::read(root)) {
+    for finding in crate::gpu::doctor::findings(&Facts::read(driver)) {
         all.all.push(Finding { area: "gpu", level: finding.level, what: finding.what, hint: finding.hint });
     }
     all.all

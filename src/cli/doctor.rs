@@ -18,7 +18,7 @@ pub struct DoctorArgs {
 }
 
 pub fn run(args: &DoctorArgs, context: &Context) -> Result<u8, Report> {
-    let findings = examine(Path::new("/"), &context.root);
+    let findings = examine(Path::new("/"), &context.root, &crate::launch::driver_root());
     if args.json {
         print::json(&findings)?;
     } else {

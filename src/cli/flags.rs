@@ -156,7 +156,7 @@ pub struct SecurityFlags {
 #[command(next_help_heading = "GPUs")]
 pub struct GpuFlags {
     /// all; N or free:N (idle ones, for this container alone); device=0,2 (numbers, UUIDs, MIG devices such as 0:1)
-    #[arg(long, value_name = "GPUS")]
+    #[arg(long, value_name = "GPUS", allow_negative_numbers = true)]
     pub gpus: Option<String>,
     /// How they come in: NVIDIA's prestart hook, a CDI file, or the driver's files directly; auto: the first that works
     #[arg(long, value_name = "MODE", value_parser = ["auto", "hook", "cdi", "native"])]

@@ -92,6 +92,7 @@ impl Explain for GpuError {
             Self::NoneFree { .. } => {
                 "`gpurun gpus` shows who uses what; `--share-gpu` or `--gpus device=N` takes one that is in use"
             }
+            Self::Driver { driver, .. } if driver == "cdi" => "leave `driver=` out, and say `--gpu-mode cdi`",
             Self::Driver { .. } => "leave `driver=` out",
             Self::NeedsNvml { .. } => "see that `nvidia-smi` works on the host",
             Self::NoLibraries { .. } => "see that `nvidia-smi` works on the host; then `sudo ldconfig`",

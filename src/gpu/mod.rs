@@ -101,6 +101,8 @@ pub struct Place<'a> {
     pub cpus: Option<&'a CpuSet>,
     /// The container's environment as the image and the person have it.
     pub env: &'a [(String, String)],
+    /// Numbers of the container's user and group.
+    pub user: (u32, u32),
 }
 
 /// A file or directory of the host, or a file system, in a container.
@@ -159,7 +161,7 @@ enum Way {
 /// What can be refused without asking NVML and without taking anything: for a command, before it begins.
 pub fn check(ask: &Ask<'_>, root: &Path) -> Result<(), GpuError> {
     if !ask.devices.is_empty() {
-        cdi::Registry::read(root).edits(ask.devices, None)?;
+        cdi::Registry::read(root).edits(ask.devices, None, (0, 0))?;
     }
     let Some(selection) = ask.selection else { return Ok(()) };
     let asked = checked_driver(selection)?;
@@ -192,7 +194,7 @@ pub fn plan(ask: &Ask<'_>, place: &Place<'_>) -> Result<Edits, GpuError> {
     }
     if !ask.devices.is_empty() {
         let driver = driver.or_else(|| Host::read(place.root).ok().map(|host| host.driver));
-        let more = cdi::Registry::read(place.root).edits(ask.devices, driver.as_deref())?;
+        let more = cdi::Registry::read(place.root).edits(ask.devices, driver.as_deref(), place.user)?;
         edits.add(more);
         if ask.selection.is_none() {
             lease_by_name(ask.devices, place, &mut edits)?;
@@ -220,7 +222,7 @@ fn plan_gpus(
         .map_err(|unmet| GpuError::Unmet { asked: asked.to_owned(), source: unmet })?;
     let mut edits = match &way {
         Way::Hook(command) => by_hook(command, selection, &choice),
-        Way::Cdi(registry) => by_cdi(registry, asked, inventory, &choice)?,
+        Way::Cdi(registry) => by_cdi(registry, asked, place, inventory, &choice)?,
         Way::Native => {
             if let Some(device) = choice.unknown.first() {
                 let unread = inventory.readings.clone().err();
@@ -233,6 +235,11 @@ fn plan_gpus(
             edits
         }
     };
+    if !selection.options.is_empty() {
+        edits
+            .notices
+            .push(format!("`--gpus {asked}`: NVIDIA's driver has no use for `options=`, they are passed over"));
+    }
     ledger.take(&place.taker, choice.units.iter().map(|unit| unit.name.clone()).collect(), choice.exclusive)?;
     finish(&mut edits, &way, why, inventory, choice);
     Ok(edits)
@@ -348,10 +355,12 @@ fn by_hook(command: &hook::Command, selection: &Selection, choice: &Choice<'_>) 
     Edits { env, hooks: vec![hook], ..Edits::default() }
 }
 
-/// The units by the names that the file has for them: UUIDs, or else numbers.
+/// The units by the names that the file has for them: UUIDs, or else numbers, in each of the ways in which `nvidia-ctk` names devices. A file that
+/// knows no single ones (`--device-name-strategy` aside, one may be written by hand) serves whoever gets all of them.
 fn by_cdi(
     registry: &cdi::Registry,
     asked: &str,
+    place: &Place<'_>,
     inventory: &Inventory,
     choice: &Choice<'_>,
 ) -> Result<Edits, GpuError> {
@@ -360,7 +369,9 @@ fn by_cdi(
         |candidates: &[&str]| candidates.iter().find(|name| known.contains(name)).map(|name| (*name).to_owned());
     let mut names = Vec::new();
     for unit in &choice.units {
-        let found = named(&[&unit.name, &unit.index]);
+        let typed = format!("{}{}", if unit.mig.is_some() { "mig" } else { "gpu" }, unit.index);
+        let all = if choice.units.len() == inventory.units.len() { "all" } else { "" };
+        let found = named(&[&unit.name, &unit.index, &typed, all]);
         let device = found.ok_or_else(|| GpuError::NotInCdi { asked: asked.to_owned(), device: unit.name.clone() })?;
         names.push(cdi::Name { kind: cdi::NVIDIA.into(), device });
     }
@@ -369,7 +380,10 @@ fn by_cdi(
         let device = found.ok_or_else(|| GpuError::NotInCdi { asked: asked.to_owned(), device: device.clone() })?;
         names.push(cdi::Name { kind: cdi::NVIDIA.into(), device });
     }
-    Ok(registry.edits(&names, Some(&inventory.host.driver))?)
+    names.dedup();
+    let edits = registry.edits(&names, Some(&inventory.host.driver), place.user)?;
+    // What /proc tells of other people's GPUs, no file speaks of.
+    Ok(Edits { masked: native::masked(&inventory.host, &choice.units), ..edits })
 }
 
 fn facts(inventory: &Inventory, choice: &Choice<'_>) -> Vec<require::Facts> {

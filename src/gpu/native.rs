@@ -146,7 +146,7 @@ fn drm_nodes(root: &Path, bus: &str) -> Vec<Device> {
 }
 
 /// What /proc/driver/nvidia would tell of other people's GPUs.
-fn masked(host: &Host, units: &[&Unit]) -> Vec<String> {
+pub(super) fn masked(host: &Host, units: &[&Unit]) -> Vec<String> {
     let others = host.gpus.iter().enumerate().filter(|(at, _)| !units.iter().any(|unit| unit.gpu == *at));
     others.map(|(_, gpu)| format!("/proc/driver/nvidia/gpus/{}", gpu.bus)).collect()
 }

@@ -53,6 +53,7 @@ pub enum SelectionError {
 impl Explain for SelectionError {
     fn hint(&self) -> Option<String> {
         Some(match self {
+            Self::Device { device, .. } if device.contains('=') => format!("CDI devices go by `--device {device}`"),
             Self::Capability { .. } => format!("capabilities: {}", CAPABILITIES.join(", ")),
             _ => "for example `--gpus all`, `--gpus 2`, `--gpus free:2`, `--gpus device=0,2` or `--gpus device=GPU-1a2b3c4d`".into(),
         })

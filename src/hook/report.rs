@@ -15,6 +15,8 @@ pub enum Outcome {
     Signal(i32),
     /// After this many milliseconds, with its whole process group.
     TimedOut(u64),
+    /// Whoever had it run ended first: it was killed, with its whole process group.
+    Abandoned,
     CannotStart(String),
 }
 
@@ -67,6 +69,7 @@ impl std::fmt::Display for HookFailure {
                     std::time::Duration::from_millis(*millis).as_secs_f64()
                 )?;
             }
+            Outcome::Abandoned => f.write_str("was killed, since what it ran for had ended")?,
             Outcome::CannotStart(why) => write!(f, "could not be started: {why}")?,
         }
         match self.report.last_line() {

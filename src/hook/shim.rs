@@ -2,8 +2,8 @@
 //!
 //! libcontainer starts the shim with the hook's environment and the container's state on stdin. The shim runs the hook in a process
 //! group of its own, in the bundle as working directory (as runc does), with that state on stdin (a memory file: a hook that never
-//! reads it blocks nobody), keeps the end of its stderr, and kills the whole group when the time is over or the hook failed.
-//! One thread, no signals handled.
+//! reads it blocks nobody), keeps the end of its stderr, and kills the whole group when the time is over, the hook failed, or whoever
+//! waits for it is gone (a killed supervisor must leave no hook behind). One thread, no signals handled.
 
 use std::ffi::OsString;
 use std::io::{self, Read, Seek, Write};
@@ -18,7 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getppid};
 
 use super::report::{HookReport, Outcome};
 use super::{Chosen, DEFAULT_TIMEOUT};
@@ -30,7 +30,7 @@ pub const SUBCOMMAND: &str = "hook-shim";
 pub const KEPT_STDERR: usize = 64 << 10;
 /// A container state larger than this is not one.
 const MAX_STATE: u64 = 4 << 20;
-/// Between two looks at a hook that closed its stderr but runs on.
+/// Between two looks at a hook and at whoever waits for it.
 const TICK: Duration = Duration::from_millis(5);
 
 /// Everything the shim has to know.
@@ -103,21 +103,22 @@ fn exit_code(outcome: &Outcome) -> u8 {
         Outcome::Exit(code) => *code,
         Outcome::Signal(number) => 128 + number,
         Outcome::TimedOut(_) => 124,
+        Outcome::Abandoned => 128 + Signal::SIGKILL as i32,
         Outcome::CannotStart(_) => 127,
     };
     u8::try_from(code).unwrap_or(1)
 }
 
 impl Shim {
-    /// Runs the hook to its end, or to the end of its time.
+    /// Runs the hook to its end, or to the end of its time, or of this process's parent.
     #[must_use]
     pub fn run(&self, state: &[u8]) -> HookReport {
-        let started = Instant::now();
+        let (started, parent) = (Instant::now(), getppid());
         let mut stderr = Tail::default();
         let outcome = match self.spawn(state) {
             Err(error) => Outcome::CannotStart(error.to_string()),
             Ok((mut child, mut pipe)) => {
-                let outcome = watch(&child, &mut pipe, &mut stderr, started + self.timeout)
+                let outcome = watch(&child, &mut pipe, &mut stderr, started + self.timeout, parent)
                     .unwrap_or_else(|| Outcome::TimedOut(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX)));
                 if outcome != Outcome::Exit(0) {
                     kill_group(&child);
@@ -187,7 +188,7 @@ fn memory_file(bytes: &[u8]) -> io::Result<OwnedFd> {
 }
 
 /// Waits for the hook itself, without reaping it; a child of its that keeps stderr open keeps nobody waiting. `None`: the time is over.
-fn watch(child: &Child, pipe: &mut io::PipeReader, stderr: &mut Tail, end: Instant) -> Option<Outcome> {
+fn watch(child: &Child, pipe: &mut io::PipeReader, stderr: &mut Tail, end: Instant, parent: Pid) -> Option<Outcome> {
     let pid = Pid::from_raw(i32::try_from(child.id()).ok()?);
     loop {
         let open = stderr.drain(pipe);
@@ -200,6 +201,9 @@ fn watch(child: &Child, pipe: &mut io::PipeReader, stderr: &mut Tail, end: Insta
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return None;
+        }
+        if getppid() != parent {
+            return Some(Outcome::Abandoned);
         }
         let wait = left.min(TICK);
         if open {

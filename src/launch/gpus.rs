@@ -68,6 +68,7 @@ pub(super) fn plan(
     entry: &Entry,
     limits: &Limits,
     image_env: &[String],
+    user: (u32, u32),
     undo: &mut Undo,
 ) -> Result<Edits, Report> {
     let request = &entry.record.request;
@@ -82,8 +83,8 @@ pub(super) fn plan(
         user: usage::user_name(request.invoker.map_or(0, |(uid, _)| uid)),
         now: now(),
     };
-    let place =
-        gpu::Place { root: &driver_root(), leases: &leases, taker, cpus: limits.cpuset_cpus.as_ref(), env: &env };
+    let (root, cpus) = (driver_root(), limits.cpuset_cpus.as_ref());
+    let place = gpu::Place { root: &root, leases: &leases, taker, cpus, env: &env, user };
     let mut edits = gpu::plan(&Asked::of(request)?.ask(), &place)?;
     if !edits.given.is_empty() || request.gpus.is_some() {
         let id = entry.record.id.clone();

@@ -102,7 +102,7 @@ pub(super) fn make(
     let network = make_network(records, entry, &hostname, undo)?;
     step("network");
 
-    let gpus = gpus::plan(records, entry, &limits, &config.env, undo)?;
+    let gpus = gpus::plan(records, entry, &limits, &config.env, (user.uid, user.gid), undo)?;
     gpus.summary.iter().for_each(|line| tell(Progress::Detail(line.clone())));
     gpus.notices.iter().for_each(|line| tell(Progress::Notice(line.clone())));
     step("gpus");

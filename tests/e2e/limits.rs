@@ -161,7 +161,16 @@ fn own_limits() {
 
 /// What has taken limits and devices from other people's containers: systemd, which knows nothing of our cgroup, sets up its own tree again.
 fn daemon_reload() {
-    let host = Host::with_box();
+    let gpus = crate::gpu::Lab::new(2);
+    let host = &gpus.host;
+    gpus.ok(&run(&["-d", "--name", "gpu", "--gpus", "device=0", "--gpu-mode", "native", "box", "sleep", "1000"]));
+    let opens = "for n in 0 1; do mknod /tmp/$n c 195 $n; dd if=/tmp/$n of=/dev/null count=1; done 2>&1 | grep -o -e 'No such device or address' -e 'Operation not permitted'";
+    let gpu_holds = || {
+        // GPU 0 can be made and opened, GPU 1 not even made (and what is not there cannot be opened).
+        let said = gpus.ok(&["exec", "gpu", "sh", "-c", &format!("rm -f /tmp/0; {opens}")]);
+        assert_eq!(said, "No such device or address\nOperation not permitted", "GPU 0 and no other");
+    };
+    gpu_holds();
     let flags = ["--memory", "64m", "--cpus", "0.5", "--cpuset-cpus", "0", "--pids-limit", "50"];
     host.ok(&run(&[&["-d", "--name", "lab"][..], &flags, &["box", "sleep", "1000"]].concat()));
     let id = host.inspect("lab")["Id"].as_str().unwrap().to_owned();
@@ -177,6 +186,7 @@ fn daemon_reload() {
     std::fs::write("/run/systemd/system/other.service", unit).unwrap();
     crate::host::sh("systemctl daemon-reload && systemctl start other.service && systemctl daemon-reload");
     assert_eq!(held(), before);
+    gpu_holds();
     let answer =
         host.run(&["exec", "lab", "sh", "-c", "mknod /tmp/mem c 1 1; head -c 1 /tmp/mem; head -c 1 /dev/zero | wc -c"]);
     assert!(answer.err.contains("Operation not permitted") && answer.out.trim() == "1", "{}", answer.err);

@@ -10,6 +10,7 @@ mod crash;
 mod driver;
 mod gpu;
 mod gpu_isolation;
+mod gpu_matrix;
 mod host;
 mod isolation;
 mod life;
@@ -27,7 +28,7 @@ const NEEDS_SYSTEMD: &str = "a_daemon_reload_changes_nothing";
 
 fn main() {
     let arguments = Arguments::from_args();
-    let rooms: [(&str, &[Test]); 10] = [
+    let rooms: [(&str, &[Test]); 11] = [
         ("run", run::TESTS),
         ("life", life::TESTS),
         ("limits", limits::TESTS),
@@ -37,6 +38,7 @@ fn main() {
         ("network", network::TESTS),
         ("gpu", gpu::TESTS),
         ("gpu_isolation", gpu_isolation::TESTS),
+        ("gpu_matrix", gpu_matrix::TESTS),
         ("crash", crash::TESTS),
     ];
     let root = nix::unistd::geteuid().is_root();

@@ -161,6 +161,34 @@ impl FakeDriver {
         self.write(path, &text);
     }
 
+    /// The same in JSON, for a host whose GPU 0 is divided in two (see [`Self::mig_minors`]) and whose GPU 1 is whole.
+    #[allow(dead_code, reason = "the unit tests share this file")]
+    pub fn cdi_of_divided(&self, path: &str) {
+        let nodes = |list: &[(&str, u32)]| -> String {
+            let one = |(path, major): &(&str, u32)| {
+                format!(r#"{{"path":"/dev/{path}","major":{major},"minor":{}}}"#, minor_of(path))
+            };
+            list.iter().map(one).collect::<Vec<_>>().join(",")
+        };
+        let device = |name: &str, list: &[(&str, u32)]| {
+            format!(r#"{{"name":"{name}","containerEdits":{{"deviceNodes":[{}]}}}}"#, nodes(list))
+        };
+        let mut devices = vec![device("1", &[("nvidia1", 195)]), device(&uuid(1), &[("nvidia1", 195)])];
+        for (number, caps) in [
+            (0, ["nvidia-caps/nvidia-cap10", "nvidia-caps/nvidia-cap11"]),
+            (1, ["nvidia-caps/nvidia-cap20", "nvidia-caps/nvidia-cap21"]),
+        ] {
+            let list = [("nvidia0", 195), (caps[0], CAPS_MAJOR), (caps[1], CAPS_MAJOR)];
+            devices.extend([device(&format!("0:{number}"), &list), device(&mig_uuid(0, number), &list)]);
+        }
+        let common = nodes(&[("nvidiactl", 195), ("nvidia-uvm", UVM_MAJOR)]);
+        let text = format!(
+            r#"{{"cdiVersion":"0.5.0","kind":"nvidia.com/gpu","devices":[{}],"containerEdits":{{"env":["NVIDIA_VISIBLE_DEVICES=void"],"deviceNodes":[{common}]}}}}"#,
+            devices.join(",")
+        );
+        self.write(path, &text);
+    }
+
     fn libraries(&self) {
         let dir = self.root.join(LIBRARY_DIR);
         fs::create_dir_all(&dir).unwrap();
@@ -182,6 +210,15 @@ impl FakeDriver {
         }
         // Only root may; without it, the directories are searched.
         let _ = Command::new("/sbin/ldconfig").arg("-r").arg(&self.root).output();
+    }
+}
+
+/// The number that ends a node's name; the control nodes have none.
+fn minor_of(path: &str) -> u32 {
+    match path {
+        "nvidiactl" => 255,
+        "nvidia-uvm" => 0,
+        _ => path[path.trim_end_matches(|c: char| c.is_ascii_digit()).len()..].parse().unwrap(),
     }
 }
 

@@ -14,25 +14,28 @@ use crate::spec::{Device, Stage};
 impl Registry {
     /// What a container with these devices gets: of each file its common edits, once, before those of its first device.
     ///
-    /// `driver` is the version of NVIDIA's loaded module: files that name libraries of another one are stale.
-    pub fn edits(&self, names: &[Name], driver: Option<&str>) -> Result<Edits, CdiError> {
+    /// `driver` is the version of NVIDIA's loaded module: files that name libraries of another one are stale. `owner` is the user and group of
+    /// the container's process, whose the nodes are of which a file does not say whose they are.
+    pub fn edits(&self, names: &[Name], driver: Option<&str>, owner: (u32, u32)) -> Result<Edits, CdiError> {
         let mut all = Edits::default();
         let mut seen = BTreeSet::new();
         for name in names {
             let (file, device) = self.find(name)?;
-            let about = About { registry: self, file, name, driver };
+            let about = About { registry: self, file, name, driver, owner };
             if seen.insert(&file.path) {
                 about.apply(&file.spec.container_edits, &mut all)?;
             }
             about.apply(&device.container_edits, &mut all)?;
         }
+        // What is mounted on `/a` must not hide what another device mounts on `/a/b`.
+        all.mounts.sort_by_key(|mount| mount.destination.components().count());
         Ok(all)
     }
 
     /// The first thing that is wrong with NVIDIA's devices, for whoever only wants to know.
     pub fn check(&self, kind: &str, driver: Option<&str>) -> Result<(), CdiError> {
         for device in self.devices(kind) {
-            self.edits(&[Name { kind: kind.to_owned(), device: device.to_owned() }], driver)?;
+            self.edits(&[Name { kind: kind.to_owned(), device: device.to_owned() }], driver, (0, 0))?;
         }
         Ok(())
     }
@@ -43,6 +46,7 @@ struct About<'a> {
     file: &'a File,
     name: &'a Name,
     driver: Option<&'a str>,
+    owner: (u32, u32),
 }
 
 impl About<'_> {
@@ -118,25 +122,32 @@ impl About<'_> {
         }
     }
 
-    /// The node, with what the file leaves out taken from the host's. (A minor number that is left out beside a major one is 0.)
+    /// The node, with what the file leaves out taken from the host's. (A minor number that is left out beside a major one is 0.) One that
+    /// the file describes wholly need not be on the host.
     fn device(&self, node: &DeviceNode) -> Result<Device, CdiError> {
         let kind = node.kind.as_deref().filter(|kind| !kind.is_empty());
         if kind == Some("p") {
             return Err(self.unsupported("a FIFO as a device node"));
         }
+        // Elsewhere it would lie among the image's files, whose links lead where they want.
+        if !node.path.starts_with("/dev") || node.path.components().any(|part| part.as_os_str() == "..") {
+            return Err(self.unsupported("a device node outside `/dev`"));
+        }
         let path = node.host_path.as_ref().unwrap_or(&node.path);
         let host = std::fs::metadata(inside(&self.registry.root, path)).ok();
         let host = host.filter(|host| host.file_type().is_char_device() || host.file_type().is_block_device());
         let gone = || self.stale(format!("the device node `{}` is not there", path.display()));
-        let host = host.ok_or_else(gone)?;
-        let host_kind = if host.file_type().is_block_device() { 'b' } else { 'c' };
-        let kind = kind.map_or(host_kind, |kind| if kind == "b" { 'b' } else { 'c' });
-        if kind != host_kind {
+        let host_kind = host.as_ref().map(|host| if host.file_type().is_block_device() { 'b' } else { 'c' });
+        // `u` is a character device by its older name.
+        let said = kind.map(|kind| if kind == "b" { 'b' } else { 'c' });
+        let kind = said.or(host_kind).ok_or_else(gone)?;
+        if host_kind.is_some_and(|host_kind| host_kind != kind) {
             return Err(self.stale(format!("the device node `{}` is of another type", path.display())));
         }
-        let (major, minor) = match node.major.filter(|major| *major != 0) {
-            Some(major) => (major, node.minor.unwrap_or(0)),
-            None => numbers(host.rdev()),
+        let (major, minor) = match (node.major.filter(|major| *major != 0), &host) {
+            (Some(major), _) => (major, node.minor.unwrap_or(0)),
+            (None, Some(host)) => numbers(host.rdev()),
+            (None, None) => return Err(gone()),
         };
         let access = node.permissions.clone().filter(|text| !text.is_empty()).unwrap_or_else(|| "rwm".into());
         Ok(Device {
@@ -144,9 +155,9 @@ impl About<'_> {
             kind,
             major,
             minor,
-            mode: node.file_mode.unwrap_or_else(|| host.permissions().mode()) & 0o777,
-            uid: node.uid.unwrap_or(0),
-            gid: node.gid.unwrap_or(0),
+            mode: node.file_mode.or(host.map(|host| host.permissions().mode())).unwrap_or(0o666) & 0o777,
+            uid: node.uid.unwrap_or(self.owner.0),
+            gid: node.gid.unwrap_or(self.owner.1),
             access,
         })
     }

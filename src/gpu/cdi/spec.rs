@@ -129,8 +129,10 @@ impl Spec {
         let spec: Self = if file.extension().is_some_and(|extension| extension == "json") {
             serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?
         } else {
+            // `fileMode: 0666` is octal to every writer of CDI files (the specification's library reads YAML 1.1).
+            let options = serde_saphyr::options! { legacy_octal_numbers: true };
             // Its errors draw the place in the file on further lines; the first one says what is wrong.
-            serde_saphyr::from_str(text).map_err(|error| wrong(first_line(&error.to_string())))?
+            serde_saphyr::from_str_with_options(text, options).map_err(|error| wrong(first_line(&error.to_string())))?
         };
         spec.check().map_err(wrong)?;
         Ok(spec)

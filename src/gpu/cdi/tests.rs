@@ -77,6 +77,10 @@ fn yaml_says_the_same_as_json() {
     let json = r#"{"cdiVersion":"0.5.0","kind":"nvidia.com/gpu","containerEdits":{"env":["NVIDIA_VISIBLE_DEVICES=void"]},"devices":[{"name":"0","containerEdits":{"deviceNodes":[{"path":"/dev/nvidia0","major":195,"fileMode":438,"permissions":"rwm"}]}}]}"#;
     let parsed = Spec::parse(Path::new("a.yaml"), yaml).unwrap();
     assert_eq!(parsed, Spec::parse(Path::new("a.json"), json).unwrap());
+    for octal in ["0666", "0o666", "438", "0x1b6"] {
+        let parsed = Spec::parse(Path::new("a.yaml"), &yaml.replace("438", octal)).unwrap();
+        assert_eq!(parsed.devices[0].container_edits.device_nodes[0].file_mode, Some(0o666), "{octal}");
+    }
     let broken = Spec::parse(Path::new("a.yaml"), "a: [b\nc: d").unwrap_err().to_string();
     assert!(broken.starts_with("the CDI file `a.yaml` cannot be used: ") && !broken.contains('\n'), "{broken}");
     let unknown = Spec::parse(Path::new("a.yaml"), &yaml.replace("kind:", "sort: x\nkind:")).unwrap_err().to_string();
@@ -96,7 +100,7 @@ fn registry(files: &[(&str, String)]) -> (tempfile::TempDir, Registry) {
 
 fn edits(registry: &Registry, names: &[&str]) -> Result<crate::gpu::Edits, CdiError> {
     let names: Vec<Name> = names.iter().map(|name| name.parse().unwrap()).collect();
-    registry.edits(&names, Some("550.54.15"))
+    registry.edits(&names, Some("550.54.15"), (1000, 100))
 }
 
 #[test]
@@ -161,11 +165,64 @@ fn stale_files_are_said_to_be() {
     let (_dir, registry) = registry(&[("etc/cdi/a.json", spec("0.5.0", "a.com/b", "x", fine))]);
     let found = edits(&registry, &["a.com/b=x"]).unwrap();
     assert_eq!((found.mounts[0].kind.as_str(), found.mounts[0].source.as_path()), ("tmpfs", Path::new("tmpfs")));
-    for unsupported in [r#""intelRdt":{}"#, r#""netDevices":[{"hostInterfaceName":"a","name":"b"}]"#] {
+    for unsupported in [
+        r#""intelRdt":{}"#,
+        r#""netDevices":[{"hostInterfaceName":"a","name":"b"}]"#,
+        r#""deviceNodes":[{"path":"/dev/pipe","type":"p"}]"#,
+        r#""deviceNodes":[{"path":"/etc/x","type":"c","major":1,"minor":3}]"#,
+        r#""deviceNodes":[{"path":"/dev/../etc/x","type":"c","major":1,"minor":3}]"#,
+    ] {
         let text = spec("1.1.0", "a.com/b", "x", unsupported);
         let (_dir, registry) = self::registry(&[("etc/cdi/a.json", text)]);
         assert!(matches!(edits(&registry, &["a.com/b=x"]), Err(CdiError::Unsupported { .. })));
     }
+}
+
+#[test]
+fn what_a_node_lacks_comes_from_the_host_and_the_container() {
+    let node = |text: &str| {
+        let (dir, registry) =
+            registry(&[("etc/cdi/a.json", spec("0.5.0", "a.com/b", "x", &format!(r#""deviceNodes":[{text}]"#)))]);
+        let found = edits(&registry, &["a.com/b=x"]).map(|edits| edits.devices[0].clone());
+        drop(dir);
+        found
+    };
+    // Described wholly, it need not be on the host; whose it is, is the container's.
+    let whole = node(r#"{"path":"/dev/x","type":"c","major":195}"#).unwrap();
+    assert_eq!((whole.kind, whole.major, whole.minor, whole.mode), ('c', 195, 0, 0o666));
+    assert_eq!((whole.uid, whole.gid, whole.access.as_str()), (1000, 100, "rwm"));
+    let said =
+        node(r#"{"path":"/dev/x","type":"u","major":195,"minor":7,"uid":0,"gid":44,"fileMode":432,"permissions":"r"}"#);
+    let said = said.unwrap();
+    assert_eq!(
+        (said.kind, said.minor, said.uid, said.gid, said.mode, said.access.as_str()),
+        ('c', 7, 0, 44, 0o660, "r")
+    );
+    for lacking in [r#"{"path":"/dev/x","type":"c"}"#, r#"{"path":"/dev/x","major":195}"#] {
+        assert!(node(lacking).unwrap_err().to_string().contains("`/dev/x` is not there"), "{lacking}");
+    }
+    // The host's own null device, which every host has.
+    let registry = Registry { root: "/".into(), files: Vec::new(), broken: Vec::new() };
+    let name: Name = "a.com/b=x".parse().unwrap();
+    let text = spec("0.5.0", "a.com/b", "x", r#""deviceNodes":[{"path":"/dev/other","hostPath":"/dev/null"}]"#);
+    let file = File { path: "a.json".into(), priority: 0, spec: Spec::parse(Path::new("a.json"), &text).unwrap() };
+    let registry = Registry { files: vec![file], ..registry };
+    let found = registry.edits(std::slice::from_ref(&name), None, (0, 0)).unwrap().devices[0].clone();
+    assert_eq!((found.path.as_str(), found.kind, found.major, found.minor), ("/dev/other", 'c', 1, 3));
+}
+
+#[test]
+fn an_outer_mount_does_not_hide_an_inner_one() {
+    let mount = |path: &str| format!(r#"{{"hostPath":"tmpfs","containerPath":"{path}","type":"tmpfs"}}"#);
+    let text = format!(r#""mounts":[{},{},{}]"#, mount("/a/b/c"), mount("/z"), mount("/a"));
+    let (_dir, registry) = registry(&[("etc/cdi/a.json", spec("0.5.0", "a.com/b", "x", &text))]);
+    let order: Vec<String> = edits(&registry, &["a.com/b=x"])
+        .unwrap()
+        .mounts
+        .iter()
+        .map(|mount| mount.destination.display().to_string())
+        .collect();
+    assert_eq!(order, ["/z", "/a", "/a/b/c"]);
 }
 
 #[test]
