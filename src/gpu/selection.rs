@@ -239,11 +239,20 @@ impl fmt::Display for Selection {
             write!(f, ",capabilities={}", self.capabilities.join(","))?;
         }
         if let Some(driver) = &self.driver {
-            write!(f, ",driver={driver}")?;
+            write!(f, ",{}", quoted(&format!("driver={driver}")))?;
         }
-        for (number, (key, value)) in self.options.iter().enumerate() {
-            write!(f, "{}{key}={value}", if number == 0 { ",\"options=" } else { "," })?;
+        if !self.options.is_empty() {
+            let options: Vec<String> = self.options.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            write!(f, ",{}", quoted(&format!("options={}", options.join(","))))?;
         }
-        if self.options.is_empty() { Ok(()) } else { write!(f, "\"") }
+        Ok(())
+    }
+}
+
+/// A CSV field, in quotes where it needs them.
+fn quoted(field: &str) -> String {
+    match field.contains([',', '"']) {
+        true => format!("\"{}\"", field.replace('"', "\"\"")),
+        false => field.to_owned(),
     }
 }

@@ -1,4 +1,5 @@
-//! The parsers that strangers feed: seeds of this repository, changed at random, in runs that can be repeated.
+//! The parsers that strangers feed (images, a host's CDI and hook files, `--gpus`): seeds of this repository, changed at random, in runs
+//! that can be repeated.
 //!
 //! A stand-in for cargo-fuzz, which wants a nightly compiler. GPURUN_FUZZ is the number of changed inputs per target (a commit's run takes
 //! 4000), GPURUN_FUZZ_SEED begins another series. An input that fails is kept, and the message says where.
@@ -7,6 +8,8 @@ use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use gpurun::gpu::{Selection, cdi, ldcache};
+use gpurun::hook;
 use gpurun::image::{Document, ImageConfig, ImageDocument, Platform};
 use gpurun::layer::{Entry, Kind, Merger, Scanner, Tree, erofs};
 use gpurun::names::{Digest, Reference};
@@ -20,6 +23,10 @@ pub const TESTS: &[Test] = &[
     ("documents", &[], documents),
     ("archives", &[], archives),
     ("references", &[], references),
+    ("gpu_words", &[], gpu_words),
+    ("cdi_files", &[], cdi_files),
+    ("hook_definitions", &[], hook_definitions),
+    ("library_caches", &[], library_caches),
 ];
 
 /// xorshift64*: small, and the same everywhere.
@@ -242,5 +249,75 @@ fn references() {
         assert_eq!(reference.familiar().parse::<Reference>().unwrap(), reference);
         let safe = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
         assert!(reference.to_string().chars().all(safe) && !reference.path.contains(".."), "{reference}");
+    });
+}
+
+/// `--gpus`: what is taken is written as it is read.
+fn gpu_words() {
+    let lines = String::from_utf8(seeds("gpus").remove(0)).unwrap();
+    let seeds: Vec<Vec<u8>> = lines.lines().map(|line| line.as_bytes().to_vec()).collect();
+    for seed in &seeds {
+        assert!(std::str::from_utf8(seed).unwrap().parse::<Selection>().is_ok(), "{}", String::from_utf8_lossy(seed));
+    }
+    fuzz("gpu_words", &seeds, as_they_are, |input| {
+        let text = String::from_utf8_lossy(input);
+        if let Ok(selection) = text.parse::<Selection>() {
+            assert_eq!(selection.to_string().parse(), Ok(selection), "{text}");
+        }
+    });
+}
+
+/// CDI files, as YAML and as JSON. JSON is YAML: what the one reader takes, the other takes and understands alike.
+fn cdi_files() {
+    let seeds = seeds("cdi-");
+    for (seed, name) in seeds.iter().zip(["full.json", "nvidia.yaml"]) {
+        cdi::Spec::parse(Path::new(name), std::str::from_utf8(seed).unwrap()).unwrap();
+    }
+    fuzz("cdi_files", &seeds, as_they_are, |input| {
+        let text = String::from_utf8_lossy(input);
+        let json = cdi::Spec::parse(Path::new("a.json"), &text);
+        let yaml = cdi::Spec::parse(Path::new("a.yaml"), &text);
+        if let (Ok(json), Ok(yaml)) = (&json, &yaml) {
+            assert_eq!(json, yaml, "{text}");
+        }
+        for error in [json.err(), yaml.err()].into_iter().flatten() {
+            let said = error.to_string();
+            assert!(!said.contains('\n') && said.len() < 4000, "one line for a person: {said}");
+        }
+    });
+}
+
+fn hook_definitions() {
+    let seeds = seeds("hook-");
+    hook::Definition::parse("seed.json", std::str::from_utf8(&seeds[0]).unwrap()).unwrap();
+    fuzz("hook_definitions", &seeds, as_they_are, |input| {
+        let text = String::from_utf8_lossy(input);
+        if let Ok(definition) = hook::Definition::parse("a.json", &text) {
+            let annotations = [("org.gpurun.gpus".to_owned(), "0".to_owned())];
+            let about = hook::Circumstances { annotations: &annotations, command: "/bin/sh", has_bind_mounts: true };
+            let _ = definition.matches(&about);
+            assert!(definition.command.path.is_absolute() && !definition.stages.is_empty(), "{text}");
+        }
+    });
+}
+
+/// An image's `ld.so.cache`, which is hostile: what is added to it is found in what comes out, whatever it was.
+fn library_caches() {
+    let entry = |name: &str| ldcache::Entry {
+        flags: ldcache::NATIVE,
+        soname: name.to_owned(),
+        path: Path::new("/usr/lib").join(name),
+    };
+    let plain = ldcache::with(&[], &[entry("libc.so.6"), entry("libz.so.1"), entry("libx-2.10.so")]);
+    let host = fs::read("/etc/ld.so.cache").unwrap_or_else(|_| plain.clone());
+    fuzz("library_caches", &[plain, host], as_they_are, |input| {
+        let more = ldcache::Entry {
+            flags: ldcache::NATIVE,
+            soname: "libcuda.so.1".into(),
+            path: "/usr/lib/libcuda.so.1".into(),
+        };
+        let written = ldcache::with(input, std::slice::from_ref(&more));
+        assert!(ldcache::parse(&written).contains(&more));
+        assert_eq!(ldcache::with(&written, &[more]), written, "once is enough");
     });
 }
