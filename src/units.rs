@@ -86,6 +86,16 @@ pub fn format_memory(bytes: u64) -> String {
     format!("{bytes} B")
 }
 
+/// A size as a flag takes it, to the byte: `32m`.
+#[must_use]
+pub fn flag_size(bytes: u64) -> String {
+    let units = [("g", 30), ("m", 20), ("k", 10)];
+    match units.into_iter().find(|(_, shift)| bytes > 0 && bytes.trailing_zeros() >= *shift) {
+        Some((unit, shift)) => format!("{}{unit}", bytes >> shift),
+        None => format!("{bytes}b"),
+    }
+}
+
 /// An amount of CPU in billionths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cpus {
@@ -270,6 +280,12 @@ mod tests {
         fn whole_sizes_come_back(number in 0u64..1 << 20, unit in 0usize..4) {
             let text = format!("{number}{}", ["b", "k", "m", "g"][unit]);
             prop_assert_eq!(parse_memory(&text), Ok(number << (10 * unit)));
+        }
+
+        #[test]
+        fn flag_sizes_come_back(bytes in 0u64..1 << 40, shift in 0u32..20) {
+            let bytes = bytes >> shift << shift;
+            prop_assert_eq!(parse_memory(&flag_size(bytes)), Ok(bytes));
         }
 
         #[test]

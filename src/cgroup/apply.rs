@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::delegation::{self, Missing};
 use super::files::{self, Kind, Setting, Version};
 use super::{Cgroup, CgroupError, Host, Verified, read};
 use crate::spec::Limits;
@@ -32,7 +33,7 @@ impl Cgroup {
         let dir = dir.ok_or_else(|| CgroupError::NoController {
             flag: setting.flag,
             controller: setting.controller.to_string(),
-            parent: self.v2.as_ref().filter(|_| self.is_v2).and_then(|dir| dir.parent()).map(Path::to_path_buf),
+            why: self.why_missing(controller),
         })?;
         let path = dir.join(&*setting.file);
         if path.exists() {
@@ -47,6 +48,13 @@ impl Cgroup {
             controller: setting.controller.to_string(),
             file: setting.file.to_string(),
         })
+    }
+
+    fn why_missing(&self, controller: &str) -> Missing {
+        match self.v2.as_ref().filter(|_| self.is_v2).and_then(|dir| Some((dir, dir.parent()?))) {
+            Some((dir, parent)) => delegation::why_missing(delegation::mount_of(dir), parent, controller),
+            None => Missing::Kernel,
+        }
     }
 
     /// The settings of the limits with their files; those that may be missing and are, are left out.
@@ -74,7 +82,13 @@ impl Cgroup {
     ///
     /// `held` is what it was told until now, `limits` the whole of what shall hold: what is in the first alone is lifted. Answers with the
     /// table, as read back.
-    pub fn update(&self, held: &Limits, limits: &Limits) -> Result<Vec<Verified>, CgroupError> {
+    pub fn update(&mut self, held: &Limits, limits: &Limits) -> Result<Vec<Verified>, CgroupError> {
+        if let Some((dir, parent)) = self.v2.as_ref().filter(|_| self.is_v2).and_then(|dir| Some((dir, dir.parent()?)))
+        {
+            // A file that is named now may want a controller that nothing wanted before.
+            delegation::enable_controllers(delegation::mount_of(dir), parent, &delegation::wanted(limits));
+            self.dirs.extend(delegation::enabled(dir).into_iter().map(|name| (name, dir.clone())));
+        }
         let page = page_size();
         let mut changes = Vec::new();
         let mut wanted = self.located(limits)?;
@@ -160,7 +174,7 @@ impl Cgroup {
                 self.verify_effective_set(&setting, &path)?;
             }
             let (effective, binding) = effective(&setting, &path, &kernel);
-            let note = binding.as_ref().map(|path| format!("an ancestor is tighter: {}", path.display()));
+            let note = binding.as_ref().map(|path| format!("an ancestor is tighter: {} = {effective}", path.display()));
             rows.push(Verified {
                 flag: setting.flag,
                 oci: setting.oci,

@@ -306,7 +306,7 @@ pub fn tighter(kind: Kind, own: &str, ancestor: &str) -> bool {
 }
 
 /// A number; `None`: no limit.
-fn bytes(text: &str) -> Option<u64> {
+pub(super) fn bytes(text: &str) -> Option<u64> {
     text.parse::<u64>().ok().filter(|bytes| *bytes < NO_LIMIT)
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{CgroupError, V1, Version, enable_controllers};
+use super::{CgroupError, V1, V2, Version, enable_controllers};
 use crate::spec::{HostFacts, Limits, Swap};
 use crate::units::CpuSet;
 
@@ -80,7 +80,7 @@ impl Host {
                 // The root has no such file; any child does. Ours is made with the memory controller before anybody asks.
                 let probe = mount.join("gpurun");
                 let _ = fs::create_dir_all(&probe);
-                enable_controllers(mount, &probe);
+                enable_controllers(mount, &probe, &V2);
                 !probe.join("memory.max").exists() || probe.join("memory.swap.max").exists()
             }
         }

@@ -11,6 +11,7 @@
 //! `launch::reconcile` when the supervisor is dead.
 
 mod apply;
+mod delegation;
 mod devices;
 mod files;
 mod host;
@@ -26,13 +27,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub use delegation::Missing;
 pub use files::{OnlyOn, Setting, Version, settings};
 pub use host::{Hierarchy, Host};
-pub use oom::OomWatch;
+pub use oom::{Ceiling, OomWatch};
 pub use post_mortem::{OomKill, oom_kills_of};
 pub use processes::Freeze;
 pub use stats::{Events, Pressure, Stats};
 
+use delegation::{enable_controllers, enabled, inherit_cpuset};
 use oom::keyed;
 
 use crate::report::Explain;
@@ -46,8 +49,8 @@ pub enum CgroupError {
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("`{}` holds `{text}`, which cannot be understood", path.display())]
     Unreadable { path: PathBuf, text: String },
-    #[error("`{flag}` cannot be enforced: the cgroup controller `{controller}` is not available{}", at(parent))]
-    NoController { flag: &'static str, controller: String, parent: Option<PathBuf> },
+    #[error("`{flag}` cannot be enforced: the cgroup controller `{controller}` is not available{}", why.place())]
+    NoController { flag: &'static str, controller: String, why: Missing },
     #[error("`{flag}` cannot be enforced: the kernel has no `{file}` for the controller `{controller}`")]
     NoFile { flag: &'static str, controller: String, file: String },
     #[error("`{flag}` cannot be enforced: the kernel refused `{value}` for `{}`", path.display())]
@@ -66,24 +69,16 @@ pub enum CgroupError {
     Stubborn { path: PathBuf },
 }
 
-fn at(parent: &Option<PathBuf>) -> String {
-    parent.as_ref().map(|path| format!(" in `{}`", path.display())).unwrap_or_default()
-}
-
 impl Explain for CgroupError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::None => "mount one: `mount -t cgroup2 none /sys/fs/cgroup`".into(),
-            Self::NoController { controller, parent: Some(parent), .. } => {
-                format!(
-                    "enable it: `echo +{controller} > {}/cgroup.subtree_control`, or leave the flag out",
-                    parent.display()
-                )
-            }
-            Self::NoController { controller, parent: None, .. } => {
-                format!(
-                    "boot a kernel that has the controller `{controller}` enabled (see /proc/cgroups), or leave the flag out"
-                )
+            Self::NoController { controller, why, .. } => why.hint(controller),
+            Self::Io { action: "make the cgroup", source, .. }
+                if [Some(libc::EROFS), Some(libc::EACCES), Some(libc::EPERM)].contains(&source.raw_os_error()) =>
+            {
+                "gpurun makes cgroups: run it as root, and in a container only where /sys/fs/cgroup can be written"
+                    .into()
             }
             Self::NoFile { file, .. } if file.contains("swap") || file.contains("memsw") => {
                 "swap accounting is off: boot with `swapaccount=1`, or leave `--memory-swap` out".into()
@@ -135,7 +130,7 @@ pub struct Verified {
 #[derive(Debug, Clone)]
 pub struct Cgroup {
     /// Controller to directory; under version 2 all lead to one.
-    dirs: BTreeMap<&'static str, PathBuf>,
+    dirs: BTreeMap<String, PathBuf>,
     /// Under version 2, or where version 2 is mounted beside version 1.
     v2: Option<PathBuf>,
     is_v2: bool,
@@ -155,7 +150,7 @@ impl Host {
         limits: &Limits,
         devices: &[DeviceRule],
     ) -> Result<(Cgroup, Vec<Verified>), CgroupError> {
-        let cgroup = self.make(path)?;
+        let cgroup = self.make(path, limits)?;
         let done =
             cgroup.write(limits).and_then(|()| cgroup.filter_devices(devices)).and_then(|()| cgroup.verify(limits));
         match done {
@@ -168,7 +163,7 @@ impl Host {
         }
     }
 
-    fn make(&self, path: &str) -> Result<Cgroup, CgroupError> {
+    fn make(&self, path: &str, limits: &Limits) -> Result<Cgroup, CgroupError> {
         let relative = Path::new(path.trim_start_matches('/'));
         match &self.hierarchy {
             Hierarchy::V1 { controllers, .. } => {
@@ -185,7 +180,7 @@ impl Host {
                     if name == "cpuset" {
                         inherit_cpuset(mount, relative)?;
                     }
-                    dirs.insert(name, dir);
+                    dirs.insert(name.to_owned(), dir);
                 }
                 Ok(Cgroup { dirs, v2: None, is_v2: false })
             }
@@ -197,52 +192,15 @@ impl Host {
                     path: parent.to_path_buf(),
                     source,
                 })?;
-                enable_controllers(mount, parent);
+                let names = delegation::wanted(limits);
+                enable_controllers(mount, parent, &names);
                 fs::create_dir_all(&dir).map_err(|source| CgroupError::Io {
                     action: "make the cgroup",
                     path: dir.clone(),
                     source,
                 })?;
-                let enabled = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
-                let dirs = V2
-                    .into_iter()
-                    .filter(|name| enabled.split_whitespace().any(|other| other == *name))
-                    .map(|name| (name, dir.clone()))
-                    .collect();
+                let dirs = enabled(&dir).into_iter().map(|name| (name, dir.clone())).collect();
                 Ok(Cgroup { dirs, v2: Some(dir), is_v2: true })
-            }
-        }
-    }
-}
-
-/// Version 1's cpuset begins empty, and nobody can enter an empty one: copies the parents' sets down.
-fn inherit_cpuset(mount: &Path, relative: &Path) -> Result<(), CgroupError> {
-    let mut parent = mount.to_path_buf();
-    for component in relative.components() {
-        let dir = parent.join(component);
-        for file in ["cpuset.cpus", "cpuset.mems"] {
-            let own = read(&dir.join(file))?;
-            if own.is_empty() {
-                write(&dir.join(file), &read(&parent.join(file))?)?;
-            }
-        }
-        parent = dir;
-    }
-    Ok(())
-}
-
-/// Enables what the host has for everything from the mount down to `parent`'s children. What does not work shows when a limit needs it.
-fn enable_controllers(mount: &Path, parent: &Path) {
-    let mut levels: Vec<&Path> = parent.ancestors().take_while(|level| level.starts_with(mount)).collect();
-    levels.reverse();
-    for level in levels {
-        let available = fs::read_to_string(level.join("cgroup.controllers")).unwrap_or_default();
-        let control = level.join("cgroup.subtree_control");
-        let enabled = fs::read_to_string(&control).unwrap_or_default();
-        let has = |list: &str, name: &str| list.split_whitespace().any(|other| other == name);
-        for name in V2.into_iter().filter(|name| has(&available, name) && !has(&enabled, name)) {
-            if let Err(error) = fs::write(&control, format!("+{name}")) {
-                tracing::debug!("cannot enable `{name}` in {}: {error}", level.display());
             }
         }
     }
@@ -254,10 +212,13 @@ impl Cgroup {
         let relative = path.trim_start_matches('/');
         let cgroup = match &host.hierarchy {
             Hierarchy::V1 { controllers, unified } => {
-                let mut dirs: BTreeMap<&'static str, PathBuf> = BTreeMap::new();
+                let mut dirs: BTreeMap<String, PathBuf> = BTreeMap::new();
                 for name in V1.into_iter().chain(["name=systemd"]) {
                     dirs.extend(
-                        controllers.get(name).map(|mount| (name, mount.join(relative))).filter(|(_, dir)| dir.is_dir()),
+                        controllers
+                            .get(name)
+                            .map(|mount| (name.to_owned(), mount.join(relative)))
+                            .filter(|(_, dir)| dir.is_dir()),
                     );
                 }
                 let v2 = unified.as_ref().map(|mount| mount.join(relative)).filter(|dir| dir.is_dir());
@@ -266,7 +227,7 @@ impl Cgroup {
             Hierarchy::V2 { mount } => {
                 let dir = mount.join(relative);
                 let dirs = if dir.is_dir() {
-                    V2.into_iter().map(|name| (name, dir.clone())).collect()
+                    enabled(&dir).into_iter().map(|name| (name, dir.clone())).collect()
                 } else {
                     BTreeMap::new()
                 };

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::{Cgroup, CgroupError, children, keyed, read, write};
+use super::{Cgroup, CgroupError, Missing, children, keyed, read, write};
 
 /// How long the kernel may take to stop every process of a cgroup.
 const FREEZE: Duration = Duration::from_secs(10);
@@ -26,7 +26,11 @@ impl Cgroup {
             (Some(state), _) => state,
             (None, Some(dir)) => dir.join("cgroup.freeze"),
             (None, None) => {
-                return Err(CgroupError::NoController { flag: "pause", controller: "freezer".into(), parent: None });
+                return Err(CgroupError::NoController {
+                    flag: "pause",
+                    controller: "freezer".into(),
+                    why: Missing::Kernel,
+                });
             }
         };
         let verb = if frozen { "freeze" } else { "thaw" };

@@ -146,7 +146,7 @@ fn memory_v1(dir: &Path, stats: &mut Stats) {
     stats.memory_limit = number(dir, "memory.limit_in_bytes").filter(|bytes| *bytes < 1 << 62);
     let total = number(dir, "memory.memsw.usage_in_bytes");
     stats.swap_current = total.zip(stats.memory_current).map(|(total, memory)| total.saturating_sub(memory));
-    stats.events.memory_max = number(dir, "memory.failcnt");
+    stats.events.memory_max = super::oom::failed_charges(dir);
     stats.events.oom_kill = keyed(&dir.join("memory.oom_control"), "oom_kill");
 }
 

@@ -80,7 +80,7 @@ fn a_tighter_ancestor_is_named() {
     );
     if host.version() == "v2" {
         // Version 2 gives a child no controllers that its parent has not enabled.
-        enable_controllers(outer.0.v2.as_ref().unwrap(), outer.0.v2.as_ref().unwrap());
+        enable_controllers(outer.0.v2.as_ref().unwrap(), outer.0.v2.as_ref().unwrap(), &V2);
     }
     let (inner, rows) = host
         .create(&format!("{parent}/inner"), &Limits { memory: Some(64 << 20), ..Limits::default() }, &device_rules(&[]))
@@ -172,4 +172,25 @@ fn everything_in_it_is_killed() {
     assert_eq!(cgroup.0.pids().unwrap(), [] as [i32; 0]);
     cgroup.0.remove().unwrap();
     assert!(!cgroup.0.procs_files().iter().any(|file| file.exists()));
+}
+
+#[test]
+fn a_kernel_without_swap_accounting_refuses_a_swap_limit_by_name() {
+    for is_v2 in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(if is_v2 { "memory.max" } else { "memory.limit_in_bytes" }), "67108864").unwrap();
+        let own = dir.path().to_path_buf();
+        let cgroup = Cgroup { dirs: [("memory".to_owned(), own.clone())].into(), v2: is_v2.then_some(own), is_v2 };
+        let limits = |swap| Limits { memory: Some(64 << 20), swap: Some(swap), ..Limits::default() };
+        let error = cgroup.verify(&limits(Swap::Total(64 << 20))).unwrap_err();
+        let file = if is_v2 { "memory.swap.max" } else { "memory.memsw.limit_in_bytes" };
+        assert!(
+            error.to_string().contains(&format!("`--memory-swap` cannot be enforced: the kernel has no `{file}`")),
+            "{error}"
+        );
+        assert!(error.hint().unwrap().contains("swapaccount=1"));
+        // What is only implied by `--memory` is left out, and the memory's limit still counts.
+        let rows = cgroup.verify(&limits(Swap::Implicit { total: 128 << 20 })).unwrap();
+        assert_eq!(rows.iter().map(|row| row.flag).collect::<Vec<_>>(), ["--memory"]);
+    }
 }

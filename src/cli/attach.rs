@@ -101,7 +101,8 @@ pub fn relay(session: &mut Session, interrupt: Interrupt) -> Result<u8, Report> 
                 session.end_keys();
                 return Err(report);
             }
-            Event::Message(FromSupervisor::Notice(line)) => eprintln!("gpurun: {line}"),
+            // In raw mode a line feed alone goes straight down.
+            Event::Message(FromSupervisor::Notice(line)) => eprint!("gpurun: {line}{}", session.line_end()),
             Event::Message(FromSupervisor::Restarting { code }) => {
                 eprintln!("gpurun: ended with status {code}, starting again\r");
             }

@@ -145,7 +145,8 @@ fn events(id: &str, before: &Seen, after: &Seen) -> Vec<Event> {
         let seen = if same_run { before.stats.events.oom_kill.unwrap_or(0) } else { 0 };
         let kills = (new.ooms.len() as u64).max(u64::from(new.oom_killed)).saturating_sub(seen);
         if kills > 0 {
-            let detail = new.ooms.last().map(|oom| format!("{} (pid {})", oom.process, oom.pid));
+            let detail =
+                new.ooms.last().filter(|oom| oom.pid > 0).map(|oom| format!("{} (pid {})", oom.process, oom.pid));
             events.push(Event { count: Some(kills), detail, ..plain("oom_kill") });
         }
         events.push(Event { exit_code: new.exit_code, ..plain("exit") });

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -14,13 +15,14 @@ use super::detach::DetachKeys;
 use super::session::take_signals;
 use super::{Context, attach};
 use crate::cgroup;
-use crate::record::Entry;
+use crate::record::{Entry, OomRow, State};
 use crate::report::Report;
 use crate::request::{parse_env, parse_env_file};
 use crate::rootfs::{self, users};
 use crate::runtime::{self, ExecChild, ExecRequest, Stdio};
 use crate::spec::seccomp::Filter;
 use crate::spec::{Capabilities, Rlimit};
+use crate::supervise::oom::{Victim, lines};
 use crate::sys::tty::{TerminalMode, window_size};
 use crate::sys::{exe, process, pty};
 
@@ -85,11 +87,48 @@ pub fn run(args: &ExecArgs, context: &Context) -> Result<u8, Report> {
     let filter = filter(&entry)?;
     let mut request = request(args, &entry, &target, pid, filter.as_ref())?;
     request.stdio = stdio(args)?;
+    let kills = oom_kills(&entry)?;
     let child = runtime::exec(&request)?;
     if args.detach {
         return Ok(0);
     }
-    relay(args, child, detach)
+    let code = relay(args, child, detach)?;
+    if code == KILLED {
+        tell_of_oom(&entry, &state, kills)?;
+    }
+    Ok(code)
+}
+
+/// The exit code of what was killed by SIGKILL, here or one process further down.
+const KILLED: u8 = 128 + libc::SIGKILL as u8;
+/// How long the supervisor, which reads the kernel's log, may take to know of a kill.
+const OOM_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How many processes of the container the kernel has killed for memory.
+fn oom_kills(entry: &Entry) -> Result<u64, Report> {
+    let host = cgroup::Host::probe(Path::new("/"))?;
+    let path = crate::launch::cgroup_path(entry.record.request.cgroup_parent.as_deref(), &entry.record.id);
+    Ok(cgroup::Cgroup::open(&host, &path)?.and_then(|cgroup| cgroup.oom_kills()).unwrap_or(0))
+}
+
+/// Says what the container's own terminal is told, where the kernel killed a process for memory while this command ran. SIGKILL by itself is no
+/// sign of that: the counter is.
+fn tell_of_oom(entry: &Entry, before: &State, kills_before: u64) -> Result<(), Report> {
+    let known = before.ooms.last().map_or(0, |oom| oom.at_us);
+    let deadline = Instant::now() + OOM_PATIENCE;
+    while oom_kills(entry)? > kills_before {
+        let state = entry.state()?;
+        let news: Vec<OomRow> = state.ooms.iter().filter(|oom| oom.at_us > known).cloned().collect();
+        if !news.is_empty() {
+            lines(&news, &Victim::new(&entry.record, &state)).iter().for_each(|line| eprintln!("gpurun: {line}"));
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// The filter that the container was started with; `None`: it is unconfined.

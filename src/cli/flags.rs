@@ -88,13 +88,13 @@ pub struct LimitFlags {
     #[arg(long, value_name = "PATH")]
     pub cgroup_parent: Option<String>,
     /// Size of /dev/shm [default: 64m; with --gpus half of the memory]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub shm_size: Option<String>,
     /// A resource limit, name=soft[:hard]: nofile=1024:4096, memlock=-1
     #[arg(long, value_name = "LIMIT")]
     pub ulimit: Vec<String>,
     /// Which processes the kernel kills first when memory is short (-1000 to 1000)
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub oom_score_adj: Option<i32>,
 }
 

@@ -72,20 +72,22 @@ pub fn run(args: &JupyterArgs, context: &Context) -> Result<u8, Report> {
             "for a shell: `gpurun run --rm -it {image_name} bash`, or `gpurun exec -it CONTAINER bash`"
         )));
     }
-    let store = context.store()?;
-    let provided = flags.image.provide(&store, image_name)?;
-    // Until the container is on record, nobody removes its image.
-    let hold = store.hold()?;
-    let image = store.resolve(&provided)?;
     let (publish, port) = ports(flags)?;
     let payload = Payload::Jupyter(JupyterRequest { port, args: args.jupyter_arg.clone() });
-    let mut request = super::request::build(flags, image_name, image.id.to_string(), payload)?;
+    let mut request = super::request::build(flags, image_name, payload)?;
     request.publish = publish;
     if request.network == NetworkMode::None {
         return Err(
             Report::usage("Jupyter cannot be reached with `--network none`").with_hint("use `bridge` or `host`")
         );
     }
+    // What is wrong with the flags is said before an image is pulled for them.
+    crate::launch::check(&request)?;
+    let store = context.store()?;
+    let provided = flags.image.provide(&store, image_name)?;
+    // Until the container is on record, nobody removes its image.
+    let hold = store.hold()?;
+    request.image_id = store.resolve(&provided)?.id.to_string();
     let auth = ask_auth(args)?;
     let detach_keys = DetachKeys::parse(&flags.detach_keys)?;
     let signals = take_signals()?;
@@ -238,6 +240,7 @@ fn wait_ready(
                 return Err(Report::new("the container's supervisor was killed while Jupyter started"));
             }
             Event::Signal(_) => session.send(&ToSupervisor::Stop { timeout: None })?,
+            Event::Message(FromSupervisor::Notice(line)) => eprintln!("gpurun: {line}"),
             Event::Message(_) | Event::Detach | Event::TimedOut => {}
         }
     }

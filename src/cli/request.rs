@@ -13,8 +13,8 @@ use crate::units::parse_memory;
 /// The longest environment file that is read.
 const ENV_FILE_MAX: u64 = 1 << 20;
 
-/// Builds the request; `image` is what was typed, `image_id` what it means now.
-pub fn build(flags: &ContainerFlags, image: &str, image_id: String, payload: Payload) -> Result<Request, Report> {
+/// Builds the request; `image` is what was typed. What it means (`image_id`) is for the caller to add once the image is there.
+pub fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Result<Request, Report> {
     let restart: RestartPolicy = flags.restart.parse()?;
     if flags.rm && restart != RestartPolicy::No {
         return Err(Report::usage("`--rm` and `--restart` contradict each other").with_hint("choose one of them"));
@@ -27,7 +27,7 @@ pub fn build(flags: &ContainerFlags, image: &str, image_id: String, payload: Pay
     let (no_new_privileges, seccomp) = security_options(&flags.security)?;
     Ok(Request {
         image: image.to_owned(),
-        image_id,
+        image_id: String::new(),
         payload,
         entrypoint: flags.entrypoint.as_ref().map(|entry| match entry.as_str() {
             "" => Vec::new(),
@@ -48,7 +48,7 @@ pub fn build(flags: &ContainerFlags, image: &str, image_id: String, payload: Pay
         init: flags.init,
         mounts: mounts(flags, &cwd)?,
         read_only: flags.files.read_only,
-        shm_size: flags.limits.shm_size.as_deref().map(|size| positive_size("--shm-size", size)).transpose()?,
+        shm_size: flags.limits.shm_size.as_deref().map(shm_size).transpose()?.flatten(),
         limits: flags.limits.cgroup.asked(),
         cgroup_parent: flags.limits.cgroup_parent.as_deref().map(cgroup_parent).transpose()?,
         ulimits: flags.limits.ulimit.iter().map(|text| parse_ulimit(text)).collect::<Result<_, _>>()?,
@@ -187,16 +187,16 @@ pub fn signal_number(text: &str) -> Result<i32, Report> {
     })
 }
 
-fn positive_size(flag: &str, text: &str) -> Result<u64, Report> {
+/// docker's 0 is "not asked for".
+pub fn shm_size(text: &str) -> Result<Option<u64>, Report> {
     match parse_memory(text) {
-        Ok(0) => Err(Report::usage(format!("`{flag} {text}` must be more than zero"))),
-        Ok(size) => Ok(size),
-        Err(error) => Err(Report::from(error).under(format!("`{flag} {text}` is not a size"))),
+        Ok(size) => Ok(Some(size).filter(|size| *size > 0)),
+        Err(error) => Err(Report::from(error).under(format!("`--shm-size {text}` cannot be used"))),
     }
 }
 
 /// The parent's path in the hierarchy, absolute. A systemd slice is given by its name alone, as with docker: `a-b.slice` lies in `a.slice`.
-fn cgroup_parent(text: &str) -> Result<String, Report> {
+pub fn cgroup_parent(text: &str) -> Result<String, Report> {
     let wrong = |why: &str| {
         Report::usage(format!("`--cgroup-parent {text}` {why}"))
             .with_hint("give a path below the cgroup mount, such as `/lab/alice`, or a slice, such as `lab.slice`")
@@ -220,11 +220,12 @@ fn cgroup_parent(text: &str) -> Result<String, Report> {
     Ok(format!("/{relative}"))
 }
 
-fn oom_score(score: i32) -> Result<i32, Report> {
+pub fn oom_score(score: i32) -> Result<i32, Report> {
     if (-1000..=1000).contains(&score) {
         return Ok(score);
     }
-    Err(Report::usage(format!("`--oom-score-adj {score}` is out of range")).with_hint("the range is -1000 to 1000"))
+    Err(Report::usage(format!("`--oom-score-adj {score}` is outside of -1000 to 1000"))
+        .with_hint("use a number from -1000 (never chosen) to 1000 (chosen first)"))
 }
 
 fn name_server(text: &str) -> Result<String, Report> {
@@ -268,7 +269,7 @@ mod tests {
         let mut flags = ContainerFlags { restart: "no".into(), ..ContainerFlags::default() };
         flags.network.network = "bridge".into();
         change(&mut flags);
-        build(&flags, "img", "sha256:0".into(), Payload::Command(vec![]))
+        build(&flags, "img", Payload::Command(vec![]))
     }
 
     #[test]

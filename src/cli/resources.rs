@@ -8,49 +8,49 @@ use crate::spec::AskedLimits;
 #[derive(Debug, Clone, Args, Default)]
 pub struct ResourceFlags {
     /// Memory limit: 512m, 32g, 1.5g (binary units)
-    #[arg(short, long, visible_alias = "mem", value_name = "SIZE")]
+    #[arg(short, long, visible_alias = "mem", value_name = "SIZE", allow_negative_numbers = true)]
     pub memory: Option<String>,
     /// Memory plus swap; the same as --memory: no swap; -1: unlimited swap
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub memory_swap: Option<String>,
     /// Memory the kernel leaves to the container under pressure
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub memory_reservation: Option<String>,
     /// Memory above which the container is slowed down and reclaimed from (cgroup v2)
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub memory_high: Option<String>,
     /// Memory that is never reclaimed (cgroup v2)
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub memory_min: Option<String>,
     /// How readily anonymous memory is swapped out, 0 to 100 (cgroup v1)
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub memory_swappiness: Option<i64>,
     /// At the memory limit, let processes wait instead of killing one (cgroup v1)
     #[arg(long)]
     pub oom_kill_disable: bool,
     /// CPU time in CPUs: 1.5 is one and a half
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub cpus: Option<String>,
     /// Period of the CPU limit in microseconds; use --cpus where you can
-    #[arg(long, value_name = "US", allow_hyphen_values = true)]
+    #[arg(long, value_name = "US", allow_negative_numbers = true)]
     pub cpu_period: Option<i64>,
     /// CPU time a period in microseconds; use --cpus where you can
-    #[arg(long, value_name = "US", allow_hyphen_values = true)]
+    #[arg(long, value_name = "US", allow_negative_numbers = true)]
     pub cpu_quota: Option<i64>,
     /// Share of CPU time while others want it too; 1024 is usual
-    #[arg(short = 'c', long, value_name = "N", allow_hyphen_values = true)]
+    #[arg(short = 'c', long, value_name = "N", allow_negative_numbers = true)]
     pub cpu_shares: Option<i64>,
     /// The CPUs it may run on: 0-3,7
-    #[arg(long, value_name = "LIST")]
+    #[arg(long, value_name = "LIST", allow_negative_numbers = true)]
     pub cpuset_cpus: Option<String>,
     /// The NUMA nodes it may take memory from: 0,1
-    #[arg(long, value_name = "LIST")]
+    #[arg(long, value_name = "LIST", allow_negative_numbers = true)]
     pub cpuset_mems: Option<String>,
     /// Processes and threads at most; -1: no limit
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub pids_limit: Option<i64>,
     /// Share of disk time while others want it too, 10 to 1000
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub blkio_weight: Option<i64>,
     /// Bytes a second read from a device: /dev/sda:10mb
     #[arg(long, value_name = "DEVICE:RATE")]

@@ -32,13 +32,16 @@ pub struct RunArgs {
 }
 
 pub fn run(args: &RunArgs, context: &Context) -> Result<u8, Report> {
+    let payload = Payload::Command(args.command.clone());
+    let mut request = super::request::build(&args.flags, &args.image, payload)?;
+    // What is wrong with the flags is said before an image is pulled for them.
+    launch::check(&request)?;
     let store = context.store()?;
     let image_name = args.flags.image.provide(&store, &args.image)?;
     // Until the container is on record, nobody removes its image.
     let hold = store.hold()?;
     let image = store.resolve(&image_name)?;
-    let payload = Payload::Command(args.command.clone());
-    let request = super::request::build(&args.flags, &args.image, image.id.to_string(), payload)?;
+    request.image_id = image.id.to_string();
     if request.tty && request.interactive && !args.flags.detach {
         attach::need_terminal()?;
     }
@@ -76,7 +79,6 @@ pub fn start_new(
         }
     });
     let records = context.records()?;
-    launch::check(&request)?;
     let (entry, launching) = record(&records, name, request, secrets)?;
     match launch::spawn(&context.root, &context.run_dir, &entry, launching) {
         Ok(spawned) => Ok(spawned),

@@ -94,6 +94,12 @@ impl Session {
         self.keys = keys;
     }
 
+    /// What ends a line on the person's terminal as it is now.
+    #[must_use]
+    pub fn line_end(&self) -> &'static str {
+        if self.mode.is_some() { "\r\n" } else { "\n" }
+    }
+
     /// Gives the terminal back.
     pub fn end_keys(&mut self) {
         self.mode = None;

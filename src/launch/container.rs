@@ -1,5 +1,6 @@
 //! A container that exists: its processes, its streams, and how all of it is taken down again.
 
+use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -40,6 +41,8 @@ pub struct Container {
     pub(super) jupyter: Option<ExecChild>,
     pub(super) jupyter_plan: Option<jupyter::Prepared>,
     pub(super) limits: Vec<LimitRow>,
+    /// Those of them that are no files of its cgroup: they stay as they are.
+    pub(super) process_limits: Vec<LimitRow>,
     pub(super) gpus: Vec<crate::gpu::Given>,
     pub(super) gpus_by: Option<String>,
     pub(super) ip: Option<String>,
@@ -140,6 +143,7 @@ impl Container {
         let mut limits = [before.resolve(&facts)?, after.resolve(&facts)?];
         limits.iter_mut().for_each(|limits| drop(host.soften(limits)));
         self.limits = self.cgroup.update(&limits[0], &limits[1])?.into_iter().map(super::row).collect();
+        self.limits.extend(self.process_limits.iter().cloned());
         Ok(self.limits.clone())
     }
 
@@ -178,9 +182,33 @@ impl Container {
             pid: kill.pid,
             resident: kill.resident,
             limit_of: kill.limit_of,
+            limit: None,
+            limit_file: None,
             biggest: kill.biggest,
+            peak: None,
+            events: BTreeMap::new(),
         };
         kills.into_iter().map(row).collect()
+    }
+
+    /// Adds what the cgroups say to what the kernel's log said: the limit that was reached, the peak, the counters.
+    #[must_use]
+    pub fn complete(&self, mut oom: OomRow) -> OomRow {
+        let path = &self.cgroup_path;
+        let ceiling = match &oom.limit_of {
+            Some(of) => self.cgroup.ceiling_of(path, of),
+            // Without a name the log was silent, and not the host without memory.
+            None if oom.process.is_empty() => self.cgroup.ceiling_by_counters(path),
+            None => None,
+        };
+        if let Some(ceiling) = ceiling {
+            oom.limit_of.get_or_insert(ceiling.cgroup);
+            oom.limit = ceiling.limit;
+            oom.limit_file = Some(ceiling.file.display().to_string());
+        }
+        oom.peak = self.cgroup.stats().memory_peak;
+        oom.events = self.cgroup.memory_events();
+        oom
     }
 
     /// What it has used in all, so far.
@@ -193,6 +221,7 @@ impl Container {
             cpu_throttled_us: stats.cpu_throttled_us,
             io_read_bytes: stats.io_read_bytes,
             io_write_bytes: stats.io_write_bytes,
+            memory_events: self.cgroup.memory_events(),
         }
     }
 

@@ -17,6 +17,7 @@ mod jupyter;
 mod mounts;
 mod plan;
 pub mod process;
+mod readback;
 mod reconcile;
 mod scaffold;
 mod spawn;

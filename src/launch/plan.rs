@@ -405,7 +405,10 @@ impl Planned {
                 .with_pty(master, entry.record.request.interactive)
                 .map_err(|error| Report::new("cannot use the container's terminal").with_cause(error))?;
         }
-        let limit_rows = cgroup.verify(&limits)?.into_iter().map(super::row).collect::<Vec<_>>();
+        let mut limit_rows = cgroup.verify(&limits)?.into_iter().map(super::row).collect::<Vec<_>>();
+        limit_rows.iter().filter_map(super::readback::tighter).for_each(|line| tell(Progress::Notice(line)));
+        let process_limits = super::readback::process(created.pid, &entry.record.request)?;
+        limit_rows.extend(process_limits.iter().cloned());
         step("verified");
         tell(Progress::Limits(limit_rows.clone()));
         Ok(Container {
@@ -415,6 +418,7 @@ impl Planned {
             jupyter: None,
             jupyter_plan: jupyter,
             limits: limit_rows,
+            process_limits,
             gpus: gpus.0,
             gpus_by: gpus.1,
             ip: network.ip.map(|ip| ip.to_string()),
@@ -496,8 +500,8 @@ fn rlimits(asked: &[Ulimit], gpus: &[Rlimit]) -> Result<(Vec<Rlimit>, Vec<String
         let most = hard_limit(&limit);
         if ulimit.hard > most && !may_raise {
             return Err(Report::usage(format!(
-                "`--ulimit {}`: the hard limit of gpurun itself is {most}",
-                ulimit.name
+                "`--ulimit {}={}:{}` is above {most}, the hard limit of gpurun itself, which it may not raise",
+                ulimit.name, ulimit.soft, ulimit.hard
             ))
             .with_hint(format!(
                 "ask for at most {most}, or raise the limit first (`ulimit -H`, systemd's `Limit…=`)"

@@ -1,5 +1,7 @@
 //! Where a container stands.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::gpu::Given;
@@ -32,7 +34,7 @@ pub struct PublishedPort {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitRow {
     pub flag: String,
-    /// Its place in the OCI specification, below `linux.resources`.
+    /// Its place in the OCI specification; of a cgroup's file below `linux.resources`.
     #[serde(default)]
     pub oci: String,
     pub file: String,
@@ -44,18 +46,30 @@ pub struct LimitRow {
 }
 
 /// A process of the container that the kernel killed for memory, as far as the kernel's log says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OomRow {
     /// Microseconds since boot, as in the kernel's log.
     pub at_us: u64,
+    /// Empty, and the pid 0, where the kernel's log does not say.
     pub process: String,
     pub pid: i32,
     /// Bytes.
     pub resident: Option<u64>,
     /// The cgroup whose limit was reached; `None`: the host itself was out of memory.
     pub limit_of: Option<String>,
+    /// That limit in bytes, and its file.
+    #[serde(default)]
+    pub limit: Option<u64>,
+    #[serde(default)]
+    pub limit_file: Option<String>,
     /// The biggest processes before: name and bytes.
     pub biggest: Vec<(String, u64)>,
+    /// Most bytes that the container has held until then.
+    #[serde(default)]
+    pub peak: Option<u64>,
+    /// `memory.events` then; under version 1 `failcnt` and `oom_kill`.
+    #[serde(default)]
+    pub events: BTreeMap<String, u64>,
 }
 
 /// What a run of the container has used in all, read before its cgroup was removed.
@@ -68,6 +82,8 @@ pub struct Usage {
     pub cpu_throttled_us: Option<u64>,
     pub io_read_bytes: Option<u64>,
     pub io_write_bytes: Option<u64>,
+    /// `memory.events`; under version 1 `failcnt` and `oom_kill`.
+    pub memory_events: BTreeMap<String, u64>,
 }
 
 /// The whole of `state.json`.

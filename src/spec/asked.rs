@@ -72,12 +72,16 @@ pub enum LimitsError {
         "range of CPUs is from 0.01 to {most}.00, as there are only {most} CPUs available: `--cpus {asked}` is outside"
     )]
     CpusOutOfRange { asked: String, most: usize },
-    #[error("requested CPUs are not available - requested {asked}, available: {available}")]
+    #[error("requested CPUs are not available - requested {asked}, available: {available} (`--cpuset-cpus`)")]
     CpusNotThere { asked: CpuSet, available: CpuSet },
-    #[error("requested memory nodes are not available - requested {asked}, available: {available}")]
+    #[error("requested memory nodes are not available - requested {asked}, available: {available} (`--cpuset-mems`)")]
     MemsNotThere { asked: CpuSet, available: CpuSet },
-    #[error("`{0}` and `--cpus` contradict each other")]
-    CpusTwice(&'static str),
+    #[error("`{flag} {value}` and `--cpus {cpus}` contradict each other")]
+    CpusTwice { flag: &'static str, value: u64, cpus: String },
+    #[error("`--pids-limit 1` leaves no room for the container's start, which takes two processes")]
+    OnePid,
+    #[error("`--cpu-quota {0}` is less than the {MINIMUM_QUOTA_US} microseconds that the kernel counts in")]
+    QuotaTooSmall(u64),
     #[error("`{flag} {value}` is outside of {least} to {most}{unit}")]
     Range { flag: &'static str, value: i64, least: i64, most: i64, unit: &'static str },
     #[error("`{flag} {text}` is not `DEVICE:RATE`")]
@@ -97,13 +101,16 @@ impl Explain for LimitsError {
             Self::SwapBelowMemory { memory, .. } => {
                 format!("`--memory-swap {memory}` means no swap, `-1` unlimited swap")
             }
-            Self::SwapAlone(_) => "add `--memory`".into(),
+            Self::SwapAlone(swap) => format!("add `--memory`: at most `--memory {swap}`"),
             Self::ReservationAboveMemory { memory, .. } => format!("use at most `--memory-reservation {memory}`"),
-            Self::CpusOutOfRange { .. } | Self::CpusNotThere { .. } => {
-                "`nproc` and `lscpu` show what the host has".into()
+            Self::CpusOutOfRange { most, .. } => format!("use a number from `--cpus 0.01` to `--cpus {most}`"),
+            Self::CpusNotThere { available, .. } => format!("use some of `--cpuset-cpus {available}`"),
+            Self::MemsNotThere { available, .. } => format!("use some of `--cpuset-mems {available}`"),
+            Self::CpusTwice { .. } => "`--cpus 1.5` is the same as `--cpu-period 100000 --cpu-quota 150000`".into(),
+            Self::OnePid => "use at least `--pids-limit 2`, and more for programs with threads".into(),
+            Self::QuotaTooSmall(_) => {
+                "a longer --cpu-period takes a larger quota for the same share of CPU time".into()
             }
-            Self::MemsNotThere { .. } => "`lscpu` shows the NUMA nodes".into(),
-            Self::CpusTwice(_) => "`--cpus 1.5` is the same as `--cpu-period 100000 --cpu-quota 150000`".into(),
             Self::Range { least, most, .. } => format!("use a number from {least} to {most}"),
             Self::DeviceRate { flag, .. } if flag.ends_with("bps") => format!("for example `{flag} /dev/sda:10mb`"),
             Self::DeviceRate { flag, .. } => format!("for example `{flag} /dev/sda:1000`"),
@@ -210,11 +217,19 @@ impl AskedLimits {
             cpuset_mems: subset("--cpuset-mems", self.cpuset_mems.as_deref(), &host.mems, |asked, available| {
                 LimitsError::MemsNotThere { asked, available }
             })?,
-            pids: self.pids_limit.map(|limit| u64::try_from(limit).ok().filter(|limit| *limit > 0)),
+            pids: self.pids()?.map(|limit| u64::try_from(limit).ok().filter(|limit| *limit > 0)),
             blkio_weight: in_range("--blkio-weight", self.blkio_weight.filter(|n| *n != 0), 10, 1000, "")?,
             io: self.io_limits(host)?,
             conf: self.cgroup_conf.iter().map(|text| conf(text)).collect::<Result<_, _>>()?,
         })
+    }
+
+    /// A start is two processes for a moment: the container's first one, and the one that makes it.
+    fn pids(&self) -> Result<Option<i64>, LimitsError> {
+        match self.pids_limit {
+            Some(1) => Err(LimitsError::OnePid),
+            limit => Ok(limit),
+        }
     }
 
     /// `--memory-high` and `--memory-min`, which must lie below the limit.
@@ -237,16 +252,16 @@ impl AskedLimits {
         let cpus = self.cpus.as_deref().map(|text| quota(text, host)).transpose()?.flatten();
         // docker's 0 is "not asked for", and so is a quota of -1.
         let period = in_range("--cpu-period", self.cpu_period.filter(|n| *n != 0), 1000, 1_000_000, " microseconds")?;
-        let quota = in_range(
-            "--cpu-quota",
-            self.cpu_quota.filter(|n| *n > 0),
-            MINIMUM_QUOTA_US as i64,
-            i64::MAX,
-            " microseconds",
-        )?;
+        let quota = self.cpu_quota.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0);
+        if let Some(asked) = quota.filter(|quota| *quota < MINIMUM_QUOTA_US) {
+            return Err(LimitsError::QuotaTooSmall(asked).into());
+        }
+        let twice = |flag, value| {
+            Report::from(LimitsError::CpusTwice { flag, value, cpus: self.cpus.clone().unwrap_or_default() })
+        };
         match (cpus, period, quota) {
-            (Some(_), Some(_), _) => Err(LimitsError::CpusTwice("--cpu-period").into()),
-            (Some(_), None, Some(_)) => Err(LimitsError::CpusTwice("--cpu-quota").into()),
+            (Some(_), Some(value), _) => Err(twice("--cpu-period", value)),
+            (Some(_), None, Some(value)) => Err(twice("--cpu-quota", value)),
             (Some(quota), None, None) => Ok((Some(quota), Some(CPU_PERIOD_US), false)),
             (None, None, None) => Ok((None, None, false)),
             (None, period, quota) => Ok((quota, Some(period.unwrap_or(CPU_PERIOD_US)), true)),

@@ -15,7 +15,7 @@
 mod change;
 mod clients;
 pub mod log;
-mod oom;
+pub mod oom;
 pub mod protocol;
 mod turn;
 

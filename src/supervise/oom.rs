@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use super::Supervisor;
 use super::protocol::FromSupervisor;
 use crate::launch::Container;
-use crate::record::OomRow;
-use crate::units::format_memory;
+use crate::record::{OomRow, Record, State};
+use crate::units::{flag_size, format_memory, parse_memory};
 
 /// How often, and how long apart, kills are counted after the kernel told of an OOM: it tells before it has killed.
 const LOOKS: u32 = 40;
@@ -37,7 +37,7 @@ impl Supervisor {
             self.oom_look = Some((Instant::now() + PAUSE, times.min(LOG_LOOKS) - 1));
             return;
         }
-        self.tell_of(ooms, kills);
+        self.tell_of(container, ooms, kills);
     }
 
     /// The last look, when the container has ended.
@@ -45,7 +45,7 @@ impl Supervisor {
         let kills = container.oom_kills();
         if kills > self.ooms_told {
             let ooms = self.ooms_since_start(container);
-            self.tell_of(ooms, kills);
+            self.tell_of(container, ooms, kills);
         }
     }
 
@@ -63,62 +63,137 @@ impl Supervisor {
         container.ooms().into_iter().filter(|oom| oom.at_us > old).collect()
     }
 
-    fn tell_of(&mut self, ooms: Vec<OomRow>, kills: u64) {
-        // The log is a ring, and limited: what is missing there was killed nevertheless.
+    fn tell_of(&mut self, container: &Container, mut ooms: Vec<OomRow>, kills: u64) {
         let news = usize::try_from(kills - self.ooms_told).unwrap_or(usize::MAX).min(ooms.len());
-        let own = self.state.cgroup.clone().unwrap_or_default();
-        let mut lines: Vec<String> =
-            ooms[ooms.len() - news..].iter().flat_map(|oom| words(oom, &own, self.memory_limit())).collect();
-        if lines.is_empty() {
-            lines.push(
-                "the kernel killed a process of this container for memory (OOM); its log does not say which".into(),
-            );
+        let mut news = ooms.split_off(ooms.len() - news);
+        if news.is_empty() {
+            // The log is a ring, limited, and not for everybody: what is missing there was killed nevertheless.
+            news.push(OomRow { at_us: since_boot_us(), ..OomRow::default() });
         }
-        if let Some(limit) = self.memory_limit() {
-            let more = format_memory(limit.saturating_mul(2)).replace(' ', "");
-            let name = &self.entry.record.name;
-            let more = more.trim_end_matches("iB").to_lowercase();
-            lines.push(format!(
-                "hint: give it more with `gpurun update {name} --memory {more}`, or start it with a higher `--memory`"
-            ));
-        }
-        for line in lines {
+        let news: Vec<OomRow> = news.into_iter().map(|oom| container.complete(oom)).collect();
+        for line in lines(&news, &Victim::new(&self.entry.record, &self.state)) {
             if let Err(error) = self.log.write(super::log::Stream::Stderr, format!("gpurun: {line}\n").as_bytes()) {
                 tracing::error!("cannot write the container's log: {error}");
             }
             self.clients.tell(&FromSupervisor::Notice(line));
         }
         self.ooms_told = kills;
-        let first = ooms.len().saturating_sub(KEPT);
-        self.state.ooms = ooms[first..].to_vec();
+        self.state.ooms.extend(news);
+        let old = self.state.ooms.len().saturating_sub(KEPT);
+        self.state.ooms.drain(..old);
         self.state.oom_killed = true;
         self.save();
     }
+}
 
-    fn memory_limit(&self) -> Option<u64> {
-        self.state.limits.iter().find(|row| row.flag == "--memory").and_then(|row| row.kernel.parse().ok())
+fn since_boot_us() -> u64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map(Duration::from)
+        .map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// The container whose process was killed.
+#[derive(Debug, Clone, Copy)]
+pub struct Victim<'a> {
+    name: &'a str,
+    /// Its cgroup's path below the mount.
+    cgroup: &'a str,
+    /// `--memory-swap`, as typed.
+    memory_swap: Option<&'a str>,
+    auto_remove: bool,
+}
+
+impl<'a> Victim<'a> {
+    #[must_use]
+    pub fn new(record: &'a Record, state: &'a State) -> Self {
+        Self {
+            name: &record.name,
+            cgroup: state.cgroup.as_deref().unwrap_or("/"),
+            memory_swap: record.request.limits.memory_swap.as_deref(),
+            auto_remove: record.request.auto_remove,
+        }
     }
 }
 
-/// One kill in words: who, how big, whose limit, who else was big.
-fn words(oom: &OomRow, own: &str, limit: Option<u64>) -> Vec<String> {
+/// Kills in words, and a way out of the last one's cause.
+#[must_use]
+pub fn lines(ooms: &[OomRow], victim: &Victim<'_>) -> Vec<String> {
+    let mut lines: Vec<String> = ooms.iter().flat_map(|oom| words(oom, victim.cgroup)).collect();
+    lines.extend(ooms.last().map(|oom| format!("hint: {}", hint(oom, victim))));
+    lines
+}
+
+fn is_own(limit_of: &str, own: &str) -> bool {
+    // The log may show more of the tree than is mounted here.
+    limit_of.ends_with(own)
+}
+
+/// One kill: who, how big, whose limit, how often that was met, who else was big.
+fn words(oom: &OomRow, own: &str) -> Vec<String> {
     let size = oom.resident.map(|bytes| format!(", {} resident", format_memory(bytes))).unwrap_or_default();
-    let why = match &oom.limit_of {
-        None => "the host itself was out of memory, no limit of this container's was reached".to_owned(),
-        Some(of) if of.ends_with(own) => match limit {
-            Some(limit) => format!("the container's memory limit of {} was reached", format_memory(limit)),
-            None => "the container's memory limit was reached".to_owned(),
-        },
-        Some(of) => format!("the memory limit of `{of}`, above this container's cgroup, was reached"),
+    let who = match (&*oom.process, oom.pid) {
+        ("", _) => "a process of this container".to_owned(),
+        (name, pid) => format!("`{name}` (pid {pid}{size})"),
     };
-    let mut lines =
-        vec![format!("the kernel killed `{}` (pid {}{size}) for memory (OOM): {why}", oom.process, oom.pid)];
+    let limit = oom.limit.map(format_memory);
+    let why = match (&oom.limit_of, limit) {
+        (None, _) => "the host itself was out of memory, no limit of this container's was reached".to_owned(),
+        (Some(of), Some(limit)) if is_own(of, own) => format!("the container's memory limit of {limit} was reached"),
+        (Some(of), None) if is_own(of, own) => "the container's memory limit was reached".to_owned(),
+        (Some(of), limit) => {
+            let limit = limit.map(|limit| format!(" of {limit}")).unwrap_or_default();
+            format!("the memory limit{limit} of `{of}`, above this container's cgroup, was reached")
+        }
+    };
+    let mut lines = vec![format!("the kernel killed {who} for memory (OOM): {why}")];
+    if oom.process.is_empty() {
+        lines.push(
+            "which process it was, the kernel's log (/dev/kmsg) does not say; the rest is what its counters tell"
+                .into(),
+        );
+    }
+    let mut counts: Vec<String> = oom.peak.map(|peak| format!("peak {}", format_memory(peak))).into_iter().collect();
+    counts.extend(oom.events.iter().filter(|(_, count)| **count > 0).map(|(event, count)| format!("{event} {count}")));
+    if !counts.is_empty() {
+        lines.push(format!("the container's memory until then: {}", counts.join(", ")));
+    }
     if oom.biggest.len() > 1 {
         let list: Vec<String> =
             oom.biggest.iter().map(|(name, bytes)| format!("{name} {}", format_memory(*bytes))).collect();
         lines.push(format!("the biggest before: {}", list.join(", ")));
     }
     lines
+}
+
+/// What helps: that depends on whose limit it was.
+fn hint(oom: &OomRow, victim: &Victim<'_>) -> String {
+    let own = victim.cgroup;
+    let double = |limit: u64| limit.saturating_mul(2);
+    match (&oom.limit_of, oom.limit) {
+        (None, _) => {
+            "this host needs more memory, or less work; `--memory` keeps one container from taking it all".into()
+        }
+        (Some(of), Some(limit)) if is_own(of, own) => {
+            let (more, name) = (double(limit), victim.name);
+            // A total that was asked for must not be less than the memory.
+            let total = victim.memory_swap.and_then(|text| parse_memory(text).ok());
+            let swap = total
+                .filter(|total| (1..more).contains(total))
+                .map(|total| format!(" --memory-swap {}", flag_size(more.saturating_add(total.saturating_sub(limit)))));
+            let swap = swap.unwrap_or_default();
+            let more = flag_size(more);
+            if victim.auto_remove {
+                format!("start it with more: `--memory {more}{swap}`")
+            } else {
+                format!("give it more: `gpurun update {name} --memory {more}{swap}`, or start it with that")
+            }
+        }
+        (Some(of), Some(limit)) if oom.limit_file.is_some() => {
+            let file = oom.limit_file.as_deref().unwrap_or_default();
+            format!("`--memory` does not help, the limit of `{of}` does: `echo {} >{file}`", double(limit))
+        }
+        (Some(of), _) => format!("`--memory` does not help here, a higher limit of `{of}` does"),
+    }
 }
 
 #[cfg(test)]
@@ -132,25 +207,61 @@ mod tests {
             pid: 42,
             resident: Some(3 << 29),
             limit_of: limit_of.map(str::to_owned),
+            limit: limit_of.map(|_| 2 << 30),
+            limit_file: limit_of.map(|of| format!("/sys/fs/cgroup{of}/memory.max")),
             biggest: vec![("python".into(), 3 << 29), ("bash".into(), 4 << 20)],
+            peak: Some(2 << 30),
+            events: [("max".to_owned(), 35), ("oom_kill".to_owned(), 1), ("low".to_owned(), 0)].into(),
         }
     }
 
+    fn told(oom: OomRow, cgroup: &str, memory_swap: Option<&str>) -> Vec<String> {
+        lines(&[oom], &Victim { name: "lab", cgroup, memory_swap, auto_remove: false })
+    }
+
     #[test]
-    fn a_kill_names_process_size_limit_and_the_others() {
-        let own = words(&oom(Some("/docker/x/gpurun/ID")), "/gpurun/ID", Some(2 << 30));
+    fn a_kill_names_process_size_limit_counters_and_the_others() {
         assert_eq!(
-            own,
+            told(oom(Some("/docker/x/gpurun/ID")), "/gpurun/ID", None),
             [
                 "the kernel killed `python` (pid 42, 1.50 GiB resident) for memory (OOM): the container's memory limit of 2 GiB was reached",
-                "the biggest before: python 1.50 GiB, bash 4 MiB"
+                "the container's memory until then: peak 2 GiB, max 35, oom_kill 1",
+                "the biggest before: python 1.50 GiB, bash 4 MiB",
+                "hint: give it more: `gpurun update lab --memory 4g`, or start it with that",
             ]
         );
-        let above = words(&oom(Some("/lab")), "/lab/ID", None);
+    }
+
+    #[test]
+    fn the_way_out_depends_on_whose_limit_it_was() {
+        let last = |oom: OomRow, own: &str, swap: Option<&str>| told(oom, own, swap).pop().unwrap();
+        let above = oom(Some("/lab"));
         assert!(
-            above[0].ends_with("the memory limit of `/lab`, above this container's cgroup, was reached"),
-            "{above:?}"
+            words(&above, "/lab/ID")[0]
+                .ends_with("the memory limit of 2 GiB of `/lab`, above this container's cgroup, was reached")
         );
-        assert!(words(&oom(None), "/gpurun/ID", None)[0].contains("the host itself was out of memory"));
+        assert_eq!(
+            last(above, "/lab/ID", None),
+            "hint: `--memory` does not help, the limit of `/lab` does: `echo 4294967296 >/sys/fs/cgroup/lab/memory.max`"
+        );
+        let own = oom(Some("/gpurun/ID"));
+        assert!(
+            last(own.clone(), "/gpurun/ID", Some("2g")).contains("`gpurun update lab --memory 4g --memory-swap 4g`")
+        );
+        assert!(last(own.clone(), "/gpurun/ID", Some("3g")).contains("--memory 4g --memory-swap 5g`"));
+        assert!(!last(own, "/gpurun/ID", Some("-1")).contains("--memory-swap"));
+        assert!(words(&oom(None), "/gpurun/ID")[0].contains("the host itself was out of memory"));
+        assert!(last(oom(None), "/gpurun/ID", None).contains("this host needs more memory"));
+    }
+
+    #[test]
+    fn without_the_log_a_kill_is_told_of_nevertheless() {
+        let silent =
+            OomRow { process: String::new(), pid: 0, resident: None, biggest: vec![], ..oom(Some("/gpurun/ID")) };
+        let told = words(&silent, "/gpurun/ID");
+        assert!(told[0].starts_with(
+            "the kernel killed a process of this container for memory (OOM): the container's memory limit of 2 GiB"
+        ));
+        assert!(told[1].contains("/dev/kmsg") && told[2].contains("oom_kill 1"), "{told:?}");
     }
 }

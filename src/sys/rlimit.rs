@@ -38,6 +38,14 @@ pub fn set(name: &str, soft: u64, hard: u64) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Soft and hard limit of a process.
+pub fn of(pid: i32, name: &str) -> io::Result<(u64, u64)> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: prlimit(2) with no new limit only writes one struct rlimit.
+    let result = unsafe { libc::prlimit(pid, known(name)?, std::ptr::null(), &raw mut limit) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok((limit.rlim_cur, limit.rlim_max)) }
+}
+
 /// Soft and hard limit of this process.
 pub fn get(name: &str) -> io::Result<(u64, u64)> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
