@@ -5,13 +5,15 @@ use std::path::Path;
 
 use clap::Args;
 
-use super::resources::ResourceFlags;
-use super::{Context, print};
+use super::flags::LimitFlags;
+use super::{Context, print, request};
 use crate::cgroup::{Cgroup, Host, Version};
-use crate::explain::{self, Explained, TOPICS, Tree};
+use crate::explain::{self, Explained, MountPoint, ProcessLimits, TOPICS, Tree};
 use crate::launch;
 use crate::record::Entry;
 use crate::report::Report;
+use crate::request::{Request, parse_ulimit};
+use crate::units::format_memory;
 
 #[derive(Debug, Args)]
 #[command(
@@ -22,7 +24,7 @@ use crate::report::Report;
 )]
 pub struct ExplainArgs {
     #[command(flatten)]
-    limits: ResourceFlags,
+    limits: LimitFlags,
     /// The container's cgroup in its tree, its namespaces, mounts and devices
     #[arg(long, requires = "container")]
     tree: bool,
@@ -35,46 +37,107 @@ pub struct ExplainArgs {
 
 pub fn run(args: &ExplainArgs, context: &Context) -> Result<u8, Report> {
     let host = Host::probe(Path::new("/"))?;
-    let asked = args.limits.asked();
-    let given = asked != crate::spec::AskedLimits::default();
+    let asked = args.limits.cgroup.asked();
+    let process = process_limits(&args.limits)?;
+    let given = asked != crate::spec::AskedLimits::default() || process != ProcessLimits::default();
     let Some(name) = &args.container else {
         if !given {
             return topics(args.json);
         }
         let mut limits = asked.resolve(&host.facts()?)?;
         let words = host.soften(&mut limits);
-        let all = explain::explain(&limits, host.limits_version(), &launch::cgroup_path(None, "ID"));
-        return show(&all, &words, args.json);
+        let path = launch::cgroup_path(process.cgroup_parent.as_deref(), "ID");
+        let mut all = explain::explain(&limits, host.limits_version(), &path);
+        all.extend(explain::explain_process(&process, host.limits_version(), "ID"));
+        return show(all, &words, args.json, None);
     };
     let entry = context.records()?.find(name)?;
     if args.tree {
         return tree(&host, &entry, args.json);
     }
-    let request = &entry.record.request;
-    let asked = if given { request.limits.updated_by(&asked) } else { request.limits.clone() };
+    if process != ProcessLimits::default() {
+        return Err(Report::usage(
+            "`--shm-size`, `--ulimit`, `--oom-score-adj` and `--cgroup-parent` cannot be changed any more",
+        )
+        .with_hint(format!("leave `{name}` out to see what they become in a new container")));
+    }
+    let of_container = &entry.record.request;
+    let asked = if given { of_container.limits.updated_by(&asked) } else { of_container.limits.clone() };
     let mut limits = asked.resolve(&host.facts()?)?;
     let words = host.soften(&mut limits);
-    let path = launch::cgroup_path(request.cgroup_parent.as_deref(), &entry.record.id);
+    let path = launch::cgroup_path(of_container.cgroup_parent.as_deref(), &entry.record.id);
     let mut all = explain::explain(&limits, host.limits_version(), &path);
-    if !given && let Some(cgroup) = Cgroup::open(&host, &path)? {
-        explain::add_kernel(&mut all, &cgroup.verify(&limits)?, &cgroup.stats());
+    if !given {
+        all.extend(explain::explain_process(&its_own(of_container), host.limits_version(), &entry.record.id));
+        if let Some(cgroup) = Cgroup::open(&host, &path)? {
+            explain::add_kernel(&mut all, &cgroup.verify(&limits)?, &cgroup.stats());
+            add_process(&mut all, &entry)?;
+        }
     }
     if all.is_empty() && !args.json {
         print::out(&format!("container `{name}` has no limits; `gpurun update {name} --memory 2g` gives it one\n"))?;
         return Ok(0);
     }
-    show(&all, &words, args.json)
+    show(all, &words, args.json, Some(&entry.record.id))
 }
 
-fn show(all: &[Explained], words: &[String], json: bool) -> Result<u8, Report> {
+fn process_limits(flags: &LimitFlags) -> Result<ProcessLimits, Report> {
+    Ok(ProcessLimits {
+        shm_size: flags.shm_size.as_deref().map(request::shm_size).transpose()?.flatten(),
+        ulimits: flags.ulimit.iter().map(|text| parse_ulimit(text)).collect::<Result<_, _>>()?,
+        oom_score_adj: flags.oom_score_adj.map(request::oom_score).transpose()?,
+        cgroup_parent: flags.cgroup_parent.as_deref().map(request::cgroup_parent).transpose()?,
+    })
+}
+
+fn its_own(request: &Request) -> ProcessLimits {
+    ProcessLimits {
+        shm_size: request.shm_size,
+        ulimits: request.ulimits.clone(),
+        oom_score_adj: request.oom_score_adj,
+        cgroup_parent: request.cgroup_parent.clone(),
+    }
+}
+
+/// What was read back of them when the container was made.
+fn add_process(all: &mut [Explained], entry: &Entry) -> Result<(), Report> {
+    for row in entry.state()?.limits.into_iter().filter(|row| row.file.starts_with("/proc/")) {
+        if let Some(one) = all.iter_mut().find(|one| one.flag == row.flag) {
+            one.kernel.push(explain::Kernel {
+                path: row.file,
+                value: row.kernel,
+                effective: row.effective,
+                binding: None,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn show(mut all: Vec<Explained>, words: &[String], json: bool, id: Option<&str>) -> Result<u8, Report> {
+    explain::sort(&mut all);
     if json {
         print::json(&all)?;
         return Ok(0);
     }
-    let mut text: Vec<String> = all.iter().map(|one| block(one, Style::detect())).collect();
+    let style = Style::detect();
+    let mut text = Vec::new();
+    if let Some(id) = id.filter(|_| all.iter().any(|one| !one.by_hand.is_empty())) {
+        // An id makes any line longer than a screen is wide: once is enough.
+        text.push(format!("{}\n  ID={id}\n", style.bold("for the lines by hand")));
+    }
+    text.extend(all.iter().map(|one| short(block(one, style), id)));
     text.extend(words.iter().map(|word| print::wrapped(&format!("note: {word}"), "", WIDTH)));
     print::out(&text.join("\n"))?;
     Ok(0)
+}
+
+/// The text with the id as a shell's variable.
+fn short(text: String, id: Option<&str>) -> String {
+    match id {
+        Some(id) => text.replace(id, "$ID"),
+        None => text,
+    }
 }
 
 const WIDTH: usize = 80;
@@ -93,6 +156,15 @@ impl Style {
     }
 }
 
+/// Bytes with what they are to a person: `67108864 (64 MiB)`.
+fn for_eyes(flag: &str, value: &str) -> String {
+    let bytes = flag.starts_with("--memory") && flag != "--memory-swappiness" || flag == "--shm-size";
+    match value.parse::<u64>() {
+        Ok(number) if bytes && (1024..1 << 62).contains(&number) => format!("{value} ({})", format_memory(number)),
+        _ => value.to_owned(),
+    }
+}
+
 fn block(one: &Explained, style: Style) -> String {
     let mut text = style.bold(one.flag) + "\n";
     let mut line = |name: &str, value: &str| text.push_str(&format!("  {name:<11}{value}\n"));
@@ -100,19 +172,23 @@ fn block(one: &Explained, style: Style) -> String {
         line("OCI", oci);
     }
     for file in &one.files {
-        line(&format!("cgroup {}", file.version), &format!("{} = {}", file.file, file.value));
+        let place = if file.version == "any" { "file".to_owned() } else { format!("cgroup {}", file.version) };
+        line(&place, &format!("{} = {}", file.file, for_eyes(one.flag, &file.value)));
     }
     if let Some(refused) = &one.refused {
         line("here", &format!("cannot be enforced: {refused}"));
     }
     for hand in &one.by_hand {
-        line("by hand", &hand.replace(" > ", " \\\n               > "));
+        line("by hand", &hand.replace(" > ", " \\\n               >"));
     }
     for kernel in &one.kernel {
         let file = kernel.path.rsplit('/').next().unwrap_or_default();
-        let effective =
-            if kernel.effective == kernel.value { String::new() } else { format!(", effective {}", kernel.effective) };
-        line("kernel", &format!("{file} = {}{effective}", kernel.value));
+        let effective = if kernel.effective == kernel.value {
+            String::new()
+        } else {
+            format!(", effective {}", for_eyes(one.flag, &kernel.effective))
+        };
+        line("kernel", &format!("{file} = {}{effective}", for_eyes(one.flag, &kernel.value)));
         if let Some(binding) = &kernel.binding {
             line("binding", binding);
         }
@@ -180,9 +256,11 @@ fn tree_text(tree: &Tree, version: Version) -> String {
         // An id is known by its first digits.
         let name = if name.len() == 64 { format!("{}…", crate::record::short(&name)) } else { name };
         let indent = "  ".repeat(group.depth + 1);
-        let limits: Vec<String> = group.limits.iter().map(|(file, value)| format!("{file}={value}")).collect();
-        text.push_str(format!("{indent}{name}  {}", limits.join("  ")).trim_end());
-        text.push('\n');
+        text.push_str(&format!("{indent}{name}\n"));
+        for (file, value) in &group.limits {
+            let flag = if file.starts_with("memory.") { "--memory" } else { "" };
+            text.push_str(&format!("{indent}  {file} = {}\n", for_eyes(flag, value)));
+        }
         for (pid, name) in &group.processes {
             text.push_str(&format!("{indent}  {pid} {name}\n"));
         }
@@ -193,8 +271,13 @@ fn tree_text(tree: &Tree, version: Version) -> String {
         text.push_str(&format!("  {:<7} {:<12} {whose}\n", namespace.kind, namespace.inode));
     }
     text.push_str(&format!("\n{}\n", style.bold("mounts")));
-    let width = tree.mounts.iter().map(|mount| mount.point.chars().count()).max().unwrap_or(0).min(40);
-    for mount in &tree.mounts {
+    // Of mounts on one point the last one is what the container sees.
+    let seen =
+        |index: usize, mount: &MountPoint| !tree.mounts[index + 1..].iter().any(|later| later.point == mount.point);
+    let mounts: Vec<&MountPoint> =
+        tree.mounts.iter().enumerate().filter(|(index, mount)| seen(*index, mount)).map(|(_, mount)| mount).collect();
+    let width = mounts.iter().map(|mount| mount.point.chars().count()).max().unwrap_or(0).min(40);
+    for mount in mounts {
         let mode = if mount.read_only { "ro" } else { "rw" };
         text.push_str(&format!("  {:<width$} {mode} {:<8} {}\n", mount.point, mount.kind, mount.source));
     }

@@ -2,11 +2,13 @@
 //!
 //! Data only; how it looks is the command line's. Nothing here changes anything.
 
+mod process;
 mod topics;
 mod tree;
 
 use serde::Serialize;
 
+pub use process::{ProcessLimits, explain_process};
 pub use topics::{TOPICS, Topic, topic};
 pub use tree::{Device, MountPoint, Namespace, Tree, tree};
 
@@ -16,7 +18,7 @@ use crate::spec::Limits;
 /// One file that a flag is written to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct File {
-    /// `v1` or `v2`
+    /// `v1` or `v2`; `any` for what is no file of a cgroup.
     pub version: &'static str,
     /// Below the controller's mount and the container's cgroup; with the controller's name in front under version 1.
     pub file: String,
@@ -86,8 +88,13 @@ pub fn explain(limits: &Limits, here: Version, path: &str) -> Vec<Explained> {
             entry.files.push(File { version: name, file, value: setting.value });
         }
     }
-    all.sort_by_key(|one| TOPICS.iter().position(|topic| topic.flag == one.flag));
+    sort(&mut all);
     all
+}
+
+/// Puts them in the order in which the topics are told.
+pub fn sort(all: &mut [Explained]) {
+    all.sort_by_key(|one| TOPICS.iter().position(|topic| topic.flag == one.flag));
 }
 
 fn entry<'a>(all: &'a mut Vec<Explained>, flag: &'static str) -> &'a mut Explained {
@@ -196,7 +203,7 @@ fn now(flag: &str, stats: &Stats) -> Vec<String> {
 fn pressure(what: &str, pressure: Option<cgroup::Pressure>) -> Option<String> {
     let pressure = pressure?;
     Some(format!(
-        "{what} pressure (last 10 s): some task waited {} % of the time, all of them {} %",
+        "{what} pressure (last 10 s): some process waited {} % of the time, all of them at once {} %",
         pressure.some_avg10, pressure.full_avg10
     ))
 }

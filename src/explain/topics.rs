@@ -91,6 +91,30 @@ pub const TOPICS: &[Topic] = &[
         source: "…/cgroup-v2.rst, \"pids.max\"; …/cgroup-v1/pids.rst",
     },
     Topic {
+        flag: "--shm-size",
+        why: "The size of the tmpfs on /dev/shm, by which processes share memory: PyTorch's data loaders do. It is a ceiling, not memory set aside: \
+              what lies there counts against --memory, and a full one answers ENOSPC, or SIGBUS to who has mapped it.",
+        source: "Documentation/filesystems/tmpfs.rst; …/cgroup-v2.rst, \"Memory\"",
+    },
+    Topic {
+        flag: "--ulimit",
+        why: "The old limits of one process (its soft limit, which it may raise up to the hard one), inherited by its children and counted for each \
+              by itself. A cgroup counts all of them together: that is why --pids-limit holds where `ulimit -u`, counted for a user, does not.",
+        source: "getrlimit(2)",
+    },
+    Topic {
+        flag: "--oom-score-adj",
+        why: "Whom the kernel kills first when memory is out: it takes the process with the most, after adding this many thousandths of all memory \
+              to each. 1000 is killed first, -1000 never. It chooses among the processes of the cgroup whose limit was reached, or of the host.",
+        source: "Documentation/filesystems/proc.rst, section 3.1",
+    },
+    Topic {
+        flag: "--cgroup-parent",
+        why: "Where in the tree the container's cgroup lies. Whatever the parent may not use, its children may not either: the least of all \
+              ancestors' limits is the one that counts. So a group of containers can be given one budget.",
+        source: "…/cgroup-v2.rst, \"Top-down Constraint\"",
+    },
+    Topic {
         flag: "--blkio-weight",
         why: "A share of a disk's time while others want it too. It does something only where the disk's scheduler is bfq, or io.cost is set up.",
         source: "…/cgroup-v2.rst, \"io.weight\"; Documentation/block/bfq-iosched.rst",
