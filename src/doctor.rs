@@ -79,7 +79,8 @@ impl Doctor<'_> {
         }
         if !self.exists("dev/kmsg") || fs::File::open(self.root.join("dev/kmsg")).is_err() {
             let what = "the kernel's log, /dev/kmsg, cannot be read: an OOM kill will be counted, but not explained";
-            self.add("kernel", Level::Advice, what, None);
+            let hint = "run gpurun as root on the host; in a container, hand it the device: `--device /dev/kmsg`";
+            self.add("kernel", Level::Advice, what, Some(hint));
         }
     }
 
@@ -96,22 +97,18 @@ impl Doctor<'_> {
             Hierarchy::V1 { controllers, .. } => {
                 for name in ["memory", "cpu", "cpuset", "pids", "devices", "freezer"] {
                     if !controllers.contains_key(name) {
-                        self.missing(name, "the kernel's command line, or /proc/cgroups, shows why");
+                        let what = format!("the controller `{name}` is not mounted");
+                        let hint = format!(
+                            "`mkdir -p /sys/fs/cgroup/{name} && mount -t cgroup -o {name} cgroup /sys/fs/cgroup/{name}`; if that fails, \
+                             /proc/cgroups shows whether the kernel has it"
+                        );
+                        self.add("cgroup", Level::Problem, what, Some(&hint));
                     }
                 }
+                let names: Vec<&str> = controllers.keys().map(String::as_str).collect();
+                self.fine("cgroup", format!("controllers, a tree each: {}", names.join(" ")));
             }
-            Hierarchy::V2 { mount } => {
-                for (level, dir) in [("the root", mount.clone()), ("`/gpurun`", mount.join("gpurun"))] {
-                    let Ok(text) = fs::read_to_string(dir.join("cgroup.controllers")) else { continue };
-                    for name in ["memory", "cpu", "cpuset", "pids", "io"] {
-                        if !text.split_whitespace().any(|other| other == name) {
-                            let control = dir.parent().unwrap_or(mount).join("cgroup.subtree_control");
-                            let hint = format!("`echo +{name} > {}`", control.display());
-                            self.missing(&format!("{name}` at {level} `"), &hint);
-                        }
-                    }
-                }
-            }
+            Hierarchy::V2 { mount } => self.levels(mount),
         }
         if host.has_swap_accounting() {
             self.fine("cgroup", "swap is accounted for: --memory-swap is enforced");
@@ -126,9 +123,28 @@ impl Doctor<'_> {
         }
     }
 
-    fn missing(&mut self, controller: &str, hint: &str) {
-        let what = format!("the controller `{controller}` is missing").replace(" ``", "");
-        self.add("cgroup", Level::Problem, what, Some(hint));
+    /// Version 2's controllers at each level that containers lie below; what the root has, gpurun hands down by itself.
+    fn levels(&mut self, mount: &Path) {
+        for (level, dir) in [("the root", mount.to_path_buf()), ("`/gpurun`", mount.join("gpurun"))] {
+            let Ok(text) = fs::read_to_string(dir.join("cgroup.controllers")) else { continue };
+            let has: Vec<&str> = text.split_whitespace().collect();
+            let missing: Vec<&str> =
+                ["memory", "cpu", "cpuset", "pids", "io"].into_iter().filter(|name| !has.contains(name)).collect();
+            self.fine("cgroup", format!("controllers at {level}: {}", has.join(" ")));
+            if missing.is_empty() {
+                continue;
+            }
+            let what = format!("controllers missing at {level}: {}", missing.join(" "));
+            let hint = if dir == mount {
+                "boot with them (`cgroup_no_v1=all`, `cgroup_enable=memory`); in a container or a user's session, ask for \
+                 their delegation (systemd: `Delegate=yes`)"
+                    .to_owned()
+            } else {
+                let list: Vec<String> = missing.iter().map(|name| format!("+{name}")).collect();
+                format!("`echo '{}' > {}/cgroup.subtree_control` says why", list.join(" "), mount.display())
+            };
+            self.add("cgroup", Level::Problem, what, Some(&hint));
+        }
     }
 
     fn isolation(&mut self) {
@@ -139,7 +155,9 @@ impl Doctor<'_> {
         if missing.is_empty() {
             self.fine("isolation", "all namespaces that a container needs");
         } else {
-            self.add("isolation", Level::Problem, format!("the kernel has no {} namespaces", missing.join(", ")), None);
+            let what = format!("the kernel has no {} namespaces", missing.join(", "));
+            let hint = "use a kernel with CONFIG_NAMESPACES and its kinds; every distribution's has them";
+            self.add("isolation", Level::Problem, what, Some(hint));
         }
         let actions = self.read("proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
         if actions.split_whitespace().any(|action| action == "errno") {
@@ -157,7 +175,7 @@ impl Doctor<'_> {
             ("device", "isolation", "the device filter denies what it should"),
         ] {
             let Some(lab) = lab::find(name) else { continue };
-            match lab::run(lab, &mut |_| {}) {
+            match lab::run(lab, &mut |_| {}, &|| false) {
                 Ok(Verdict::Expected(_)) => self.fine(area, fine),
                 Ok(Verdict::Unexpected(text) | Verdict::Impossible(text)) => {
                     let hint = format!("`gpurun lab run {name}` shows what happens");
@@ -203,7 +221,10 @@ impl Doctor<'_> {
         match self.read("proc/sys/net/ipv4/ip_forward").as_deref() {
             Some("1") => self.fine("network", "IPv4 forwarding is on"),
             Some(_) => self.fine("network", "IPv4 forwarding is off; the first container with a bridge turns it on"),
-            None => self.add("network", Level::Advice, "whether IPv4 is forwarded cannot be told", None),
+            None => {
+                let hint = "is /proc mounted whole? `sysctl net.ipv4.ip_forward` must answer";
+                self.add("network", Level::Advice, "whether IPv4 is forwarded cannot be told", Some(hint));
+            }
         }
         let resolv = self.read("etc/resolv.conf").unwrap_or_default();
         let servers: Vec<&str> =
@@ -271,10 +292,7 @@ mod tests {
         let root =
             host(&[("proc/self/mountinfo", mountinfo), ("sys/fs/cgroup/cgroup.controllers", "cpu memory pids io")]);
         let found = look(root.path(), |doctor| doctor.cgroups());
-        assert!(
-            found.contains(&(Level::Problem, "the controller `cpuset` at the root is missing".into())),
-            "{found:?}"
-        );
+        assert!(found.contains(&(Level::Problem, "controllers missing at the root: cpuset".into())), "{found:?}");
     }
 
     #[test]

@@ -37,13 +37,18 @@ fn text(findings: &[Finding]) -> String {
         };
         text.push_str(&format!("{mark:<8} {:<10} {}\n", finding.area, finding.what));
         if let Some(hint) = &finding.hint {
-            text.push_str(&print::wrapped(&format!("hint: {hint}"), "                    ", 100));
+            text.push_str(&print::wrapped(&format!("hint: {hint}"), "                    ", 80));
         }
     }
     let count = |level: Level| findings.iter().filter(|finding| finding.level == level).count();
     match (count(Level::Problem), count(Level::Advice)) {
         (0, 0) => text.push_str("\nnothing to do\n"),
-        (problems, advice) => text.push_str(&format!("\n{problems} problems, {advice} pieces of advice\n")),
+        (problems, advice) => {
+            let plural =
+                |count: usize, one: &str, many: &str| format!("{count} {}", if count == 1 { one } else { many });
+            let problems = plural(problems, "problem", "problems");
+            text.push_str(&format!("\n{problems}, {}\n", plural(advice, "piece of advice", "pieces of advice")));
+        }
     }
     text
 }

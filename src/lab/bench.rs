@@ -11,12 +11,15 @@ use crate::cgroup::{Cgroup, Host, Stats, Version};
 use crate::report::Report;
 use crate::spec::{Device, Limits, device_rules};
 
+/// Exit status of what ctrl-c ended: 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
 /// How long any payload may run at most.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct Bench<'a> {
     pub host: Host,
     show: &'a mut dyn FnMut(Line),
+    stopped: &'a dyn Fn() -> bool,
     groups: u32,
 }
 
@@ -39,14 +42,43 @@ impl Drop for Group {
 }
 
 impl<'a> Bench<'a> {
-    pub(super) fn new(show: &'a mut dyn FnMut(Line)) -> Result<Self, Report> {
+    pub(super) fn new(show: &'a mut dyn FnMut(Line), stopped: &'a dyn Fn() -> bool) -> Result<Self, Report> {
         let host = Host::probe(Path::new("/"))?;
         sweep(&host)?;
-        Ok(Self { host, show, groups: 0 })
+        Ok(Self { host, show, stopped, groups: 0 })
     }
 
     pub fn say(&mut self, text: impl Into<String>) {
         (self.show)(Line::Say { text: text.into() });
+    }
+
+    /// Sleeps; an error where a person wants it to end, which takes everything down on its way out.
+    pub fn pause(&self, time: Duration) -> Result<(), Report> {
+        let until = Instant::now() + time;
+        loop {
+            if (self.stopped)() {
+                return Err(Report::new("the lab was interrupted; nothing of it is left").with_exit_code(INTERRUPTED));
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(left.min(Duration::from_millis(20)));
+        }
+    }
+
+    /// Waits for a payload's end.
+    pub fn wait(&self, mut running: Running) -> Result<Ended, Report> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(ended) = running.ended()? {
+                return Ok(ended);
+            }
+            if Instant::now() > deadline {
+                return Err(Report::new("a lab's payload does not end"));
+            }
+            self.pause(Duration::from_millis(5))?;
+        }
     }
 
     pub fn is_v2(&self) -> bool {
@@ -90,7 +122,7 @@ impl<'a> Bench<'a> {
                 self.numbers("during", group, files);
                 next += Duration::from_millis(if payload[0] == "hog" { 150 } else { 400 });
             }
-            std::thread::sleep(Duration::from_millis(10));
+            self.pause(Duration::from_millis(10))?;
         }
     }
 }
@@ -120,20 +152,6 @@ impl Running {
             output = String::from_utf8_lossy(&bytes[..count]).into_owned();
         }
         Ok(Some(Ended { status, output }))
-    }
-
-    /// Waits for its end.
-    pub fn wait(mut self) -> Result<Ended, Report> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(ended) = self.ended()? {
-                return Ok(ended);
-            }
-            if Instant::now() > deadline {
-                return Err(Report::new("a lab's payload does not end"));
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
     }
 }
 

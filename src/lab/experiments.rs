@@ -8,6 +8,7 @@ use super::bench::{Ended, Group, Named};
 use super::{Bench, Verdict};
 use crate::report::Report;
 use crate::spec::{Device, Limits, Swap};
+use crate::units::CpuSet;
 
 const MIB: u64 = 1 << 20;
 
@@ -46,7 +47,7 @@ pub fn memory(bench: &mut Bench<'_>) -> Result<Verdict, Report> {
     let limits = small(bench, 0);
     let group = bench.group(&limits, &[])?;
     bench.numbers("before", &group, &[MAX, SWAP_MAX, CURRENT, OOM]);
-    bench.say("a process takes 64 MiB, one after the other");
+    bench.say("a process takes 64 MiB, a MiB at a time");
     let ended = bench.watch(&group, &["hog", "64", "200"], &[CURRENT])?;
     bench.numbers("after", &group, &[CURRENT, OOM]);
     let stats = group.stats();
@@ -54,7 +55,7 @@ pub fn memory(bench: &mut Bench<'_>) -> Result<Verdict, Report> {
     let (peak, kills) = (stats.memory_peak.unwrap_or(0), stats.events.oom_kill.unwrap_or(0));
     Ok(judge(
         killed(&ended) && kills >= 1 && peak <= 32 * MIB,
-        format!("ended by {}, {kills} OOM kills, at most {} MiB were used", ended.status, peak / MIB),
+        format!("ended by {}; OOM kills: {kills}; never more than {} MiB in use", ended.status, peak / MIB),
     ))
 }
 
@@ -62,9 +63,8 @@ pub fn memory(bench: &mut Bench<'_>) -> Result<Verdict, Report> {
 fn say_who(bench: &mut Bench<'_>, group: &Group) {
     let kills = crate::cgroup::oom_kills_of(std::path::Path::new("/"), group.name()).unwrap_or_default();
     for kill in kills {
-        let size = kill.resident.map_or_else(String::new, |bytes| format!(" with {} MiB", bytes / MIB));
-        let of = kill.limit_of.unwrap_or_else(|| "the host".into());
-        bench.say(format!("kernel log: killed `{}` (pid {}){size}, the limit was {of}'s", kill.process, kill.pid));
+        let of = kill.limit_of.map_or_else(|| "the host ran out".into(), |of| format!("the limit was that of {of}"));
+        bench.say(format!("the kernel's log: killed `{}` (pid {}); {of}", kill.process, kill.pid));
     }
 }
 
@@ -103,11 +103,11 @@ pub fn pressure(bench: &mut Bench<'_>) -> Result<Verdict, Report> {
     let group = bench.group(&limits, &[])?;
     let files = [("memory", "", "memory.high"), CURRENT, MEMORY_PRESSURE];
     bench.numbers("before", &group, &files);
-    bench.say("a process takes 30 MiB");
+    bench.say("a process takes 30 MiB where it should not have more than 24");
     // Where nothing can be swapped out, the brake may hold a process for very long: what counts was counted by then.
     let mut running = Some(group.start(&["hog", "30", "100"])?);
     for _ in 0..6 {
-        std::thread::sleep(Duration::from_millis(400));
+        bench.pause(Duration::from_millis(400))?;
         bench.numbers("during", &group, &[CURRENT, MEMORY_PRESSURE]);
     }
     drop(running.take());
@@ -117,7 +117,7 @@ pub fn pressure(bench: &mut Bench<'_>) -> Result<Verdict, Report> {
     let waited = stats.memory_pressure.map_or(0, |pressure| pressure.some_total_us) / 1000;
     Ok(judge(
         high > 0 && kills == 0,
-        format!("memory.high was passed {high} times, {waited} ms were waited, nobody was killed"),
+        format!("the brake was used {high} times and cost {waited} ms of waiting; nobody was killed"),
     ))
 }
 
@@ -125,7 +125,7 @@ pub fn throttle(bench: &mut Bench<'_>) -> Result<Verdict, Report> {
     let limits = Limits { cpu_quota_us: Some(30_000), cpu_period_us: Some(100_000), ..Limits::default() };
     let group = bench.group(&limits, &[])?;
     bench.numbers("before", &group, &[CPU_MAX, CPU_STAT]);
-    bench.say("one thread is busy for two seconds");
+    bench.say("one thread is busy for two seconds, of which it may use 0.6");
     bench.watch(&group, &["burn", "1", "2000"], &[CPU_STAT])?;
     bench.numbers("after", &group, &[CPU_STAT]);
     let stats = group.stats();
@@ -133,28 +133,33 @@ pub fn throttle(bench: &mut Bench<'_>) -> Result<Verdict, Report> {
     let throttled = stats.cpu_throttled_periods.unwrap_or(0);
     Ok(judge(
         share < 0.4 && throttled > 0,
-        format!("{:.0} % of one CPU, throttled in {throttled} periods", share * 100.0),
+        format!("it got {:.0} % of one CPU and was stopped in {throttled} periods", share * 100.0),
     ))
 }
 
 pub fn cpuset(bench: &mut Bench<'_>) -> Result<Verdict, Report> {
     let cpus = bench.host.facts()?.cpus;
-    let Some(first) = cpus.0.first().copied().filter(|_| cpus.0.len() > 1) else {
+    if cpus.0.len() < 2 {
         return Ok(Verdict::Impossible("with one CPU there is no difference to see".into()));
-    };
-    let quota = Limits { cpu_quota_us: Some(100_000), cpu_period_us: Some(100_000), ..Limits::default() };
-    let place = Limits { cpuset_cpus: first.to_string().parse().ok(), ..Limits::default() };
+    }
+    // Two where the host has at least four, so that there is a place to spread to.
+    let share = (cpus.0.len() / 2).min(2);
+    let few = CpuSet(cpus.0.iter().copied().take(share).collect());
+    let names = [format!("--cpus {share}"), format!("--cpuset-cpus {few}")];
+    let quota =
+        Limits { cpu_quota_us: Some(share as u64 * 100_000), cpu_period_us: Some(100_000), ..Limits::default() };
+    let place = Limits { cpuset_cpus: Some(few), ..Limits::default() };
     // Other work on the host may leave less than one CPU to be had: then there is nothing to throttle, and it is tried again.
     for _ in 0..3 {
-        let seen = eight_threads(bench, [("--cpus 1", &quota), ("--cpuset-cpus", &place)])?;
+        let seen = eight_threads(bench, [(&names[0], &quota), (&names[1], &place)])?;
         let [(_, by_quota, used), (nproc, by_place, _)] = seen;
-        if by_quota > 0 || used >= 950 {
-            let good = by_quota > 0 && by_place == 0 && nproc == 1;
-            return Ok(judge(good, format!("by quota throttled in {by_quota} periods, by place in {by_place}")));
+        if by_quota > 0 || used >= share as u64 * 950 {
+            let good = by_quota > 0 && by_place == 0 && nproc == share;
+            return Ok(judge(good, format!("by quota stopped in {by_quota} periods, by place in {by_place}")));
         }
         bench.say(format!("other work left the eight threads only {used} ms: once more"));
     }
-    Ok(Verdict::Impossible("other work keeps this host's CPUs busy: no quota of one CPU is ever used up".into()))
+    Ok(Verdict::Impossible("other work keeps this host's CPUs busy: no quota is ever used up".into()))
 }
 
 /// What a program counted as CPUs, in how many periods it was throttled, and the milliseconds that it used.
@@ -172,7 +177,7 @@ fn eight_threads(bench: &mut Bench<'_>, cases: [(&str, &Limits); 2]) -> Result<[
         let nproc: usize = ended.output.trim().parse().unwrap_or(0);
         let throttled = stats.cpu_throttled_periods.unwrap_or(0);
         let used = stats.cpu_usage_us.unwrap_or(0) / 1000;
-        bench.say(format!("the program counted {nproc} CPUs, used {used} ms and was throttled in {throttled} periods"));
+        bench.say(format!("CPUs counted: {nproc}; CPU time: {used} ms; stopped in {throttled} periods"));
         *slot = (nproc, throttled, used);
     }
     Ok(seen)
@@ -181,7 +186,7 @@ fn eight_threads(bench: &mut Bench<'_>, cases: [(&str, &Limits); 2]) -> Result<[
 pub fn pids(bench: &mut Bench<'_>) -> Result<Verdict, Report> {
     let group = bench.group(&Limits { pids: Some(Some(20)), memory: Some(256 * MIB), ..Limits::default() }, &[])?;
     bench.numbers("before", &group, &[PIDS_MAX, PIDS]);
-    bench.say("a fork bomb goes off");
+    bench.say("the bomb goes off");
     bench.watch(&group, &["bomb"], &[PIDS, PIDS_EVENTS])?;
     bench.numbers("after", &group, &[PIDS, PIDS_EVENTS]);
     let refused = group.stats().events.pids_max.unwrap_or(0);
@@ -200,49 +205,54 @@ pub fn device(bench: &mut Bench<'_>) -> Result<Verdict, Report> {
         access: "rw".into(),
     };
     let mut answers = Vec::new();
-    for (what, devices) in [("a container's usual devices", vec![]), ("/dev/kmsg (c 1:11) as well", vec![kmsg])] {
+    for (what, devices) in
+        [("a container's usual devices", vec![]), ("/dev/kmsg (character device 1:11) as well", vec![kmsg])]
+    {
         let group = bench.group(&Limits::default(), &devices)?;
-        bench.say(format!("a cgroup that lets {what} through"));
+        bench.say(format!("a cgroup that allows {what}"));
         for path in ["/dev/null", "/dev/kmsg"] {
-            let answer = group.start(&["open", path])?.wait()?.output.trim().to_owned();
+            let answer = bench.wait(group.start(&["open", path])?)?.output.trim().to_owned();
             bench.say(format!("open {path}: {answer}"));
             answers.push(answer);
         }
     }
     let denied = answers[1].contains("Operation not permitted");
     let good = answers[0] == "opened" && denied && answers[2] == "opened" && answers[3] == "opened";
-    Ok(judge(good, "the same root process, the same node: the cgroup decided".into()))
+    Ok(judge(good, "the same program, as root, on the same node: the cgroup decided".into()))
 }
 
 pub fn overlay(bench: &mut Bench<'_>) -> Result<Verdict, Report> {
     let dir = std::env::temp_dir().join(format!("gpurun-lab-{}", std::process::id()));
     let group = bench.group(&Limits::default(), &[])?;
-    let ended = group.start(&["overlay", &dir.to_string_lossy()])?.wait();
+    let ended = group.start(&["overlay", &dir.to_string_lossy()]).and_then(|running| bench.wait(running));
     // The mounts went with the payload's namespace; the empty directory that they stood on is left.
     let _ = fs::remove_dir(&dir);
     let output = ended?.output;
     output.lines().for_each(|line| bench.say(line));
     let line = |name: &str| output.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-    let good = line("before upper").trim_end().ends_with("upper:")
-        && line("after upper").contains("removed (whiteout")
-        && line("after upper").contains("changed (by the container)")
-        && !line("after upper").contains("kept")
-        && line("after image").contains("removed (from the image)");
-    Ok(judge(good, "the container's changes lie above, the image is as it was".into()))
+    let good = line("before, above").trim_end().ends_with("above:")
+        && line("after, above").contains("removed (whiteout")
+        && line("after, above").contains("changed (container)")
+        && !line("after, above").contains("kept")
+        && line("after, below").contains("removed (image)");
+    Ok(judge(good, "what the container did lies above, the image below is as it was".into()))
 }
 
 pub fn zombies(bench: &mut Bench<'_>) -> Result<Verdict, Report> {
     let mut left = Vec::new();
     for kind in ["lazy", "careful"] {
         let group = bench.group(&Limits { pids: Some(Some(100)), ..Limits::default() }, &[])?;
-        bench.say(format!("a {kind} pid 1 gets five orphans, which end at once"));
+        bench.say(format!(
+            "a {kind} pid 1 gets five orphans, which end at once; it {}",
+            if kind == "lazy" { "never asks for them" } else { "asks for each" }
+        ));
         let running = group.start(&["namespace", "pid1", kind])?;
-        let zombies = settled(running.pid(), kind == "careful");
+        let zombies = settled(bench, running.pid(), kind == "careful")?;
         bench.numbers("during", &group, &[PIDS]);
         bench.say(format!(
-            "{} zombies: {}",
+            "zombies: {}{}",
             zombies.len(),
-            if zombies.is_empty() { "none" } else { "state Z, their memory is gone, their numbers are not" }
+            if zombies.is_empty() { "" } else { ", in state Z: their memory is gone, their numbers are not" }
         ));
         left.push(zombies.len());
     }
@@ -253,7 +263,7 @@ pub fn zombies(bench: &mut Bench<'_>) -> Result<Verdict, Report> {
 }
 
 /// The zombies of the pid 1 below a payload: once all ten are there (each orphan and its parent), or once the careful one has none left.
-fn settled(payload: u32, careful: bool) -> Vec<u32> {
+fn settled(bench: &Bench<'_>, payload: u32, careful: bool) -> Result<Vec<u32>, Report> {
     let deadline = Instant::now() + Duration::from_secs(10);
     let mut any = false;
     loop {
@@ -261,9 +271,9 @@ fn settled(payload: u32, careful: bool) -> Vec<u32> {
         any |= !now.is_empty();
         let done = if careful { any && now.is_empty() } else { zombies.len() >= 10 };
         if done || Instant::now() > deadline {
-            return zombies;
+            return Ok(zombies);
         }
-        std::thread::sleep(Duration::from_millis(20));
+        bench.pause(Duration::from_millis(20))?;
     }
 }
 

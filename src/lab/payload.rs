@@ -26,6 +26,9 @@ pub fn main(enter: &[PathBuf], words: &[String]) -> u8 {
             return 1;
         }
     }
+    // As it shall stand in the kernel's log and in `ps`.
+    let name = format!("lab-{}", words.first().map_or("payload", String::as_str));
+    let _ = std::ffi::CString::new(name).map(|name| nix::sys::prctl::set_name(&name));
     let number = |index: usize| words.get(index).and_then(|word| word.parse::<usize>().ok()).unwrap_or(0);
     match words.first().map(String::as_str) {
         Some("hog") => hog(number(1), number(2)),
@@ -134,7 +137,7 @@ fn overlay(dir: &Path) -> u8 {
         let path = |name: &str| dir.join(name);
         fs::create_dir(path("lower"))?;
         for name in ["kept", "changed", "removed"] {
-            fs::write(path("lower").join(name), "from the image")?;
+            fs::write(path("lower").join(name), "image")?;
         }
         rootfs::overlay(&Overlay {
             lower: &path("lower"),
@@ -143,14 +146,14 @@ fn overlay(dir: &Path) -> u8 {
             merged: &path("merged"),
             volatile: true,
         })?;
-        println!("before merged: {}", list(&path("merged"))?);
-        println!("before upper:  {}", list(&path("upper"))?);
-        fs::write(path("merged/changed"), "by the container")?;
+        println!("before, inside: {}", list(&path("merged"))?);
+        println!("before, above:  {}", list(&path("upper"))?);
+        fs::write(path("merged/changed"), "container")?;
         fs::remove_file(path("merged/removed"))?;
-        fs::write(path("merged/new"), "by the container")?;
-        println!("after merged:  {}", list(&path("merged"))?);
-        println!("after upper:   {}", list(&path("upper"))?);
-        println!("after image:   {}", list(&path("lower"))?);
+        fs::write(path("merged/new"), "container")?;
+        println!("after, inside:  {}", list(&path("merged"))?);
+        println!("after, above:   {}", list(&path("upper"))?);
+        println!("after, below:   {}", list(&path("lower"))?);
         Ok(())
     };
     match experiment() {
