@@ -85,14 +85,20 @@ pub fn run(args: &StatsArgs, context: &Context) -> Result<u8, Report> {
                 print::line(&line)?;
             }
         } else {
-            // Home, the table, and nothing of the one before.
-            let text = table(&samples);
-            print::line(if in_place { format!("\x1b[H\x1b[2J{text}") } else { text }.trim_end())?;
+            let width =
+                crate::sys::tty::window_size(std::io::stdout()).map_or(usize::MAX, |(_, columns)| columns.into());
+            let text = table(&samples, width);
+            print::line(if in_place { redrawn(&text) } else { text }.trim_end())?;
         }
         if args.no_stream || (!args.containers.is_empty() && samples.is_empty()) {
             return Ok(0);
         }
     }
+}
+
+/// From the terminal's first column on, each line and then the screen cleared behind what is new: nothing flickers, nothing of before is left.
+fn redrawn(text: &str) -> String {
+    format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))
 }
 
 fn sample(
@@ -189,42 +195,12 @@ fn gpus(shares: &[Share]) -> String {
     if shares.is_empty() { "-".into() } else { shares.iter().map(one).collect::<Vec<_>>().join("; ") }
 }
 
-fn table(samples: &[Sample]) -> String {
-    let percent = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.1}%"));
-    let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".into(), format_memory);
+/// Columns that a narrow terminal does without, the first one first.
+const DISPENSABLE: [&str; 7] = ["ID", "NET IN / OUT", "READ / WRITTEN", "MEM %", "SWAP", "PEAK", "PSI C/M/I"];
+
+/// The table, at most so many columns wide where that can be.
+fn table(samples: &[Sample], width: usize) -> String {
     let with_gpus = samples.iter().any(|sample| !sample.gpus.is_empty());
-    let rows: Vec<Vec<String>> = samples
-        .iter()
-        .map(|sample| {
-            let stats = &sample.stats;
-            let pressure = match (stats.cpu_pressure, stats.memory_pressure, stats.io_pressure) {
-                (Some(cpu), Some(memory), Some(io)) => {
-                    format!("{:.0}/{:.0}/{:.0}", cpu.some_avg10, memory.some_avg10, io.some_avg10)
-                }
-                _ => "-".into(),
-            };
-            let mut cells = vec![
-                short(&sample.id).to_owned(),
-                sample.name.clone(),
-                percent(sample.cpu_percent),
-                percent(sample.throttled_percent),
-                format!("{} / {}", size(stats.memory_used), size(stats.memory_limit)),
-                percent(sample.memory_percent),
-                size(stats.memory_peak),
-                size(stats.swap_current),
-                match (stats.pids_current, stats.pids_limit) {
-                    (Some(now), Some(most)) => format!("{now} / {most}"),
-                    (Some(now), None) => now.to_string(),
-                    _ => "-".into(),
-                },
-                format!("{} / {}", size(stats.io_read_bytes), size(stats.io_write_bytes)),
-                format!("{} / {}", size(sample.net_received_bytes), size(sample.net_sent_bytes)),
-                pressure,
-            ];
-            cells.extend(with_gpus.then(|| gpus(&sample.gpus)));
-            cells
-        })
-        .collect();
     let mut titles = vec![
         "ID",
         "NAME",
@@ -240,12 +216,86 @@ fn table(samples: &[Sample]) -> String {
         "PSI C/M/I",
     ];
     titles.extend(with_gpus.then_some("GPU"));
-    print::table(&titles, &rows)
+    let mut rows: Vec<Vec<String>> = samples.iter().map(|sample| cells(sample, with_gpus)).collect();
+    let mut dispensable = DISPENSABLE.iter();
+    loop {
+        let text = print::table(&titles, &rows);
+        let widest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+        match dispensable.next() {
+            Some(title) if widest > width => {
+                if let Some(column) = titles.iter().position(|other| other == title) {
+                    titles.remove(column);
+                    rows.iter_mut().for_each(|row| drop(row.remove(column)));
+                }
+            }
+            _ => return text,
+        }
+    }
+}
+
+fn cells(sample: &Sample, with_gpus: bool) -> Vec<String> {
+    let percent = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.1}%"));
+    let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".into(), format_memory);
+    let stats = &sample.stats;
+    let pressure = match (stats.cpu_pressure, stats.memory_pressure, stats.io_pressure) {
+        (Some(cpu), Some(memory), Some(io)) => {
+            format!("{:.0}/{:.0}/{:.0}", cpu.some_avg10, memory.some_avg10, io.some_avg10)
+        }
+        _ => "-".into(),
+    };
+    let mut cells = vec![
+        short(&sample.id).to_owned(),
+        sample.name.clone(),
+        percent(sample.cpu_percent),
+        percent(sample.throttled_percent),
+        format!("{} / {}", size(stats.memory_used), size(stats.memory_limit)),
+        percent(sample.memory_percent),
+        size(stats.memory_peak),
+        size(stats.swap_current),
+        match (stats.pids_current, stats.pids_limit) {
+            (Some(now), Some(most)) => format!("{now} / {most}"),
+            (Some(now), None) => now.to_string(),
+            _ => "-".into(),
+        },
+        format!("{} / {}", size(stats.io_read_bytes), size(stats.io_write_bytes)),
+        format!("{} / {}", size(sample.net_received_bytes), size(sample.net_sent_bytes)),
+        pressure,
+    ];
+    cells.extend(with_gpus.then(|| gpus(&sample.gpus)));
+    cells
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_narrow_terminal_gets_the_columns_that_matter_most() {
+        let stats = Stats {
+            memory_used: Some(1 << 20),
+            memory_limit: Some(64 << 20),
+            pids_current: Some(3),
+            ..Stats::default()
+        };
+        let sample = Sample {
+            id: "0123456789abcdef".into(),
+            name: "lab".into(),
+            paused: false,
+            cpu_percent: Some(12.34),
+            throttled_percent: None,
+            memory_percent: Some(1.5),
+            net_received_bytes: None,
+            net_sent_bytes: None,
+            stats,
+            gpus: Vec::new(),
+        };
+        let wide = table(std::slice::from_ref(&sample), usize::MAX);
+        assert!(wide.contains("0123456789ab") && wide.contains("NET IN / OUT"), "{wide}");
+        let narrow = table(std::slice::from_ref(&sample), 80);
+        assert!(narrow.lines().all(|line| line.chars().count() <= 80), "{narrow}");
+        assert!(narrow.contains("CPU %") && narrow.contains("1 MiB / 64 MiB") && narrow.contains("PIDS"), "{narrow}");
+        assert_eq!(redrawn("a\nb\n"), "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J");
+    }
 
     #[test]
     fn traffic_without_loopback() {
