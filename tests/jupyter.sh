@@ -53,6 +53,8 @@ on "$here" timeout 60 python3 tests/notebook.py "$url" password "$dir/password" 
 for _ in $(seq 100); do run ps -a | grep -q OOMKilled && break; sleep 0.1; done
 run ps -a | grep -q OOMKilled || fail "ps does not tell of the OOM kill"
 echo "ok: ps tells of the OOM kill"
+run logs lab 2>&1 | grep -q "the kernel killed .*: the container's memory limit of 1 GiB was reached" || fail "the log does not tell whose limit it was"
+echo "ok: the log tells which process, and whose limit it was"
 run stop lab >/dev/null
 expect "it is stopped" "exited" "$(run inspect lab | python3 -c 'import json, sys; print(json.load(sys.stdin)[0]["State"]["Status"])')"
 run rm lab >/dev/null

@@ -15,7 +15,8 @@ pub const TESTS: &[(&str, fn())] = &[
     ("a_paused_container_stands_still_and_can_be_stopped", pause),
     ("stats_follow_a_busy_loop", stats),
     ("events_tell_a_life", events),
-    ("docker_s_other_resource_flags_reach_their_files", other_flags),
+    ("a_cgroup_that_cannot_hand_a_controller_down_is_named", undelegated),
+    (crate::NEEDS_SYSTEMD[1], scope),
     ("a_cgroup_parent_holds_the_container_and_its_limit_binds", parent),
 ];
 
@@ -64,19 +65,48 @@ fn update() {
     assert!(host.fails(2, &["update", "lab"]).contains("nothing to update"));
 }
 
+/// The kernel's files of the limits that these tests change.
+fn held(host: &Host, name: &str) -> Vec<String> {
+    let files: [&[&str]; 5] = [
+        &["cpuset.cpus"],
+        &["memory.max", "memory.limit_in_bytes"],
+        &["memory.swap.max", "memory.memsw.limit_in_bytes"],
+        &["cpu.max", "cpu.cfs_quota_us"],
+        &["pids.max"],
+    ];
+    files.iter().map(|names| file(host, name, names)).collect()
+}
+
 fn rolled_back() {
     let host = Host::with_box();
-    sleeper(&host, "lab", &["--memory", "128m", "--memory-swap", "128m", "--cpus", "0.5"]);
-    host.ok(&["exec", "lab", "sh", "-c", "dd if=/dev/zero of=/dev/shm/held bs=1M count=48 2>/dev/null"]);
-    // What is held in /dev/shm cannot be reclaimed without swap; --cpus comes first and must go back.
-    let error = host.fails(125, &["update", "lab", "--cpus", "0.7", "--memory", "16m", "--memory-swap", "16m"]);
+    let flags =
+        ["--memory", "64m", "--memory-swap", "96m", "--cpus", "0.5", "--cpuset-cpus", "0-1", "--pids-limit", "50"];
+    sleeper(&host, "lab", &flags);
+    let before = held(&host, "lab");
+    // Written in this order: CPUs, memory, swap, quota, pids, and then what the kernel refuses. Memory grows in one pass and shrinks in the
+    // other, which version 1 wants in another order.
+    for (memory, swap) in [("128m", "128m"), ("32m", "32m")] {
+        let update = [
+            &["update", "lab", "--cpuset-cpus", "0", "--memory", memory, "--memory-swap", swap, "--cpus", "0.7"][..],
+            &["--pids-limit", "77", "--cgroup-conf", "pids.max=lots"],
+        ]
+        .concat();
+        let error = host.fails(125, &update);
+        assert!(
+            error.contains("`--cgroup-conf` cannot be enforced: the kernel refused `lots` for `/sys/fs/cgroup"),
+            "{error}"
+        );
+        assert_eq!(held(&host, "lab"), before, "all of it went back");
+        assert_eq!(limit(&host, "lab", "--memory"), (64 << 20).to_string());
+        let record = host.inspect("lab")["Request"]["limits"].clone();
+        assert_eq!((record["cpus"].as_str(), record["memory"].as_str()), (Some("0.5"), Some("64m")), "the record, too");
+    }
+    // A limit below what is held, and what cannot be reclaimed: refused, and nothing is killed.
+    host.ok(&["exec", "lab", "sh", "-c", "dd if=/dev/zero of=/dev/shm/held bs=1M count=40 2>/dev/null"]);
+    let error = host.fails(125, &["update", "lab", "--cpuset-cpus", "0", "--memory", "16m", "--memory-swap", "16m"]);
     assert!(error.contains("--memory") && error.contains("hint:"), "{error}");
-    assert_eq!(limit(&host, "lab", "--memory"), (128 << 20).to_string());
-    assert_eq!(file(&host, "lab", &["memory.max", "memory.limit_in_bytes"]), (128 << 20).to_string());
-    let quota = file(&host, "lab", &["cpu.max", "cpu.cfs_quota_us"]);
-    assert!(quota.starts_with("50000"), "{quota}");
-    assert_eq!(host.ok(&["exec", "lab", "sh", "-c", "wc -c < /dev/shm/held"]), (48 << 20).to_string());
-    assert_eq!(host.inspect("lab")["Request"]["limits"]["cpus"], "0.5", "the record is as it was");
+    assert_eq!(held(&host, "lab"), before);
+    assert_eq!(host.ok(&["exec", "lab", "sh", "-c", "wc -c < /dev/shm/held"]), (40 << 20).to_string());
 }
 
 fn lifted() {
@@ -90,14 +120,31 @@ fn lifted() {
     assert_eq!(file(&host, "lab", &["pids.max"]), "max");
 }
 
+/// Nodes that a container may not open, whatever it makes, with what `mknod` takes: memory, the kernel's log, a terminal of the host, FUSE, a
+/// GPU, the host's disks.
+const OTHERS: [&str; 8] = ["c 1 1", "c 1 11", "c 4 0", "c 10 229", "c 195 0", "b 254 0", "b 8 0", "b 7 0"];
+
 fn devices() {
     let host = Host::with_box();
-    sleeper(&host, "lab", &["--memory", "64m"]);
-    host.ok(&["update", "lab", "--memory", "80m"]);
-    // 1:1 is /dev/mem; init's children and exec'ed processes alike.
-    let answer = host.run(&["exec", "lab", "sh", "-c", "mknod /tmp/mem c 1 1 && head -c 1 /tmp/mem"]);
-    assert!(answer.err.contains("Operation not permitted"), "{}", answer.err);
-    assert_eq!(host.ok(&["exec", "lab", "sh", "-c", "head -c 1 /dev/zero | wc -c"]), "1");
+    let tries: Vec<String> = OTHERS
+        .iter()
+        .map(|node| format!("rm -f /tmp/n; mknod /tmp/n {node} && (exec 3</tmp/n) 2>&1 | sed 's/.*: //'"))
+        .collect();
+    let usual =
+        "for n in null zero full random urandom; do (exec 3</dev/$n) || echo $n; done; head -c 1 /dev/zero | wc -c";
+    let tries = format!("{}; {usual}", tries.join("; "));
+    let all = "Operation not permitted\n".repeat(OTHERS.len()) + "1";
+    // Pid 1's own children, when they are told to: before the update and after it.
+    let script =
+        format!("while true; do [ -e /go ] && {{ rm /go; ({tries}) >/tmp/out; mv /tmp/out /done; }}; sleep 0.1; done");
+    host.ok(&["run", "-d", "--name", "lab", "--network", "none", "--memory", "64m", "box", "sh", "-c", &script]);
+    for memory in ["64m", "80m"] {
+        host.ok(&["update", "lab", "--memory", memory, "--pids-limit", "60", "--cpuset-cpus", "0"]);
+        assert_eq!(host.ok(&["exec", "lab", "sh", "-c", &tries]), all, "an exec'ed process, at {memory}");
+        host.ok(&["exec", "lab", "touch", "/go"]);
+        eventually("pid 1's child has tried", 10, || host.run(&["exec", "lab", "test", "-e", "/done"]).code == 0);
+        assert_eq!(host.ok(&["exec", "lab", "sh", "-c", "cat /done; rm /done"]), all, "pid 1's child, at {memory}");
+    }
 }
 
 fn pause() {
@@ -203,69 +250,72 @@ fn events() {
     child.wait().unwrap();
 }
 
-fn other_flags() {
+/// A cgroup with a process in it cannot hand controllers down (cgroup-v2.rst, "No Internal Process Constraint"): said by name, with a way out
+/// that works when pasted. So a scope of systemd's is met that is full of its own processes. Version 1 hands everything down.
+fn undelegated() {
+    if !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        return version_1_hands_down();
+    }
     let host = Host::with_box();
-    let v2 = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    sleeper(&host, "lab", &["--cpu-period", "50000", "--cpu-quota", "20000", "--cpu-shares", "512", "--memory", "64m"]);
-    let quota = file(&host, "lab", &["cpu.max", "cpu.cfs_quota_us"]);
-    assert_eq!(quota, if v2 { "20000 50000" } else { "20000" });
-    assert_eq!(file(&host, "lab", &["cpu.weight", "cpu.shares"]), if v2 { "59" } else { "512" });
-    let run = |flags: &[&str]| {
-        let mut args = vec!["run", "--rm", "--network", "none"];
-        args.extend(flags);
-        args.extend(["box", "true"]);
-        host.run(&args)
-    };
-    let only = if v2 { ["--memory-swappiness", "10"] } else { ["--memory-high", "16m"] };
-    let answer = run(&only);
-    assert!(answer.code == 125 && answer.err.contains("needs cgroup v"), "{}", answer.err);
-    if v2 {
-        sleeper(&host, "v2", &["--memory-high", "16m", "--memory-min", "1m", "--cgroup-conf", "memory.oom.group=1"]);
-        assert_eq!(file(&host, "v2", &["memory.high"]), (16 << 20).to_string());
-        assert_eq!(file(&host, "v2", &["memory.min"]), (1 << 20).to_string());
-        assert_eq!(file(&host, "v2", &["memory.oom.group"]), "1");
-        undelegated(&run);
-    } else {
-        sleeper(&host, "v1", &["--memory-swappiness", "10", "--cgroup-conf", "pids.max=9"]);
-        assert_eq!(file(&host, "v1", &["memory.swappiness"]), "10");
-        assert_eq!(file(&host, "v1", &["pids.max"]), "9");
-    }
-    for (flags, code, words) in [
-        (&["--cpus", "1", "--cpu-quota", "5000"][..], 2, "contradict each other"),
-        (&["--cpu-period", "5"], 2, "outside of 1000 to 1000000 microseconds"),
-        (&["--cpu-shares", "1"], 2, "outside of 2 to 262144"),
-        (&["--blkio-weight", "5"], 2, "outside of 10 to 1000"),
-        (&["--device-read-bps", "/dev/null:1mb"], 2, "names no block device"),
-        (&["--device-write-iops", "/dev/null"], 2, "is not `DEVICE:RATE`"),
-        (&["--cgroup-conf", "cgroup.procs=1"], 2, "would change what the cgroup is"),
-        (&["--cgroup-conf", "../x=1"], 2, "names no file of a cgroup"),
-        (&["--cgroup-conf", "pids.nope=1"], 125, "the kernel has no `pids.nope`"),
-        (&["--cgroup-parent", "/a/../b"], 2, "is not a plain path"),
-    ] {
-        let answer = run(flags);
-        assert!(answer.code == code && answer.err.contains(words), "{flags:?}: {} {}", answer.code, answer.err);
-        assert!(answer.err.contains("hint:"), "{flags:?}: {}", answer.err);
-    }
-}
-
-/// A cgroup with a process in it cannot hand controllers down (cgroup-v2.rst, "No Internal Process Constraint"): said by name, with a way out.
-fn undelegated(run: &dyn Fn(&[&str]) -> crate::host::Answer) {
     let name = format!("gpurun-e2e-busy-{}", std::process::id());
     let dir = std::path::Path::new("/sys/fs/cgroup").join(&name);
     std::fs::create_dir(&dir).unwrap();
     let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
     std::fs::write(dir.join("cgroup.procs"), child.id().to_string()).unwrap();
-    let answer = run(&["--cgroup-parent", &name, "--memory", "64m"]);
+    let launch =
+        ["run", "--rm", "--network", "none", "--cgroup-parent", &name, "--memory", "64m", "box", "echo", "fits"];
+    let error = host.fails(125, &launch);
+    let words = format!(
+        "`--memory` cannot be enforced: the cgroup controller `memory` is not available below `{}`, which has processes of its own",
+        dir.display()
+    );
+    assert!(error.contains(&words), "{error}");
+    let (_, way_out) =
+        error.split_once("hint: move them one level down: `").unwrap_or_else(|| panic!("no way out in {error}"));
+    crate::host::sh(way_out.split_once('`').unwrap().0);
+    assert_eq!(host.ok(&launch), "fits");
     child.kill().unwrap();
     child.wait().unwrap();
-    assert_eq!(answer.code, 125, "{}", answer.err);
-    assert!(answer.err.contains("the cgroup controller `memory` is not available in"), "{}", answer.err);
-    assert!(
-        answer.err.contains(&format!("hint: enable it: `echo +memory > {}/cgroup.subtree_control`", dir.display())),
-        "{}",
-        answer.err
-    );
-    eventually("the cgroup is free", 5, || std::fs::remove_dir(&dir).is_ok());
+    eventually("the cgroup is free", 5, || {
+        let _ = std::fs::remove_dir(dir.join("own"));
+        std::fs::remove_dir(&dir).is_ok()
+    });
+}
+
+/// A scope that systemd has delegated, with the two controllers that it enables by itself, and its own processes in it: that is said, the way
+/// out works when pasted, and then all limits hold below it.
+fn scope() {
+    let host = Host::with_box();
+    let script = r#"
+        scope=$(sed s/^0::// /proc/self/cgroup)
+        "$@" --cgroup-parent $scope box true 2>said && echo it should not have worked
+        cat said >&2
+        way_out=$(sed -n 's/.*move them one level down: `\(.*\)`$/\1/p' said)
+        eval "$way_out" && "$@" --cgroup-parent $scope box sh -c 'cd /sys/fs/cgroup; cat memory.max cpu.max cpuset.cpus'
+    "#;
+    let by = ["systemd-run", "--scope", "--quiet", "-p", "Delegate=yes", "sh", "-c", script, "sh"];
+    let launch = ["run", "--rm", "--network", "none", "--memory", "64m", "--cpus", "0.5", "--cpuset-cpus", "0"];
+    let answer = crate::host::answer(host.behind(&by, &launch).output().unwrap());
+    assert!(answer.err.contains(".scope`, which has processes of its own"), "{}", answer.err);
+    assert_eq!(answer.out, "67108864\n50000 100000\n0\n", "{}", answer.err);
+}
+
+fn version_1_hands_down() {
+    let host = Host::with_box();
+    let name = format!("gpurun-e2e-busy-{}", std::process::id());
+    let dir = std::path::Path::new("/sys/fs/cgroup/memory").join(&name);
+    std::fs::create_dir(&dir).unwrap();
+    let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    std::fs::write(dir.join("cgroup.procs"), child.id().to_string()).unwrap();
+    let launch =
+        ["run", "--rm", "--network", "none", "--cgroup-parent", &name, "--memory", "64m", "box", "echo", "fits"];
+    assert_eq!(host.ok(&launch), "fits");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    for controller in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        let _ = std::fs::remove_dir(controller.path().join(&name));
+    }
+    eventually("the cgroup is free", 5, || !dir.exists() || std::fs::remove_dir(&dir).is_ok());
 }
 
 fn parent() {

@@ -57,6 +57,21 @@ impl Host {
         command
     }
 
+    /// `gpurun …` at the end of another command line, which says what it is run by.
+    pub fn behind(&self, words: &[&str], args: &[&str]) -> Command {
+        let inner = self.command(args);
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(inner.get_program()).args(inner.get_args());
+        for (key, value) in inner.get_envs() {
+            match value {
+                Some(value) => command.env(key, value),
+                None => command.env_remove(key),
+            };
+        }
+        command.current_dir(&self.dir).stdin(Stdio::null());
+        command
+    }
+
     /// Another program in this host's network.
     pub fn program(&self, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
@@ -174,7 +189,7 @@ pub fn cgroups_of(id: &str) -> Vec<PathBuf> {
     roots.into_iter().map(|root| root.join("gpurun").join(id)).filter(|path| path.is_dir()).collect()
 }
 
-fn answer(output: Output) -> Answer {
+pub fn answer(output: Output) -> Answer {
     Answer {
         code: output.status.code().unwrap_or(-1),
         out: String::from_utf8_lossy(&output.stdout).into_owned(),

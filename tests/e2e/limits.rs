@@ -5,14 +5,11 @@ use std::time::Duration;
 use crate::host::{Host, cgroups_of, eventually};
 
 pub const TESTS: &[(&str, fn())] = &[
-    ("memory_past_the_limit_is_killed_and_told", oom),
     ("a_busy_loop_gets_no_more_cpu_than_asked", cpus),
-    ("nproc_follows_the_cpuset", cpuset),
+    ("threads_stay_on_the_cpuset", cpuset),
     ("forks_end_at_the_pids_limit", pids),
     ("the_table_shows_what_the_kernel_holds", table),
-    ("what_docker_refuses_is_refused", refused),
-    (crate::NEEDS_SYSTEMD, daemon_reload),
-    ("ulimits_hold", ulimits),
+    (crate::NEEDS_SYSTEMD[0], daemon_reload),
     ("a_container_cannot_change_its_own_limits", own_limits),
 ];
 
@@ -20,29 +17,6 @@ fn run<'a>(rest: &[&'a str]) -> Vec<&'a str> {
     let mut args = vec!["run", "--network", "none"];
     args.extend(rest);
     args
-}
-
-fn oom() {
-    let host = Host::with_box();
-    let answer =
-        host.run(&run(&["--name", "hog", "--memory", "32m", "--memory-swap", "32m", "box", "tail", "/dev/zero"]));
-    assert_eq!(answer.code, 137, "{}", answer.err);
-    let told = "the kernel killed `tail` (pid ";
-    assert!(answer.err.contains(told) && answer.err.contains("memory limit of 32 MiB was reached"), "{}", answer.err);
-    assert!(answer.err.contains("gpurun update hog --memory 64m"), "{}", answer.err);
-    assert!(host.run(&["logs", "hog"]).err.contains(told), "the log tells it, too");
-    let state = &host.inspect("hog")["State"];
-    assert_eq!((state["OOMKilled"].as_bool(), state["ExitCode"].as_u64()), (Some(true), Some(137)));
-    assert!(state["OOMKills"].as_u64().unwrap() >= 1);
-    assert_eq!(state["OOMs"][0]["process"], "tail");
-    // 137 by itself is no OOM.
-    host.fails(137, &run(&["--name", "killed", "--memory", "32m", "box", "sh", "-c", "kill -9 $$; exit 137"]));
-    assert_eq!(host.inspect("killed")["State"]["OOMKilled"], false);
-    let ps = host.ok(&["ps", "-a"]);
-    assert!(ps.contains("Exited (137) OOMKilled"), "{ps}");
-    // Half of the limit fits.
-    host.ok(&run(&["--rm", "--memory", "32m", "box", "dd", "if=/dev/zero", "of=/dev/null", "bs=16M", "count=1"]));
-    assert_eq!(host.leftovers(), "");
 }
 
 fn cpus() {
@@ -72,18 +46,34 @@ fn cpus() {
 fn cpuset() {
     let host = Host::with_box();
     assert_eq!(host.ok(&run(&["--rm", "--cpuset-cpus", "0", "box", "nproc"])), "1");
-    assert_eq!(
-        host.ok(&run(&["--rm", "--cpuset-cpus", "1", "box", "grep", "Cpus_allowed_list", "/proc/self/status"])),
-        "Cpus_allowed_list:\t1"
-    );
+    // Eight busy processes on the one CPU that they may have, wherever they were before.
+    let busy = "for i in 1 2 3 4 5 6 7 8; do (while true; do :; done) & done; wait";
+    host.ok(&run(&["-d", "--name", "busy", "--cpuset-cpus", "1", "box", "sh", "-c", busy]));
+    let id = host.inspect("busy")["Id"].as_str().unwrap().to_owned();
+    let procs = || -> Vec<String> {
+        let text = std::fs::read_to_string(cgroups_of(&id)[0].join("cgroup.procs")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    };
+    eventually("all eight run", 10, || procs().len() == 9);
+    // proc_pid_stat(5): the 39th field is the CPU that it ran on last; the name before may hold blanks, so counted from behind it.
+    let ran_on = |pid: &String| -> String {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit_once(") ").unwrap().1.split(' ').nth(36).unwrap().to_owned()
+    };
+    let cpus: Vec<String> = procs().iter().map(ran_on).collect();
+    assert!(cpus.len() == 9 && cpus.iter().all(|cpu| cpu == "1"), "{cpus:?}");
+    host.ok(&["update", "busy", "--cpuset-cpus", "0"]);
+    // Pid 1 waits, and so runs nowhere.
+    eventually("they have moved", 10, || procs().iter().filter(|pid| ran_on(pid) == "0").count() >= 8);
 }
 
 fn pids() {
     let host = Host::with_box();
-    let script = "n=0; for i in $(seq 50); do sleep 5 & done; wait";
+    // The shell is one of twelve: eleven forks go well, and the next one answers EAGAIN.
+    let script = "n=0; while sleep 30 & do n=$((n+1)); echo $n; done";
     let answer = host.run(&run(&["--rm", "--pids-limit", "12", "box", "sh", "-c", script]));
-    assert!(answer.err.contains("fork"), "{}", answer.err);
-    assert_ne!(answer.code, 0);
+    assert_eq!(answer.out.lines().last(), Some("11"), "{}", answer.err);
+    assert!(answer.code != 0 && answer.err.contains("fork: Resource temporarily unavailable"), "{}", answer.err);
 }
 
 fn table() {
@@ -99,42 +89,6 @@ fn table() {
     let limits = host.inspect(&name)["Limits"].clone();
     let memory = limits.as_array().unwrap().iter().find(|row| row["flag"] == "--memory").unwrap().clone();
     assert_eq!(memory["kernel"], "67108864");
-}
-
-fn refused() {
-    let host = Host::with_box();
-    let cases: [(&[&str], &str); 6] = [
-        (&["--memory", "4m"], "minimum memory limit allowed is 6MB"),
-        (&["--memory", "64m", "--memory-swap", "32m"], "minimum memoryswap limit"),
-        (&["--cpus", "1000"], "range of CPUs is from 0.01 to"),
-        (&["--cpuset-cpus", "900"], "requested CPUs are not available - requested 900"),
-        (&["--memory", "lots"], "`--memory lots`"),
-        (&["--ulimit", "nofile=x"], "`--ulimit nofile=x`"),
-    ];
-    for (flags, words) in cases {
-        let mut args = run(flags);
-        args.extend(["box", "true"]);
-        let error = host.fails(2, &args);
-        assert!(error.contains(words) && error.contains("hint:"), "{flags:?}: {error}");
-    }
-    assert_eq!(host.ok(&["ps", "-aq"]), "", "nothing was made");
-}
-
-fn ulimits() {
-    let host = Host::with_box();
-    let out = host.ok(&run(&[
-        "--rm",
-        "--ulimit",
-        "nofile=512:1024",
-        "--ulimit",
-        "core=0",
-        "box",
-        "sh",
-        "-c",
-        "ulimit -n; ulimit -Hn; ulimit -c",
-    ]));
-    assert_eq!(out, "512\n1024\n0");
-    eventually("nothing is left", 5, || host.leftovers().is_empty());
 }
 
 fn own_limits() {

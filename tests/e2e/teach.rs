@@ -10,6 +10,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("explain_tree_shows_cgroup_namespaces_mounts_and_devices", tree),
     ("every_lab_comes_out_as_the_kernel_promises", labs),
     ("a_killed_lab_leaves_nothing", killed_lab),
+    ("ctrl_c_ends_a_lab_and_leaves_nothing", interrupted_lab),
     ("doctor_finds_this_host_fit", doctor),
 ];
 
@@ -66,7 +67,19 @@ fn running() {
     assert!(text.contains("kernel     memory.") && text.contains(" used, "), "{text}");
     // What an update would do, without doing it.
     assert!(host.ok(&["explain", "lab", "--memory", "96m"]).contains("memory.max = 100663296"));
-    assert!(host.ok(&["explain", "lab"]).contains("memory.max = 67108864"));
+    let text = host.ok(&["explain", "lab"]);
+    assert!(text.contains("memory.max = 67108864 (64 MiB)"), "{text}");
+    // Readable at 80 columns, ids and all, and the lines by hand hold what they say.
+    for text in [text.clone(), host.ok(&["explain", "--tree", "lab"])] {
+        let long: Vec<&str> = text.lines().filter(|line| line.chars().count() > 80).collect();
+        assert!(long.is_empty() && !text.contains('\x1b'), "longer than 80 columns: {long:?}");
+    }
+    let id = text.lines().find_map(|line| line.strip_prefix("  ID=")).expect("the id");
+    let (_, rest) = text.split_once("by hand    echo 67108864 \\\n").expect("the line by hand");
+    let line = format!("ID={id}; echo 50331648 {}", rest.lines().next().unwrap());
+    crate::host::sh(&line);
+    let error = host.fails(125, &["explain", "lab"]);
+    assert!(error.contains("`--memory` is not in force") && error.contains("says `50331648`"), "{error}");
 }
 
 fn tree() {
@@ -106,7 +119,8 @@ fn labs() {
     let swap = std::fs::read_to_string("/proc/swaps").unwrap().lines().count() > 1;
     for lab in all {
         let name = lab["name"].as_str().unwrap();
-        let out = host.ok(&["lab", "run", "--json", name]);
+        let (began, out) = (std::time::Instant::now(), host.ok(&["lab", "run", "--json", name]));
+        assert!(crate::host::slow() || began.elapsed().as_secs() < 15, "{name} took {:?}", began.elapsed());
         let last: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
         if name == "cpuset" && last["text"].as_str().unwrap().contains("other work keeps this host's CPUs busy") {
             continue;
@@ -156,6 +170,25 @@ fn killed_lab() {
     assert!(cgroups_of("nobody").is_empty());
 }
 
+fn interrupted_lab() {
+    let host = Host::new();
+    let mut child = host
+        .command(&["lab", "run", "pids"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mark = format!("lab-{}-", child.id());
+    let of_child = || lab_groups().into_iter().any(|path| path.to_string_lossy().contains(&mark));
+    eventually("the lab has its cgroup", 10, of_child);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
+    let mut error = String::new();
+    std::io::Read::read_to_string(child.stderr.as_mut().unwrap(), &mut error).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{error}");
+    assert!(error.contains("the lab was interrupted; nothing of it is left"), "{error}");
+    assert!(!of_child(), "by itself, without another command");
+}
+
 fn doctor() {
     let host = Host::new();
     let answer = host.run(&["doctor", "--json"]);
@@ -163,8 +196,11 @@ fn doctor() {
     let all = all.as_array().unwrap();
     let problems: Vec<&Value> = all.iter().filter(|finding| finding["level"] == "problem").collect();
     assert!(problems.is_empty() && answer.code == 0, "{problems:?}");
-    for area in ["kernel", "cgroup", "isolation", "images", "network", "disk"] {
+    for area in ["kernel", "cgroup", "isolation", "images", "network", "disk", "gpu"] {
         assert!(all.iter().any(|finding| finding["area"] == area), "{area} is not in {all:?}");
+    }
+    for finding in all {
+        assert!(finding["level"] == "fine" || finding["hint"].is_string(), "no way out of {finding}");
     }
     assert!(host.ok(&["doctor"]).contains("overlayfs works"));
     assert_eq!(host.leftovers(), "");

@@ -1,0 +1,407 @@
+//! Every resource flag that docker has, row by row: what it becomes under both versions, by `update` on a running container where that can be
+//! done, by `run` where not; and every error, with the value, the bound and a way out.
+
+use serde_json::Value;
+
+use crate::host::{Host, cgroups_of};
+
+pub const TESTS: &[(&str, fn())] = &[
+    ("every_flag_becomes_what_docker_makes_of_it", every_row),
+    ("sizes_are_read_as_docker_reads_them", sizes),
+    ("what_docker_refuses_is_refused_before_anything_is_made", refused),
+    ("what_is_no_cgroup_file_is_read_back_too", process_limits),
+];
+
+/// A file of the cgroup and what it must hold; where there are two names, the kernel has either.
+type Files = &'static [(&'static str, &'static str)];
+
+/// What `update` is given, and what the files hold then. `None`: this version refuses it, by the other one's name.
+struct Row {
+    flags: &'static [&'static str],
+    v1: Option<Files>,
+    v2: Option<Files>,
+}
+
+/// In this order on one container: a limit stays until another row changes it.
+const ROWS: &[Row] = &[
+    Row {
+        flags: &["--memory", "64m"],
+        v1: Some(&[("memory.limit_in_bytes", "67108864"), ("memory.memsw.limit_in_bytes", "134217728")]),
+        v2: Some(&[("memory.max", "67108864"), ("memory.swap.max", "67108864")]),
+    },
+    // Whole pages, rounded down.
+    Row {
+        flags: &["--memory", "70000000"],
+        v1: Some(&[("memory.limit_in_bytes", "69996544")]),
+        v2: Some(&[("memory.max", "69996544")]),
+    },
+    Row {
+        flags: &["--memory", "64m", "--memory-swap", "0"],
+        v1: Some(&[("memory.memsw.limit_in_bytes", "134217728")]),
+        v2: Some(&[("memory.swap.max", "67108864")]),
+    },
+    Row {
+        flags: &["--memory", "64m", "--memory-swap", "96m"],
+        v1: Some(&[("memory.memsw.limit_in_bytes", "100663296")]),
+        v2: Some(&[("memory.swap.max", "33554432")]),
+    },
+    Row {
+        flags: &["--memory", "64m", "--memory-swap", "64m"],
+        v1: Some(&[("memory.memsw.limit_in_bytes", "67108864")]),
+        v2: Some(&[("memory.swap.max", "0")]),
+    },
+    Row {
+        flags: &["--memory", "64m", "--memory-swap", "-1"],
+        v1: Some(&[("memory.memsw.limit_in_bytes", "9223372036854771712")]),
+        v2: Some(&[("memory.swap.max", "max")]),
+    },
+    Row {
+        flags: &["--memory-reservation", "32m"],
+        v1: Some(&[("memory.soft_limit_in_bytes", "33554432")]),
+        v2: Some(&[("memory.low", "33554432")]),
+    },
+    Row { flags: &["--memory-high", "48m"], v1: None, v2: Some(&[("memory.high", "50331648")]) },
+    Row { flags: &["--memory-min", "1m"], v1: None, v2: Some(&[("memory.min", "1048576")]) },
+    Row { flags: &["--memory-swappiness", "10"], v1: Some(&[("memory.swappiness", "10")]), v2: None },
+    Row { flags: &["--oom-kill-disable"], v1: Some(&[("memory.oom_control", "oom_kill_disable 1")]), v2: None },
+    Row {
+        flags: &["--cpus", "1.5"],
+        v1: Some(&[("cpu.cfs_quota_us", "150000"), ("cpu.cfs_period_us", "100000")]),
+        v2: Some(&[("cpu.max", "150000 100000")]),
+    },
+    Row {
+        flags: &["--cpus", "1."],
+        v1: Some(&[("cpu.cfs_quota_us", "100000")]),
+        v2: Some(&[("cpu.max", "100000 100000")]),
+    },
+    Row {
+        flags: &["--cpus", ".5"],
+        v1: Some(&[("cpu.cfs_quota_us", "50000")]),
+        v2: Some(&[("cpu.max", "50000 100000")]),
+    },
+    Row {
+        flags: &["--cpus", "0.01"],
+        v1: Some(&[("cpu.cfs_quota_us", "1000")]),
+        v2: Some(&[("cpu.max", "1000 100000")]),
+    },
+    Row {
+        flags: &["--cpu-period", "50000", "--cpu-quota", "20000"],
+        v1: Some(&[("cpu.cfs_quota_us", "20000"), ("cpu.cfs_period_us", "50000")]),
+        v2: Some(&[("cpu.max", "20000 50000")]),
+    },
+    Row { flags: &["--cpu-shares", "1024"], v1: Some(&[("cpu.shares", "1024")]), v2: Some(&[("cpu.weight", "100")]) },
+    Row { flags: &["--cpu-shares", "512"], v1: Some(&[("cpu.shares", "512")]), v2: Some(&[("cpu.weight", "59")]) },
+    Row { flags: &["--cpu-shares", "2"], v1: Some(&[("cpu.shares", "2")]), v2: Some(&[("cpu.weight", "1")]) },
+    Row { flags: &["--cpuset-cpus", "1"], v1: Some(&[("cpuset.cpus", "1")]), v2: Some(&[("cpuset.cpus", "1")]) },
+    Row { flags: &["--cpuset-cpus", "0,1"], v1: Some(&[("cpuset.cpus", "0-1")]), v2: Some(&[("cpuset.cpus", "0-1")]) },
+    Row { flags: &["--cpuset-mems", "0"], v1: Some(&[("cpuset.mems", "0")]), v2: Some(&[("cpuset.mems", "0")]) },
+    Row { flags: &["--pids-limit", "50"], v1: Some(&[("pids.max", "50")]), v2: Some(&[("pids.max", "50")]) },
+    Row { flags: &["--pids-limit", "0"], v1: Some(&[("pids.max", "max")]), v2: Some(&[("pids.max", "max")]) },
+    Row { flags: &["--pids-limit", "-1"], v1: Some(&[("pids.max", "max")]), v2: Some(&[("pids.max", "max")]) },
+    Row {
+        flags: &["--blkio-weight", "300"],
+        v1: Some(&[("blkio.bfq.weight|blkio.weight", "300")]),
+        v2: Some(&[("io.bfq.weight|io.weight", "default 300|default 2930")]),
+    },
+    Row {
+        flags: &["--device-read-bps", "DISK:1mb"],
+        v1: Some(&[("blkio.throttle.read_bps_device", "NUMBERS 1048576")]),
+        v2: Some(&[("io.max", "NUMBERS rbps=1048576 ")]),
+    },
+    Row {
+        flags: &["--device-write-bps", "DISK:2mb"],
+        v1: Some(&[("blkio.throttle.write_bps_device", "NUMBERS 2097152")]),
+        v2: Some(&[("io.max", " wbps=2097152 ")]),
+    },
+    Row {
+        flags: &["--device-read-iops", "DISK:100"],
+        v1: Some(&[("blkio.throttle.read_iops_device", "NUMBERS 100")]),
+        v2: Some(&[("io.max", " riops=100 ")]),
+    },
+    Row {
+        flags: &["--device-write-iops", "DISK:200"],
+        v1: Some(&[("blkio.throttle.write_iops_device", "NUMBERS 200")]),
+        v2: Some(&[("io.max", " wiops=200")]),
+    },
+];
+
+fn is_v2() -> bool {
+    std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
+/// The first real disk of the host: its node and its numbers.
+fn disk() -> (String, String) {
+    let disks =
+        std::fs::read_dir("/sys/block").unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap());
+    let virtual_ = |name: &String| ["loop", "ram", "zram", "dm-", "md"].iter().any(|start| name.starts_with(start));
+    let name = disks.filter(|name| !virtual_(name)).min().expect("a disk");
+    let numbers = std::fs::read_to_string(format!("/sys/block/{name}/dev")).unwrap().trim().to_owned();
+    (format!("/dev/{name}"), numbers)
+}
+
+fn every_row() {
+    let host = Host::with_box();
+    let (node, numbers) = disk();
+    host.ok(&["run", "-d", "--name", "lab", "--network", "none", "box", "sleep", "1000"]);
+    let id = host.inspect("lab")["Id"].as_str().unwrap().to_owned();
+    let read = |file: &str| -> String {
+        let names = file.split('|');
+        let dirs = cgroups_of(&id);
+        let path = names.flat_map(|name| dirs.iter().map(move |dir| dir.join(name))).find(|path| path.exists());
+        std::fs::read_to_string(path.unwrap_or_else(|| panic!("no {file} in {dirs:?}"))).unwrap()
+    };
+    for row in ROWS {
+        let flags: Vec<String> = row.flags.iter().map(|flag| flag.replace("DISK", &node)).collect();
+        let mut args = vec!["update", "lab"];
+        args.extend(flags.iter().map(String::as_str));
+        let Some(files) = (if is_v2() { row.v2 } else { row.v1 }) else {
+            let error = host.fails(125, &args);
+            let other = if is_v2() { "needs cgroup v1: this host has v2" } else { "needs cgroup v2: this host has" };
+            assert!(error.contains(row.flags[0]) && error.contains(other) && error.contains("hint:"), "{error}");
+            continue;
+        };
+        host.ok(&args);
+        for (file, value) in files {
+            let held = read(file);
+            let holds = value.split('|').any(|value| held.contains(&value.replace("NUMBERS", &numbers)));
+            assert!(holds, "{flags:?}: {file} holds {held}, not {value}");
+        }
+    }
+    // What is written by name, and contradicts a flag: neither is dropped in silence.
+    let error = host.fails(125, &["update", "lab", "--pids-limit", "50", "--cgroup-conf", "pids.max=40"]);
+    assert!(
+        error.contains("`--pids-limit` is not in force") && error.contains("was told `50`, but says `40`"),
+        "{error}"
+    );
+    // A restart has them all at once, from the record.
+    host.ok(&["restart", "-t", "0", "lab"]);
+    assert_eq!(read("pids.max").trim(), "max");
+    assert_eq!(read("cpu.weight|cpu.shares").trim(), if is_v2() { "1" } else { "2" });
+    if is_v2() {
+        // A controller that nothing else wants is handed down for a file that is named.
+        host.ok(&["update", "lab", "--cgroup-conf", "hugetlb.2MB.max=0", "--cgroup-conf", "memory.oom.group=1"]);
+        assert_eq!((read("hugetlb.2MB.max").trim(), read("memory.oom.group").trim()), ("0", "1"));
+    } else {
+        host.ok(&["update", "lab", "--cgroup-conf", "cpuset.memory_migrate=1"]);
+        assert_eq!(read("cpuset.memory_migrate").trim(), "1");
+    }
+    host.ok(&["rm", "-f", "lab"]);
+    assert_eq!(host.leftovers(), "");
+}
+
+fn sizes() {
+    let host = Host::new();
+    let mib = 1u64 << 20;
+    for (text, bytes) in [
+        ("512m", 512 * mib),
+        ("512M", 512 * mib),
+        ("512MB", 512 * mib),
+        ("512MiB", 512 * mib),
+        ("512 m", 512 * mib),
+        ("1.5g", 1536 * mib),
+        (".5g", 512 * mib),
+        ("6291456", 6 * mib),
+        ("6291456b", 6 * mib),
+        ("8192k", 8 * mib),
+        ("1t", mib << 20),
+        ("1p", 1024 * (mib << 20)),
+    ] {
+        let json: Value = serde_json::from_str(&host.ok(&["explain", "--json", "--memory", text])).unwrap();
+        assert_eq!(json[0]["files"][0]["value"], bytes.to_string(), "{text}");
+    }
+}
+
+/// Flags, exit code, what the sentence must name (value and bound), and the way out.
+const REFUSED: &[(&[&str], i32, &[&str], &str)] = &[
+    (&["--memory", "512mi"], 2, &["`--memory 512mi`", "is not a size"], "`512m`"),
+    (&["--memory", "1e"], 2, &["`--memory 1e`", "is not a size"], "`512m`"),
+    (&["--memory", "-1"], 2, &["`--memory -1`", "is not a size"], "`512m`"),
+    (&["--memory", "0x10000000"], 2, &["`0x10000000` is not a size"], "`512m`"),
+    (&["--memory", " 64m"], 2, &["` 64m` is not a size"], "`512m`"),
+    (&["--memory", "64X"], 2, &["`64X` is not a size"], "`512m`"),
+    (&["--memory", "99999999999g"], 2, &["`99999999999g` is more bytes"], "`512m`"),
+    (&["--memory", "5m"], 2, &["minimum memory limit allowed is 6MB", "`--memory 5m`"], "`--memory 6m`"),
+    (
+        &["--memory", "64m", "--memory-swap", "32m"],
+        2,
+        &["minimum memoryswap limit should be larger than memory limit", "`--memory-swap 32m`", "`--memory 64m`"],
+        "`--memory-swap 64m` means no swap",
+    ),
+    (&["--memory-swap", "64m"], 2, &["`--memory-swap 64m` needs `--memory`"], "at most `--memory 64m`"),
+    (
+        &["--memory", "64m", "--memory-reservation", "65m"],
+        2,
+        &["`--memory-reservation 65m` is more than `--memory 64m`"],
+        "`--memory-reservation 64m`",
+    ),
+    (
+        &["--memory", "64m", "--memory-high", "65m"],
+        2,
+        &["`--memory-high 65m` is more than `--memory 64m`"],
+        "`--memory-high 64m`",
+    ),
+    (
+        &["--memory", "64m", "--memory-min", "65m"],
+        2,
+        &["`--memory-min 65m` is more than `--memory 64m`"],
+        "`--memory-min 64m`",
+    ),
+    (&["--memory-swappiness", "101"], 2, &["`--memory-swappiness 101` is outside of 0 to 100"], "from 0 to 100"),
+    (
+        &["--cpus", "CPUS+1"],
+        2,
+        &["range of CPUs is from 0.01 to CPUS.00, as there are only CPUS CPUs available", "`--cpus CPUS+1`"],
+        "from `--cpus 0.01` to `--cpus CPUS`",
+    ),
+    (&["--cpus", "0.009"], 2, &["range of CPUs is from 0.01", "`--cpus 0.009`"], "`--cpus 0.01`"),
+    (&["--cpus", "-1"], 2, &["`--cpus -1`", "is not a number of CPUs"], "`1.5`"),
+    (&["--cpus", "1.0000000001"], 2, &["`1.0000000001` is too precise"], "`1.5`"),
+    (
+        &["--cpus", "1", "--cpu-quota", "5000"],
+        2,
+        &["`--cpu-quota 5000` and `--cpus 1` contradict"],
+        "`--cpu-period 100000",
+    ),
+    (
+        &["--cpus", "1", "--cpu-period", "5000"],
+        2,
+        &["`--cpu-period 5000` and `--cpus 1` contradict"],
+        "`--cpu-period 100000",
+    ),
+    (&["--cpu-quota", "999"], 2, &["`--cpu-quota 999` is less than the 1000 microseconds"], "--cpu-period"),
+    (
+        &["--cpu-period", "999"],
+        2,
+        &["`--cpu-period 999` is outside of 1000 to 1000000 microseconds"],
+        "from 1000 to 1000000",
+    ),
+    (&["--cpu-shares", "1"], 2, &["`--cpu-shares 1` is outside of 2 to 262144"], "from 2 to 262144"),
+    (
+        &["--cpuset-cpus", "CPUS"],
+        2,
+        &["requested CPUs are not available - requested CPUS, available: 0-LAST"],
+        "`--cpuset-cpus 0-LAST`",
+    ),
+    (&["--cpuset-cpus", "1-0"], 2, &["`--cpuset-cpus 1-0`", "is not a list"], "`0-3,7`"),
+    (
+        &["--cpuset-mems", "63"],
+        2,
+        &["requested memory nodes are not available - requested 63, available: 0"],
+        "`--cpuset-mems 0",
+    ),
+    (&["--pids-limit", "1"], 2, &["`--pids-limit 1` leaves no room"], "`--pids-limit 2`"),
+    (&["--blkio-weight", "9"], 2, &["`--blkio-weight 9` is outside of 10 to 1000"], "from 10 to 1000"),
+    (
+        &["--device-read-bps", "/dev/nope:1mb"],
+        2,
+        &["`--device-read-bps /dev/nope:1mb` names no block device"],
+        "`lsblk`",
+    ),
+    (
+        &["--device-write-bps", "/dev/null:1mb"],
+        2,
+        &["`--device-write-bps /dev/null:1mb` names no block device"],
+        "`lsblk`",
+    ),
+    (
+        &["--device-write-iops", "/dev/null"],
+        2,
+        &["`--device-write-iops /dev/null` is not `DEVICE:RATE`"],
+        "/dev/sda:1000",
+    ),
+    (
+        &["--device-read-iops", "/dev/null:1mb"],
+        2,
+        &["`--device-read-iops /dev/null:1mb` is not `DEVICE:RATE`"],
+        "/dev/sda:1000",
+    ),
+    (&["--shm-size", "x"], 2, &["`--shm-size x`", "is not a size"], "`512m`"),
+    (
+        &["--ulimit", "nofile=10:5"],
+        2,
+        &["`--ulimit nofile=10:5`", "10 is above the hard limit 5"],
+        "`--ulimit nofile=1024:4096`",
+    ),
+    (&["--ulimit", "foo=1"], 2, &["there is no resource limit `foo`"], "nofile"),
+    (&["--oom-score-adj", "1001"], 2, &["`--oom-score-adj 1001` is outside of -1000 to 1000"], "-1000"),
+    (&["--cgroup-conf", "foo"], 2, &["`--cgroup-conf foo` is not `FILE=VALUE`"], "memory.oom.group=1"),
+    (
+        &["--cgroup-conf", "cgroup.procs=1"],
+        2,
+        &["`--cgroup-conf cgroup.procs=1` would change what the cgroup is"],
+        "memory.oom.group=1",
+    ),
+    (&["--cgroup-conf", "devices.allow=a"], 2, &["would go past the device filter"], "memory.oom.group=1"),
+    (&["--cgroup-conf", "../x=1"], 2, &["`--cgroup-conf ../x=1` names no file of a cgroup"], "memory.oom.group=1"),
+    (&["--cgroup-parent", "/a/../b"], 2, &["`--cgroup-parent /a/../b` is not a plain path"], "`/lab/alice`"),
+];
+
+fn refused() {
+    // No image is there, and none is pulled for flags that are wrong.
+    let host = Host::new();
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    let with = |text: &str| {
+        let text = text.replace("CPUS+1", &(cpus + 1).to_string()).replace("CPUS CPUs", &format!("{cpus} CPUs"));
+        text.replace("CPUS", &cpus.to_string()).replace("LAST", &(cpus - 1).to_string())
+    };
+    for (flags, code, words, way_out) in REFUSED {
+        let flags: Vec<String> = flags.iter().map(|flag| with(flag)).collect();
+        let mut args = vec!["run", "--network", "none"];
+        args.extend(flags.iter().map(String::as_str));
+        args.extend(["box", "true"]);
+        let error = host.fails(*code, &args);
+        for word in *words {
+            assert!(error.contains(&with(word)), "{flags:?}: `{}` is not in\n{error}", with(word));
+        }
+        let hint = error.split_once("hint: ").map_or("", |(_, hint)| hint);
+        assert!(hint.contains(&with(way_out)), "{flags:?}: `{}` is not the way out of\n{error}", with(way_out));
+        assert!(!error.contains("pulling"), "{flags:?}: {error}");
+    }
+    assert_eq!(host.ok(&["ps", "-aq"]), "", "nothing was made");
+    // What only the kernel can refuse takes a launch.
+    let host = Host::with_box();
+    let error = host.fails(125, &["run", "--network", "none", "--cgroup-conf", "pids.nope=1", "box", "true"]);
+    assert!(error.contains("the kernel has no `pids.nope`") && error.contains("hint:"), "{error}");
+    let error = host.fails(125, &["run", "--network", "none", "--cgroup-conf", "pids.max=lots", "box", "true"]);
+    assert!(error.contains("the kernel refused `lots` for `/sys/fs/cgroup"), "{error}");
+    assert_eq!(host.leftovers(), "");
+}
+
+fn process_limits() {
+    let host = Host::with_box();
+    let script =
+        "df -k /dev/shm | tail -1 | awk '{print $2}'; cat /proc/self/oom_score_adj; ulimit -n; ulimit -Hn; ulimit -c";
+    let flags = ["--shm-size", "8m", "--oom-score-adj", "321", "--ulimit", "nofile=512:1024", "--ulimit", "core=0"];
+    let args = [&["run", "--name", "lab", "--network", "none"][..], &flags, &["box", "sh", "-c", script]].concat();
+    assert_eq!(host.ok(&args), "8192\n321\n512\n1024\n0");
+    let limits = host.inspect("lab")["Limits"].clone();
+    let row = |flag: &str| {
+        limits.as_array().unwrap().iter().find(|row| row["flag"] == flag).unwrap_or_else(|| panic!("{flag}: {limits}"))
+    };
+    assert_eq!(
+        (row("--shm-size")["kernel"].as_str(), row("--shm-size")["oci"].as_str()),
+        (Some("8388608"), Some("mounts"))
+    );
+    assert_eq!(row("--oom-score-adj")["kernel"], "321");
+    assert_eq!(row("--ulimit")["kernel"], "nofile=512:1024");
+    // docker's 0 is its default, and a size is one in whole pages.
+    let shm = |size: &str| {
+        host.ok(&[
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "--shm-size",
+            size,
+            "box",
+            "sh",
+            "-c",
+            "df -k /dev/shm | tail -1",
+        ])
+    };
+    assert!(shm("0").contains(" 65536 "), "{}", shm("0"));
+    let json: Value =
+        serde_json::from_str(&host.ok(&["explain", "--json", "--shm-size", "1g", "--ulimit", "nofile=5:9"])).unwrap();
+    assert_eq!(json[0]["by_hand"][0], "mount -t tmpfs -o size=1073741824 shm /dev/shm");
+    assert_eq!(json[1]["by_hand"][0], "prlimit --nofile=5:9 COMMAND");
+}
