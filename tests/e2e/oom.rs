@@ -56,7 +56,8 @@ fn told() {
     assert_eq!(state["Usage"]["memory_events"]["oom_kill"], 1);
     assert!(host.ok(&["ps", "-a"]).contains("Exited (137) OOMKilled"));
     // 137 by itself is no OOM.
-    let answer = host.run(&run(&["--name", "killed", "--memory", "32m", "box", "sh", "-c", "kill -9 $$; exit 137"]));
+    let answer =
+        host.run(&run(&["--name", "killed", "--memory", "32m", "box", "sh", "-c", "sh -c 'kill -9 $$'; exit $?"]));
     assert!(answer.code == 137 && !answer.err.contains("OOM"), "{}", answer.err);
     assert_eq!(host.inspect("killed")["State"]["OOMKilled"], false);
     // Half of the limit fits.
@@ -113,7 +114,7 @@ fn no_log() {
     let words = format!("the memory limit of 24 MiB of `{parent}`, above this container's cgroup, was reached");
     assert!(above.err.contains(&words), "{}", above.err);
     remove(&outer);
-    let killed = without_log(&host, &run(&["--rm", "--memory", "32m", "box", "sh", "-c", "kill -9 $$"]));
+    let killed = without_log(&host, &run(&["--rm", "--memory", "32m", "box", "sh", "-c", "exit 137"]));
     assert!(killed.code == 137 && !killed.err.contains("OOM"), "{}", killed.err);
 }
 
