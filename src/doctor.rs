@@ -105,7 +105,8 @@ impl Doctor<'_> {
                         self.add("cgroup", Level::Problem, what, Some(&hint));
                     }
                 }
-                let names: Vec<&str> = controllers.keys().map(String::as_str).collect();
+                let names: Vec<&str> =
+                    controllers.keys().map(String::as_str).filter(|name| !name.starts_with("name=")).collect();
                 self.fine("cgroup", format!("controllers, a tree each: {}", names.join(" ")));
             }
             Hierarchy::V2 { mount } => self.levels(mount),
