@@ -95,6 +95,9 @@ pub(super) fn wanted(limits: &Limits) -> Vec<&str> {
 }
 
 /// Enables what the host has of them for everything from the mount down to `parent`'s children. What does not work shows when a limit needs it.
+///
+/// A cgroup with processes refuses `memory` and `io`, but takes `cpu`, `cpuset` and `pids`, and becomes the root of a threaded subtree, which is
+/// of no use to a container and changes somebody else's cgroup: so nothing more is asked of a level that has refused once.
 pub(super) fn enable_controllers(mount: &Path, parent: &Path, names: &[&str]) {
     for level in levels(mount, parent) {
         let control = level.join("cgroup.subtree_control");
@@ -102,9 +105,17 @@ pub(super) fn enable_controllers(mount: &Path, parent: &Path, names: &[&str]) {
         for name in names.iter().filter(missing) {
             if let Err(error) = fs::write(&control, format!("+{name}")) {
                 tracing::debug!("cannot enable `{name}` in {}: {error}", level.display());
+                if has_processes(&error) {
+                    return;
+                }
             }
         }
     }
+}
+
+/// The answer of a cgroup that has processes of its own; the second where it is the root of a threaded subtree already.
+fn has_processes(error: &io::Error) -> bool {
+    [Some(libc::EBUSY), Some(libc::EOPNOTSUPP)].contains(&error.raw_os_error())
 }
 
 /// Why the children of `parent` have not this controller: the first level from the mount that stands in its way.
@@ -122,7 +133,7 @@ pub(super) fn why_missing(mount: &Path, parent: &Path, name: &str) -> Missing {
             continue;
         }
         return match fs::write(&control, format!("+{name}")) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Missing::Busy { at: level.to_path_buf() },
+            Err(error) if has_processes(&error) => Missing::Busy { at: level.to_path_buf() },
             Err(error) => {
                 Missing::Refused { at: level.to_path_buf(), errno: error.raw_os_error().unwrap_or(libc::EIO) }
             }
@@ -186,6 +197,6 @@ mod tests {
             conf: vec![conf("hugetlb.2MB.max"), conf("memory.high"), conf("cgroup.max.depth")],
             ..Limits::default()
         };
-        assert_eq!(wanted(&limits), ["cpuset", "cpu", "memory", "pids", "io", "hugetlb"]);
+        assert_eq!(wanted(&limits), ["memory", "io", "cpuset", "cpu", "pids", "hugetlb"]);
     }
 }

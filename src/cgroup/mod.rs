@@ -139,7 +139,8 @@ pub struct Cgroup {
 /// The controllers that a container gets a directory of under version 1.
 const V1: [&str; 8] = ["cpuset", "cpu", "cpuacct", "memory", "pids", "devices", "freezer", "blkio"];
 /// The controllers that are enabled for containers under version 2, as far as the host has them.
-const V2: [&str; 5] = ["cpuset", "cpu", "memory", "pids", "io"];
+/// `memory` and `io` first, which a cgroup with processes of its own refuses to hand down: see `delegation`.
+const V2: [&str; 5] = ["memory", "io", "cpuset", "cpu", "pids"];
 
 impl Host {
     /// Makes the cgroup, puts the limits and the device filter in place and reads them back. `path` is absolute in the hierarchy

@@ -101,7 +101,9 @@ fn rolled_back() {
         let record = host.inspect("lab")["Request"]["limits"].clone();
         assert_eq!((record["cpus"].as_str(), record["memory"].as_str()), (Some("0.5"), Some("64m")), "the record, too");
     }
-    // A limit below what is held, and what cannot be reclaimed: refused, and nothing is killed.
+    // A limit below what is held, and what cannot be reclaimed without swap: refused, and nothing is killed.
+    host.ok(&["update", "lab", "--memory-swap", "64m"]);
+    let before = held(&host, "lab");
     host.ok(&["exec", "lab", "sh", "-c", "dd if=/dev/zero of=/dev/shm/held bs=1M count=40 2>/dev/null"]);
     let error = host.fails(125, &["update", "lab", "--cpuset-cpus", "0", "--memory", "16m", "--memory-swap", "16m"]);
     assert!(error.contains("--memory") && error.contains("hint:"), "{error}");
@@ -283,13 +285,14 @@ fn undelegated() {
 }
 
 /// A scope that systemd has delegated, with the two controllers that it enables by itself, and its own processes in it: that is said, the way
-/// out works when pasted, and then all limits hold below it.
+/// out works when pasted, and then all limits hold below it; the scope itself is not turned into something else.
 fn scope() {
     let host = Host::with_box();
     let script = r#"
         scope=$(sed s/^0::// /proc/self/cgroup)
         "$@" --cgroup-parent $scope box true 2>said && echo it should not have worked
         cat said >&2
+        cat /sys/fs/cgroup$scope/cgroup.type >&2
         way_out=$(sed -n 's/.*move them one level down: `\(.*\)`$/\1/p' said)
         eval "$way_out" && "$@" --cgroup-parent $scope box sh -c 'cd /sys/fs/cgroup; cat memory.max cpu.max cpuset.cpus'
     "#;
@@ -297,6 +300,7 @@ fn scope() {
     let launch = ["run", "--rm", "--network", "none", "--memory", "64m", "--cpus", "0.5", "--cpuset-cpus", "0"];
     let answer = crate::host::answer(host.behind(&by, &launch).output().unwrap());
     assert!(answer.err.contains(".scope`, which has processes of its own"), "{}", answer.err);
+    assert!(answer.err.lines().any(|line| line == "domain"), "{}", answer.err);
     assert_eq!(answer.out, "67108864\n50000 100000\n0\n", "{}", answer.err);
 }
 
