@@ -152,8 +152,8 @@ pub fn cpuset(bench: &mut Bench<'_>) -> Result<Verdict, Report> {
     // Other work on the host may leave less than one CPU to be had: then there is nothing to throttle, and it is tried again.
     for _ in 0..3 {
         let seen = eight_threads(bench, [(&names[0], &quota), (&names[1], &place)])?;
-        let [(_, by_quota, used), (nproc, by_place, _)] = seen;
-        if by_quota > 0 || used >= share as u64 * 950 {
+        let [(_, by_quota, used, allowed), (nproc, by_place, ..)] = seen;
+        if by_quota > 0 || used >= allowed {
             let good = by_quota > 0 && by_place == 0 && nproc == share;
             return Ok(judge(good, format!("by quota stopped in {by_quota} periods, by place in {by_place}")));
         }
@@ -162,11 +162,12 @@ pub fn cpuset(bench: &mut Bench<'_>) -> Result<Verdict, Report> {
     Ok(Verdict::Impossible("other work keeps this host's CPUs busy: no quota is ever used up".into()))
 }
 
-/// What a program counted as CPUs, in how many periods it was throttled, and the milliseconds that it used.
-type Seen = (usize, u64, u64);
+/// What a program counted as CPUs, in how many periods it was throttled, the milliseconds that it used, and those that its quota gave it in the
+/// periods that passed.
+type Seen = (usize, u64, u64, u64);
 
 fn eight_threads(bench: &mut Bench<'_>, cases: [(&str, &Limits); 2]) -> Result<[Seen; 2], Report> {
-    let mut seen = [(0, 0, 0); 2];
+    let mut seen = [(0, 0, 0, 0); 2];
     for (slot, (name, limits)) in seen.iter_mut().zip(cases) {
         let group = bench.group(limits, &[])?;
         bench.numbers("before", &group, &[CPU_MAX, CPUS]);
@@ -178,7 +179,8 @@ fn eight_threads(bench: &mut Bench<'_>, cases: [(&str, &Limits); 2]) -> Result<[
         let throttled = stats.cpu_throttled_periods.unwrap_or(0);
         let used = stats.cpu_usage_us.unwrap_or(0) / 1000;
         bench.say(format!("CPUs counted: {nproc}; CPU time: {used} ms; stopped in {throttled} periods"));
-        *slot = (nproc, throttled, used);
+        let allowed = stats.cpu_periods.unwrap_or(0) * limits.cpu_quota_us.unwrap_or(0) / 1000;
+        *slot = (nproc, throttled, used, allowed);
     }
     Ok(seen)
 }
