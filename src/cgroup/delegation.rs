@@ -97,25 +97,26 @@ pub(super) fn wanted(limits: &Limits) -> Vec<&str> {
 /// Enables what the host has of them for everything from the mount down to `parent`'s children. What does not work shows when a limit needs it.
 ///
 /// A cgroup with processes refuses `memory` and `io`, but takes `cpu`, `cpuset` and `pids`, and becomes the root of a threaded subtree, which is
-/// of no use to a container and changes somebody else's cgroup: so nothing more is asked of a level that has refused once.
+/// of no use to a container and changes somebody else's cgroup: so nothing is asked of such a level.
 pub(super) fn enable_controllers(mount: &Path, parent: &Path, names: &[&str]) {
     for level in levels(mount, parent) {
+        if is_busy(level) {
+            return;
+        }
         let control = level.join("cgroup.subtree_control");
         let missing = |name: &&&str| has(&level.join("cgroup.controllers"), name) && !has(&control, name);
         for name in names.iter().filter(missing) {
             if let Err(error) = fs::write(&control, format!("+{name}")) {
                 tracing::debug!("cannot enable `{name}` in {}: {error}", level.display());
-                if has_processes(&error) {
-                    return;
-                }
             }
         }
     }
 }
 
-/// The answer of a cgroup that has processes of its own; the second where it is the root of a threaded subtree already.
-fn has_processes(error: &io::Error) -> bool {
-    [Some(libc::EBUSY), Some(libc::EOPNOTSUPP)].contains(&error.raw_os_error())
+/// Whether a cgroup has processes of its own. The root of all, which has no type, may.
+fn is_busy(level: &Path) -> bool {
+    level.join("cgroup.type").exists()
+        && fs::read_to_string(level.join("cgroup.procs")).is_ok_and(|processes| !processes.is_empty())
 }
 
 /// Why the children of `parent` have not this controller: the first level from the mount that stands in its way.
@@ -132,8 +133,14 @@ pub(super) fn why_missing(mount: &Path, parent: &Path, name: &str) -> Missing {
         if has(&control, name) {
             continue;
         }
+        if is_busy(level) {
+            return Missing::Busy { at: level.to_path_buf() };
+        }
         return match fs::write(&control, format!("+{name}")) {
-            Err(error) if has_processes(&error) => Missing::Busy { at: level.to_path_buf() },
+            // Processes that came between two looks; the second where it is the root of a threaded subtree already.
+            Err(error) if [Some(libc::EBUSY), Some(libc::EOPNOTSUPP)].contains(&error.raw_os_error()) => {
+                Missing::Busy { at: level.to_path_buf() }
+            }
             Err(error) => {
                 Missing::Refused { at: level.to_path_buf(), errno: error.raw_os_error().unwrap_or(libc::EIO) }
             }
@@ -186,6 +193,10 @@ mod tests {
         // `a` has no such file to write to: what the kernel answers is passed on.
         fs::create_dir(parent.join("cgroup.subtree_control")).unwrap();
         assert_eq!(why_missing(mount, &parent, "memory"), Missing::Refused { at: parent.clone(), errno: libc::EISDIR });
+        // Not asked, since some controllers it would hand down, and be something else from then on.
+        fs::write(parent.join("cgroup.type"), "domain").unwrap();
+        fs::write(parent.join("cgroup.procs"), "7\n").unwrap();
+        assert_eq!(why_missing(mount, &parent, "memory"), Missing::Busy { at: parent.clone() });
         fs::write(mount.join("cgroup.type"), "domain").unwrap();
         assert_eq!(why_missing(mount, &parent, "io"), Missing::Delegation { root: mount.to_path_buf() });
     }
