@@ -46,11 +46,12 @@ impl Missing {
                 "whoever made this tree must hand it down to `{}` (systemd: `Delegate=yes` in the unit), or leave the flag out",
                 root.display()
             ),
-            // Pasted, it moves them one level down; gpurun then enables the controller by itself.
+            // Pasted, it moves them one level down (the `cat` that lists itself is gone by then, which is nobody's business); gpurun then enables
+            // the controller by itself.
             Self::Busy { at } => {
                 let at = at.display();
                 format!(
-                    "move them one level down: `mkdir {at}/own; for p in $(cat {at}/cgroup.procs); do echo $p >{at}/own/cgroup.procs; done`"
+                    "move them one level down: `mkdir {at}/own; for p in $(cat {at}/cgroup.procs); do echo $p >{at}/own/cgroup.procs; done 2>/dev/null`"
                 )
             }
             Self::Refused { at, .. } => {

@@ -294,7 +294,8 @@ fn scope() {
         cat said >&2
         cat /sys/fs/cgroup$scope/cgroup.type >&2
         way_out=$(sed -n 's/.*move them one level down: `\(.*\)`$/\1/p' said)
-        eval "$way_out" && "$@" --cgroup-parent $scope box sh -c 'cd /sys/fs/cgroup; cat memory.max cpu.max cpuset.cpus'
+        eval "$way_out"
+        "$@" --cgroup-parent $scope box sh -c 'cd /sys/fs/cgroup; cat memory.max cpu.max cpuset.cpus'
     "#;
     let by = ["systemd-run", "--scope", "--quiet", "-p", "Delegate=yes", "sh", "-c", script, "sh"];
     let launch = ["run", "--rm", "--network", "none", "--memory", "64m", "--cpus", "0.5", "--cpuset-cpus", "0"];
