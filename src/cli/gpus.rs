@@ -15,7 +15,7 @@ use crate::supervise::log::now;
 /// The host's GPUs: memory, utilisation, which containers were given them, which processes compute on them
 #[derive(Debug, Args)]
 #[command(
-    after_help = "HELD BY are containers that were given the GPU: `alone` those that asked for an idle one (`--gpus N`), which no other\n`--gpus N` gets. USED BY are the processes that compute on it, wherever they run: in a container, or `host`.\nA GPU in MIG mode is shown by its MIG devices (0:1 is the second of GPU 0)."
+    after_help = "HELD BY are containers that were given the GPU: `alone` those that asked for an idle one (`--gpus N`), which no other\n`--gpus N` gets. USED BY are the processes that compute on it, wherever they run: in a container (another\nprogram's by its name: `docker 1a2b3c4d5e6f`), or `host`.\nA GPU in MIG mode is shown by its MIG devices (0:1 is the second of GPU 0)."
 )]
 pub struct GpusArgs {
     /// JSON, an object with the driver's version and an array of GPUs
@@ -79,7 +79,10 @@ fn row(usage: &Usage, records: &Records) -> Vec<String> {
     let used = usage.users.iter().map(|user| {
         let place = match &user.container {
             Some(id) => name(records, id),
-            None => format!("host ({})", user.user.as_deref().unwrap_or("?")),
+            None => {
+                let place = user.elsewhere.as_deref().unwrap_or("host");
+                format!("{place} ({})", user.user.as_deref().unwrap_or("?"))
+            }
         };
         let size = user.memory.map(|bytes| format!(" {}", gib(bytes))).unwrap_or_default();
         format!("{place}: {} [{}]{size}", user.command.as_deref().unwrap_or("?"), user.pid)

@@ -103,11 +103,11 @@ fn free<'a>(
     let mut candidates: Vec<&Unit> = inventory.units.iter().filter(may_have).collect();
     if candidates.len() < count {
         let busy: Vec<&Unit> = inventory.units.iter().filter(|unit| !may_have(unit)).collect();
-        return Err(GpuError::NoneFree {
-            asked: wish.asked.to_owned(),
-            wanted,
-            free: candidates.len(),
-            busy: Busy::list(busy.into_iter().map(|unit| holders(wish, unit, ledger))),
+        let busy = Busy::list(busy.into_iter().map(|unit| holders(wish, unit, ledger)));
+        let (asked, free) = (wish.asked.to_owned(), candidates.len());
+        return Err(match wish.share {
+            true => GpuError::NoneShared { asked, wanted, free, busy },
+            false => GpuError::NoneFree { asked, wanted, free, busy },
         });
     }
     // Sorting is stable: among equals, the host's order counts.

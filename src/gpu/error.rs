@@ -30,6 +30,14 @@ pub enum GpuError {
         #[source]
         busy: Option<Box<Busy>>,
     },
+    #[error("`--gpus {asked} --share-gpu`: {wanted} {} asked for, {free} {} nobody's alone", plural(*.wanted as usize, "GPU was", "GPUs were"), plural(*.free, "is", "are"))]
+    NoneShared {
+        asked: String,
+        wanted: u32,
+        free: usize,
+        #[source]
+        busy: Option<Box<Busy>>,
+    },
     #[error("`--gpus {asked}`: only the driver `nvidia` is known, not `{driver}`")]
     Driver { asked: String, driver: String },
     #[error("`--gpus {asked}`: NVIDIA's prestart hook cannot be used")]
@@ -90,7 +98,10 @@ impl Explain for GpuError {
                 "`gpurun gpus` lists the GPUs with their numbers and UUIDs"
             }
             Self::NoneFree { .. } => {
-                "`gpurun gpus` shows who uses what; `--share-gpu` or `--gpus device=N` takes one that is in use"
+                "`gpurun gpus` shows who uses what; `--share-gpu` takes one in use that nobody has alone, `--gpus device=N` takes that one"
+            }
+            Self::NoneShared { .. } => {
+                "wait for one of these containers to end, or insist: `--gpus device=N` shares any GPU, and says with whom"
             }
             Self::Driver { driver, .. } if driver == "cdi" => "leave `driver=` out, and say `--gpu-mode cdi`",
             Self::Driver { .. } => "leave `driver=` out",

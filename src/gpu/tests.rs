@@ -314,7 +314,9 @@ fn sharing_takes_the_least_used_that_nobody_has_for_himself() {
     world.release("a");
     assert_eq!(world.given("1", "alone"), "2");
     assert_eq!(shared("2", "a").unwrap(), "1,0");
-    assert!(matches!(shared("3", "b").unwrap_err(), GpuError::NoneFree { free: 2, .. }));
+    let error = shared("3", "b").unwrap_err();
+    assert!(matches!(error, GpuError::NoneShared { free: 2, .. }));
+    insta::assert_snapshot!(Report::from(error));
 }
 
 #[test]

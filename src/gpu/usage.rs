@@ -43,6 +43,8 @@ pub struct User {
     pub user: Option<String>,
     /// The container's id, where it is in one of gpurun's.
     pub container: Option<String>,
+    /// `docker 1a2b3c4d5e6f`, where somebody else's cgroup names its place.
+    pub elsewhere: Option<String>,
     /// Bytes on the GPU.
     pub memory: Option<u64>,
 }
@@ -101,9 +103,11 @@ fn holder(lease: &Lease) -> Holder {
 fn user(proc: &Path, containers: &BTreeSet<String>, pid: u32, memory: Option<u64>) -> User {
     let dir = proc.join(pid.to_string());
     let command = std::fs::read_to_string(dir.join("comm")).ok().map(|name| name.trim().to_owned());
-    let container = std::fs::read_to_string(dir.join("cgroup")).ok().and_then(|text| container(&text, containers));
+    let cgroup = std::fs::read_to_string(dir.join("cgroup")).unwrap_or_default();
+    let container = container(&cgroup, containers);
+    let elsewhere = if container.is_none() { elsewhere(&cgroup) } else { None };
     let user = std::fs::metadata(&dir).ok().map(|about| user_name(about.uid()));
-    User { pid, command, user, container, memory }
+    User { pid, command, user, container, elsewhere, memory }
 }
 
 /// The container of a process, from the text of /proc/PID/cgroup: its id is a directory of the path, in whichever hierarchy, below whatever
@@ -113,12 +117,35 @@ fn container(text: &str, containers: &BTreeSet<String>) -> Option<String> {
     paths.flat_map(|path| path.split('/')).find(|name| containers.contains(*name)).map(str::to_owned)
 }
 
+/// Other programs' containers and jobs by the names of their cgroups: docker's and podman's by either of their drivers, Kubernetes', Slurm's.
+fn elsewhere(text: &str) -> Option<String> {
+    let paths = || text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    let one = |path: &str| {
+        let mut parts = path.split('/').rev();
+        if let Some(job) = path.split('/').find_map(|part| part.strip_prefix("job_")).filter(|_| path.contains("slurm"))
+        {
+            return Some(format!("slurm job {job}"));
+        }
+        let id = parts.find_map(|part| {
+            let id = part.strip_suffix(".scope").unwrap_or(part).rsplit('-').next()?;
+            (id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
+        })?;
+        let whose = [("docker", "docker"), ("libpod", "podman"), ("kubepods", "kubernetes"), ("gpurun", "gpurun")];
+        let whose = whose.iter().find(|(mark, _)| path.contains(mark)).map_or("container", |(_, name)| name);
+        Some(format!("{whose} {}", &id[..12]))
+    };
+    paths().find_map(one)
+}
+
 /// `python3 [4242] of ada`, as far as the host tells.
 #[must_use]
 pub fn process_name(pid: u32) -> String {
-    let User { command, user, .. } = user(Path::new("/proc"), &BTreeSet::new(), pid, None);
+    let User { command, user, elsewhere, .. } = user(Path::new("/proc"), &BTreeSet::new(), pid, None);
     match (command, user) {
-        (Some(command), Some(user)) => format!("{command} [{pid}] of {user}"),
+        (Some(command), Some(user)) => {
+            let place = elsewhere.map(|place| format!(" in {place}")).unwrap_or_default();
+            format!("{command} [{pid}] of {user}{place}")
+        }
         _ => format!("process {pid}"),
     }
 }
@@ -158,6 +185,28 @@ mod tests {
     }
 
     #[test]
+    fn other_programs_containers_have_names_too() {
+        let id = "0123456789ab".to_owned() + &"c3".repeat(26);
+        for (text, expected) in [
+            (format!("0::/docker/{id}\n"), Some("docker 0123456789ab")),
+            (format!("0::/system.slice/docker-{id}.scope\n"), Some("docker 0123456789ab")),
+            (format!("0::/machine.slice/libpod-{id}.scope/container\n"), Some("podman 0123456789ab")),
+            (
+                format!("0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-{id}.scope\n"),
+                Some("kubernetes 0123456789ab"),
+            ),
+            (format!("0::/jobs/gpurun/{id}\n"), Some("gpurun 0123456789ab")),
+            (format!("3:devices:/lxc/{id}\n0::/\n"), Some("container 0123456789ab")),
+            ("0::/system.slice/slurmstepd.scope/job_42/step_0/user/task_0\n".to_owned(), Some("slurm job 42")),
+            ("9:memory:/slurm/uid_1000/job_7/step_batch\n".to_owned(), Some("slurm job 7")),
+            ("0::/user.slice/user-1000.slice/session-3.scope\n".to_owned(), None),
+            ("0::/\n".to_owned(), None),
+        ] {
+            assert_eq!(elsewhere(&text).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
     fn a_process_has_a_name_and_a_user() {
         let me = user(Path::new("/proc"), &BTreeSet::new(), std::process::id(), Some(7));
         assert_eq!(me.user, Some(user_name(nix::unistd::geteuid().as_raw())));
@@ -165,11 +214,8 @@ mod tests {
         assert_eq!(user_name(0), "root");
         let gone = user(Path::new("/proc"), &BTreeSet::new(), u32::MAX, None);
         assert_eq!((gone.command, gone.user, gone.container), (None, None, None));
-        assert!(process_name(std::process::id()).ends_with(&format!(
-            "[{}] of {}",
-            std::process::id(),
-            me.user.unwrap()
-        )));
+        let named = format!("[{}] of {}", std::process::id(), me.user.unwrap());
+        assert!(process_name(std::process::id()).contains(&named));
         assert_eq!(process_name(u32::MAX), format!("process {}", u32::MAX));
     }
 }

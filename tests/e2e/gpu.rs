@@ -437,7 +437,7 @@ fn seen() {
         ", alone)",
         "lab: sleep [",
         "] 11.0 GiB",
-        "host (root): ",
+        " (root): ",
         "] 1.0 GiB",
     ] {
         assert!(lines[1].contains(words), "{words}: {table}");

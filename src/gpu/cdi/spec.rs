@@ -164,6 +164,9 @@ impl Spec {
             device.container_edits.check()?;
         }
         self.container_edits.check()?;
+        if version >= (1, 1) && self.all_edits().any(ContainerEdits::has_old_rdt) {
+            return Err("`enableCMT` and `enableMBM` went with 1.1.0: `enableMonitoring` stands for them".into());
+        }
         match self.needs() {
             (needed, field) if needed > version => Err(format!(
                 "`cdiVersion: {}` is too low for `{field}`, which came with {}.{}.0",
@@ -173,14 +176,17 @@ impl Spec {
         }
     }
 
+    fn all_edits(&self) -> impl Iterator<Item = &ContainerEdits> {
+        self.devices.iter().map(|device| &device.container_edits).chain([&self.container_edits])
+    }
+
     /// The lowest version that has everything that is used here, and what of it is the newest.
     fn needs(&self) -> ((u32, u32), &'static str) {
         let annotated =
             !self.annotations.is_empty() || self.devices.iter().any(|device| !device.annotations.is_empty());
         let digit = self.devices.iter().any(|device| device.name.starts_with(|c: char| c.is_ascii_digit()));
         let dotted = self.kind.split_once('/').is_some_and(|(_, class)| class.contains('.'));
-        let all = || self.devices.iter().map(|device| &device.container_edits).chain([&self.container_edits]);
-        let any = |test: &dyn Fn(&ContainerEdits) -> bool| all().any(test);
+        let any = |test: &dyn Fn(&ContainerEdits) -> bool| self.all_edits().any(test);
         let newer_rdt = |edits: &ContainerEdits| {
             edits.intel_rdt.as_ref().is_some_and(|rdt| !rdt.schemata.is_empty() || rdt.enable_monitoring.is_some())
         };
@@ -204,6 +210,10 @@ impl Spec {
 }
 
 impl ContainerEdits {
+    fn has_old_rdt(&self) -> bool {
+        self.intel_rdt.as_ref().is_some_and(|rdt| rdt.enable_cmt.is_some() || rdt.enable_mbm.is_some())
+    }
+
     fn check(&self) -> Result<(), String> {
         for entry in self.env.iter().chain(self.hooks.iter().flat_map(|hook| &hook.env)) {
             if entry.split_once('=').is_none_or(|(name, _)| name.is_empty()) {
@@ -238,6 +248,15 @@ impl ContainerEdits {
         let named = |device: &NetDevice| device.host_interface_name.is_empty() || device.name.is_empty();
         if self.net_devices.iter().any(named) {
             return Err("a network device has no name".into());
+        }
+        for (at, device) in self.net_devices.iter().enumerate() {
+            let before = &self.net_devices[..at];
+            if before
+                .iter()
+                .any(|other| other.host_interface_name == device.host_interface_name || other.name == device.name)
+            {
+                return Err(format!("the network device `{}` is named twice", device.host_interface_name));
+            }
         }
         Ok(())
     }

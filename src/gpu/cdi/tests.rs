@@ -41,6 +41,12 @@ fn what_the_specification_refuses_is_refused() {
         (one(r#""hooks":[{"hookName":"later","path":"/bin/true"}]"#), "no stage of a hook"),
         (one(r#""hooks":[{"hookName":"prestart","path":"true"}]"#), "no absolute path"),
         ("[1]".into(), "cannot be used"),
+        (
+            one(r#""netDevices":[{"hostInterfaceName":"a","name":"x"},{"hostInterfaceName":"b","name":"x"}]"#),
+            "`b` is named twice",
+        ),
+        (one(r#""netDevices":[{"hostInterfaceName":"a","name":""}]"#), "no name"),
+        (one(r#""intelRdt":{"enableCMT":true}"#), "went with 1.1.0"),
     ];
     for (text, words) in cases {
         let told = wrong(&text);
