@@ -17,13 +17,15 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{self, FsType};
+use nix::sys::time::TimeSpec;
 
 use crate::report::Explain;
 use crate::sys::mount::{self, Attr, FsContext, FsError};
+use crate::sys::{xattr, xattr_read};
 
 /// What to assemble. `upper`, `work` and `merged` are made if absent; `upper` and `work` must be on one file system.
 #[derive(Debug, Clone, Copy)]
@@ -63,11 +65,17 @@ impl Explain for OverlayError {
 
 /// Mounts the overlay in the calling process's mount namespace.
 pub fn overlay(request: &Overlay<'_>) -> Result<(), OverlayError> {
+    // A lower directory that is not there is for the mount to refuse.
+    let is_new = !request.upper.exists() && request.lower.exists();
     for path in [request.upper, request.work, request.merged] {
         make_directory(path)?;
     }
     for path in [request.upper, request.work] {
         check_upper(path)?;
+    }
+    if is_new {
+        be_like(request.lower, request.upper)
+            .map_err(|source| OverlayError::Directory { path: request.upper.to_owned(), source })?;
     }
     forget_volatile(request.work)?;
     let failed = |source| OverlayError::Mount { merged: request.merged.to_owned(), source };
@@ -106,6 +114,23 @@ pub fn overlay(request: &Overlay<'_>) -> Result<(), OverlayError> {
     let mounted = context.mount(Attr::NONE).map_err(failed)?;
     let target = File::open(request.merged).map_err(plain)?;
     mount::attach(mounted.as_fd(), target.as_fd()).map_err(plain)
+}
+
+/// The merged root shows the upper directory's owner, mode, times and attributes: a new one gets the image's.
+fn be_like(lower: &Path, upper: &Path) -> io::Result<()> {
+    let image = lower.metadata()?;
+    let own = File::open(upper)?;
+    std::os::unix::fs::fchown(&own, Some(image.uid()), Some(image.gid()))?;
+    own.set_permissions(image.permissions())?;
+    for (name, value) in xattr_read::all(lower)? {
+        match xattr::set(&own, &name, &value) {
+            // A file system without attributes of this kind shows none, as it does for every file.
+            Err(error) if error.raw_os_error() != Some(libc::EOPNOTSUPP) => return Err(error),
+            _ => {}
+        }
+    }
+    let at = TimeSpec::new(image.mtime(), image.mtime_nsec());
+    Ok(nix::sys::stat::futimens(&own, &at, &at)?)
 }
 
 /// A volatile mount leaves a mark in its work directory that lets no other mount use it (the kernel cannot know whether a crash came
@@ -197,6 +222,38 @@ mod tests {
                 unmount(&base.path().join(odd));
             });
         }
+    }
+
+    #[test]
+    fn the_root_is_the_images_and_then_the_containers() {
+        if !root_or_skip("overlay") {
+            return;
+        }
+        in_own_mounts(|| {
+            let base = tempfile::tempdir().unwrap();
+            let dirs = fixture(base.path());
+            let [lower, _, _, merged] = &dirs;
+            let told = |path: &Path| {
+                let meta = path.metadata().unwrap();
+                let label = xattr_read::all(path).unwrap().get(&b"trusted.label"[..]).cloned();
+                (meta.mode() & 0o7777, meta.uid(), meta.gid(), meta.mtime(), label)
+            };
+            let root = File::open(lower).unwrap();
+            xattr::set(&root, b"trusted.label", b"x").unwrap();
+            std::os::unix::fs::fchown(&root, Some(7), Some(8)).unwrap();
+            std::fs::set_permissions(lower, std::os::unix::fs::PermissionsExt::from_mode(0o1711)).unwrap();
+            let at = TimeSpec::new(1_600_000_000, 5);
+            nix::sys::stat::futimens(&root, &at, &at).unwrap();
+            let image = (0o1711, 7, 8, 1_600_000_000, Some((*b"x").into()));
+            overlay(&request(&dirs)).unwrap();
+            assert_eq!(told(merged), image);
+            // What the container makes of it stays.
+            std::fs::set_permissions(merged, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+            unmount(merged);
+            overlay(&request(&dirs)).unwrap();
+            assert_eq!(told(merged).0, 0o700);
+            unmount(merged);
+        });
     }
 
     #[test]
