@@ -12,7 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use serde::{Deserialize, Serialize};
@@ -21,27 +21,35 @@ use crate::sys::process;
 
 /// Replaces `path` with `bytes`, mode 0600, durably.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    write(path, bytes, true)
+    write(&temporary(path)?, path, bytes, true)
+}
+
+/// The same by way of `temp`, on the same file system: where somebody sweeps the temporaries of killed processes away.
+pub fn write_atomic_by(temp: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write(temp, path, bytes, true)
 }
 
 /// Replaces `path` with `bytes` in one step, without waiting for the disk: for files under /run, which a reboot empties anyway.
 pub fn write_atomic_volatile(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    write(path, bytes, false)
+    write(&temporary(path)?, path, bytes, false)
 }
 
-fn write(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
-    let dir = path.parent().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+/// The pid makes the name unique among processes; a leftover of a killed one is overwritten by `truncate` or swept by its owner.
+fn temporary(path: &Path) -> io::Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-    // The pid makes the name unique among processes; a leftover of a killed one is overwritten by `truncate` or swept by its owner.
-    let temp = dir.join(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
+    Ok(path.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id())))
+}
+
+fn write(temp: &Path, path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
+    let dir = path.parent().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temp)?;
     let written = file
         .write_all(bytes)
         .and_then(|()| if durable { file.sync_all() } else { Ok(()) })
-        .and_then(|()| std::fs::rename(&temp, path));
+        .and_then(|()| std::fs::rename(temp, path));
     if let Err(error) = written {
         // The write's error is the one to tell; a temporary that cannot be removed is swept by its room's owner.
-        let _ = std::fs::remove_file(&temp);
+        let _ = std::fs::remove_file(temp);
         return Err(error);
     }
     if durable { sync_dir(dir) } else { Ok(()) }

@@ -239,11 +239,11 @@ impl Store {
             stack.push((*diff_id, if needed_again { entries.clone() } else { std::mem::take(entries) }));
         }
         let tree = merge_layers(stack.into_iter())?;
-        if !index_in(staging, &chain_id).exists() && !self.pin_index(&chain_id, staging)? {
+        if length(&index_in(staging, &chain_id))?.is_none() && !self.pin_index(&chain_id, staging)? {
             write_index(&tree, &chain_id, staging)?;
         }
         let dir = staging.path().join(image.id.hex());
-        if dir.exists() {
+        if length(&dir)?.is_some() {
             // The source lists it twice.
             return Ok(());
         }
@@ -253,10 +253,10 @@ impl Store {
             manifest_digest: image.manifest_bytes.as_deref().map(|bytes| digest_of(bytes).to_string()),
             layer_sizes: sizes,
             intermediate,
+            check: None,
             loaded_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
         };
-        let path = dir.join("image.json");
-        let record = serde_json::to_vec_pretty(&record).map_err(|cause| StoreError::Json { path, cause })?;
+        let record = record.to_bytes(&dir.join("image.json"))?;
         let files = [
             ("config.json", Some(&image.config_bytes)),
             ("manifest.json", image.manifest_bytes.as_ref()),
@@ -285,12 +285,32 @@ impl Store {
                 _ => {}
             }
         }
-        Ok(to.exists())
+        Ok(length(&to)?.is_some())
     }
 
-    /// Renames everything into place, under the lock: what is named only after what it names.
+    /// Renames everything into place, under the lock: what is named only after what it names. A commit that fails takes back what it did.
     pub(super) fn commit(&self, images: &[SourceImage], staging: &Staging) -> Result<(), StoreError> {
         let _lock = self.lock()?;
+        let mut adopted = Vec::new();
+        self.place(images, staging, &mut adopted).inspect_err(|_| self.take_back(&adopted, staging))
+    }
+
+    fn take_back(&self, adopted: &[Digest], staging: &Staging) {
+        let taken = self.names().and_then(|names| {
+            // A name that is written already means a whole image: that stays.
+            for id in adopted.iter().filter(|id| names.of(id).is_empty()) {
+                let dir = self.image_dir(id);
+                fs::rename(&dir, staging.path().join(id.hex())).map_err(StoreError::io("remove", &dir))?;
+            }
+            self.collect_garbage()
+        });
+        if taken.is_err() {
+            // On a disk as broken as that, the next command tries.
+            staging.abandon();
+        }
+    }
+
+    fn place(&self, images: &[SourceImage], staging: &Staging, adopted: &mut Vec<Digest>) -> Result<(), StoreError> {
         for diff_id in images.iter().flat_map(|image| &image.config.diff_ids) {
             let name = format!("{}.tar", diff_id.hex());
             adopt_layer(&staging.path().join(name), &self.layer_path(diff_id))?;
@@ -301,10 +321,17 @@ impl Store {
             self.adopt_index(staging, &merge::chain_id(&image.config.diff_ids))?;
             if !matches!(self.image(image.id, &names), Ok(Some(_))) {
                 // Damaged, or not there: what was just checked takes its place.
-                let damaged = staging.path().join(format!("damaged.{}", image.id.hex()));
-                let _ = fs::rename(self.image_dir(&image.id), damaged);
+                let (dir, damaged) = (self.image_dir(&image.id), format!("damaged.{}", image.id.hex()));
+                match fs::rename(&dir, staging.path().join(damaged)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(StoreError::io("remove", &dir)(error));
+                    }
+                    _ => {}
+                }
             }
-            adopt(&staging.path().join(image.id.hex()), &self.image_dir(&image.id))?;
+            if adopt(&staging.path().join(image.id.hex()), &self.image_dir(&image.id))? {
+                adopted.push(image.id);
+            }
             for name in &image.names {
                 names.set(name, &image.id);
             }
@@ -317,7 +344,7 @@ impl Store {
         let index = index_in(staging, chain_id);
         // The side file first: where an index is, its devices are.
         adopt(&index.with_extension("side"), &self.side_path(chain_id))?;
-        adopt(&index, &self.index_path(chain_id))
+        adopt(&index, &self.index_path(chain_id)).map(drop)
     }
 
     pub(super) fn sync(&self, directory: &str) -> Result<(), StoreError> {
@@ -331,21 +358,32 @@ fn is_cut(path: &Path, recorded: Option<&u64>) -> bool {
     recorded.is_some_and(|size| path.metadata().is_ok_and(|metadata| metadata.len() != *size))
 }
 
-/// Renames `from` to `to`, unless that is there already: equal names are equal contents here.
-fn adopt(from: &Path, to: &Path) -> Result<(), StoreError> {
-    if to.exists() || !from.exists() {
+/// Renames `from` to `to`, unless that is there already: equal names are equal contents here. Answers whether it did.
+fn adopt(from: &Path, to: &Path) -> Result<bool, StoreError> {
+    if length(to)?.is_some() || length(from)?.is_none() {
+        return Ok(false);
+    }
+    fs::rename(from, to).map_err(StoreError::io("create", to))?;
+    Ok(true)
+}
+
+/// The same for a layer, whose file may have been cut short since: then the new one takes its place.
+fn adopt_layer(from: &Path, to: &Path) -> Result<(), StoreError> {
+    // An image has a layer twice at times: then it is in its place.
+    let Some(len) = length(from)? else { return Ok(()) };
+    if length(to)? == Some(len) {
         return Ok(());
     }
     fs::rename(from, to).map_err(StoreError::io("create", to))
 }
 
-/// The same for a layer, whose file may have been cut short since: then the new one takes its place.
-fn adopt_layer(from: &Path, to: &Path) -> Result<(), StoreError> {
-    let len = |path: &Path| path.metadata().ok().map(|metadata| metadata.len());
-    if len(from).is_none() || len(from) == len(to) {
-        return Ok(());
+/// How long a file is that is there. A disk that cannot tell is no proof that it is not.
+pub(super) fn length(path: &Path) -> Result<Option<u64>, StoreError> {
+    match path.symlink_metadata() {
+        Ok(metadata) => Ok(Some(metadata.len())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(StoreError::io("read", path)(cause)),
     }
-    fs::rename(from, to).map_err(StoreError::io("create", to))
 }
 
 /// Where an index is drawn.

@@ -12,6 +12,8 @@
 //! <root>/images/<chain id>.side    what of an image's file data is no aligned run of a layer's tar (rare)
 //! <root>/dirs/<chain id>/          the merged tree as plain files, where the index cannot be mounted (made by `rootfs`)
 //! <root>/tmp/<random>/             one loader's workplace; `lock` in it is held by a flock while the loader lives
+//! <root>/tmp/removed.<id>/         an image on its way out, until its layers and names are gone too
+//! <root>/tmp/names.<pid>           a list of names being written
 //! ```
 //!
 //! Clean-up rule: everything is made in a workplace, synced, and renamed into place under the lock: layers first, then the index, the image
@@ -105,7 +107,8 @@ impl Image {
 }
 
 /// `image.json`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct ImageRecord {
     chain_id: String,
     manifest_digest: Option<String>,
@@ -114,6 +117,32 @@ struct ImageRecord {
     loaded_at: u64,
     #[serde(default)]
     intermediate: bool,
+    /// The digest of the record without it: a flipped bit shows. (A record without one comes from an older gpurun.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    check: Option<String>,
+}
+
+impl ImageRecord {
+    /// As it is written to `path`.
+    fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, StoreError> {
+        let record = Self { check: Some(self.check(path)?), ..self.clone() };
+        serde_json::to_vec_pretty(&record).map_err(|cause| StoreError::Json { path: path.into(), cause })
+    }
+
+    fn parse(bytes: &[u8], path: &Path) -> Result<Self, StoreError> {
+        let record: Self =
+            serde_json::from_slice(bytes).map_err(|cause| StoreError::Json { path: path.into(), cause })?;
+        match &record.check {
+            Some(check) if *check != record.check(path)? => Err(StoreError::Altered { path: path.into() }),
+            _ => Ok(record),
+        }
+    }
+
+    fn check(&self, path: &Path) -> Result<String, StoreError> {
+        let plain = Self { check: None, ..self.clone() };
+        let bytes = serde_json::to_vec(&plain).map_err(|cause| StoreError::Json { path: path.into(), cause })?;
+        Ok(digest_of(&bytes).to_string())
+    }
 }
 
 /// A store that cannot be opened or read.
@@ -142,6 +171,8 @@ pub enum StoreError {
         #[source]
         cause: serde_json::Error,
     },
+    #[error("`{path}` is damaged: its digest is not the one that it tells")]
+    Altered { path: PathBuf },
     #[error("cannot scan the layer `{layer}`")]
     Scan {
         layer: Digest,
@@ -160,7 +191,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the trouble is one image's own.
     fn is_damage(&self) -> bool {
-        matches!(self, Self::Damaged { .. } | Self::Changed { .. } | Self::Json { .. })
+        matches!(self, Self::Damaged { .. } | Self::Changed { .. } | Self::Altered { .. } | Self::Json { .. })
     }
 
     fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
@@ -182,7 +213,11 @@ impl Explain for StoreError {
                 _ => None,
             },
             Self::Format { .. } => Some("use the gpurun that made it, or another place with `--root DIR`".into()),
-            Self::Damaged { .. } | Self::Changed { .. } | Self::Scan { .. } => {
+            Self::Damaged { .. }
+            | Self::Changed { .. }
+            | Self::Altered { .. }
+            | Self::Json { .. }
+            | Self::Scan { .. } => {
                 Some("`gpurun image verify --repair` takes the damaged files away; then load the image again".into())
             }
             _ => None,
@@ -250,7 +285,10 @@ impl Store {
         for name in ["layers", "images", "tmp", "dirs"] {
             make_dir(&self.root.join(name), 0o700)?;
         }
-        durable::write_atomic(format, FORMAT.as_bytes()).map_err(StoreError::io("write", format))
+        // Under the lock: nobody sweeps the temporary file of a store that begins.
+        let _lock = self.lock()?;
+        let temp = self.root.join("tmp").join(format!("format.{}", std::process::id()));
+        durable::write_atomic_by(&temp, format, FORMAT.as_bytes()).map_err(StoreError::io("write", format))
     }
 
     pub fn root(&self) -> &Path {
@@ -388,6 +426,9 @@ impl Store {
         if let Some(id) = references.iter().find_map(|reference| names.get(reference)) {
             return Ok(Found::One(id));
         }
+        if let Some(id) = self.by_manifest(&references, names)? {
+            return Ok(Found::One(id));
+        }
         let prefix = name.strip_prefix("sha256:").unwrap_or(name);
         if !prefix.is_empty()
             && prefix.len() <= 64
@@ -402,6 +443,17 @@ impl Store {
             }
         }
         Ok(if references.is_empty() { Found::BadName } else { Found::None })
+    }
+
+    /// `name@digest` means an image of that name that came with that manifest, under whatever tag: as docker's repository digests do.
+    fn by_manifest(&self, references: &[Reference], names: &names::Names) -> Result<Option<Digest>, StoreError> {
+        let Some((reference, digest)) = references.iter().find_map(|one| Some((one, one.digest?))) else {
+            return Ok(None);
+        };
+        let is_meant = |name: &Reference| (&name.domain, &name.path) == (&reference.domain, &reference.path);
+        let (images, _) = self.list_all()?;
+        let mut images = images.into_iter().filter(|image| image.manifest_digest == Some(digest));
+        Ok(images.find(|image| names.of(&image.id).iter().any(is_meant)).map(|image| image.id))
     }
 
     fn image_ids(&self) -> Result<Vec<Digest>, StoreError> {
@@ -426,7 +478,7 @@ impl Store {
         let config = ImageConfig::parse(&bytes).map_err(|cause| StoreError::Damaged { id: id.to_string(), cause })?;
         let path = dir.join("image.json");
         let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
-        let record: ImageRecord = serde_json::from_slice(&bytes).map_err(|cause| StoreError::Json { path, cause })?;
+        let record = ImageRecord::parse(&bytes, &path)?;
         Ok(Some(Image {
             id,
             names: names.of(&id),

@@ -1,9 +1,13 @@
 //! `names.json`: which name means which image.
+//!
+//! Under the name `""`, which no image can have, stands the digest of all others: a bit that flips in a name would give an image another
+//! one, and nobody would know. (A file without it comes from an older gpurun.)
 
 use std::collections::BTreeMap;
 
 use super::{Store, StoreError, read_if_there};
 use crate::durable;
+use crate::image::digest_of;
 use crate::names::{Digest, Reference};
 
 /// Full reference → image id, as stored.
@@ -38,18 +42,38 @@ impl Store {
     pub(super) fn names(&self) -> Result<Names, StoreError> {
         let path = self.root.join("names.json");
         match read_if_there(&path)? {
-            Some(bytes) => Ok(Names(serde_json::from_slice(&bytes).map_err(|cause| StoreError::Json { path, cause })?)),
             None => Ok(Names::default()),
+            Some(bytes) => {
+                let mut names: BTreeMap<String, String> =
+                    serde_json::from_slice(&bytes).map_err(|cause| StoreError::Json { path: path.clone(), cause })?;
+                match names.remove(CHECK) {
+                    Some(told) if told != check(&names) => Err(StoreError::Altered { path }),
+                    _ => Ok(Names(names)),
+                }
+            }
         }
     }
 
     /// Only under the lock, taken alone.
     pub(super) fn write_names(&self, names: &Names) -> Result<(), StoreError> {
         let path = self.root.join("names.json");
-        let bytes =
-            serde_json::to_vec_pretty(&names.0).map_err(|cause| StoreError::Json { path: path.clone(), cause })?;
-        durable::write_atomic(&path, &bytes).map_err(StoreError::io("write", &path))
+        let mut all = names.0.clone();
+        all.insert(CHECK.into(), check(&names.0));
+        let bytes = serde_json::to_vec_pretty(&all).map_err(|cause| StoreError::Json { path: path.clone(), cause })?;
+        // In `tmp/`: what a killed process leaves there the next command sweeps.
+        let temp = self.root.join("tmp").join(format!("names.{}", std::process::id()));
+        durable::write_atomic_by(&temp, &path, &bytes).map_err(StoreError::io("write", &path))
     }
+}
+
+const CHECK: &str = "";
+
+fn check(names: &BTreeMap<String, String>) -> String {
+    let mut text = String::new();
+    for (name, id) in names {
+        text.push_str(&format!("{name} {id}\n"));
+    }
+    digest_of(text.as_bytes()).to_string()
 }
 
 /// What a short name may mean, in order: docker's normal form, then a local build of that name.

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use super::{Found, ResolveError, Staging, Store, StoreError};
+use super::names::Names;
+use super::staging::remove as remove_path;
+use super::{Found, Image, ResolveError, Store, StoreError};
 use crate::names::{Digest, Reference};
 use crate::report::Explain;
 
@@ -23,6 +25,8 @@ pub enum User {
     Container(String),
     /// `gpurun image mount`.
     Mount,
+    /// Nobody can say, for this reason: such an image stays.
+    Unknown(String),
 }
 
 /// An image that is not removed.
@@ -34,6 +38,8 @@ pub enum RemoveError {
     InUse { image: String, container: String },
     #[error("the image `{image}` is mounted")]
     Mounted { image: String },
+    #[error("it cannot be told who uses the image `{image}`: {why}")]
+    Unknown { image: String, why: String },
     #[error("the image `{id}` has several names: {}", names.join(", "))]
     SeveralNames { id: String, names: Vec<String> },
     #[error("cannot remove the image `{image}`")]
@@ -49,6 +55,7 @@ impl Explain for RemoveError {
         match self {
             Self::Resolve(error) => error.hint(),
             Self::InUse { container, .. } => Some(format!("remove the container first: `gpurun rm -f {container}`")),
+            Self::Unknown { .. } => None,
             Self::Mounted { image } => Some(format!("unmount it first: `gpurun image unmount {image}`")),
             Self::SeveralNames { .. } => Some("remove it by each of its names, or all at once with `--force`".into()),
             Self::Store { cause, .. } => cause.hint(),
@@ -92,6 +99,7 @@ impl Store {
         match in_use(&id).filter(|_| deletes) {
             Some(User::Container(container)) => return Err(RemoveError::InUse { image: label, container }),
             Some(User::Mount) => return Err(RemoveError::Mounted { image: label }),
+            Some(User::Unknown(why)) => return Err(RemoveError::Unknown { image: label, why }),
             None => {}
         }
         for reference in &untagged {
@@ -102,19 +110,30 @@ impl Store {
             self.write_names(&names).map_err(failed)?;
             return Ok(removed);
         }
-        // The workplace is the mark by which a sweep knows, should this process die, that garbage is left.
-        let staging = Staging::new_locked(self).map_err(failed)?;
-        self.write_names(&names).map_err(failed)?;
-        self.take_image_away(&id, &staging).map_err(failed)?;
-        removed.freed = self.collect_garbage().map_err(failed)?;
+        removed.freed = self.take_away(&[id], &names).map_err(failed)?;
         removed.deleted = Some(id);
         Ok(removed)
     }
 
-    fn take_image_away(&self, id: &Digest, staging: &Staging) -> Result<(), StoreError> {
-        let dir = self.image_dir(id);
-        fs::rename(&dir, staging.path().join(id.hex())).map_err(StoreError::io("remove", &dir))?;
-        self.sync("images")
+    /// Removes images, whose names are no longer among `names`. In an order that a disk without room can follow: nothing is written before
+    /// something is freed. The images' directories, in `tmp/` until all is done, are the mark by which a sweep knows, should this process
+    /// die or fail, that garbage and names of nothing are left.
+    fn take_away(&self, ids: &[Digest], names: &Names) -> Result<u64, StoreError> {
+        let mut marks = Vec::new();
+        for id in ids {
+            let (dir, mark) = (self.image_dir(id), self.root.join("tmp").join(format!("removed.{}", id.hex())));
+            remove_path(&mark)?;
+            fs::rename(&dir, &mark).map_err(StoreError::io("remove", &dir))?;
+            marks.push(mark);
+        }
+        // Before their layers go: whatever is listed after a power cut is whole.
+        self.sync("images")?;
+        let freed = self.collect_garbage()?;
+        if !ids.is_empty() {
+            self.write_names(names)?;
+        }
+        marks.iter().try_for_each(|mark| remove_path(mark))?;
+        Ok(freed)
     }
 
     /// Removes the images that nobody uses and that have no name; `all`: those with names, and the steps of builds, too. Answers what was
@@ -127,21 +146,13 @@ impl Store {
         let _lock = self.lock()?;
         let mut images = self.list()?;
         images.retain(|image| (all || (image.names.is_empty() && !image.intermediate)) && in_use(&image.id).is_none());
-        if images.is_empty() {
-            return Ok((Vec::new(), 0));
-        }
-        let staging = Staging::new_locked(self)?;
         let mut names = self.names()?;
         for name in images.iter().flat_map(|image| &image.names) {
             names.remove(name);
         }
-        self.write_names(&names)?;
-        let mut removed = Vec::new();
-        for image in images {
-            self.take_image_away(&image.id, &staging)?;
-            removed.push(Removed { untagged: image.names, deleted: Some(image.id), freed: 0 });
-        }
-        Ok((removed, self.collect_garbage()?))
+        let freed = self.take_away(&images.iter().map(|image| image.id).collect::<Vec<_>>(), &names)?;
+        let removed = |image: Image| Removed { untagged: image.names, deleted: Some(image.id), freed: 0 };
+        Ok((images.into_iter().map(removed).collect(), freed))
     }
 
     /// The id that a name means now, for those who only need to know whether there is one.

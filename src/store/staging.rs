@@ -3,7 +3,9 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::load::length;
 use super::{Store, StoreError, make_dir, parse_hex};
 use crate::durable::FileLock;
 
@@ -12,6 +14,7 @@ use crate::durable::FileLock;
 pub(super) struct Staging {
     dir: PathBuf,
     _lock: FileLock,
+    abandoned: AtomicBool,
 }
 
 impl Staging {
@@ -30,16 +33,24 @@ impl Staging {
         make_dir(&dir, 0o700)?;
         let path = dir.join("lock");
         let lock = FileLock::exclusive(&path).map_err(StoreError::io("lock", &path))?;
-        Ok(Self { dir, _lock: lock })
+        Ok(Self { dir, _lock: lock, abandoned: AtomicBool::new(false) })
     }
 
     pub fn path(&self) -> &Path {
         &self.dir
     }
+
+    /// Leaves it as a dead process would: its owner failed half way, and the next command clears up, here and in the store.
+    pub fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
+        if *self.abandoned.get_mut() {
+            return;
+        }
         // What cannot be removed now is swept by the next command.
         let _ = fs::remove_dir_all(&self.dir);
     }
@@ -63,17 +74,44 @@ impl Store {
     /// Only under the lock, taken alone.
     fn sweep(&self) -> Result<(), StoreError> {
         let tmp = self.root.join("tmp");
-        let mut dead = false;
+        let mut dead = Vec::new();
         for entry in fs::read_dir(&tmp).map_err(StoreError::io("read", &tmp))? {
             let path = entry.map_err(StoreError::io("read", &tmp))?.path();
-            // An error: not a workplace at all (a file), or one that its owner is just taking away.
+            // An error: not a workplace at all (a file, a removed image), or one that its owner is just taking away.
             if !matches!(FileLock::try_exclusive(&path.join("lock")), Ok(None)) {
-                dead = true;
-                // What its owner removes at the same moment is as good as removed; what stays for another reason, the next command tries.
-                let _ = remove(&path);
+                dead.push(path);
             }
         }
-        if dead { self.collect_garbage().map(drop) } else { Ok(()) }
+        if dead.is_empty() {
+            return Ok(());
+        }
+        self.collect_garbage()?;
+        if self.forget_names_of_nothing().is_ok() {
+            // The marks last. What their owners remove at the same moment is as good as removed; what stays for another reason, the next
+            // command tries.
+            dead.iter().for_each(|path| drop(remove(path)));
+        }
+        Ok(())
+    }
+
+    /// Names of images that a dead process had begun to remove.
+    fn forget_names_of_nothing(&self) -> Result<(), StoreError> {
+        let mut names = match self.names() {
+            // For `verify` to tell.
+            Err(error) if error.is_damage() => return Ok(()),
+            other => other?,
+        };
+        let mut gone = Vec::new();
+        for (name, id) in names.all() {
+            if let (None, Ok(name)) = (length(&self.image_dir(&id))?, name.parse()) {
+                gone.push(name);
+            }
+        }
+        if gone.is_empty() {
+            return Ok(());
+        }
+        gone.iter().for_each(|name| names.remove(name));
+        self.write_names(&names)
     }
 
     /// Removes layers, indexes and drawn trees that no image names; only under the lock, taken alone. Returns the bytes freed.
@@ -109,7 +147,8 @@ impl Store {
     }
 }
 
-fn remove(path: &Path) -> Result<(), StoreError> {
+/// Removes a file or a directory with all in it, if it is there.
+pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
     let removed = match path.symlink_metadata() {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),

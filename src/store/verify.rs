@@ -65,7 +65,10 @@ impl Store {
         let names = match self.names() {
             Err(error) if error.is_damage() => {
                 let path = self.root.join("names.json");
-                let why = "it is no list of names".to_owned();
+                let why = match error {
+                    StoreError::Altered { .. } => "its digest is not the one that it tells".to_owned(),
+                    _ => "it is no list of names".to_owned(),
+                };
                 verified.faults.push(Fault { path, why, images: vec!["every name".into()], cure: Cure::LoadAgain });
                 Names::default()
             }
@@ -122,9 +125,10 @@ impl Store {
             Err(error) => return Ok(Err((config_path, error.to_string()))),
         };
         let Some(record) = read_if_there(&record_path)? else { return Ok(Err((record_path, missing()))) };
-        let record: ImageRecord = match serde_json::from_slice(&record) {
+        let record = match ImageRecord::parse(&record, &record_path) {
             Ok(record) => record,
-            Err(error) => return Ok(Err((record_path, error.to_string()))),
+            Err(StoreError::Json { cause, .. }) => return Ok(Err((record_path, cause.to_string()))),
+            Err(_) => return Ok(Err((record_path, "its digest is not the one that it tells".into()))),
         };
         let manifest = read_if_there(&manifest_path)?.map(|bytes| digest_of(&bytes).to_string());
         if manifest != record.manifest_digest {

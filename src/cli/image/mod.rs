@@ -4,6 +4,7 @@ mod bootstrap;
 mod files;
 mod list;
 mod manage;
+mod output;
 mod progress;
 mod transfer;
 
@@ -21,7 +22,7 @@ use crate::names::{Digest, Reference};
 use crate::record::Records;
 use crate::report::Report;
 use crate::rootfs::images;
-use crate::store::{Image, User};
+use crate::store::{Image, Store, User};
 use files::{MountArgs, SaveArgs, UnmountArgs, UnpackArgs};
 use list::{DfArgs, HistoryArgs, InspectArgs, LsArgs};
 use manage::{PruneArgs, RmArgs, TagArgs, VerifyArgs};
@@ -87,21 +88,25 @@ impl Place<'_> {
         images::is_kept(&self.images, &image.chain_id.hex())
     }
 
-    fn user_of(&self, id: &Digest, all: &[Image]) -> Option<User> {
-        if all.iter().any(|image| image.id == *id && self.is_mounted(image)) {
-            return Some(User::Mount);
+    fn user_of(&self, id: &Digest, store: &Store) -> Option<User> {
+        // What cannot be read is no proof that nobody needs it.
+        self.look_for_user(id, store).unwrap_or_else(|report| Some(User::Unknown(report.message)))
+    }
+
+    fn look_for_user(&self, id: &Digest, store: &Store) -> Result<Option<User>, Report> {
+        if store.list()?.iter().any(|image| image.id == *id && self.is_mounted(image)) {
+            return Ok(Some(User::Mount));
         }
-        let records = Records::open(&self.context.root, &self.context.run_dir).ok()?;
-        let entries = records.list().ok()?;
+        let entries = Records::open(&self.context.root, &self.context.run_dir)?.list()?;
         let mut users = entries.into_iter().filter(|entry| entry.record.request.image_id == id.to_string());
-        users.next().map(|entry| User::Container(entry.record.name))
+        Ok(users.next().map(|entry| User::Container(entry.record.name)))
     }
 }
 
 pub fn run(args: &ImageArgs, context: &Context) -> Result<u8, Report> {
     let store = context.store()?;
     let place = Place { images: context.run_dir.join("images"), context };
-    let users = |id: &Digest| place.user_of(id, &store.list().unwrap_or_default());
+    let users = |id: &Digest| place.user_of(id, &store);
     match &args.command {
         ImageCommand::Load(args) => transfer::load(&store, args),
         ImageCommand::Bootstrap(args) => bootstrap::run(&store, args),
