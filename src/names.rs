@@ -188,7 +188,8 @@ fn is_domain(domain: &str) -> bool {
             && !label.ends_with('-')
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
-    host.split('.').all(good) && port.parse::<u16>().is_ok()
+    // `+4` would be a number, too.
+    host.split('.').all(good) && port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
 }
 
 /// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
@@ -333,6 +334,9 @@ mod tests {
             "a___b",
             ".a/b",
             "x:.t",
+            "h:+4/x",
+            "h:65536/x",
+            "h:/x",
             &long,
             &id,
         ] {

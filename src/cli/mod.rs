@@ -182,7 +182,7 @@ pub fn main() -> ExitCode {
     match dispatch(cli, &context) {
         Ok(code) => ExitCode::from(code),
         Err(report) => {
-            eprintln!("{report}");
+            print::say(&report.to_string());
             ExitCode::from(report.exit_code)
         }
     }

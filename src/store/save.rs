@@ -12,10 +12,12 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 
 use super::load::create;
 use super::{Image, Staging, Store, StoreError};
+use crate::durable;
 use crate::image::{Compression, OCI_MANIFEST, digest_of, write_manifest};
 use crate::layer::tar::Writer;
 use crate::layer::{Data, Entry, EntryKind, Segment};
@@ -75,7 +77,7 @@ impl Explain for SaveError {
             Self::Write(cause) | Self::File { cause, .. } if cause.raw_os_error() == Some(libc::ENOSPC) => {
                 Some("the disk is full: write to another one".into())
             }
-            Self::NotEmpty(_) => Some("choose a new one".into()),
+            Self::NotEmpty(_) => Some("choose a new one; an image is never added to what is there".into()),
             Self::Layer { .. } => Some("`gpurun image verify` tells what is damaged".into()),
             Self::Store(cause) => cause.hint(),
             Self::Write(_) | Self::File { .. } => None,
@@ -307,20 +309,81 @@ fn write_tar(plan: &Plan, out: &mut dyn Write) -> Result<(), SaveError> {
     tar.finish().and_then(|mut out| out.flush()).map_err(SaveError::Write)
 }
 
+/// Builds the layout in a directory inside `dir` and moves it out at the end. While that directory is there everything beside it is of an
+/// unfinished save: so one that was killed is cleared by the next.
 fn write_directory(plan: &Plan, dir: &Path) -> Result<(), SaveError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |cause| SaveError::File { path, cause }
     };
-    let blobs = dir.join("blobs/sha256");
-    if dir.exists() && fs::read_dir(dir).map_err(failed(dir))?.next().is_some() {
+    fs::create_dir_all(dir).map_err(failed(dir))?;
+    clear_unfinished(dir).map_err(failed(dir))?;
+    if fs::read_dir(dir).map_err(failed(dir))?.next().is_some() {
         return Err(SaveError::NotEmpty(dir.into()));
     }
+    let partial = dir.join(PARTIAL);
+    fs::create_dir(&partial).map_err(failed(&partial))?;
+    let written = fill(plan, dir, &partial);
+    if written.is_err() {
+        // The first error is the one to tell.
+        let _ = clear(dir);
+    }
+    written
+}
+
+const PARTIAL: &str = ".gpurun.partial";
+
+fn fill(plan: &Plan, dir: &Path, partial: &Path) -> Result<(), SaveError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |cause| SaveError::File { path, cause }
+    };
+    // A living save holds it.
+    let _lock = Flock::lock(File::open(partial).map_err(failed(partial))?, FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, errno)| failed(partial)(errno.into()))?;
+    let blobs = partial.join("blobs/sha256");
     fs::create_dir_all(&blobs).map_err(failed(&blobs))?;
     for (name, blob) in &plan.members {
-        let path = dir.join(name);
+        let path = partial.join(name);
         let mut file = File::create_new(&path).map_err(failed(&path))?;
-        blob.write(&mut |bytes| file.write_all(bytes), &|cause| SaveError::File { path: path.clone(), cause })?;
+        blob.write(&mut |bytes| file.write_all(bytes), &|cause| SaveError::File { path: dir.join(name), cause })?;
+        file.sync_all().map_err(failed(&path))?;
+    }
+    durable::sync_dir(&blobs).map_err(failed(&blobs))?;
+    for name in LAYOUT {
+        fs::rename(partial.join(name), dir.join(name)).map_err(failed(&dir.join(name)))?;
+    }
+    durable::sync_dir(dir).map_err(failed(dir))?;
+    fs::remove_dir(partial).map_err(failed(partial))
+}
+
+/// What is moved out; with the last one it is a layout.
+const LAYOUT: [&str; 3] = ["blobs", "oci-layout", "index.json"];
+
+fn clear_unfinished(dir: &Path) -> io::Result<()> {
+    let partial = match File::open(dir.join(PARTIAL)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    match Flock::lock(partial, FlockArg::LockExclusiveNonblock) {
+        Ok(_lock) => clear(dir),
+        // Another save is at it: then the directory is not empty.
+        Err(_) => Ok(()),
+    }
+}
+
+fn clear(dir: &Path) -> io::Result<()> {
+    for name in LAYOUT.into_iter().chain([PARTIAL]) {
+        let path = dir.join(name);
+        let removed = match path.symlink_metadata() {
+            Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&path),
+            Ok(_) => fs::remove_file(&path),
+            Err(error) => Err(error),
+        };
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
     }
     Ok(())
 }

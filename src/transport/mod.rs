@@ -164,18 +164,21 @@ pub fn open_archive(file: File, path: &Path, platform: &Platform) -> Result<Vec<
 /// The one image that `pick` means: a name that it has, or the layout's own word for it.
 pub fn pick(images: Vec<SourceImage>, pick: &str, path: &Path) -> Result<Vec<SourceImage>, SourceError> {
     let named: Option<Reference> = pick.parse().ok();
-    let mut found = String::new();
-    for image in &images {
-        let words = image.names.iter().map(Reference::familiar).chain(image.tags.iter().cloned());
-        found.extend(words.map(|word| format!("`{word}` ")));
-    }
+    let words = |image: &SourceImage| -> Vec<String> {
+        image.names.iter().map(Reference::familiar).chain(image.tags.iter().cloned()).collect()
+    };
+    let words: std::collections::BTreeSet<String> = images.iter().flat_map(words).collect();
     let means = |image: &SourceImage| {
         image.tags.iter().any(|tag| tag == pick) || named.as_ref().is_some_and(|name| image.names.contains(name))
     };
     match images.into_iter().find(means) {
         Some(image) => Ok(vec![image]),
-        None => Err(SourceError::NotInside { path: path.into(), pick: pick.into(), found: found.trim_end().into() }),
+        None => Err(SourceError::NotInside { path: path.into(), pick: pick.into(), found: listed(&words) }),
     }
+}
+
+fn listed(words: &std::collections::BTreeSet<String>) -> String {
+    words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(" ")
 }
 
 /// The named files of a source.

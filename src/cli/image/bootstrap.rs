@@ -4,6 +4,7 @@ use clap::Args;
 
 use super::print;
 use crate::build::{Bootstrap, bootstrap};
+use crate::cli::print::say;
 use crate::names::Reference;
 use crate::report::Report;
 use crate::store::Store;
@@ -35,7 +36,7 @@ pub(super) fn run(store: &Store, args: &BootstrapArgs) -> Result<(), Report> {
     if !args.force && store.contains(&args.name.to_string())? {
         let image = store.resolve(&args.name.to_string())?;
         if !args.quiet {
-            eprintln!("`{}` is in the store already; `--force` makes it anew", args.name.familiar());
+            say(&format!("`{}` is in the store already; `--force` makes it anew", args.name.familiar()));
         }
         return print(&format!("{}\n", image.id));
     }
@@ -43,8 +44,8 @@ pub(super) fn run(store: &Store, args: &BootstrapArgs) -> Result<(), Report> {
     let asked =
         Bootstrap { name: args.name.clone(), include: args.include.clone(), mirror: args.mirror.clone(), clamp };
     if !args.quiet {
-        eprintln!("making `{}` from its distribution's packages", args.name.familiar());
+        say(&format!("making `{}` from its distribution's packages", args.name.familiar()));
     }
-    let id = bootstrap(store, &asked, &mut |line| eprintln!("{line}"))?;
+    let id = bootstrap(store, &asked, &mut |line| say(line))?;
     print(&format!("{id}\n"))
 }

@@ -1,13 +1,14 @@
 //! `gpurun image save | mount | unmount | unpack`: an image's files, outside the store.
 
-use std::fs::{self, File};
-use std::io::{self, IsTerminal, Write};
+use std::fs::File;
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::output::{self, Output};
 use super::transfer::{Packing, PullPolicy, RegistryFlags, provide};
 use super::{Place, names, print, print_json};
 use crate::layer::directory;
@@ -17,7 +18,7 @@ use crate::store::{Format, Image, Sink, Store, ToSave};
 
 #[derive(Debug, Args)]
 pub struct SaveArgs {
-    /// Names or ids
+    /// Names, ids, or sources as skopeo writes them
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<String>,
     /// File or directory to write (default: standard output)
@@ -29,6 +30,8 @@ pub struct SaveArgs {
     /// How the layers of the OCI formats are packed
     #[arg(long, value_name = "gzip|zstd|none", default_value = "none")]
     pub compression: Packing,
+    #[command(flatten)]
+    pub registry: RegistryFlags,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -74,6 +77,7 @@ pub struct UnpackArgs {
 pub fn save(store: &Store, args: &SaveArgs) -> Result<(), Report> {
     let mut list: Vec<ToSave> = Vec::new();
     for name in &args.images {
+        let name = &provide(store, name, PullPolicy::Never, &args.registry)?;
         let image = store.resolve(name)?;
         // Under the name that was said; by its id, under all that it has.
         let said: Vec<_> = image.names.iter().filter(|known| store.is_name(name, known)).cloned().collect();
@@ -102,27 +106,14 @@ pub fn save(store: &Store, args: &SaveArgs) -> Result<(), Report> {
             Ok(store.save(&list, archive(format), packing, Sink::Stream(&mut io::stdout().lock()))?)
         }
         // A pipe or a device is written as it is.
-        (Some(path), format) if path.symlink_metadata().is_ok_and(|metadata| !metadata.is_file()) => {
+        (Some(path), format) if output::is_stream(path) => {
             let mut out = File::options().write(true).open(path).map_err(|error| failed(path, error))?;
             Ok(store.save(&list, archive(format), packing, Sink::Stream(&mut out))?)
         }
         (Some(path), format) => {
-            // Whole or not at all, whatever was there before.
-            let partial = path.with_file_name(format!(
-                ".{}.{}.partial",
-                path.file_name().unwrap_or_default().to_string_lossy(),
-                std::process::id()
-            ));
-            let mut out = File::create(&partial).map_err(|error| failed(path, error))?;
-            let saved = store.save(&list, archive(format), packing, Sink::Stream(&mut out)).map_err(Report::from);
-            let saved = saved.and_then(|()| {
-                let placed = out.flush().and_then(|()| out.sync_all()).and_then(|()| fs::rename(&partial, path));
-                placed.map_err(|error| failed(path, error))
-            });
-            if saved.is_err() {
-                let _ = fs::remove_file(&partial);
-            }
-            saved
+            let mut out = Output::begin(path).map_err(|error| failed(path, error))?;
+            store.save(&list, archive(format), packing, Sink::Stream(out.file()))?;
+            out.place().map_err(|error| failed(path, error))
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::transfer::{PullPolicy, RegistryFlags, provide};
 use super::{Usages, ago, names, print, print_json, repository_and_tag, size, table};
 use crate::image::{History, ImageDocument};
 use crate::names::Digest;
@@ -29,14 +30,19 @@ pub struct LsArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// Names or ids
+    /// Names, ids, or sources as skopeo writes them
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<String>,
+    /// It prints JSON in any case; the other commands' flag is understood
+    #[arg(long, hide = true)]
+    pub json: bool,
+    #[command(flatten)]
+    pub registry: RegistryFlags,
 }
 
 #[derive(Debug, Args)]
 pub struct HistoryArgs {
-    /// Name or id
+    /// Name or id, or a source as skopeo writes it
     pub image: String,
     /// Do not shorten commands
     #[arg(long)]
@@ -44,6 +50,8 @@ pub struct HistoryArgs {
     /// Print as JSON
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub registry: RegistryFlags,
 }
 
 #[derive(Debug, Args)]
@@ -105,14 +113,14 @@ pub fn inspect_json(image: &Image) -> Value {
 pub fn inspect(store: &Store, args: &InspectArgs) -> Result<(), Report> {
     let mut list = Vec::new();
     for name in &args.images {
-        let image = store.resolve(name)?;
+        let image = store.resolve(&provide(store, name, PullPolicy::Never, &args.registry)?)?;
         list.push(inspect_json(&image));
     }
     print_json(&Value::Array(list))
 }
 
 pub fn history(store: &Store, args: &HistoryArgs) -> Result<(), Report> {
-    let image = store.resolve(&args.image)?;
+    let image = store.resolve(&provide(store, &args.image, PullPolicy::Never, &args.registry)?)?;
     let (config, _) = store.documents(&image)?;
     let document = ImageDocument::parse(&config)
         .map_err(|error| Report::new(format!("cannot read the history of `{}`", image.label())).with_cause(error))?;

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::transfer::{PullPolicy, RegistryFlags, provide};
 use super::{Place, Usages, names, print, print_json, size};
 use crate::names::{Digest, Reference};
 use crate::report::Report;
@@ -39,11 +40,13 @@ pub struct PruneArgs {
 
 #[derive(Debug, Args)]
 pub struct TagArgs {
-    /// Name or id
+    /// Name or id, or a source as skopeo writes it
     pub image: String,
     /// The name to give it, too; it then means nothing else
     #[arg(value_name = "NAME[:TAG]")]
     pub name: Reference,
+    #[command(flatten)]
+    pub registry: RegistryFlags,
 }
 
 #[derive(Debug, Args)]
@@ -135,7 +138,8 @@ pub fn tag(store: &Store, args: &TagArgs) -> Result<(), Report> {
     if args.name.digest.is_some() {
         return Err(Report::usage(format!("`{}` has a digest: that is no name to give", args.name)));
     }
-    Ok(store.tag(&store.resolve(&args.image)?.id, &args.name)?)
+    let image = provide(store, &args.image, PullPolicy::Never, &args.registry)?;
+    Ok(store.tag(&store.resolve(&image)?.id, &args.name)?)
 }
 
 /// Exit status for a store in which something is damaged.

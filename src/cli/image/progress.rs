@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::size;
+use crate::cli::print::say;
 use crate::names::Digest;
 use crate::store::Progress;
 use crate::transport::registry::PushProgress;
@@ -62,7 +63,7 @@ impl Shown {
         let text = format!("gpurun: {text}");
         match &self.bars {
             Some(bars) if !bars.is_hidden() => drop(bars.println(text)),
-            _ => eprintln!("{text}"),
+            _ => say(&text),
         }
     }
 
@@ -94,17 +95,21 @@ impl Shown {
 
     fn moved(&self, layer: usize, bytes: u64) {
         let read = self.read.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let (Some(layers), true) = (self.layers.get(), self.is_due()) else { return };
+        let (Some(layers), is_due) = (self.layers.get(), self.is_due()) else { return };
+        // Bars count from the first byte on, whether or not they can be seen yet.
         if let (Some(bars), Some(total), Some(layer)) = (&self.bars, self.total.get(), layers.get(layer)) {
             total.set_position(read);
             let mut bar = layer.bar.lock().unwrap_or_else(PoisonError::into_inner);
             bar.get_or_insert_with(|| {
                 let bar = bars.insert_before(total, ProgressBar::new(layer.bytes));
-                bar.set_style(style("{prefix:12} [{wide_bar:.dim}] {bytes}/{total_bytes}"));
+                bar.set_style(style("{prefix:12} [{wide_bar:.dim}] {bytes}/{total_bytes} {bytes_per_sec} {eta}"));
                 bar.set_prefix(layer.digest.hex()[..12].to_owned());
                 bar
             })
             .inc(bytes);
+            return;
+        }
+        if !is_due {
             return;
         }
         self.log(|| {
@@ -119,20 +124,25 @@ impl Shown {
     fn log(&self, text: impl FnOnce() -> String) {
         let due = self.started.elapsed().as_secs() / LOG_LINE;
         if self.bars.is_none() && self.lines.fetch_max(due, Ordering::Relaxed) < due {
-            eprintln!("gpurun: {}: {}", self.doing, text());
+            say(&format!("gpurun: {}: {}", self.doing, text()));
         }
     }
 
     fn ended(&self, layer: usize) {
         let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
         let Some(layers) = self.layers.get() else { return };
-        let Some(layer) = layers.get(layer).filter(|_| self.is_due()) else { return };
+        let Some(layer) = layers.get(layer) else { return };
         if let Some(bar) = layer.bar.lock().unwrap_or_else(PoisonError::into_inner).take() {
             bar.finish_and_clear();
         }
-        if self.bars.is_none() {
+        if self.bars.is_none() && self.is_due() {
             let id = &layer.digest.hex()[..12];
-            eprintln!("gpurun: {}: layer {id}, {}: done ({done} of {})", self.doing, size(layer.bytes), layers.len());
+            say(&format!(
+                "gpurun: {}: layer {id}, {}: done ({done} of {})",
+                self.doing,
+                size(layer.bytes),
+                layers.len()
+            ));
         }
     }
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::progress::Shown;
 use super::{names, print, print_json};
+use crate::cli::print::say;
 use crate::image::Platform;
 use crate::names::Reference;
 use crate::report::Report;
@@ -60,7 +61,7 @@ pub struct PullArgs {
 
 #[derive(Debug, Args)]
 pub struct PushArgs {
-    /// Name or id of an image in the store
+    /// Name or id of an image in the store, or a source as skopeo writes it
     #[arg(value_name = "IMAGE")]
     pub image: String,
     /// Where to: a name with its registry (default: IMAGE itself)
@@ -227,7 +228,7 @@ pub fn pull(store: &Store, args: &PullArgs) -> Result<(), Report> {
         let reference = reference(name)?;
         // People should see whom they trust before it begins.
         if !args.quiet {
-            eprintln!("gpurun: pulling {reference}");
+            say(&format!("gpurun: pulling {reference}"));
         }
         loaded.extend(take(store, &Source::Registry(reference), &[], args.timeout, &args.registry, args.quiet)?);
     }
@@ -243,9 +244,9 @@ pub fn push(store: &Store, args: &PushArgs) -> Result<(), Report> {
     let target = reference(args.target.as_deref().unwrap_or(&args.image))?;
     let shown = (!args.quiet).then(|| Shown::new("pushing"));
     let options = args.registry.options(args.timeout, shown.as_ref())?;
-    let image = store.resolve(&args.image)?;
+    let image = store.resolve(&provide(store, &args.image, PullPolicy::Never, &args.registry)?)?;
     if !args.quiet {
-        eprintln!("gpurun: pushing {} to {target}", image.short_id());
+        say(&format!("gpurun: pushing {} to {target}", image.short_id()));
     }
     let pushed = match &shown {
         Some(shown) => {
@@ -306,7 +307,7 @@ pub fn provide(store: &Store, name: &str, policy: PullPolicy, registry: &Registr
     // What is no name at all is for the look-up to refuse, in its own words.
     let Ok(reference) = name.parse::<Reference>() else { return Ok(name.to_owned()) };
     let why = if there { "always pulled" } else { "not in the store" };
-    eprintln!("gpurun: `{name}` is {why}: pulling {reference}");
+    say(&format!("gpurun: `{name}` is {why}: pulling {reference}"));
     match take(store, &Source::Registry(reference), &[], None, registry, false) {
         Ok(_) => Ok(name.to_owned()),
         Err(report) if there => Err(report),
