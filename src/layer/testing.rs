@@ -1,6 +1,6 @@
 //! Tars for tests, made by hand: a well-behaved library would refuse to write most of what must be tested.
 
-use super::tar::BLOCK;
+const BLOCK: usize = 512;
 
 /// A tar under construction.
 #[derive(Debug, Clone, Default)]

@@ -86,14 +86,33 @@ impl Desk {
         names.map(|name| name.as_str().unwrap().to_owned()).collect()
     }
 
-    /// Insists that every image is whole, that no layer lies there that none of them needs, and that no workplace is left.
+    /// Insists that every image is whole, that nothing lies there that none of them needs, and that `df` knows every block of it.
     #[track_caller]
     pub fn assert_whole(&self) {
+        self.assert_whole_after("");
+    }
+
+    /// The same, with what happened before for the message.
+    #[track_caller]
+    pub fn assert_whole_after(&self, what: &str) {
         let verified = self.json(&["image", "verify", "--json"]);
-        assert_eq!(verified["Faults"], serde_json::json!([]));
-        let count = |name: &str| fs::read_dir(self.dir.join("root").join(name)).unwrap().count() as u64;
-        assert_eq!(count("tmp"), 0, "workplaces");
-        assert_eq!(count("layers"), verified["Layers"].as_u64().unwrap(), "layers");
+        assert_eq!(verified["Faults"], serde_json::json!([]), "{what}");
+        let root = self.dir.join("root");
+        let names = |dir: &Path| -> Vec<String> {
+            let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+            names.map(|name| name.to_string_lossy().into_owned()).collect()
+        };
+        assert_eq!(names(&root.join("tmp")), [] as [&str; 0], "workplaces: {what}");
+        assert_eq!(names(&root.join("layers")).len() as u64, verified["Layers"].as_u64().unwrap(), "layers: {what}");
+        // An index, and one that some have, of each image; no temporary file anywhere.
+        let images = names(&root.join("images"));
+        let dirs = images.iter().filter(|name| !name.contains('.')).count() as u64;
+        assert_eq!(dirs, verified["Images"].as_u64().unwrap(), "{images:?}: {what}");
+        let odd = |name: &&String| name.starts_with('.') || name.ends_with(".tmp");
+        assert_eq!(names(&root).iter().chain(&images).find(odd), None, "{what}");
+        let told = self.json(&["image", "df", "--json"])["Bytes"]["Total"].as_u64().unwrap();
+        let found = sh(&format!("du -s -B1 {}", root.display()));
+        assert_eq!(Some(told.to_string().as_str()), found.split_whitespace().next(), "df and du: {what}");
     }
 
     /// Where an image's files can be seen.

@@ -1,21 +1,21 @@
 //! The parsers that strangers feed (images, a host's CDI and hook files, `--gpus`): seeds of this repository, changed at random, in runs
 //! that can be repeated.
 //!
-//! A stand-in for cargo-fuzz, which wants a nightly compiler. GPURUN_FUZZ is the number of changed inputs per target (a commit's run takes
-//! 4000), GPURUN_FUZZ_SEED begins another series. An input that fails is kept, and the message says where.
+//! The short run of every commit over the same entry points as the coverage-guided targets in `fuzz/`. GPURUN_FUZZ is the number of changed
+//! inputs per target (a commit's run takes 4000), GPURUN_FUZZ_SEED begins another series. An input that fails is kept, and the message says
+//! where.
 
-use std::fs::{self, File};
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use gpurun::gpu::{Selection, cdi, ldcache};
 use gpurun::hook;
-use gpurun::image::{Document, ImageConfig, ImageDocument, Platform};
-use gpurun::layer::{Entry, Kind, Merger, Scanner, Tree, erofs};
-use gpurun::names::{Digest, Reference};
-use gpurun::transport;
 
 use crate::Test;
+
+#[path = "../../fuzz/targets.rs"]
+mod targets;
 
 pub const TESTS: &[Test] = &[
     ("layers", &[], layers),
@@ -119,73 +119,10 @@ fn change(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     input
 }
 
-/// The checksum of every tar header made right again: else nothing behind it would ever be reached.
-fn seal(input: &mut [u8]) {
-    for block in input.chunks_exact_mut(512).filter(|block| &block[257..262] == b"ustar") {
-        block[148..156].fill(b' ');
-        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
-        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    }
-}
-
 fn as_they_are(_: &mut [u8]) {}
 
-fn scan(input: &[u8], piece: usize) -> Option<Vec<Entry>> {
-    let mut scanner = Scanner::new();
-    for part in input.chunks(piece) {
-        scanner.feed(part).ok()?;
-    }
-    scanner.finish().ok()
-}
-
-/// What every renderer relies on.
-fn check_tree(tree: &Tree) {
-    for inode in &tree.inodes {
-        match &inode.kind {
-            Kind::Directory(children) => {
-                for (name, id) in children {
-                    let plain = !name.is_empty() && !name.contains(&b'/') && !name.contains(&0);
-                    assert!(plain && **name != *b"." && **name != *b"..", "{name:?}");
-                    assert!((id.0 as usize) < tree.inodes.len() && id.0 != 0, "{id:?}");
-                }
-            }
-            Kind::File(data) => {
-                let mut end = 0;
-                for segment in &data.segments {
-                    assert!(segment.at >= end && segment.len > 0, "segments ascend");
-                    assert!((segment.source as usize) < tree.sources.len());
-                    end = segment.at.checked_add(segment.len).unwrap();
-                }
-                assert!(end <= data.size);
-            }
-            _ => {}
-        }
-        assert!(inode.mtime.1 < 1_000_000_000 && inode.mode <= 0o7777);
-    }
-}
-
 fn layers() {
-    fuzz("layers", &seeds("layer-"), seal, |input| {
-        let whole = scan(input, usize::MAX);
-        // Where the pieces of a stream end says nothing about what is in it.
-        for piece in [1, 511, 513] {
-            assert_eq!(scan(input, piece), whole, "in pieces of {piece}");
-        }
-        let Some(entries) = whole else { return };
-        let mut merger = Merger::new();
-        if merger.apply(Digest([1; 32]), entries).is_err() {
-            return;
-        }
-        let tree = merger.finish();
-        check_tree(&tree);
-        let mut source = tempfile::tempfile().unwrap();
-        std::io::Write::write_all(&mut source, input).unwrap();
-        let side = tempfile::tempfile().unwrap();
-        let mut index = Vec::new();
-        if let Ok(written) = erofs::write(&tree, &[source], &mut index, &side) {
-            assert_eq!(written.bytes, index.len() as u64);
-        }
-    });
+    fuzz("layers", &seeds("layer-"), targets::seal, targets::layers);
 }
 
 fn stacks() {
@@ -193,63 +130,23 @@ fn stacks() {
     // Two layers with a length in front: the second one removes and replaces what the first one has.
     let stacked: Vec<Vec<u8>> =
         layers.iter().flat_map(|lower| layers.iter().map(|upper| [lower.clone(), upper.clone()].concat())).collect();
-    fuzz("stacks", &stacked, seal, |input| {
-        // Cut at the block nearest to the middle: mostly between the two.
-        let (lower, upper) = input.split_at(input.len() / 1024 * 512);
-        let mut merger = Merger::new();
-        for (number, layer) in [lower, upper].into_iter().enumerate() {
-            let Some(entries) = scan(layer, usize::MAX) else { return };
-            if merger.apply(Digest([number as u8; 32]), entries).is_err() {
-                return;
-            }
-        }
-        check_tree(&merger.finish());
-    });
+    fuzz("stacks", &stacked, targets::seal, targets::stacks);
 }
 
 fn documents() {
     let all = [seeds("manifest-"), seeds("config-")].concat();
-    fuzz("documents", &all, as_they_are, |input| {
-        let _ = Document::parse(input);
-        let Ok(config) = ImageConfig::parse(input) else { return };
-        // Nothing that reaches exec(2) or a path has a NUL in it.
-        let words = config.config.env.iter().chain(&config.config.cmd).chain(&config.config.entrypoint);
-        assert!(words.chain([&config.config.working_dir, &config.config.user]).all(|word| !word.contains('\0')));
-        let document = ImageDocument::parse(input).unwrap();
-        assert_eq!(ImageDocument::parse(&document.bytes()).unwrap(), document, "written and read again");
-    });
+    fuzz("documents", &all, as_they_are, targets::documents);
 }
 
 fn archives() {
-    fuzz("archives", &seeds("archive-"), seal, |input| {
-        let path = std::env::temp_dir().join(format!("gpurun-fuzz-{}-archive", std::process::id()));
-        fs::write(&path, input).unwrap();
-        let found = transport::open_archive(File::open(&path).unwrap(), &path, &Platform::host());
-        fs::remove_file(&path).unwrap();
-        for image in found.into_iter().flatten() {
-            assert_eq!(image.layers.len(), image.config.diff_ids.len());
-            assert_eq!(image.id, gpurun::image::digest_of(&image.config_bytes));
-            assert!(
-                image.layers.iter().all(|layer| layer.blob.len <= input.len() as u64),
-                "a layer lies in its archive"
-            );
-        }
-    });
+    fuzz("archives", &seeds("archive-"), targets::seal, targets::archives);
 }
 
 fn references() {
     let lines = seeds("references").concat();
     let lines: Vec<Vec<u8>> =
         lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect();
-    fuzz("references", &lines, as_they_are, |input| {
-        let text = String::from_utf8_lossy(input);
-        let _ = transport::Source::unless_name(&text);
-        let Ok(reference) = text.parse::<Reference>() else { return };
-        assert_eq!(reference.to_string().parse::<Reference>().unwrap(), reference);
-        assert_eq!(reference.familiar().parse::<Reference>().unwrap(), reference);
-        let safe = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
-        assert!(reference.to_string().chars().all(safe) && !reference.path.contains(".."), "{reference}");
-    });
+    fuzz("references", &lines, as_they_are, targets::references);
 }
 
 /// `--gpus`: what is taken is written as it is read.

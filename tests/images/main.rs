@@ -1,11 +1,17 @@
-//! Images from anywhere to anywhere: real registries, one that misbehaves, the tools of others, SIGKILL, full disks, flipped bits.
+//! Images from anywhere to anywhere: real registries, one that misbehaves, the tools of others, SIGKILL, full disks, flipped bits, hostile layers.
 //!
 //! Every test has a desk of its own (a store and a directory, see `desk`). Run one with `cargo test --test images -- NAME`;
 //! GPURUN_BIG=1 kills a hundred times where a commit's run kills fifteen times.
 
+mod bomb_cases;
 mod crash_cases;
 mod desk;
+mod fault_cases;
 mod fuzz_cases;
+mod hostile_cases;
+#[path = "../../src/layer/testing.rs"]
+mod layer;
+mod oracle_cases;
 mod picture;
 mod pull_cases;
 mod registry;
@@ -20,20 +26,27 @@ type Test = (&'static str, &'static [&'static str], fn());
 
 fn main() {
     let arguments = Arguments::from_args();
-    let rooms: [(&str, &[Test]); 5] = [
+    let rooms: [(&str, &[Test]); 9] = [
         ("pull", pull_cases::TESTS),
         ("rogue", rogue_cases::TESTS),
         ("store", store_cases::TESTS),
         ("crash", crash_cases::TESTS),
+        ("fault", fault_cases::TESTS),
+        ("hostile", hostile_cases::TESTS),
+        ("bomb", bomb_cases::TESTS),
+        ("oracle", oracle_cases::TESTS),
         ("fuzz", fuzz_cases::TESTS),
     ];
     let root = nix::unistd::geteuid().is_root();
-    let required = std::env::var("GPURUN_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == "root"));
+    let promised =
+        |what: &str| std::env::var("GPURUN_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == what));
     let mut trials = Vec::new();
     for (room, tests) in rooms {
         for &(name, programs, test) in tests {
             let missing: Vec<_> = programs.iter().filter(|program| !desk::is_installed(program)).copied().collect();
             let ready = root && missing.is_empty();
+            // A daemon is installed for no test.
+            let required = promised(if programs.contains(&"dockerd") { "docker" } else { "root" });
             let trial = Trial::test(format!("{room}::{name}"), move || {
                 if !ready {
                     return Err(Failed::from(format!("needs root and {programs:?}; missing: {missing:?}")));

@@ -15,17 +15,14 @@ pub struct Registry {
     pub certs: PathBuf,
 }
 
+/// Stands for the port until it is known.
+const PORT: &str = "@port@";
+
 impl Registry {
     /// `tls`: with a certificate for localhost from an authority of its own; `login`: `ann` with the password `secret`.
     pub fn start(dir: &Path, tls: bool, login: bool) -> Self {
-        let home = dir.join("registry");
+        let (home, mut config) = Self::prepare(dir);
         let certs = home.join("certs");
-        fs::create_dir_all(&certs).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut config = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {0}/data}}\n  delete: {{enabled: true}}\nhttp:\n  addr: 127.0.0.1:{port}\n",
-            home.display()
-        );
         if tls {
             let keys = home.join("keys");
             fs::create_dir_all(&keys).unwrap();
@@ -45,7 +42,33 @@ impl Registry {
             sh(&format!("htpasswd -Bbn ann secret > {}/users", home.display()));
             config.push_str(&format!("auth:\n  htpasswd: {{realm: lab, path: {}/users}}\n", home.display()));
         }
-        fs::write(home.join("config.yml"), config).unwrap();
+        Self::serve(&home, &config)
+    }
+
+    /// Answers only who brings a token that the key of `certificate` has signed; `realm` is where to get one.
+    pub fn with_tokens(dir: &Path, realm: &str, certificate: &Path) -> Self {
+        let (home, mut config) = Self::prepare(dir);
+        config.push_str(&format!(
+            "auth:\n  token: {{realm: '{realm}', service: lab, issuer: lab, rootcertbundle: {}}}\n",
+            certificate.display()
+        ));
+        Self::serve(&home, &config)
+    }
+
+    fn prepare(dir: &Path) -> (PathBuf, String) {
+        let home = dir.join("registry");
+        fs::create_dir_all(home.join("certs")).unwrap();
+        let config = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {0}/data}}\n  delete: {{enabled: true}}\nhttp:\n  addr: 127.0.0.1:{PORT}\n",
+            home.display()
+        );
+        (home, config)
+    }
+
+    fn serve(home: &Path, config: &str) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let certs = home.join("certs");
+        fs::write(home.join("config.yml"), config.replace(PORT, &port.to_string())).unwrap();
         let log = fs::File::create(home.join("log")).unwrap();
         let child = Command::new("docker-registry")
             .arg("serve")

@@ -37,6 +37,8 @@ pub enum Reply {
     Silent(usize),
     /// A few bytes at a time, for ever.
     Trickle,
+    /// Half a megabyte a second.
+    Slow,
     /// Other bytes under the same name.
     Other(Vec<u8>),
     /// A `Content-Length` that is not true.
@@ -197,6 +199,13 @@ fn send(mut stream: TcpStream, request: &Request, body: Vec<u8>, reply: &Reply) 
             for piece in body.chunks(16) {
                 stream.write_all(piece)?;
                 std::thread::sleep(Duration::from_millis(50));
+            }
+            Ok(())
+        }
+        Reply::Slow => {
+            for piece in body.chunks(64 << 10) {
+                stream.write_all(piece)?;
+                std::thread::sleep(Duration::from_millis(125));
             }
             Ok(())
         }
