@@ -526,7 +526,7 @@ fn metadata() {
     stage.becomes(
         "sparse, PAX 1.0",
         vec![stored.data(b"2\n0\n10\n100\n5\n").data(&[b'1'; 15])],
-        Refuses,
+        Same,
         &["/real f644 200B 0:1111111111 100:11111"],
     );
 }
