@@ -1,9 +1,10 @@
 """Time to a runnable image: gpurun against podman, docker, ctr, skopeo and umoci; from gzip, zstd and a docker-archive.
 
-    sudo benches/load.py [--rounds N] [--forms gzip,zstd,docker-archive] [--tools gpurun,podman,…] [IMAGE]
+    sudo benches/load.py [--rounds N] [--forms gzip,zstd,docker-archive] [--tools gpurun,podman,…] [--keep DIR] [IMAGE]
 
 IMAGE is a docker-archive (`gpurun image save -o IMAGE NAME`), or a number: so many MiB of this host's own /usr in three layers (870 without). gpurun
-is target/release/gpurun, or what GPURUN says.
+is target/release/gpurun, or what GPURUN says. --keep: the packed forms of the image are made in DIR and stay there for the next time; with --rounds 0
+nothing else happens.
 
 Cold store each time, on a journaled ext4 on a loop device; every tool ended by a syncfs, the tools interleaved, the source in the page cache. A
 tool's CPU seconds (its daemons' too), its peak memory (the same) and the disk that it used are told as well. Tools that are not installed are
@@ -27,12 +28,14 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--forms", default="gzip,zstd,docker-archive")
 parser.add_argument("--tools", default="gpurun,podman,docker,ctr,skopeo,umoci")
+parser.add_argument("--keep")
 parser.add_argument("image", nargs="?", default="870")
 args = parser.parse_args()
 
 TARGET = os.environ.get("CARGO_TARGET_DIR", "target")
 GPURUN = os.path.abspath(os.environ.get("GPURUN", f"{TARGET}/release/gpurun"))
 work = tempfile.mkdtemp(prefix="gpurun-load.", dir="/var/tmp")
+forms_dir = args.keep or work
 disk = f"{work}/disk"
 
 
@@ -58,7 +61,7 @@ def layers_of_usr(limit):
             shares[min(2, total * 3 // limit)].append(path)
     tars = []
     for number, paths in enumerate(shares):
-        tars.append(f"{work}/{number}.tar")
+        tars.append(f"{forms_dir}/{number}.tar")
         call("tar", "-cf", tars[-1], "--no-recursion", "-T", "-", input="\n".join(paths))
     return tars
 
@@ -68,7 +71,7 @@ def layers_of_archive(path):
     tars = []
     with tarfile.open(path) as archive:
         for number, member in enumerate(json.load(archive.extractfile("manifest.json"))[0]["Layers"]):
-            tars.append(f"{work}/{number}.tar")
+            tars.append(f"{forms_dir}/{number}.tar")
             with open(tars[-1], "wb") as out:
                 shutil.copyfileobj(archive.extractfile(member), out, 1 << 20)
     return tars
@@ -84,19 +87,19 @@ def blob(directory, path):
 
 def layout(tars, packing):
     """An OCI layout of the layers, packed: gzip -6, zstd -3; and the same as one tar, for ctr."""
-    directory = f"{work}/oci-{packing}"
+    directory = f"{forms_dir}/oci-{packing}"
 
     def document(value):
-        with open(f"{work}/document", "w") as file:
+        with open(f"{forms_dir}/document", "w") as file:
             json.dump(value, file)
-        return blob(directory, f"{work}/document")
+        return blob(directory, f"{forms_dir}/document")
 
     tool = {"gzip": ["pigz" if shutil.which("pigz") else "gzip", "-6"], "zstd": ["zstd", "-q", "-3", "-T0"]}[packing]
     entries = []
     for tar in tars:
-        with open(f"{work}/packed", "wb") as out:
+        with open(f"{forms_dir}/packed", "wb") as out:
             subprocess.run([*tool, "-c", tar], check=True, stdout=out)
-        entries.append({"mediaType": f"application/vnd.oci.image.layer.v1.tar+{packing}"} | blob(directory, f"{work}/packed"))
+        entries.append({"mediaType": f"application/vnd.oci.image.layer.v1.tar+{packing}"} | blob(directory, f"{forms_dir}/packed"))
     diff_ids = ["sha256:" + digest_of(tar) for tar in tars]
     machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
     config = document({"architecture": machine, "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": diff_ids}})
@@ -117,6 +120,13 @@ def layout(tars, packing):
 
 def sources(forms):
     """The image in every form: its name, and where it lies; and the bytes of its layers."""
+    known = f"{forms_dir}/places.json"
+    if args.keep and os.path.exists(known):
+        with open(known) as file:
+            places, size = json.load(file)
+        if set(forms) <= set(places):
+            return {form: places[form] for form in forms}, size
+    os.makedirs(forms_dir, exist_ok=True)
     tars = layers_of_usr(int(args.image) << 20) if args.image.isdigit() else layers_of_archive(args.image)
     size = sum(map(os.path.getsize, tars))
     places = {packing: layout(tars, packing) for packing in ("gzip", "zstd") if packing in forms}
@@ -124,11 +134,13 @@ def sources(forms):
         if args.image.isdigit():
             made = places.get("zstd") or layout(tars, "zstd")
             call(GPURUN, "--root", f"{work}/maker", "--run-dir", f"{work}/maker-run", "image", "load", "-q", "-t", "bench", made)
-            call(GPURUN, "--root", f"{work}/maker", "image", "save", "-o", f"{work}/archive.tar", "bench")
+            call(GPURUN, "--root", f"{work}/maker", "image", "save", "-o", f"{forms_dir}/archive.tar", "bench")
             shutil.rmtree(f"{work}/maker")
-        places["docker-archive"] = f"{work}/archive.tar" if args.image.isdigit() else args.image
+        places["docker-archive"] = f"{forms_dir}/archive.tar" if args.image.isdigit() else args.image
     for tar in tars:
         os.remove(tar)
+    with open(known, "w") as file:
+        json.dump((places, size), file)
     return places, size
 
 
@@ -235,6 +247,8 @@ def main():
     programs = {"gpurun": GPURUN, "docker": "dockerd"}
     tools = [tool for tool in args.tools.split(",") if shutil.which(programs.get(tool, tool))]
     forms, size = sources(args.forms.split(","))
+    if not args.rounds:
+        return
     os.makedirs(disk)
     call("truncate", "-s", f"{max(6 << 30, size * 9 // 4)}", f"{work}/disk.img")
     call("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", f"{work}/disk.img")
