@@ -142,6 +142,10 @@ fn block_device(path: &Path) -> Result<(u64, u64), String> {
 const V1_CONTROLLERS: [&str; 9] =
     ["cpuset", "cpu", "cpuacct", "memory", "pids", "devices", "freezer", "blkio", "name=systemd"];
 
+/// Controllers of version 1 that gpurun has no use for, but in which libcontainer makes directories where they are mounted. They are often left
+/// mounted beside version 2 (net_cls above all), and do not make a host one of version 1.
+pub(super) const V1_UNUSED: [&str; 4] = ["hugetlb", "perf_event", "net_cls", "net_prio"];
+
 /// The hierarchy that a mountinfo text (proc_pid_mountinfo(5)) describes; the first mount of a controller counts.
 fn parse_mountinfo(text: &str) -> Option<Hierarchy> {
     let mut controllers = BTreeMap::new();
@@ -155,14 +159,15 @@ fn parse_mountinfo(text: &str) -> Option<Hierarchy> {
                 unified.get_or_insert(point);
             }
             (Some("cgroup"), Some(options)) => {
-                for option in options.split(',').filter(|option| V1_CONTROLLERS.contains(option)) {
+                let known = |option: &&str| V1_CONTROLLERS.contains(option) || V1_UNUSED.contains(option);
+                for option in options.split(',').filter(known) {
                     controllers.entry(option.to_owned()).or_insert_with(|| point.clone());
                 }
             }
             _ => {}
         }
     }
-    let real = controllers.keys().any(|name| name != "name=systemd");
+    let real = controllers.keys().any(|name| name != "name=systemd" && !V1_UNUSED.contains(&name.as_str()));
     match (real, unified) {
         (true, unified) => Some(Hierarchy::V1 { controllers, unified }),
         (false, Some(mount)) => Some(Hierarchy::V2 { mount }),
@@ -198,6 +203,25 @@ mod tests {
         let text = "30 20 0:27 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
         assert_eq!(parse_mountinfo(text), Some(Hierarchy::V2 { mount: "/sys/fs/cgroup".into() }));
         assert_eq!(parse_mountinfo("1 0 0:1 / / rw - ext4 /dev/a rw\n"), None);
+        let beside = format!("{text}31 30 0:28 / /sys/fs/cgroup/net_cls rw - cgroup net_cls rw,net_cls\n");
+        assert_eq!(
+            parse_mountinfo(&beside),
+            parse_mountinfo(text),
+            "what a VPN mounts does not make a host one of version 1"
+        );
+    }
+
+    #[test]
+    fn directories_in_controllers_without_use_are_found_and_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let made = ["cpu/gpurun/x", "net_cls/gpurun/x"].map(|dir| root.path().join("cg").join(dir));
+        made.iter().for_each(|dir| fs::create_dir_all(dir).unwrap());
+        fs::create_dir_all(root.path().join("proc/self")).unwrap();
+        let line = |name: &str| format!("26 25 0:23 / /cg/{name} rw - cgroup cgroup rw,{name}\n");
+        fs::write(root.path().join("proc/self/mountinfo"), line("cpu") + &line("net_cls")).unwrap();
+        let host = Host::probe(root.path()).unwrap();
+        super::super::Cgroup::open(&host, "/gpurun/x").unwrap().expect("it is there").remove().unwrap();
+        assert!(made.iter().all(|dir| !dir.exists()));
     }
 
     #[test]

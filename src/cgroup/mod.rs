@@ -164,7 +164,8 @@ impl Host {
         }
     }
 
-    fn make(&self, path: &str, limits: &Limits) -> Result<Cgroup, CgroupError> {
+    /// Makes the cgroup with the controllers that the limits need, still without any limit. No error where it is there already.
+    pub fn make(&self, path: &str, limits: &Limits) -> Result<Cgroup, CgroupError> {
         let relative = Path::new(path.trim_start_matches('/'));
         match &self.hierarchy {
             Hierarchy::V1 { controllers, .. } => {
@@ -214,7 +215,7 @@ impl Cgroup {
         let cgroup = match &host.hierarchy {
             Hierarchy::V1 { controllers, unified } => {
                 let mut dirs: BTreeMap<String, PathBuf> = BTreeMap::new();
-                for name in V1.into_iter().chain(["name=systemd"]) {
+                for name in V1.into_iter().chain(host::V1_UNUSED).chain(["name=systemd"]) {
                     dirs.extend(
                         controllers
                             .get(name)
