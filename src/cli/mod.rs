@@ -21,6 +21,7 @@ mod internal;
 mod jupyter;
 mod lab;
 mod logs;
+mod misread;
 mod print;
 mod ps;
 mod request;
@@ -131,16 +132,6 @@ enum Command {
     Gpus(gpus::GpusArgs),
     /// Print the hash of a Jupyter password
     Token(token::TokenArgs),
-    #[command(hide = true)]
-    Supervise(internal::SuperviseArgs),
-    #[command(hide = true)]
-    LabPayload(lab::PayloadArgs),
-    #[command(hide = true)]
-    HookShim(internal::HookShimArgs),
-    #[command(hide = true)]
-    GpuProbe(internal::GpuProbeArgs),
-    #[command(hide = true)]
-    GpuParams,
 }
 
 /// What every command gets.
@@ -168,9 +159,16 @@ impl Context {
 /// Parses, dispatches, prints the error if there is one.
 pub fn main() -> ExitCode {
     init_tracing();
+    if internal::is_meant() {
+        return finish(internal::main());
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
+            let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+            if let Some(report) = misread::explain(&error, &args) {
+                return finish(Err(report));
+            }
             // clap prints help on stdout with status 0, errors on stderr with status 2
             let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
             let _ = error.print();
@@ -179,7 +177,11 @@ pub fn main() -> ExitCode {
     };
     let context =
         Context { root: cli.globals.root.clone(), run_dir: cli.globals.run_dir.clone(), verbose: cli.globals.verbose };
-    match dispatch(cli, &context) {
+    finish(dispatch(cli, &context))
+}
+
+fn finish(done: Result<u8, Report>) -> ExitCode {
+    match done {
         Ok(code) => ExitCode::from(code),
         Err(report) => {
             print::say(&report.to_string());
@@ -193,9 +195,8 @@ fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
         need_root()?;
         return jupyter::run(&cli.jupyter, context);
     };
-    match &command {
-        Command::Token(_) | Command::HookShim(_) | Command::GpuProbe(_) | Command::GpuParams => {}
-        _ => need_root()?,
+    if !matches!(command, Command::Token(_)) {
+        need_root()?;
     }
     match command {
         Command::Run(args) => run::run(&args, context),
@@ -213,7 +214,6 @@ fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
         Command::Explain(args) => explain::run(&args, context),
         Command::Doctor(args) => doctor::run(&args, context),
         Command::Lab(args) => lab::run(&args),
-        Command::LabPayload(args) => Ok(lab::payload(&args)),
         Command::Update(args) => change::update(&args, context),
         Command::Pause(args) => change::pause(&args, true, context),
         Command::Resume(args) => change::pause(&args, false, context),
@@ -228,10 +228,6 @@ fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
         Command::Image(args) => image::run(&args, context),
         Command::Gpus(args) => gpus::run(&args, context),
         Command::Token(args) => token::run(&args),
-        Command::Supervise(args) => internal::supervise(&args, context),
-        Command::HookShim(args) => Ok(internal::hook_shim(args)),
-        Command::GpuProbe(args) => Ok(internal::gpu_probe(&args)),
-        Command::GpuParams => crate::gpu::params::main().map(|()| 0),
     }
 }
 

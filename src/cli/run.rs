@@ -72,12 +72,6 @@ pub fn start_new(
     request: Request,
     secrets: Option<&Secrets>,
 ) -> Result<Spawned, Report> {
-    // Beside everything that follows, until the supervisor needs it.
-    std::thread::spawn(|| {
-        if let Ok(host) = crate::cgroup::Host::probe(std::path::Path::new("/")) {
-            host.prime_moves();
-        }
-    });
     let records = context.records()?;
     let (entry, launching) = record(&records, name, request, secrets)?;
     match launch::spawn(&context.root, &context.run_dir, &entry, launching) {

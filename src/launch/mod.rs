@@ -1,8 +1,8 @@
 //! The pipeline from a recorded request to a running container, with its undo stack.
 //!
 //! ```text
-//! image mount → private mount namespace → overlay → guards → user, files, mount points → network → limits → spec → bundle
-//!   → hooks and create (libcontainer) → limits read back → start → (Jupyter)
+//! image mount → private mount namespace → overlay → guards → user, files, mount points → network → spec → bundle → cgroup with its
+//!   limits → hooks and create (libcontainer) → limits read back → start → (Jupyter)
 //! ```
 //!
 //! Runs in the supervisor, single-threaded. Every step that makes something outside this process says how to take it back before the next

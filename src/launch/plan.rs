@@ -84,6 +84,12 @@ pub(super) fn make(
 ) -> Result<Planned, Report> {
     let request = &entry.record.request;
     let host = cgroup::Host::probe(Path::new("/"))?;
+    let (made_in, path) = (host.clone(), cgroup_path(request.cgroup_parent.as_deref(), &entry.record.id));
+    undo.push("remove the container's cgroup", move || {
+        // The command has made it (see `spawn`); libcontainer makes directories of its own under version 1: all of them go.
+        let all = cgroup::Cgroup::open(&made_in, &path)?;
+        all.map_or(Ok(()), |all| all.remove()).map_err(Report::from)
+    });
     host.leave_login()?;
     let mut limits = request.limits.resolve(&host.facts()?)?;
     host.soften(&mut limits).into_iter().for_each(|word| tell(Progress::Notice(word)));
@@ -363,30 +369,28 @@ impl Planned {
         if let Some(prepared) = &mut jupyter {
             prepared.hold(&plan, filter.as_ref());
         }
-        let (cgroup, _) = host.create(&plan.cgroup_path, &limits, &device_rules(&plan.devices))?;
-        let (ours, path) = (cgroup.clone(), plan.cgroup_path.clone());
-        undo.push("remove the container's cgroup", move || {
-            ours.kill_all()?;
-            // libcontainer has made directories of its own under version 1: all of them go.
-            let all = cgroup::Cgroup::open(&host, &path)?;
-            all.map_or(Ok(()), |all| all.remove()).map_err(Report::from)
-        });
-        step("cgroup");
+        // All that can be done before the cgroup is there: making it waits for the kernel (`Host::prime_moves`).
         let held = if plan.uid == 0 { plan.capabilities.0 } else { 0 };
         write_bundle(entry, &plan, filter.as_ref())?;
         let (stdio, streams) = streams(entry)?;
-        step("bundle");
-        let created = runtime::create(CreateRequest {
+        let state_root = entry.run_dir.join("libcontainer");
+        let prepared = runtime::prepare(CreateRequest {
             id: &entry.record.id,
             bundle: &entry.run_dir,
-            state_root: &entry.run_dir.join("libcontainer"),
+            state_root: &state_root,
             stdio,
             seccomp: filter.as_ref(),
             no_new_privileges: plan.no_new_privileges,
             held_capabilities: held,
             oom_score_adj: plan.oom_score_adj,
             check: &check,
-        });
+        })?;
+        step("bundle");
+        let (cgroup, _) = host.create(&plan.cgroup_path, &limits, &device_rules(&plan.devices))?;
+        let ours = cgroup.clone();
+        undo.push("end what runs in the container's cgroup", move || Ok(ours.kill_all()?));
+        step("cgroup");
+        let created = prepared.create();
         // A hook's own words say more than the runtime's.
         let mut created =
             created.map_err(|error| match hook::failures(&entry.run_dir.join("hooks")).into_iter().next() {

@@ -8,7 +8,7 @@
 //! | `containers/ID` without `record.json` | the command | record lock `launching` | reconcile |
 //! | `/run/gpurun/ID` | the command | record locks `launching`, `alive` | the supervisor at the end, reconcile |
 //! | container's processes | the supervisor | PDEATHSIG KILL of pid 1 | the kernel; `cgroup.kill` by reconcile |
-//! | cgroup `/gpurun/ID` | the supervisor | record lock `alive` | the supervisor, reconcile |
+//! | cgroup `/gpurun/ID` | the command | record locks `launching`, `alive` | the supervisor, reconcile |
 //! | overlay and bind mounts | the supervisor | they stand in its mount namespace | the kernel |
 //! | network namespace, veth | the supervisor | held by its descriptor | the kernel |
 //! | address lease, nft elements | the supervisor | record lock `alive` | the supervisor, `net::reconcile` |

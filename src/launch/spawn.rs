@@ -1,11 +1,18 @@
 //! From the command to the supervisor: gpurun executes itself again, through a handle of its executable that nobody can write to.
+//!
+//! On the way the container's cgroup is made (version 1), still without limits, and the kernel is made ready for moves into it: a wait of 4 to 19 ms that
+//! runs beside the supervisor's work. In this order, since the kernel makes no cgroup while somebody waits so.
 
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use nix::sys::signal::{SigSet, SigmaskHow};
+
+use crate::cgroup::{Cgroup, Host, Version};
 use crate::durable::ProcessLock;
 use crate::record::Entry;
 use crate::report::Report;
+use crate::spec::Limits;
 use crate::supervise::CLIENT_FD;
 use crate::supervise::protocol::Connection;
 
@@ -21,16 +28,42 @@ pub struct Spawned {
 
 /// Starts the supervisor of a recorded container.
 pub fn spawn(root: &Path, run_dir: &Path, entry: &Entry, launching: ProcessLock) -> Result<Spawned, Report> {
-    let failed = |error: std::io::Error| {
-        Report::new(format!("cannot start the supervisor of container `{}`", entry.record.name)).with_cause(error)
-    };
-    let (ours, theirs) = Connection::pair().map_err(failed)?;
+    let host = Host::probe(Path::new("/"))?;
+    let cgroup = super::cgroup_path(entry.record.request.cgroup_parent.as_deref(), &entry.record.id);
+    // What does not work here is tried again by the supervisor, which says why. Under version 2 it is the supervisor's alone: which controllers
+    // can be had depends on where the process is.
+    if host.limits_version() == Version::V1 {
+        let _ = host.make(&cgroup, &Limits::default());
+    }
+    super::step("made");
+    prime_moves(host.clone());
+    match start(root, run_dir, entry) {
+        Ok(connection) => Ok(Spawned { id: entry.record.id.clone(), connection, _launching: launching }),
+        Err(error) => {
+            if let Ok(Some(cgroup)) = Cgroup::open(&host, &cgroup) {
+                let _ = cgroup.remove();
+            }
+            let what = format!("cannot start the supervisor of container `{}`", entry.record.name);
+            Err(Report::new(what).with_cause(error))
+        }
+    }
+}
+
+fn start(root: &Path, run_dir: &Path, entry: &Entry) -> std::io::Result<Connection> {
+    let (ours, theirs) = Connection::pair()?;
     let theirs = theirs.into_fd();
-    let mut command = crate::sys::exe::sealed_command()
-        .map_err(|error| Report::new("cannot make a sealed handle of gpurun's executable").with_cause(error))?;
-    command.arg("--root").arg(root).arg("--run-dir").arg(run_dir).arg("supervise").arg(&entry.record.id);
+    let mut command = crate::sys::exe::sealed_command()?;
+    command.arg("supervise").arg("--root").arg(root).arg("--run-dir").arg(run_dir).arg(&entry.record.id);
     crate::sys::process::pass_fd(&mut command, theirs.as_raw_fd(), CLIENT_FD);
     command.current_dir("/");
-    command.spawn().map_err(failed)?;
-    Ok(Spawned { id: entry.record.id.clone(), connection: ours, _launching: launching })
+    command.spawn()?;
+    Ok(ours)
+}
+
+/// Beside everything that follows, until the supervisor needs it. Only an attempt.
+fn prime_moves(host: Host) {
+    // Signals are for the main thread, also those that it has not blocked yet.
+    let Ok(before) = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK) else { return };
+    std::thread::spawn(move || host.prime_moves());
+    let _ = before.thread_set_mask();
 }

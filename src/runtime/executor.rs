@@ -70,13 +70,13 @@ pub(super) struct Executor {
 }
 
 impl Executor {
-    pub(super) fn new(request: &CreateRequest<'_>, args: Vec<String>, failures: OwnedFd) -> Result<Self, RuntimeError> {
+    pub(super) fn new(request: &CreateRequest<'_>, args: &[String], failures: OwnedFd) -> Result<Self, RuntimeError> {
         let program = args.first().cloned().unwrap_or_default();
         let own = i32::try_from(std::process::id()).unwrap_or(0);
         let supervisor =
             process::open_pidfd(own).map_err(|error| RuntimeError::Sys("open gpurun's own process", error))?;
         Ok(Self {
-            args: c_strings(&args)?,
+            args: c_strings(args)?,
             program,
             check: request.check.to_owned(),
             filter: request.seccomp.cloned(),

@@ -20,7 +20,8 @@
 //! | zombies, and the state directory after an early error, stay behind a failed create | killed, reaped, removed here |
 //!
 //! On disk: `<state_root>/<id>` is libcontainer's own, `<state_root>/bundle` the spec that it reads, `<state_root>/console` a socket for the
-//! time of a create. [`create`] removes all of them when it fails, [`Created::delete`] at the end. No locks: one supervisor per container.
+//! time of a create. [`create`] removes all of them when it fails, [`Created::delete`] at the end. The cgroup is its maker's to remove. No
+//! locks: one supervisor per container.
 
 mod capture;
 mod exec;
@@ -136,6 +137,7 @@ pub struct Created {
     words: Words,
     program: String,
     state_root: PathBuf,
+    has_poststop: bool,
 }
 
 struct ContainerHandle(Container);
@@ -146,40 +148,63 @@ impl std::fmt::Debug for ContainerHandle {
     }
 }
 
+/// Everything that a container needs before its cgroup is there.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    request: CreateRequest<'a>,
+    inner: Inner,
+    failures: File,
+    executor: Executor,
+    console: Option<Console>,
+}
+
 /// Creates the container; its process waits for [`Created::start`].
 pub fn create(request: CreateRequest<'_>) -> Result<Created, RuntimeError> {
+    prepare(request)?.create()
+}
+
+/// The first half of [`create`], which makes nothing but files: a launch does it while it waits for the kernel to be ready for moves between
+/// cgroups ([`crate::cgroup::Host::prime_moves`]).
+pub fn prepare(request: CreateRequest<'_>) -> Result<Prepared<'_>, RuntimeError> {
     let threads = process::thread_count();
     if threads != 1 {
         return Err(RuntimeError::Threads(threads));
     }
-    let inner = request.state_root.join("bundle");
-    let args = write_inner_spec(&request, &inner)?;
+    let inner = write_inner_spec(&request)?;
     let (failures, failure_end) = pipe()?;
-    let executor = Executor::new(&request, args, failure_end)?;
+    let executor = Executor::new(&request, &inner.args, failure_end)?;
     let console = match &request.stdio {
         Stdio::Pty { .. } => Some(Console::bind(request.state_root)?),
         Stdio::Fds { .. } => None,
     };
-    let before = process::children();
-    // Mount points that libcontainer makes in the image's root must be open to the container's user.
-    let umask = process::usual_umask();
-    let (built, mut words) = capture(|| build(&request, &inner, executor, console.as_ref()));
-    nix::sys::stat::umask(umask);
-    let container = match built {
-        Ok(container) => container,
-        Err(source) => {
+    Ok(Prepared { request, inner, failures, executor, console })
+}
+
+impl Prepared<'_> {
+    /// The second half: processes.
+    pub fn create(self) -> Result<Created, RuntimeError> {
+        let Self { request, inner, failures, executor, console } = self;
+        let before = process::children();
+        // Mount points that libcontainer makes in the image's root must be open to the container's user.
+        let umask = process::usual_umask();
+        let (built, mut words) = capture(|| build(&request, &inner.dir, executor, console.as_ref()));
+        nix::sys::stat::umask(umask);
+        let container = match built {
+            Ok(container) => container,
+            Err(source) => {
+                end_strays(&before);
+                clear(request.state_root, request.id);
+                return Err(create_error(failures, source, &words.take(), request.check));
+            }
+        };
+        let pid = container.pid().map_or(0, |pid| pid.as_raw());
+        finish(&request, container, inner.has_poststop, console, failures, words).inspect_err(|_| {
+            // Its pid 1 waits for a start that will not come.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
             end_strays(&before);
             clear(request.state_root, request.id);
-            return Err(create_error(failures, source, &words.take(), request.check));
-        }
-    };
-    let pid = container.pid().map_or(0, |pid| pid.as_raw());
-    finish(&request, container, console, failures, words).inspect_err(|_| {
-        // Its pid 1 waits for a start that will not come.
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-        end_strays(&before);
-        clear(request.state_root, request.id);
-    })
+        })
+    }
 }
 
 /// Removes what libcontainer and this room have written. Nothing of it is worth an error: it lies under /run.
@@ -215,6 +240,7 @@ fn build(
 fn finish(
     request: &CreateRequest<'_>,
     container: Container,
+    has_poststop: bool,
     console: Option<Console>,
     failures: File,
     words: Words,
@@ -243,6 +269,7 @@ fn finish(
         words,
         program: request.check.to_owned(),
         state_root: request.state_root.to_path_buf(),
+        has_poststop,
     })
 }
 
@@ -265,13 +292,18 @@ impl Created {
         process::signal(&self.pidfd, number)
     }
 
-    /// Kills what still runs, lets `poststop` hooks run, removes the cgroup and everything on disk.
+    /// Kills what still runs, lets `poststop` hooks run, and removes everything on disk. The cgroup is left to whoever made it.
     pub fn delete(mut self) -> Result<(), RuntimeError> {
         // libcontainer refuses, or not, by a race, what was killed a moment ago: wait for the end first.
         let _ = self.signal(libc::SIGKILL);
         process::wait_pidfd(&self.pidfd, END);
-        let (deleted, mut words) = capture(|| self.container.0.delete(true));
         let id = self.container.0.id().to_owned();
+        if !self.has_poststop {
+            // All that is left of libcontainer is a directory. Its own way to remove that takes 1.6 ms for a dozen readings of the mount table.
+            clear(&self.state_root, &id);
+            return Ok(());
+        }
+        let (deleted, mut words) = capture(|| self.container.0.delete(true));
         clear(&self.state_root, &id);
         deleted.map_err(|source| RuntimeError::Delete { id, said: said(&words.take()), source: Box::new(source) })
     }
@@ -280,8 +312,17 @@ impl Created {
 /// How long a killed process may take to end: one in uninterruptible sleep needs the device that it waits for.
 const END: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// The changes that libcontainer's bugs need, in a copy of the spec that it alone reads; answers with the process's arguments.
-fn write_inner_spec(request: &CreateRequest<'_>, inner: &Path) -> Result<Vec<String>, RuntimeError> {
+/// The spec that libcontainer reads.
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    /// The process's arguments.
+    args: Vec<String>,
+    has_poststop: bool,
+}
+
+/// The changes that libcontainer's bugs need, in a copy of the spec that it alone reads.
+fn write_inner_spec(request: &CreateRequest<'_>) -> Result<Inner, RuntimeError> {
     let path = request.bundle.join("config.json");
     let io = |action: &'static str, path: &Path| {
         let path = path.to_path_buf();
@@ -296,6 +337,7 @@ fn write_inner_spec(request: &CreateRequest<'_>, inner: &Path) -> Result<Vec<Str
         .flatten()
         .filter_map(|arg| arg.as_str().map(str::to_owned))
         .collect();
+    let has_poststop = spec["hooks"]["poststop"].as_array().is_some_and(|hooks| !hooks.is_empty());
     // libcontainer would only warn about it; the filter is loaded by our executor.
     if let Some(linux) = spec["linux"].as_object_mut() {
         linux.remove("seccomp");
@@ -316,10 +358,11 @@ fn write_inner_spec(request: &CreateRequest<'_>, inner: &Path) -> Result<Vec<Str
             }
         }
     }
-    std::fs::create_dir_all(inner).map_err(io("make the directory", inner))?;
-    let copy = inner.join("config.json");
+    let dir = request.state_root.join("bundle");
+    std::fs::create_dir_all(&dir).map_err(io("make the directory", &dir))?;
+    let copy = dir.join("config.json");
     std::fs::write(&copy, spec.to_string()).map_err(io("write", &copy))?;
-    Ok(args)
+    Ok(Inner { dir, args, has_poststop })
 }
 
 fn pipe() -> Result<(File, OwnedFd), RuntimeError> {

@@ -62,6 +62,10 @@ pub struct Supervisor {
     ooms_until_us: u64,
     /// Whether the container never ran before.
     first_run: bool,
+    /// Whether it ever ran, in this supervisor's life or before.
+    ran: bool,
+    /// Whether nothing of it shall be left at the end.
+    remove: bool,
     /// When patience ends and SIGKILL follows.
     kill_at: Option<Instant>,
     _alive: ProcessLock,
@@ -117,6 +121,7 @@ impl Supervisor {
             .map_err(|errno| Report::new("cannot make a signalfd").with_cause(errno))?;
         let listener = Listener::bind(&entry.control_socket()).map_err(failed("bind the control socket"))?;
         let log = Log::open(&entry.log()).map_err(failed("open the container's log"))?;
+        let ran = entry.state()?.started.is_some();
         Ok(Self {
             records,
             root: root.to_path_buf(),
@@ -130,7 +135,9 @@ impl Supervisor {
             oom_look: None,
             ooms_told: 0,
             ooms_until_us: 0,
-            first_run: entry.state()?.started.is_none(),
+            first_run: !ran,
+            ran,
+            remove: entry.record.request.auto_remove,
             entry,
             _alive: alive,
         })
@@ -144,6 +151,8 @@ impl Supervisor {
             let ending = match self.run_once() {
                 Ok(ending) => ending,
                 Err(report) => {
+                    // What never ran has nothing to look at: its name is free for the next attempt.
+                    self.remove = self.remove || (!self.ran && !self.entry.record.step);
                     self.state.exit_code = Some(report.exit_code);
                     self.state.error = Some(report.clone());
                     self.finish();
@@ -212,6 +221,7 @@ impl Supervisor {
     }
 
     fn announce(&mut self, container: &Container) {
+        self.ran = true;
         self.state.phase = Phase::Running;
         self.state.started = Some(log::now());
         self.state.finished = None;
@@ -232,16 +242,15 @@ impl Supervisor {
         self.state.pid = None;
         self.state.pid_start = None;
         self.state.url = None;
-        self.save();
+        if self.entry.record.step || !self.remove {
+            self.save();
+        }
         if self.entry.record.step {
             // The builder reads what was written, and then removes it.
             return;
         }
-        let removed = if self.entry.record.request.auto_remove {
-            launch::remove(&self.records, &self.entry)
-        } else {
-            launch::clear_run_dir(&self.entry)
-        };
+        let removed =
+            if self.remove { launch::remove(&self.records, &self.entry) } else { launch::clear_run_dir(&self.entry) };
         if let Err(report) = removed {
             tracing::warn!("{report}");
         }

@@ -11,9 +11,9 @@ pub const TESTS: &[(&str, fn())] = &[
     ("a_killed_pid_1_is_an_exit", pid_1),
 ];
 
-/// The steps of launch, in their order (src/launch).
-const STEPS: [&str; 10] =
-    ["image", "overlay", "network", "gpus", "cgroup", "bundle", "created", "verified", "started", "running"];
+/// The steps of launch, in their order (src/launch). At the first it is the command that dies, at the others the supervisor.
+const STEPS: [&str; 11] =
+    ["made", "image", "overlay", "network", "gpus", "bundle", "cgroup", "created", "verified", "started", "running"];
 
 fn every_step() {
     let host = Host::with_box();
@@ -26,9 +26,13 @@ fn every_step() {
             args.extend(["box", "sleep", "1000"]);
             let output = host.command(&args).env("GPURUN_KILL_AT", step).output().unwrap();
             let error = String::from_utf8_lossy(&output.stderr).into_owned();
-            if step != "running" {
-                assert_eq!(output.status.code(), Some(125), "{step}: {error}");
-                assert!(error.contains("supervisor ended"), "{step}: {error}");
+            match step {
+                "made" => assert_eq!(output.status.code(), None, "{step}: {error}"),
+                "running" => {}
+                _ => {
+                    assert_eq!(output.status.code(), Some(125), "{step}: {error}");
+                    assert!(error.contains("supervisor ended"), "{step}: {error}");
+                }
             }
             // The next command clears it away, whatever it is.
             let ps = host.ok(&["ps", "-a", "-q"]);

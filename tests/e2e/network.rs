@@ -123,6 +123,9 @@ fn port_taken() {
     serve(&host, "web", "8080:80");
     let error = host.fails(125, &["run", "-d", "--name", "two", "-p", "8080:81", "box", "true"]);
     assert!(error.contains("8080") && error.contains("container `web`") && error.contains("hint:"), "{error}");
+    // What never ran is not there, and its name is free.
+    assert_eq!(host.ok(&["ps", "-a", "--json"]).matches("\"two\"").count(), 0);
+    host.ok(&["run", "-d", "--name", "two", "-p", "8081:81", "box", "true"]);
     // Any free one is another one.
     serve(&host, "three", "80");
 }

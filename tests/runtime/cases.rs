@@ -53,7 +53,7 @@ fn hook_order() {
     assert_eq!(lines(), expected);
     assert!(fixture.root().join("tmp/started").exists());
     wait(created.pid);
-    created.delete().unwrap();
+    fixture.delete(created);
     expected.push(line("poststop"));
     assert_eq!(lines(), expected);
     fixture.assert_gone();
@@ -115,7 +115,7 @@ fn init_program() {
     created.signal(libc::SIGTERM).unwrap();
     assert_eq!(output.line(), "term");
     assert_eq!(wait(created.pid), 5);
-    created.delete().unwrap();
+    fixture.delete(created);
     // An orphan is reaped: the shell in the middle ends at once, its child becomes pid 1's and then ends, too.
     let orphan = "(sh -c 'read x' < /dev/null & ) ; i=0; while [ $i -lt 500 ]; do \
         [ $(ls -d /proc/[0-9]* | grep -c .) -le 3 ] && exit 0; sleep 0.01; i=$((i+1)); done; ps; exit 1";
@@ -134,7 +134,7 @@ fn init_alone() {
         assert!(!process::wait_pidfd(&created.pidfd, Duration::from_millis(50)), "only these two signals end it");
         created.signal(signal).unwrap();
         assert_eq!(wait(created.pid), code);
-        created.delete().unwrap();
+        fixture.delete(created);
     }
 }
 

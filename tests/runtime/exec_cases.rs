@@ -57,7 +57,7 @@ fn confined() {
             ] {
                 assert!(text.contains(&line), "uid {uid}, {no_new_privileges}: no `{line}` in {text}");
             }
-            created.delete().unwrap();
+            fixture.delete(created);
         }
     }
 }
@@ -76,7 +76,7 @@ fn inside() {
     let (stdio, _output) = crate::fixture::piped();
     let child = exec(&exec_request(&fixture, &created, &["/bin/sleep", "1000"], stdio)).unwrap();
     assert_eq!(cgroups(child.pid), cgroups(created.pid));
-    created.delete().unwrap();
+    fixture.delete(created);
     assert_eq!(wait(child.pid), 128 + libc::SIGKILL);
 }
 
@@ -96,7 +96,7 @@ fn identity() {
         },
     );
     assert_eq!(text, "1000\n1001\n1001 7 8\n/work\n0022\n100\n200\n55");
-    created.delete().unwrap();
+    fixture.delete(created);
 }
 
 fn clean() {
@@ -107,7 +107,7 @@ fn clean() {
     let created = fixture.started();
     let (_, text) = run(&fixture, &created, "grep -E '^Sig(Blk|Ign)' /proc/self/status; exec ls /proc/self/fd", |_| {});
     assert_eq!(text, "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n0\n1\n2\n3");
-    created.delete().unwrap();
+    fixture.delete(created);
 }
 
 fn exit_codes() {
@@ -116,7 +116,7 @@ fn exit_codes() {
     for (script, code) in [("exit 0", 0), ("exit 9", 9), ("kill -TERM $$", 128 + libc::SIGTERM)] {
         assert_eq!(run(&fixture, &created, script, |_| {}).0, code, "{script}");
     }
-    created.delete().unwrap();
+    fixture.delete(created);
 }
 
 fn words() {
@@ -136,7 +136,7 @@ fn words() {
         assert!(report.exit_code == code && report.message.contains(words), "{report}");
         assert_eq!(gpurun::sys::process::children(), before, "a zombie after `{program}`");
     }
-    created.delete().unwrap();
+    fixture.delete(created);
 }
 
 /// CVE-2024-21626: a working directory that is a link to a directory of the host, held open by the runtime.
@@ -151,7 +151,7 @@ fn escape() {
         let report = Report::from(exec(&request).expect_err("a directory elsewhere"));
         assert!(report.message.contains(&cwd), "{report}");
     }
-    created.delete().unwrap();
+    fixture.delete(created);
 }
 
 fn terminal() {
@@ -169,7 +169,7 @@ fn terminal() {
     gpurun::sys::pty::set_window_size(master.as_fd(), 10, 20);
     read_until(&master, "resized");
     assert_eq!(wait(child.pid), 3);
-    created.delete().unwrap();
+    fixture.delete(created);
 }
 
 fn many() {
@@ -179,7 +179,7 @@ fn many() {
         assert_eq!(run(&fixture, &created, &format!("exit {round}"), |_| {}).0, round);
     }
     assert_eq!(gpurun::sys::process::children(), [created.pid]);
-    created.delete().unwrap();
+    fixture.delete(created);
 }
 
 fn ends() {
@@ -189,7 +189,7 @@ fn ends() {
     let child = exec(&exec_request(&fixture, &created, &["/bin/sleep", "1000"], stdio)).unwrap();
     created.signal(libc::SIGKILL).unwrap();
     assert_eq!(wait(child.pid), 128 + libc::SIGKILL);
-    created.delete().unwrap();
+    fixture.delete(created);
 }
 
 fn gone() {
@@ -201,5 +201,5 @@ fn gone() {
     let report =
         Report::from(exec(&exec_request(&fixture, &created, &["/bin/true"], stdio)).expect_err("nothing to enter"));
     assert!(report.message.contains("enter the"), "{report}");
-    created.delete().unwrap();
+    fixture.delete(created);
 }

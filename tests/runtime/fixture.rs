@@ -146,8 +146,21 @@ impl Fixture {
         }
         let text = output.read();
         let code = wait(created.pid);
-        created.delete().map_err(Report::from).unwrap_or_else(|report| panic!("{report}"));
+        self.delete(created);
         (code, text)
+    }
+
+    /// Deletes as the launch does: the cgroup, which libcontainer has made here, after the container.
+    pub fn delete(&self, created: Created) {
+        created.delete().map_err(Report::from).unwrap_or_else(|report| panic!("{report}"));
+        self.remove_cgroup();
+    }
+
+    pub fn remove_cgroup(&self) {
+        let host = gpurun::cgroup::Host::probe(Path::new("/")).expect("cgroups");
+        if let Some(cgroup) = gpurun::cgroup::Cgroup::open(&host, &self.cgroup_path()).expect("a look at the cgroup") {
+            cgroup.remove().map_err(Report::from).unwrap_or_else(|report| panic!("{report}"));
+        }
     }
 
     /// A running container that waits until it is killed, for exec.

@@ -39,7 +39,7 @@ fn exit_codes() {
     let created = fixture.started();
     created.signal(libc::SIGKILL).unwrap();
     assert_eq!(wait(created.pid), 128 + libc::SIGKILL);
-    created.delete().unwrap();
+    fixture.delete(created);
     fixture.assert_gone();
 }
 
@@ -54,7 +54,7 @@ fn repeated() {
         if round % 3 > 1 {
             assert_eq!(output.read(), "");
         }
-        created.delete().unwrap();
+        fixture.delete(created);
         while nix::sys::wait::waitpid(None, None).is_ok() {}
         fixture.assert_gone();
     }
@@ -160,7 +160,7 @@ fn own_cgroup() {
     assert_eq!(std::fs::read_to_string(pids.join("pids.max")).unwrap().trim(), "77");
     let procs = std::fs::read_to_string(pids.join("cgroup.procs")).unwrap();
     assert_eq!(procs.trim(), created.pid.to_string(), "pid 1 is in before its first instruction");
-    created.delete().unwrap();
+    fixture.delete(created);
 }
 
 fn terminal() {
@@ -174,7 +174,7 @@ fn terminal() {
     let seen = read_until(&master, "got word");
     assert!(seen.contains("word"), "{seen}");
     assert_eq!(wait(created.pid), 0);
-    created.delete().unwrap();
+    fixture.delete(created);
     // The size, in a run of its own: reading above stops at the terminal's name.
     let fixture = Fixture::shell("stty size; echo end");
     let mut created =
@@ -183,7 +183,7 @@ fn terminal() {
     created.start().unwrap();
     assert!(read_until(&master, "end").contains("33 101"));
     wait(created.pid);
-    created.delete().unwrap();
+    fixture.delete(created);
     fixture.assert_gone();
 }
 
@@ -198,7 +198,7 @@ fn long_path() {
     created.start().unwrap();
     read_until(&master, "end");
     wait(created.pid);
-    created.delete().unwrap();
+    fixture.delete(created);
 }
 
 fn words() {
@@ -213,7 +213,7 @@ fn words() {
             Err(report) => report,
             Ok(mut created) => {
                 let error = created.start().expect_err("a start that fails");
-                created.delete().unwrap();
+                fixture.delete(created);
                 while nix::sys::wait::waitpid(None, None).is_ok() {}
                 Report::from(error)
             }
@@ -250,10 +250,7 @@ fn failing_hook() {
         let report = fixture.try_create(stdio).expect_err("a hook that fails");
         assert!(report.message.contains("hook"), "{stage}: {report}");
         // The cgroup is its maker's to remove: libcontainer tries, and on version 2 comes before the killed process is gone.
-        let host = gpurun::cgroup::Host::probe(std::path::Path::new("/")).unwrap();
-        if let Some(cgroup) = gpurun::cgroup::Cgroup::open(&host, &fixture.cgroup_path()).unwrap() {
-            cgroup.remove().map_err(Report::from).unwrap();
-        }
+        fixture.remove_cgroup();
         fixture.assert_gone();
     }
 }
