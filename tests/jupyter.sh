@@ -77,4 +77,34 @@ url=$(run --image jupyter --rm --name based -d --jupyter-arg=--ServerApp.base_ur
 expect "the URL has the person's base_url" "http://127.0.0.1:9000/alice/" "${url%%\?*}"
 expect "and a kernel answers below it" 2 "$(on "$here" python3 tests/notebook.py "$url" token - 1+1)"
 run stop based >/dev/null
+# The servers that images of the CUDA 10 days have: the classic notebook, which knows none of today's settings.
+mkdir "$dir/old"
+cat >"$dir/old/Containerfile" <<'EOF'
+FROM jupyter
+USER root
+ARG PACKAGES
+RUN --mount=type=cache,target=/root/.cache/pip python3 -m venv /opt/old && /opt/old/bin/pip install --quiet --no-compile --disable-pip-version-check $PACKAGES
+USER jovyan
+ENV PATH=/opt/old/bin:/usr/local/bin:/usr/bin:/bin
+CMD ["jupyter-notebook"]
+EOF
+old() { # VERSION PACKAGES…: by password, by token, by a hash of its day; refused without
+    local version=$1
+    "$gpurun" build --quiet --host-ca -t old --build-arg "PACKAGES=notebook==$*" "$dir/old" >/dev/null || fail "an image with notebook $version does not build"
+    expect "it is notebook $version" "$version" "$(run run --rm --network none old jupyter-notebook --version 2>/dev/null)"
+    url=$(run --image old --rm --name old -d --password-file "$dir/password" -p 127.0.0.1:9000:8888)
+    expect "notebook $version: 1+1 by password" 2 "$(on "$here" python3 tests/notebook.py "$url" password "$dir/password" 1+1)"
+    expect "notebook $version: closed without it" 403 "$(on "$here" python3 -c 'import sys, urllib.request, urllib.error
+try: print(urllib.request.urlopen(sys.argv[1] + "api/contents").status)
+except urllib.error.HTTPError as error: print(error.code)' "$url")"
+    run stop old >/dev/null
+    url=$(run --image old --rm --name old -d -p 127.0.0.1:9000:8888)
+    expect "notebook $version: 1+1 by token" 2 "$(on "$here" python3 tests/notebook.py "$url" token - 1+1)"
+    run stop old >/dev/null
+    url=$(run --image old --rm --name old -d --password-hash "$(run token --algorithm sha1 --password-file "$dir/password")" -p 127.0.0.1:9000:8888)
+    expect "notebook $version: 1+1 by a sha1 hash" 2 "$(on "$here" python3 tests/notebook.py "$url" password "$dir/password" 1+1)"
+    run stop old >/dev/null
+}
+old 6.5.7
+old 6.0.3 'traitlets<5 tornado<6.2 jinja2<3.1 markupsafe<2.1 jupyter_client<7 ipykernel<6.0 ipython<8 nbconvert<6 pyzmq<25 jupyter_core<4.12 mistune<1 jsonschema<4 nbformat<5.2 setuptools<60'
 expect "nothing is left" "" "$(run ps -aq)"
