@@ -17,8 +17,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let root = nix::unistd::geteuid().is_root();
-    let required = std::env::var("GPURUN_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == "root"));
-    let ignored = !root && !required;
+    let required =
+        |what: &str| std::env::var("GPURUN_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == what));
+    let ignored = !root && !required("root");
     // A failed assertion tells where it stands; the harness catches it as any test's.
     let trial = |name: String, run: Box<dyn FnOnce() + Send>| {
         Trial::test(name, move || {
@@ -34,12 +35,12 @@ fn main() -> ExitCode {
     for (name, run) in hostile::TESTS.iter().chain(robust::TESTS).chain(sources::TESTS).chain(container::TESTS) {
         trials.push(trial((*name).to_owned(), Box::new(run)));
     }
-    let peer = peer::is_there();
-    let compared = Trial::test("peer::buildah_makes_the_same", || {
-        peer::compare();
-        Ok(())
-    });
-    trials.push(compared.with_ignored_flag(ignored || !peer));
+    // A test that is required and cannot run fails.
+    let no_peer = ignored || (!peer::is_there() && !required("buildah"));
+    for peer in peer::PEERS {
+        let compared = trial(format!("peer::{}", peer.name), Box::new(|| peer::compare(peer)));
+        trials.push(compared.with_ignored_flag(no_peer));
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     place::clear();
     conclusion.exit_code()
