@@ -2,8 +2,9 @@
 //!
 //! The grammar is BuildKit's (`frontend/dockerfile/parser`, `instructions`): parser directives, lines joined by the escape character with
 //! comments and empty lines between them passed over, flags, JSON or shell form, here-documents. Words are kept raw: what a variable
-//! means is known only when the build comes to it. The crate `parse-dockerfile` (0.1.9) was tried first: it refuses `RUN python3 <<EOF`
-//! and loses the names of here-documents in `COPY`.
+//! means is known only when the build comes to it. The crate `parse-dockerfile` (0.1.9) was tried first: it refuses every here-document that
+//! stands beside a command (`RUN python3 <<EOF`), loses the names of those in `COPY`, and leaves continued lines with their comments, words,
+//! pairs and flags to be read. It is a peer in the tests: what it can read is read alike.
 
 use super::words::{self, WordError};
 

@@ -122,6 +122,95 @@ fn what_is_wrong_is_told_with_its_line() {
     }
 }
 
+/// Line, keyword and flags of every instruction, as the crate `parse-dockerfile` reads them.
+fn peer(text: &str) -> Vec<String> {
+    use parse_dockerfile::{Flag, Instruction as Theirs};
+    let file = parse_dockerfile::parse(text).expect(text);
+    let flags = |flags: &[Flag<'_>]| -> Vec<String> {
+        let told = |flag: &Flag<'_>| {
+            format!("{}={}", flag.name.value, flag.value.as_ref().map_or("", |value| value.value.as_ref()))
+        };
+        flags.iter().map(told).collect()
+    };
+    let told = |instruction: &Theirs<'_>| {
+        let (keyword, flags) = match instruction {
+            Theirs::From(x) => (x.from.span.start, flags(&x.options)),
+            Theirs::Run(x) => (x.run.span.start, flags(&x.options)),
+            Theirs::Copy(x) => (x.copy.span.start, flags(&x.options)),
+            Theirs::Add(x) => (x.add.span.start, flags(&x.options)),
+            Theirs::Healthcheck(x) => (x.healthcheck.span.start, flags(&x.options)),
+            Theirs::Arg(x) => (x.arg.span.start, Vec::new()),
+            Theirs::Env(x) => (x.env.span.start, Vec::new()),
+            Theirs::Label(x) => (x.label.span.start, Vec::new()),
+            Theirs::Workdir(x) => (x.workdir.span.start, Vec::new()),
+            Theirs::User(x) => (x.user.span.start, Vec::new()),
+            Theirs::Cmd(x) => (x.cmd.span.start, Vec::new()),
+            Theirs::Entrypoint(x) => (x.entrypoint.span.start, Vec::new()),
+            Theirs::Shell(x) => (x.shell.span.start, Vec::new()),
+            Theirs::Expose(x) => (x.expose.span.start, Vec::new()),
+            Theirs::Volume(x) => (x.volume.span.start, Vec::new()),
+            Theirs::Stopsignal(x) => (x.stopsignal.span.start, Vec::new()),
+            Theirs::Onbuild(x) => (x.onbuild.span.start, Vec::new()),
+            Theirs::Maintainer(x) => (x.maintainer.span.start, Vec::new()),
+            other => panic!("{other:?}"),
+        };
+        let word = text[keyword..].split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
+        format!("{} {word} {flags:?}", text[..keyword].matches('\n').count() + 1)
+    };
+    file.instructions.iter().map(told).collect()
+}
+
+/// The same, as read here.
+fn own(text: &str) -> Vec<String> {
+    let told = |line: &Line| {
+        let flags: &[Flag] = match &line.instruction {
+            Instruction::Run { flags, .. } | Instruction::Healthcheck { flags, .. } => flags,
+            Instruction::Copy(copy) => &copy.flags,
+            _ => &[],
+        };
+        let mut flags: Vec<String> =
+            flags.iter().map(|flag| format!("{}={}", flag.name, flag.value.as_deref().unwrap_or(""))).collect();
+        if let Instruction::From { platform: Some(platform), .. } = &line.instruction {
+            flags.push(format!("platform={platform}"));
+        }
+        let word = line.text.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
+        format!("{} {word} {flags:?}", line.number)
+    };
+    parse(text).expect(text).lines.iter().map(told).collect()
+}
+
+#[test]
+fn what_the_crate_can_read_is_read_alike() {
+    for text in [
+        include_str!("../../../images/jupyter/Containerfile"),
+        include_str!("../../../images/pytorch_cuda10/Containerfile"),
+        include_str!("../../../images/tf2/Containerfile"),
+        "ARG A=1\nFROM --platform=$BUILDPLATFORM x AS y\nRUN --mount=type=cache,target=/c --network=none a \\\n  # inside\n\n  b\nUSER c\n",
+        "FROM x\nCOPY --from=y --chown=1:2 --link a b c/\nADD --checksum=sha256:0 http://x /y\nHEALTHCHECK --interval=5s CMD [\"true\"]\n",
+        "FROM x\nEXPOSE 80 81/udp\nWORKDIR /x\nSTOPSIGNAL 9\nSHELL [\"a\"]\nMAINTAINER me\nLABEL a=b \"c d\"=e\nVOLUME /a\nENTRYPOINT a\nCMD b\n",
+        "# escape=`\nfrom x\nrun a `\n b\nenv A=1\n",
+        "FROM x\r\nONBUILD RUN y\r\nRUN <<EOF\r\nFROM inside\r\nEOF\r\nUSER z\r\n",
+    ] {
+        assert_eq!(own(text), peer(text), "{text}");
+    }
+}
+
+/// Why the grammar is our own. Should this fail with a newer crate, it is worth another look.
+#[test]
+fn what_the_crate_cannot_read() {
+    for text in [
+        "FROM x\nRUN python3 <<EOF\nprint(1)\nEOF\n",
+        "FROM x\nRUN cat <<A >/x && cat <<-'B' >/y\n1\nA\n\t2\n\tB\n",
+        "FROM x\nRUN --mount=type=cache,target=/c cat <<EOF\n\n# no comment\nEOF\n",
+    ] {
+        assert!(parse_dockerfile::parse(text).is_err(), "{text}");
+        assert_eq!(parse(text).expect(text).lines.len(), 2, "{text}");
+    }
+    // A file of a here-document has a name; the crate's has none.
+    let file = parse_dockerfile::parse("FROM x\nCOPY <<name /d/\ntext\nname\n").expect("parsed");
+    assert!(!format!("{:?}", file.instructions).contains("name:"), "{:?}", file.instructions);
+}
+
 proptest::proptest! {
     /// Whatever the text: an answer, never a panic.
     #[test]
