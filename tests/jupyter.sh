@@ -64,6 +64,9 @@ case $url in http://127.0.0.1:8888/?token=*) echo "ok: a token URL on loopback" 
 second=$(run --image jupyter --name tok2 -d)
 case $second in http://127.0.0.1:8889/?token=*) echo "ok: the next free port" ;; *) fail "not the next port: $second" ;; esac
 expect "1+1 by token" 2 "$(on "$here" python3 tests/notebook.py "$url" token - 1+1)"
+run commit tok kept >/dev/null && run image unpack kept "$dir/kept"
+expect "a committed notebook knows no token and no key of the running one" "" \
+    "$(find "$dir/kept" -path '*/jupyter/runtime/*'; grep -rlF "${url#*token=}" "$dir/kept/home" "$dir/kept/root" "$dir/kept/etc" "$dir/kept/run" || true)"
 if on "$there" timeout 3 bash -c 'exec 3<>/dev/tcp/192.0.2.1/8888' 2>/dev/null; then fail "a launch without -p is open to the network"; fi
 echo "ok: without -p it is for this host only"
 run rm -f tok tok2 >/dev/null

@@ -46,7 +46,7 @@ pub fn commit(store: &Store, entry: &Entry, commit: &Commit) -> Result<Digest, R
     let mut document = state.document;
     let mut draft = store.draft()?;
     let (lower, _) = store.tree_of(&document.diff_ids)?;
-    let (layer, summary) = write_changes(entry, &lower, commit.clamp, draft.layer()?)?;
+    let (layer, summary) = write_changes(entry, &lower, commit.clamp, true, draft.layer()?)?;
     if summary.members > 0 {
         document.diff_ids.push(draft.seal(layer)?);
     }
@@ -109,11 +109,26 @@ fn change(state: &mut State, text: &str) -> Result<(), Report> {
     }
 }
 
-/// Writes what the container changed as a layer.
+/// Where Jupyter keeps what belongs to one run of it: the token, the key that signs its cookies, the keys of its kernels.
+const SESSION: &[u8] = b"share/jupyter/runtime";
+
+/// Whether a path of a container whose Jupyter gpurun started outlives that Jupyter. Two containers of a committed image must not know each
+/// other's keys.
+fn outlives(path: &[u8]) -> diff::Keep {
+    let at = path.windows(SESSION.len()).position(|part| part == SESSION);
+    match at.map(|at| &path[at + SESSION.len()..]) {
+        Some([]) => diff::Keep::IfNotEmpty,
+        Some([b'/', ..]) => diff::Keep::No,
+        _ => diff::Keep::Yes,
+    }
+}
+
+/// Writes what the container changed as a layer; `to_stay`: for other containers to begin with.
 fn write_changes<W: Write>(
     entry: &Entry,
     lower: &Tree,
     clamp: Option<i64>,
+    to_stay: bool,
     out: W,
 ) -> Result<(W, diff::Summary), Report> {
     let scaffold = Scaffold::of(entry)?;
@@ -126,7 +141,11 @@ fn write_changes<W: Write>(
     }
     let fd = directory::open_root(&upper)
         .map_err(|error| Report::new(format!("cannot open `{}`", upper.display())).with_cause(error))?;
-    let keep = |path: &[u8], stat: &nix::sys::stat::FileStat| scaffold.keep(path, stat);
+    let jupyter = to_stay && matches!(entry.record.request.payload, Payload::Jupyter(_));
+    let keep = |path: &[u8], stat: &nix::sys::stat::FileStat| match scaffold.keep(path, stat) {
+        diff::Keep::Yes if jupyter => outlives(path),
+        other => other,
+    };
     Ok(diff::write(fd.as_fd(), &diff::Options { lower, clamp, keep: &keep }, out)?)
 }
 
@@ -142,7 +161,7 @@ pub enum Change {
 pub fn changes(store: &Store, entry: &Entry) -> Result<BTreeMap<Vec<u8>, Change>, Report> {
     let image = store.resolve(&entry.record.request.image_id)?;
     let (lower, _) = store.tree_of(&image.diff_ids)?;
-    let (scan, _) = write_changes(entry, &lower, None, Scan(Scanner::new()))?;
+    let (scan, _) = write_changes(entry, &lower, None, false, Scan(Scanner::new()))?;
     let members = scan.0.finish().map_err(|error| Report::new("cannot read the changes").with_cause(error))?;
     Ok(classify(&lower, &members))
 }
@@ -194,7 +213,7 @@ pub fn export<W: Write>(store: &Store, entry: &Entry, out: W) -> Result<W, Repor
     let image = store.resolve(&entry.record.request.image_id)?;
     let (lower, _) = store.tree_of(&image.diff_ids)?;
     let spool = store.nameless_file()?;
-    let (spool, summary) = write_changes(entry, &lower, None, io::BufWriter::with_capacity(1 << 20, spool))?;
+    let (spool, summary) = write_changes(entry, &lower, None, false, io::BufWriter::with_capacity(1 << 20, spool))?;
     let failed = |error: &dyn std::fmt::Display| Report::new("cannot export the container").with_cause(error);
     let spool = spool.into_inner().map_err(|error| failed(&error))?;
     let mut files: Vec<(Digest, File)> = Vec::new();
@@ -231,6 +250,18 @@ mod tests {
         let mut scanner = Scanner::new();
         scanner.feed(&layer.end()).expect("scanned");
         scanner.finish().expect("whole")
+    }
+
+    #[test]
+    fn what_belongs_to_one_jupyter_does_not_outlive_it() {
+        for (path, want) in [
+            ("home/me/.local/share/jupyter/runtime", diff::Keep::IfNotEmpty),
+            ("root/.local/share/jupyter/runtime/jupyter_cookie_secret", diff::Keep::No),
+            ("root/.local/share/jupyter/runtimes/x", diff::Keep::Yes),
+            ("root/.local/share/jupyter/lab/x", diff::Keep::Yes),
+        ] {
+            assert_eq!(outlives(path.as_bytes()), want, "{path}");
+        }
     }
 
     #[test]

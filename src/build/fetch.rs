@@ -110,26 +110,32 @@ pub fn check_name(url: &str, destination: &str) -> Result<(), Report> {
         .with_hint("write the file's name at the end of the destination"))
 }
 
-/// The tree in a tar (plain, gzip, zstd), if the file is one. The names in it are judged by the same rules as a layer's: what climbs out is
-/// refused.
-pub fn unpack(store: &Store, mut file: File, name: &str) -> Result<Option<(Tree, File)>, Report> {
+/// The file itself, or what is packed in it with gzip or zstd.
+pub fn inflated(store: &Store, mut file: File, name: &str) -> Result<File, Report> {
     let failed = |cause: &dyn std::fmt::Display| Report::new(format!("cannot unpack `{name}`")).with_cause(cause);
     let mut first = [0; 512];
     let got = file.read_at(&mut first, 0).map_err(|error| failed(&error))?;
     file.rewind().map_err(|error| failed(&error))?;
     let first = &first[..got];
     if first.starts_with(b"\xfd7zXZ\0") || first.starts_with(b"BZh") {
-        return Err(Report::new(format!("`{name}` is packed with xz or bzip2, which `ADD` of gpurun does not unpack"))
-            .with_hint("pack it with gzip or zstd, or `COPY` it and unpack it in a `RUN`"));
+        return Err(Report::new(format!("`{name}` is packed with xz or bzip2, which gpurun does not unpack"))
+            .with_hint("pack it with gzip or zstd, or unpack it where it is used"));
     }
-    let plain = match Compression::sniff(first) {
-        Compression::None => file,
-        Compression::Gzip => inflate(store, flate2::read::MultiGzDecoder::new(file)).map_err(|error| failed(&error))?,
+    match Compression::sniff(first) {
+        Compression::None => Ok(file),
+        Compression::Gzip => inflate(store, flate2::read::MultiGzDecoder::new(file)).map_err(|error| failed(&error)),
         Compression::Zstd => {
             let decoder = zstd::stream::read::Decoder::new(file).map_err(|error| failed(&error))?;
-            inflate(store, decoder).map_err(|error| failed(&error))?
+            inflate(store, decoder).map_err(|error| failed(&error))
         }
-    };
+    }
+}
+
+/// The tree in a tar (plain, gzip, zstd), if the file is one. The names in it are judged by the same rules as a layer's: what climbs out is
+/// refused.
+pub fn unpack(store: &Store, file: File, name: &str) -> Result<Option<(Tree, File)>, Report> {
+    let failed = |cause: &dyn std::fmt::Display| Report::new(format!("cannot unpack `{name}`")).with_cause(cause);
+    let plain = inflated(store, file, name)?;
     let mut magic = [0; 5];
     if plain.read_exact_at(&mut magic, 257).is_err() || &magic != b"ustar" {
         // Packed or not: a file like any other.

@@ -40,6 +40,7 @@ pub use bootstrap::{Bootstrap, bootstrap};
 pub use cache::Cache;
 pub use commit::{Change, Commit, changes, commit, export};
 pub use engine::build;
+pub use fetch::inflated;
 pub use state::PREDEFINED;
 
 use crate::names::{Digest, Reference};

@@ -7,13 +7,14 @@ use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use clap::Args;
-use nix::fcntl::{AtFlags, OFlag};
+use nix::fcntl::{AtFlags, OFlag, readlinkat};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 
 use super::Context;
+use crate::build;
 use crate::launch;
 use crate::layer::{Merger, Tree, diff, directory, tar};
 use crate::names::Digest;
@@ -21,6 +22,9 @@ use crate::report::Report;
 use crate::rootfs;
 use crate::store::Store;
 use crate::sys::mount::fd_path;
+
+/// So many links in a row are a circle (the kernel's limit).
+const LINKS: usize = 40;
 
 #[derive(Debug, Args)]
 #[command(
@@ -91,14 +95,14 @@ pub fn run(args: &CopyArgs, context: &Context) -> Result<u8, Report> {
         (End::Container(_, path), End::Host(host)) => {
             let host_root = open_dir(Path::new("/"))?;
             let source = Source::find(&inside, Path::new("/"), path, args.follow_link)?;
-            let place = Place::find(&host_root, &absolute(host)?, host, &source)?;
+            let place = Place::find(&host_root, &absolute(host)?, host, &source, LINKS)?;
             let owner = (!args.archive).then(|| (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()));
             transfer(&store, &source, &place, owner)
         }
         (End::Host(host), End::Container(_, path)) => {
             let host_root = open_dir(Path::new("/"))?;
             let source = Source::find(&host_root, &absolute(host)?, host, args.follow_link)?;
-            let place = Place::find(&inside, &Path::new("/").join(path), path, &source)?;
+            let place = Place::find(&inside, &Path::new("/").join(path), path, &source, LINKS)?;
             transfer(&store, &source, &place, (!args.archive).then_some((0, 0)))
         }
         (End::Stream, End::Container(_, path)) => in_from_stream(&store, &inside, path),
@@ -135,7 +139,7 @@ struct Source {
 impl Source {
     /// `path` in `root`; `typed` is what the person wrote, which tells `/` and `/.` at the end.
     fn find(root: impl AsFd, path: &Path, typed: &str, follow: bool) -> Result<Self, Report> {
-        let path = if path == Path::new("/") { Path::new("/").join(typed) } else { path.to_owned() };
+        let path = cleaned(&if path == Path::new("/") { Path::new("/").join(typed) } else { path.to_owned() });
         let missing = || Report::new(format!("there is no `{typed}`")).with_exit_code(1);
         let contents = typed == "." || typed.ends_with("/.");
         let follow = follow || contents || typed.ends_with('/');
@@ -186,6 +190,19 @@ impl Source {
     }
 }
 
+/// The path by its letters: `..` takes a name away, whatever it is (docker's reading).
+fn cleaned(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => clean.push(name),
+            Component::ParentDir => drop(clean.pop()),
+            _ => {}
+        }
+    }
+    clean
+}
+
 fn kind_of(fd: &OwnedFd) -> Result<SFlag, Report> {
     let stat = nix::sys::stat::fstat(fd).map_err(|errno| Report::new("cannot look at a file").with_cause(errno))?;
     Ok(SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()))
@@ -198,7 +215,9 @@ struct Place {
 }
 
 impl Place {
-    fn find(root: impl AsFd, path: &Path, typed: &str, source: &Source) -> Result<Self, Report> {
+    /// A link at the end is followed (as docker does, and no further than `links`): its target is written, not the link.
+    fn find(root: impl AsFd, path: &Path, typed: &str, source: &Source, links: usize) -> Result<Self, Report> {
+        let path = &cleaned(path);
         let named = |fd: Option<OwnedFd>| fd.map(|fd| kind_of(&fd).map(|kind| (fd, kind))).transpose();
         match named(rootfs::resolve_in_root(&root, path)?)? {
             Some((fd, kind)) if kind == SFlag::S_IFDIR => {
@@ -220,7 +239,14 @@ impl Place {
             return Err(missing());
         }
         let name = path.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default();
-        Ok(Self { directory: reopen(&fd)?, name })
+        let Ok(target) = readlinkat(&fd, name.as_slice()) else { return Ok(Self { directory: reopen(&fd)?, name }) };
+        if links == 0 {
+            return Err(Report::new(format!("`{typed}` leads through too many links")).with_exit_code(1));
+        }
+        let real = |fd: &dyn AsFd| std::fs::read_link(fd_path(fd.as_fd())).map_err(|error| missing().with_cause(error));
+        let (parent, top) = (real(&fd)?, real(&root)?);
+        let next = Path::new("/").join(parent.strip_prefix(&top).unwrap_or(&parent)).join(target);
+        Self::find(root, &next, typed, source, links - 1)
     }
 }
 
@@ -253,7 +279,7 @@ fn out_to_stream(args: &CopyArgs, store: &Store, inside: &launch::Inside, path: 
         return Err(Report::usage("a tar is not for a terminal").with_hint("`gpurun cp CONTAINER:PATH - >files.tar`"));
     }
     let source = Source::find(inside, Path::new("/"), path, args.follow_link)?;
-    let shown = if source.base.is_empty() { Vec::new() } else { source.base.clone() };
+    let shown = if source.contents { Vec::new() } else { source.base.clone() };
     let mut file = source.archive(store, &shown)?;
     match io::copy(&mut file, &mut io::stdout().lock()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -274,12 +300,20 @@ fn in_from_stream(store: &Store, inside: &launch::Inside, path: &str) -> Result<
     let mut file = store.nameless_file()?;
     io::copy(&mut io::stdin().lock(), &mut file)
         .map_err(|error| Report::new("cannot read standard input").with_cause(error))?;
+    let file = build::inflated(store, file, "the archive")?;
     put_down(file, &reopen(&fd)?, None)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_are_cleaned_by_their_letters() {
+        for (path, want) in [("/a/./b/../c/", "/a/c"), ("/..", "/"), ("/a/..", "/"), ("/a/../../b", "/b")] {
+            assert_eq!(cleaned(Path::new(path)), Path::new(want), "{path}");
+        }
+    }
 
     #[test]
     fn ends_are_told_apart_as_docker_does() {

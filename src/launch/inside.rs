@@ -1,12 +1,13 @@
 //! A container's files as the container sees them, for `cp`: by descriptor, whether it runs or not.
 //!
-//! Of a running one it is `/proc/PID/root`, volumes and all. Of one at rest the overlay is mounted for the while, in a mount namespace of
-//! this command alone; the `launching` lock keeps everybody from starting it meanwhile.
+//! Of a running one it is `/proc/PID/root`, volumes and all. Of one at rest the overlay and its volumes are mounted for the while, in a mount
+//! namespace of this command alone; the `launching` lock keeps everybody from starting it meanwhile.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use crate::durable::ProcessLock;
+use crate::image::ImageDocument;
 use crate::record::{Entry, Phase, Records};
 use crate::report::Report;
 use crate::rootfs::{self, HostNamespace};
@@ -59,6 +60,10 @@ fn at_rest(root: &Path, records: &Records, entry: &Entry) -> Result<Inside, Repo
         volatile: false,
     })?;
     let fd = rootfs::open_root(&merged)?;
+    let (config, _) = store.documents(&image)?;
+    let document = ImageDocument::parse(&config)
+        .map_err(|error| Report::from(error).under(format!("cannot use the image of `{}`", entry.record.name)))?;
+    super::mounts::at_rest(root, entry, &fd, &merged, &document.config.volumes)?;
     let mounted = Mounted { merged, host, entry: entry.clone(), _lower: lower, _launching: launching };
     Ok(Inside { root: fd, mounted: Some(mounted) })
 }

@@ -41,15 +41,7 @@ pub fn plan(
     owners: Option<(Owner, Owner)>,
     tell: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Mount>, Report> {
-    let mut requests = entry.record.request.mounts.clone();
-    for destination in image_volumes {
-        let destination = PathBuf::from("/").join(destination);
-        // A person's mount wins over the image's volume at the same place.
-        if !requests.iter().any(|request| request.destination == destination) && destination != Path::new("/") {
-            requests.push(MountRequest { source: MountSource::Volume { name: None }, destination, read_only: false });
-        }
-    }
-    requests.sort_by_key(|request| request.destination.components().count());
+    let requests = requests(entry, image_volumes);
     let mut mounts = Vec::new();
     for (number, request) in requests.iter().enumerate() {
         let mut mount = one(store_root, entry, root, merged, number, request)?;
@@ -60,6 +52,45 @@ pub fn plan(
         mounts.push(mount);
     }
     Ok(mounts)
+}
+
+/// What a person and the image ask for, outer mounts first.
+fn requests(entry: &Entry, image_volumes: &[String]) -> Vec<MountRequest> {
+    let mut requests = entry.record.request.mounts.clone();
+    for destination in image_volumes {
+        let destination = PathBuf::from("/").join(destination);
+        // A person's mount wins over the image's volume at the same place.
+        if !requests.iter().any(|request| request.destination == destination) && destination != Path::new("/") {
+            requests.push(MountRequest { source: MountSource::Volume { name: None }, destination, read_only: false });
+        }
+    }
+    requests.sort_by_key(|request| request.destination.components().count());
+    requests
+}
+
+/// Mounts what a container at rest has when it runs, for a look inside: volumes and directories of the host. A source that is gone is passed
+/// over, and so is what lived in memory. In a mount namespace of this process's own.
+pub fn at_rest(
+    store_root: &Path,
+    entry: &Entry,
+    root: &OwnedFd,
+    merged: &Path,
+    image_volumes: &[String],
+) -> Result<(), Report> {
+    for (number, request) in requests(entry, image_volumes).iter().enumerate() {
+        match &request.source {
+            MountSource::Tmpfs { .. } => continue,
+            MountSource::Bind { path, .. } if !path.exists() => continue,
+            _ => {}
+        }
+        let mount = one(store_root, entry, root, merged, number, request)?;
+        // Resolved a moment ago, and nobody is in there.
+        let target = merged.join(mount.destination.strip_prefix("/").unwrap_or(&mount.destination));
+        crate::sys::mount::bind(&mount.source, &target, request.read_only).map_err(|error| {
+            Report::new(format!("cannot mount `{}` for a look inside", mount.source.display())).with_cause(error)
+        })?;
+    }
+    Ok(())
 }
 
 /// Binds a clone of the source in which the person behind sudo and the container's user are exchanged, so that what a notebook writes is the

@@ -142,6 +142,17 @@ pub fn unshare_slave() -> io::Result<()> {
     Ok(())
 }
 
+/// Shows `source`, and what is mounted below it, at `target` too.
+pub fn bind(source: &Path, target: &Path, read_only: bool) -> io::Result<()> {
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    nix::mount::mount(Some(source), target, None::<&Path>, flags, None::<&Path>)?;
+    if read_only {
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+        nix::mount::mount(None::<&Path>, target, None::<&Path>, flags, None::<&Path>)?;
+    }
+    Ok(())
+}
+
 /// Takes the topmost mount off `path`, at once for the name and later for whoever still uses it; never follows a link at the end.
 pub fn detach(path: &Path) -> io::Result<()> {
     Ok(nix::mount::umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?)

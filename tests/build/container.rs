@@ -12,6 +12,8 @@ pub const TESTS: &[(&str, fn())] = &[
     ("container::cp_follows_dockers_rules", cp_rules),
     ("container::cp_of_a_stopped_container", cp_stopped),
     ("container::cp_streams", cp_streams),
+    ("container::cp_follows_a_link_that_is_the_destination", cp_links),
+    ("container::cp_at_rest_sees_volumes", cp_volumes),
     ("container::links_in_a_container_never_touch_the_host", cp_traps),
     ("container::what_comes_out_cannot_run_as_somebody_else", cp_out_is_tame),
 ];
@@ -152,6 +154,74 @@ fn cp_stopped() {
     place.ok(&["rm", "stopped"]);
 }
 
+fn cp_links() {
+    let place = Place::shared();
+    done(place, "linked", "mkdir -p /d/sub; echo f >/d/f; ln -s d/f /lf; ln -s /d/new /dangling; ln -s round /round");
+    let host = place.context(&[("in", "in"), ("old", "old"), ("link", "->old")]);
+    let at = |name: &str| host.join(name).display().to_string();
+    for to in ["linked:/lf", "linked:/dangling"] {
+        place.ok(&["cp", &at("in"), to]);
+    }
+    let changes = place.ok(&["diff", "linked"]);
+    assert!(changes.contains("A /d/new") && changes.contains("A /lf") && changes.contains("A /dangling"), "{changes}");
+    for path in ["/d/f", "/d/new"] {
+        place.ok(&["cp", &format!("linked:{path}"), &at("out")]);
+        assert_eq!(fs::read_to_string(host.join("out")).unwrap(), "in", "{path}");
+    }
+    let answer = place.run(&["cp", &at("in"), "linked:/round"]);
+    assert!(answer.code != 0 && answer.err.contains("/round") && answer.err.contains("oo many l"), "{}", answer.err);
+    place.ok(&["cp", "linked:/d/f", &at("link")]);
+    assert!(host.join("link").symlink_metadata().unwrap().is_symlink());
+    assert_eq!(fs::read_to_string(host.join("old")).unwrap(), "in");
+    // `..` takes a name away, and what is left has a name.
+    fs::create_dir(host.join("into")).unwrap();
+    place.ok(&["cp", "linked:/d/sub/..", &at("into")]);
+    assert!(host.join("into/d/f").is_file());
+    place.ok(&["rm", "linked"]);
+}
+
+fn cp_volumes() {
+    let place = Place::shared();
+    let host = place.context(&[("in", "in"), ("shared/h", "h"), ("locked/x", "x")]);
+    let at = |name: &str| host.join(name).display().to_string();
+    let (shared, locked) = (format!("{}:/mnt/deep", at("shared")), format!("{}:/locked:ro", at("locked")));
+    place.ok(&[
+        "run",
+        "--name",
+        "mounted",
+        "--network",
+        "none",
+        "-v",
+        "kept:/kept",
+        "-v",
+        &shared,
+        "-v",
+        &locked,
+        "--tmpfs",
+        "/gone",
+        "box",
+        "sh",
+        "-c",
+        "echo v >/kept/v; echo t >/gone/t",
+    ]);
+    place.ok(&["cp", "mounted:/kept/v", &at("v")]);
+    assert_eq!(fs::read_to_string(host.join("v")).unwrap(), "v\n");
+    place.ok(&["cp", &at("in"), "mounted:/kept/"]);
+    place.ok(&["cp", &at("in"), "mounted:/mnt/deep/in"]);
+    assert_eq!(fs::read_to_string(host.join("shared/in")).unwrap(), "in", "what is copied to a mount is there");
+    assert_eq!(place.ok(&["run", "--rm", "--network", "none", "-v", "kept:/k", "box", "cat", "/k/in"]), "in");
+    assert_ne!(place.run(&["cp", &at("in"), "mounted:/locked/"]).code, 0, "read-only stays read-only");
+    assert!(!host.join("locked/in").exists());
+    assert_eq!(place.run(&["cp", "mounted:/gone/t", &at("t")]).code, 1, "what lived in memory is gone");
+    // A directory of the host that is gone hides nothing else.
+    fs::rename(host.join("shared"), host.join("elsewhere")).unwrap();
+    place.ok(&["cp", "mounted:/kept/v", &at("again")]);
+    assert_eq!(place.ok(&["diff", "mounted"]), "", "mount points are nobody's change");
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!table.lines().any(|line| line.contains(host.to_str().unwrap())), "nothing stays mounted");
+    place.ok(&["rm", "mounted"]);
+}
+
 fn cp_streams() {
     let place = Place::shared();
     living(place, "stream", "mkdir /d; echo f >/d/f");
@@ -164,6 +234,18 @@ fn cp_streams() {
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), &output.stdout).unwrap();
     assert!(child.wait().unwrap().success());
     assert_eq!(place.ok(&["exec", "stream", "cat", "/tmp/d/f"]), "f");
+    // Packed, as docker takes it; and `/.` is what is in a directory.
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut packed, &output.stdout).unwrap();
+    let mut child = place.command(&["cp", "-", "stream:/bin"]).stdin(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), &packed.finish().unwrap()).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(place.ok(&["exec", "stream", "cat", "/bin/d/f"]), "f");
+    let output = place.command(&["cp", "stream:/d/.", "-"]).output().unwrap();
+    let mut archive = tar::Archive::new(&output.stdout[..]);
+    let names: Vec<String> =
+        archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect();
+    assert_eq!(names.last().map(String::as_str), Some("f"), "{names:?}");
     place.ok(&["rm", "-f", "stream"]);
 }
 

@@ -79,7 +79,7 @@ fn climbing_archive() {
 }
 
 /// Every file below a directory that holds the word.
-fn files_with(dir: &Path, word: &[u8]) -> Vec<String> {
+pub fn files_with(dir: &Path, word: &[u8]) -> Vec<String> {
     let (mut found, mut todo) = (Vec::new(), vec![dir.to_owned()]);
     while let Some(path) = todo.pop() {
         let Ok(meta) = path.symlink_metadata() else { continue };

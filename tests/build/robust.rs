@@ -122,10 +122,24 @@ fn names() {
 fn killed() {
     let place = Place::with_box();
     let context = place.context(&[("x", "killed")]);
-    let text = "FROM box\nCOPY x /x\nRUN dd if=/dev/zero of=/big bs=1M count=8 2>/dev/null; sleep 0.05; echo 1 >/1\nRUN echo 2 >/2; sleep 0.05\nCOPY x /y\nRUN rm /1\n";
+    const SECRET: &str = "correct-horse-battery-and-a-dozen-staples";
+    let elsewhere = tempfile::tempdir().unwrap();
+    fs::write(elsewhere.path().join("token"), SECRET).unwrap();
+    let secret = format!("id=token,src={}", elsewhere.path().join("token").display());
+    let text = "FROM box\nCOPY x /x\nRUN --mount=type=secret,id=token --mount=type=secret,id=token,env=TOKEN dd if=/dev/zero of=/big bs=1M count=8 2>/dev/null; sleep 0.05; echo 1 >/1\nRUN echo 2 >/2; sleep 0.05\nCOPY x /y\nRUN rm /1\n";
     let file = context.with_extension("file-killed");
     fs::write(&file, text).unwrap();
-    let args = ["build", "-t", "whole", "--no-cache", "-f", file.to_str().unwrap(), context.to_str().unwrap()];
+    let args = [
+        "build",
+        "-t",
+        "whole",
+        "--secret",
+        &secret,
+        "--no-cache",
+        "-f",
+        file.to_str().unwrap(),
+        context.to_str().unwrap(),
+    ];
     let began = Instant::now();
     place.ok(&args);
     let whole = began.elapsed();
@@ -144,7 +158,7 @@ fn killed() {
         }
         assert_eq!(place.ok(&["ps", "-aq"]), "", "round {round}: no step is a container of anybody's");
     }
-    place.ok(&["build", "-t", "whole", "-f", file.to_str().unwrap(), context.to_str().unwrap()]);
+    place.ok(&["build", "-t", "whole", "--secret", &secret, "-f", file.to_str().unwrap(), context.to_str().unwrap()]);
     assert_eq!(place.tree("whole"), expected);
     place.ok(&["image", "verify"]);
     // A step's supervisor ends when it sees that its build is gone; then the next command clears the rest away.
@@ -161,6 +175,8 @@ fn killed() {
         assert!(Instant::now() < deadline, "something is left in {}", place.dir.display());
         std::thread::sleep(Duration::from_millis(50));
     }
+    let found = crate::hostile::files_with(&place.dir, SECRET.as_bytes());
+    assert!(found.is_empty(), "a killed build leaves its secret in {found:?}");
 }
 
 fn limits() {
@@ -180,7 +196,7 @@ fn large_context() {
     for dir in 0..100 {
         let dir = context.join(format!("d{dir}"));
         fs::create_dir(&dir).unwrap();
-        (0..100).for_each(|file| fs::write(dir.join(format!("f{file}")), format!("{file}")).unwrap());
+        (0..1000).for_each(|file| fs::write(dir.join(format!("f{file}")), format!("{file}")).unwrap());
     }
     let id = place.build_ok(&context, "FROM box\nCOPY . /big\n", &[]);
     let dir = place.dir.join("unpacked-large");
