@@ -3,9 +3,15 @@
     sudo benches/start.py [ROUNDS]        gpurun is target/release/gpurun; busybox-static must be installed
 
 One interleaved run: every round runs each tool once, in an order that rotates; the figures are medians, and ratios of medians of the same run.
-crun and runc run the very spec that gpurun made (same seccomp profile, same limits) on a plain directory, without network.
+crun and runc run the very spec that gpurun made (same seccomp profile, same limits) on a plain directory, without network. All of it happens in a
+network namespace of its own; where docker is installed and no daemon runs, one is started for the time of the measurement.
+
+On a host with both versions of cgroups crun, runc and podman need version 2 out of their sight. That is prepared once, in a mount namespace which
+they are started in: its making is in nobody's time.
 """
 
+import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -63,47 +69,129 @@ def bundle():
     return int(pss)
 
 
+LIBC = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000
+HOME = open("/proc/self/ns/mnt")
+
+
+def enter(namespace):
+    """This process, and what it starts, into a mount namespace."""
+    if LIBC.setns(namespace.fileno(), CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "cannot enter a mount namespace")
+
+
+def own_network():
+    if LIBC.unshare(CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "cannot make a network namespace")
+    call("ip", "link", "set", "lo", "up")
+
+
+@contextlib.contextmanager
+def version_2_hidden():
+    """A mount namespace without /sys/fs/cgroup/unified; None where there is nothing to hide."""
+    if not os.path.ismount("/sys/fs/cgroup/unified"):
+        yield None
+        return
+    script = "umount /sys/fs/cgroup/unified && echo ready && exec sleep infinity"
+    with subprocess.Popen(["unshare", "-m", "sh", "-c", script], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            if holder.stdout.readline() != "ready\n":
+                raise RuntimeError("cannot hide version 2 of cgroups")
+            with open(f"/proc/{holder.pid}/ns/mnt") as namespace:
+                yield namespace
+        finally:
+            holder.kill()
+
+
+@contextlib.contextmanager
+def inside(namespace):
+    """For the time of a block in another mount namespace; None: in this one."""
+    if namespace:
+        enter(namespace)
+    try:
+        yield
+    finally:
+        if namespace:
+            enter(HOME)
+
+
+@contextlib.contextmanager
+def dockerd():
+    """The words that a docker command begins with, or None: the daemon that runs, or one of our own in its own directories."""
+    if not shutil.which("docker"):
+        yield None
+        return
+    if subprocess.run(["docker", "info"], capture_output=True).returncode == 0:
+        yield ["docker"]
+        return
+    if not shutil.which("dockerd"):
+        yield None
+        return
+    address = f"unix://{work}/docker.sock"
+    words = ["dockerd", "-H", address, "--data-root", f"{work}/docker", "--exec-root", f"{work}/docker-run", "--pidfile", f"{work}/docker.pid"]
+    words += ["--iptables=false", "--ip6tables=false", "--bridge=none"]
+    with open(f"{work}/docker.log", "w") as log, subprocess.Popen(words, stdout=log, stderr=log) as daemon:
+        try:
+            for _ in range(300):
+                if daemon.poll() is not None:
+                    break
+                if subprocess.run(["docker", "-H", address, "info"], capture_output=True).returncode == 0:
+                    break
+                time.sleep(0.1)
+            yield ["docker", "-H", address] if daemon.poll() is None else None
+        finally:
+            daemon.terminate()
+
+
 def main():
+    own_network()
     image()
     call(GPURUN, "image", "load", f"{work}/bench.tar")
-    pss = bundle()
+    with version_2_hidden() as hidden, dockerd() as docker:
+        measure(bundle(), hidden, docker)
+
+
+def measure(pss, hidden, docker):
     tools = {
         "gpurun, no network": [GPURUN, "run", "--rm", "--network", "none", "bench", "/bin/true"],
         "gpurun, bridge": [GPURUN, "run", "--rm", "bench", "/bin/true"],
     }
-    # crun refuses a hybrid host unless version 2 is out of its sight: in a private mount namespace.
-    hidden = "umount /sys/fs/cgroup/unified 2>/dev/null; exec \"$@\""
+    apart = set()
     for runtime in ("crun", "runc"):
         if shutil.which(runtime):
-            tools[runtime] = ["unshare", "-m", "sh", "-c", hidden, "sh", runtime, "--root", f"{work}/{runtime}", "run", "-b", f"{work}/bundle", "bench"]
-    tools["unshare alone"] = ["unshare", "-m", "sh", "-c", hidden, "sh", "true"]
+            tools[runtime] = [runtime, "--root", f"{work}/{runtime}", "run", "-b", f"{work}/bundle", "bench"]
+            apart.add(runtime)
     if shutil.which("podman"):
-        # Debian's podman has crun below it: the same private namespace; and its own ulimits are above this host's hard limits.
+        # Debian's podman asks for more than this host's hard limits allow.
         with open(f"{work}/containers.conf", "w") as conf:
             conf.write('[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n')
         environment["CONTAINERS_CONF"] = f"{work}/containers.conf"
-        podman = ["unshare", "-m", "sh", "-c", hidden, "sh", "podman", "--root", f"{work}/podman", "--runroot", f"{work}/podman-run"]
-        call(*podman, "load", "-i", f"{work}/bench.tar")
+        podman = ["podman", "--root", f"{work}/podman", "--runroot", f"{work}/podman-run"]
+        with inside(hidden):
+            call(*podman, "load", "-i", f"{work}/bench.tar")
         for network in ("none", "bridge"):
             name = "podman, no network" if network == "none" else "podman, bridge"
             tools[name] = [*podman, "run", "--rm", "--network", network, "localhost/bench:latest", "/bin/true"]
-    if subprocess.run(["docker", "info"], capture_output=True).returncode == 0:
-        call("docker", "load", "-i", f"{work}/bench.tar")
-        tools["docker, no network"] = ["docker", "run", "--rm", "--network", "none", "bench", "/bin/true"]
+            apart.add(name)
+    if docker:
+        call(*docker, "load", "-i", f"{work}/bench.tar")
+        tools["docker, no network"] = [*docker, "run", "--rm", "--network", "none", "bench", "/bin/true"]
     times = {name: [] for name in tools}
     broken = {}
-    for words in tools.values():
-        subprocess.run(words, capture_output=True, env=environment)
+    for name, words in tools.items():
+        with inside(hidden if name in apart else None):
+            subprocess.run(words, capture_output=True, env=environment)
     for turn in range(ROUNDS):
         names = list(tools)
         for name in names[turn % len(names):] + names[: turn % len(names)]:
             if name in broken:
                 continue
-            began = time.monotonic()
-            done = subprocess.run(tools[name], capture_output=True, text=True, env=environment)
+            with inside(hidden if name in apart else None):
+                began = time.monotonic()
+                done = subprocess.run(tools[name], capture_output=True, text=True, env=environment)
+                times[name].append((time.monotonic() - began) * 1000)
             if done.returncode != 0:
                 broken[name] = (done.stderr.strip().splitlines() or ["?"])[-1]
-            times[name].append((time.monotonic() - began) * 1000)
     base = statistics.median(times["gpurun, no network"])
     print(f"{ROUNDS} interleaved rounds of `/bin/true`; median, fastest, slowest in ms; ratio to gpurun without network")
     for name, values in times.items():
