@@ -34,7 +34,11 @@ pub struct Commit {
 
 /// Makes an image of a container: its image's layers and one with what it changed.
 pub fn commit(store: &Store, entry: &Entry, commit: &Commit) -> Result<Digest, Report> {
-    let image = store.resolve(&entry.record.request.image_id)?;
+    let image = store.image_of(&entry.record.request.image_id)?;
+    if let Some(place) = image.in_place.as_ref().filter(|_| !store.has_layers(&image)) {
+        return Err(Report::new(format!("the layers of `{}` are not in the store", place.archive.display()))
+            .with_hint(format!("`gpurun image load {}` takes them in; then commit again", place.archive.display())));
+    }
     let (config, _) = store.documents(&image)?;
     let document = ImageDocument::parse(&config)
         .map_err(|error| Report::from(error).under(format!("cannot use the image of `{}`", entry.record.name)))?;
@@ -45,7 +49,7 @@ pub fn commit(store: &Store, entry: &Entry, commit: &Commit) -> Result<Digest, R
     }
     let mut document = state.document;
     let mut draft = store.draft()?;
-    let (lower, _) = store.tree_of(&document.diff_ids)?;
+    let (lower, _) = store.tree_and_sources(&image)?;
     let (layer, summary) = write_changes(entry, &lower, commit.clamp, true, draft.layer()?)?;
     if summary.members > 0 {
         document.diff_ids.push(draft.seal(layer)?);
@@ -159,8 +163,8 @@ pub enum Change {
 
 /// Every path that the container changed, in order.
 pub fn changes(store: &Store, entry: &Entry) -> Result<BTreeMap<Vec<u8>, Change>, Report> {
-    let image = store.resolve(&entry.record.request.image_id)?;
-    let (lower, _) = store.tree_of(&image.diff_ids)?;
+    let image = store.image_of(&entry.record.request.image_id)?;
+    let (lower, _) = store.tree_and_sources(&image)?;
     let (scan, _) = write_changes(entry, &lower, None, false, Scan(Scanner::new()))?;
     let members = scan.0.finish().map_err(|error| Report::new("cannot read the changes").with_cause(error))?;
     Ok(classify(&lower, &members))
@@ -210,26 +214,27 @@ fn classify(lower: &Tree, members: &[Member]) -> BTreeMap<Vec<u8>, Change> {
 
 /// Writes the container's files, all of them, as one tar.
 pub fn export<W: Write>(store: &Store, entry: &Entry, out: W) -> Result<W, Report> {
-    let image = store.resolve(&entry.record.request.image_id)?;
-    let (lower, _) = store.tree_of(&image.diff_ids)?;
+    let image = store.image_of(&entry.record.request.image_id)?;
+    let (lower, _) = store.tree_and_sources(&image)?;
     let spool = store.nameless_file()?;
     let (spool, summary) = write_changes(entry, &lower, None, false, io::BufWriter::with_capacity(1 << 20, spool))?;
     let failed = |error: &dyn std::fmt::Display| Report::new("cannot export the container").with_cause(error);
     let spool = spool.into_inner().map_err(|error| failed(&error))?;
     let mut files: Vec<(Digest, File)> = Vec::new();
-    for diff_id in &image.diff_ids {
-        let path = store.layer_path(diff_id);
-        files.push((*diff_id, File::open(path).map_err(|error| failed(&error))?));
+    let mut merger = Merger::new();
+    for (diff_id, stretch) in store.stretches(&image)? {
+        let file = File::open(&stretch.path).map_err(|error| failed(&error))?;
+        let members = stretch.scan(&file).map_err(|error| failed(&error))?;
+        merger.apply(diff_id, members).map_err(|error| failed(&error))?;
+        files.push((diff_id, file));
     }
     if summary.members > 0 {
         // A name that no layer has: it stands for the container's own.
-        files.push((Digest([0; 32]), spool));
-    }
-    let mut merger = Merger::new();
-    for (diff_id, file) in &files {
-        let length = file.metadata().map_err(|error| failed(&error))?.len();
-        let members = tar::scan_file(file, 0, length).map_err(|error| failed(&error))?;
-        merger.apply(*diff_id, members).map_err(|error| failed(&error))?;
+        let own = Digest([0; 32]);
+        let length = spool.metadata().map_err(|error| failed(&error))?.len();
+        let members = tar::scan_file(&spool, 0, length).map_err(|error| failed(&error))?;
+        merger.apply(own, members).map_err(|error| failed(&error))?;
+        files.push((own, spool));
     }
     let tree = merger.finish();
     // A layer that stands twice in the image is one source.

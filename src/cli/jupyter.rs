@@ -84,10 +84,9 @@ pub fn run(args: &JupyterArgs, context: &Context) -> Result<u8, Report> {
     // What is wrong with the flags is said before an image is pulled for them.
     crate::launch::check(&request)?;
     let store = context.store()?;
-    let provided = flags.image.provide(&store, image_name)?;
-    // Until the container is on record, nobody removes its image.
-    let hold = store.hold()?;
-    request.image_id = store.resolve(&provided)?.id.to_string();
+    // Held until the container is on record: then nobody removes its image.
+    let (hold, image) = flags.image.provide(&store, image_name)?;
+    request.image_id = image.id.to_string();
     let auth = ask_auth(args)?;
     let detach_keys = DetachKeys::parse(&flags.detach_keys)?;
     let signals = take_signals()?;

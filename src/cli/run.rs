@@ -24,7 +24,8 @@ pub struct RunArgs {
     help: Option<bool>,
     #[command(flatten)]
     flags: ContainerFlags,
-    /// The image: a name, a name with tag, an id, or an unambiguous beginning of one
+    /// The image: a name, a name with tag, an id, an unambiguous beginning of one; or `./FILE.tar`, a docker-archive or OCI layout that
+    /// is run from where it lies, without a copy in the store
     image: String,
     /// The command and its arguments (default: the image's own)
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -37,10 +38,8 @@ pub fn run(args: &RunArgs, context: &Context) -> Result<u8, Report> {
     // What is wrong with the flags is said before an image is pulled for them.
     launch::check(&request)?;
     let store = context.store()?;
-    let image_name = args.flags.image.provide(&store, &args.image)?;
-    // Until the container is on record, nobody removes its image.
-    let hold = store.hold()?;
-    let image = store.resolve(&image_name)?;
+    // Held until the container is on record: then nobody removes its image.
+    let (hold, image) = args.flags.image.provide(&store, &args.image)?;
     request.image_id = image.id.to_string();
     if request.tty && request.interactive && !args.flags.detach {
         attach::need_terminal()?;

@@ -47,7 +47,7 @@ fn at_rest(root: &Path, records: &Records, entry: &Entry) -> Result<Inside, Repo
         .map_err(|error| Report::new(format!("cannot make `{}`", entry.run_dir.display())).with_cause(error))?;
     let launching = entry.launching()?;
     let store = Store::open(root)?;
-    let image = store.resolve(&entry.record.request.image_id)?;
+    let image = store.image_of(&entry.record.request.image_id)?;
     let images = records.run_dir().join("images");
     let lower = rootfs::stored::lower(&images, &store, &image)?;
     let host = rootfs::private_namespace(&images, Some(&lower.dir))?;

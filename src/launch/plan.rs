@@ -202,7 +202,7 @@ fn mount_root(
     undo: &mut Undo,
 ) -> Result<(crate::store::Image, PathBuf), Report> {
     let store = Store::open(root)?;
-    let image = store.resolve(&entry.record.request.image_id)?;
+    let image = store.image_of(&entry.record.request.image_id)?;
     let images = records.run_dir().join("images");
     let lower = rootfs::stored::lower(&images, &store, &image)?;
     step("image");

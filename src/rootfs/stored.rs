@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 
 use super::images::{self, Lower, MountError};
 use crate::durable::{self, FileLock};
-use crate::layer::{Merger, Tree, directory, tar};
+use crate::layer::{Merger, Tree, directory};
+use crate::names::Digest;
 use crate::report::{Explain, Report};
-use crate::store::{Image, Store};
+use crate::store::{Image, Store, StoreError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DrawError {
@@ -41,8 +42,8 @@ impl Explain for DrawError {
 pub fn lower(images: &Path, store: &Store, image: &Image) -> Result<Lower, MountError> {
     let request = images::Image {
         images,
-        chain: &image.chain_id.hex(),
-        index: &store.index_path(&image.chain_id),
+        chain: &store.mount_name(image),
+        index: &store.index_of(image),
         devices: &store.index_devices(image),
     };
     images::mount(&request, || draw(store, image).map_err(Report::from))
@@ -50,7 +51,7 @@ pub fn lower(images: &Path, store: &Store, image: &Image) -> Result<Lower, Mount
 
 /// The directory with the image's tree, made if it is not there yet.
 pub fn draw(store: &Store, image: &Image) -> Result<PathBuf, DrawError> {
-    let target = store.directory_path(&image.chain_id);
+    let target = store.drawn_path(image);
     if target.exists() {
         return Ok(target);
     }
@@ -78,19 +79,25 @@ pub fn draw(store: &Store, image: &Image) -> Result<PathBuf, DrawError> {
 
 /// The merged tree and its open tars. Not [`Store::tree`], which scans with threads: this runs in the supervisor.
 fn scan(store: &Store, image: &Image) -> Result<(Tree, Vec<File>), DrawError> {
+    let failed = |path: &Path, source: Box<dyn std::error::Error + Send + Sync>| DrawError::Layer {
+        path: path.to_owned(),
+        source,
+    };
+    let stretches = store.stretches(image).map_err(|error| match error {
+        StoreError::Io { path, cause, .. } => failed(&path, cause.into()),
+        other => failed(store.root(), other.into()),
+    })?;
     let mut merger = Merger::new();
-    for diff_id in &image.diff_ids {
-        let path = store.layer_path(diff_id);
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| DrawError::Layer { path: path.clone(), source };
-        let file = File::open(&path).map_err(|error| failed(error.into()))?;
-        let length = file.metadata().map_err(|error| failed(error.into()))?.len();
-        let entries = tar::scan_file(&file, 0, length).map_err(|error| failed(error.into()))?;
-        merger.apply(*diff_id, entries).map_err(|error| failed(error.into()))?;
+    for (diff_id, stretch) in &stretches {
+        let file = File::open(&stretch.path).map_err(|error| failed(&stretch.path, error.into()))?;
+        let entries = stretch.scan(&file).map_err(|error| failed(&stretch.path, error.into()))?;
+        merger.apply(*diff_id, entries).map_err(|error| failed(&stretch.path, error.into()))?;
     }
     let tree = merger.finish();
-    let open = |diff_id| {
-        let path = store.layer_path(diff_id);
-        File::open(&path).map_err(|source| DrawError::Layer { path, source: source.into() })
+    let open = |wanted: &Digest| {
+        let path = stretches.iter().find(|(diff_id, _)| diff_id == wanted).map(|(_, stretch)| stretch.path.clone());
+        let path = path.unwrap_or_else(|| store.layer_path(wanted));
+        File::open(&path).map_err(|error| failed(&path, error.into()))
     };
     let sources = tree.sources.iter().map(open).collect::<Result<_, _>>()?;
     Ok((tree, sources))

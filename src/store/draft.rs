@@ -8,6 +8,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use sha2::{Digest as _, Sha256};
 
+use super::Stretch;
 use super::load::{Layers, create};
 use super::{Staging, Store, StoreError, merge_layers, scan_layers};
 use crate::image::{DocumentError, ImageConfig, ImageDocument, digest_of};
@@ -125,7 +126,7 @@ impl Draft<'_> {
 
     /// Sizes and entries of the layers, those of the store pinned by a link.
     fn layers(&self, diff_ids: &[Digest]) -> Result<Layers, StoreError> {
-        let mut paths: Vec<(Digest, PathBuf)> = Vec::new();
+        let mut paths: Vec<(Digest, Stretch)> = Vec::new();
         for diff_id in diff_ids {
             if paths.iter().any(|(known, _)| known == diff_id) {
                 continue;
@@ -135,12 +136,11 @@ impl Draft<'_> {
                 let stored = self.store.layer_path(diff_id);
                 fs::hard_link(&stored, &path).map_err(StoreError::io("link", &stored))?;
             }
-            paths.push((*diff_id, path));
+            paths.push((*diff_id, Stretch::whole(path)?));
         }
         let mut layers = Layers::new();
-        for ((diff_id, path), entries) in paths.iter().zip(scan_layers(&paths)?) {
-            let size = path.metadata().map_err(StoreError::io("read", path))?.len();
-            layers.insert(*diff_id, (size, entries));
+        for ((diff_id, stretch), entries) in paths.iter().zip(scan_layers(&paths)?) {
+            layers.insert(*diff_id, (stretch.len, entries));
         }
         Ok(layers)
     }
@@ -163,8 +163,8 @@ impl Draft<'_> {
 impl Store {
     /// The merged tree of a stack of layers, and the tars that it points into.
     pub fn tree_of(&self, diff_ids: &[Digest]) -> Result<(Tree, Vec<File>), StoreError> {
-        let paths: Vec<_> = diff_ids.iter().map(|diff_id| (*diff_id, self.layer_path(diff_id))).collect();
-        let layers = scan_layers(&paths)?;
+        let stretch = |diff_id: &Digest| Ok((*diff_id, Stretch::whole(self.layer_path(diff_id))?));
+        let layers = scan_layers(&diff_ids.iter().map(stretch).collect::<Result<Vec<_>, StoreError>>()?)?;
         let tree = merge_layers(diff_ids.iter().copied().zip(layers))?;
         let sources = self.open_sources(&tree)?;
         Ok((tree, sources))

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::ingest::{self, Buffer, CHUNK, IngestError, Ingested, Packed, Shared, Unpacker};
-use super::{ImageRecord, Staging, Store, StoreError, make_dir, merge_layers, scan_layers};
+use super::{ImageRecord, Staging, Store, StoreError, Stretch, make_dir, merge_layers, scan_layers};
 use crate::durable;
 use crate::image::{Compression, Platform, digest_of};
 use crate::layer::{Entry, Tree, erofs, merge};
@@ -136,7 +136,7 @@ struct Job<'a> {
 }
 
 /// Layers that are there, with their pinned tars, and layers to take in.
-type Planned<'a> = (Vec<(Digest, PathBuf)>, Vec<Job<'a>>);
+type Planned<'a> = (Vec<(Digest, Stretch)>, Vec<Job<'a>>);
 
 /// The layers of a load: sizes, and entries for the merge.
 pub(super) type Layers = BTreeMap<Digest, (u64, Vec<Entry>)>;
@@ -173,9 +173,8 @@ impl Store {
         progress.finish();
         let mut layers: Layers =
             jobs.iter().zip(ingested).map(|(job, done)| (job.layer.diff_id, (done.size, done.entries))).collect();
-        for ((diff_id, path), entries) in present.iter().zip(scan_layers(&present)?) {
-            let size = path.metadata().map_err(StoreError::io("read", path))?.len();
-            layers.insert(*diff_id, (size, entries));
+        for ((diff_id, stretch), entries) in present.iter().zip(scan_layers(&present)?) {
+            layers.insert(*diff_id, (stretch.len, entries));
         }
         for (at, image) in images.iter().enumerate() {
             let failed = |cause| LoadError::Image { image: label(image), cause };
@@ -210,7 +209,7 @@ impl Store {
                     fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
                     jobs.push(Job { layer, path });
                 }
-                Ok(()) => present.push((layer.diff_id, path)),
+                Ok(()) => present.push((layer.diff_id, Stretch::whole(path)?)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => jobs.push(Job { layer, path }),
                 Err(cause) => return Err(StoreError::io("link", &path)(cause).into()),
             }
@@ -240,33 +239,13 @@ impl Store {
         }
         let tree = merge_layers(stack.into_iter())?;
         if length(&index_in(staging, &chain_id))?.is_none() && !self.pin_index(&chain_id, staging)? {
-            write_index(&tree, &chain_id, staging)?;
+            write_index(&tree, &chain_id, staged(staging), staging)?;
         }
-        let dir = staging.path().join(image.id.hex());
-        if length(&dir)?.is_some() {
+        if length(&staging.path().join(image.id.hex()))?.is_some() {
             // The source lists it twice.
             return Ok(());
         }
-        make_dir(&dir, 0o700)?;
-        let record = ImageRecord {
-            chain_id: chain_id.to_string(),
-            manifest_digest: image.manifest_bytes.as_deref().map(|bytes| digest_of(bytes).to_string()),
-            layer_sizes: sizes,
-            intermediate,
-            check: None,
-            loaded_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
-        };
-        let record = record.to_bytes(&dir.join("image.json"))?;
-        let files = [
-            ("config.json", Some(&image.config_bytes)),
-            ("manifest.json", image.manifest_bytes.as_ref()),
-            ("image.json", Some(&record)),
-        ];
-        for (name, bytes) in files {
-            let Some(bytes) = bytes else { continue };
-            let path = dir.join(name);
-            write_synced(&path, bytes).map_err(StoreError::io("write", &path))?;
-        }
+        let dir = write_documents(image, sizes, intermediate, staging)?;
         durable::sync_dir(&dir).map_err(StoreError::io("sync", &dir))
     }
 
@@ -391,12 +370,52 @@ pub(super) fn index_in(staging: &Staging, chain_id: &Digest) -> PathBuf {
     staging.path().join(format!("{}.erofs", chain_id.hex()))
 }
 
-/// Draws the index of a merged tree into the workplace; the tars lie there too.
-pub(super) fn write_index(tree: &Tree, chain_id: &Digest, staging: &Staging) -> Result<(), StoreError> {
-    let open = |diff_id: &Digest| {
+/// Writes an image's small files to a directory of the workplace, which it answers.
+pub(super) fn write_documents(
+    image: &SourceImage,
+    layer_sizes: Vec<u64>,
+    intermediate: bool,
+    staging: &Staging,
+) -> Result<PathBuf, StoreError> {
+    let dir = staging.path().join(image.id.hex());
+    make_dir(&dir, 0o700)?;
+    let record = ImageRecord {
+        chain_id: merge::chain_id(&image.config.diff_ids).to_string(),
+        manifest_digest: image.manifest_bytes.as_deref().map(|bytes| digest_of(bytes).to_string()),
+        layer_sizes,
+        intermediate,
+        check: None,
+        loaded_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
+    };
+    let record = record.to_bytes(&dir.join("image.json"))?;
+    let files = [
+        ("config.json", Some(&image.config_bytes)),
+        ("manifest.json", image.manifest_bytes.as_ref()),
+        ("image.json", Some(&record)),
+    ];
+    for (name, bytes) in files {
+        let Some(bytes) = bytes else { continue };
+        let path = dir.join(name);
+        write_synced(&path, bytes).map_err(StoreError::io("write", &path))?;
+    }
+    Ok(dir)
+}
+
+/// Opens the tars that lie in a workplace.
+pub(super) fn staged(staging: &Staging) -> impl Fn(&Digest) -> Result<File, StoreError> {
+    |diff_id| {
         let path = staging.path().join(format!("{}.tar", diff_id.hex()));
         File::open(&path).map_err(StoreError::io("open", &path))
-    };
+    }
+}
+
+/// Draws the index of a merged tree into the workplace; `open` opens what it points into.
+pub(super) fn write_index(
+    tree: &Tree,
+    chain_id: &Digest,
+    open: impl Fn(&Digest) -> Result<File, StoreError>,
+    staging: &Staging,
+) -> Result<(), StoreError> {
     let sources = tree.sources.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let index_path = index_in(staging, chain_id);
     let side_path = index_path.with_extension("side");
@@ -414,7 +433,7 @@ pub(super) fn write_index(tree: &Tree, chain_id: &Digest, staging: &Staging) -> 
     side.sync_all().map_err(StoreError::io("sync", &side_path))
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = create(path)?;
     file.write_all(bytes)?;
     file.sync_all()

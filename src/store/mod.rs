@@ -10,6 +10,7 @@
 //! <root>/images/<id>/image.json    what this store knows besides: chain id, layer sizes, when it came
 //! <root>/images/<chain id>.erofs   the merged tree's metadata, file data pointing into the layers (see `layer::erofs`)
 //! <root>/images/<chain id>.side    what of an image's file data is no aligned run of a layer's tar (rare)
+//! <root>/archives/<id>/             images that run straight from an archive (see `in_place`)
 //! <root>/dirs/<chain id>/          the merged tree as plain files, where the index cannot be mounted (made by `rootfs`)
 //! <root>/tmp/<random>/             one loader's workplace; `lock` in it is held by a flock while the loader lives
 //! <root>/tmp/removed.<id>/         an image on its way out, until its layers and names are gone too
@@ -22,6 +23,7 @@
 //! both. A loader pins a layer that is already there by a hard link in its workplace, so a removal beside it costs nothing.
 
 mod draft;
+mod in_place;
 mod ingest;
 mod load;
 mod names;
@@ -44,6 +46,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::transport::Source;
 pub use draft::{Draft, LayerFile};
+pub use in_place::{InPlace, Stretch};
 pub use load::{LoadError, LoadOptions, Loaded, Progress};
 pub use push::PushError;
 pub use remove::{RemoveError, Removed, User};
@@ -54,7 +57,7 @@ pub use verify::{Cure, Fault, Verified};
 use crate::durable::{self, FileLock};
 use crate::image::{Config, DocumentError, ImageConfig, digest_of};
 use crate::layer::merge::{self, MergeError, Merger};
-use crate::layer::tar::{self, ScanError};
+use crate::layer::tar::ScanError;
 use crate::layer::{Entry, Tree, erofs};
 use crate::names::{Digest, Reference};
 use crate::report::Explain;
@@ -93,6 +96,8 @@ pub struct Image {
     pub manifest_digest: Option<Digest>,
     /// A step of a build: in nobody's list.
     pub intermediate: bool,
+    /// Set for one whose layers lie in an archive that it runs from.
+    pub in_place: Option<InPlace>,
 }
 
 impl Image {
@@ -179,6 +184,8 @@ pub enum StoreError {
         #[source]
         cause: ScanError,
     },
+    #[error("the archive `{path}`, from which the image runs, is gone or was changed")]
+    Archive { path: PathBuf },
     #[error("the layers of the image cannot be merged")]
     Merge(#[source] MergeError),
     #[error("the index of the image cannot be written")]
@@ -212,6 +219,10 @@ impl Explain for StoreError {
                 libc::EROFS => Some("choose a place that can be written with `--root DIR`".into()),
                 _ => None,
             },
+            Self::Archive { path } => Some(format!(
+                "run from it again, or `gpurun image load {}` to keep a copy in the store",
+                path.display()
+            )),
             Self::Format { .. } => Some("use the gpurun that made it, or another place with `--root DIR`".into()),
             Self::Damaged { .. }
             | Self::Changed { .. }
@@ -318,12 +329,15 @@ impl Store {
     /// The files that an image's index points into, in the order of its devices: each layer's tar once, then the side file if any.
     pub fn index_devices(&self, image: &Image) -> Vec<PathBuf> {
         let mut devices: Vec<PathBuf> = Vec::new();
-        for path in image.diff_ids.iter().map(|diff_id| self.layer_path(diff_id)) {
-            if !devices.contains(&path) {
-                devices.push(path);
+        for (at, diff_id) in image.diff_ids.iter().enumerate() {
+            if !image.diff_ids[..at].contains(diff_id) {
+                devices.push(match &image.in_place {
+                    Some(place) => place.layers[at].path.clone(),
+                    None => self.layer_path(diff_id),
+                });
             }
         }
-        devices.extend(Some(self.side_path(&image.chain_id)).filter(|side| side.exists()));
+        devices.extend(Some(self.index_of(image).with_extension("side")).filter(|side| side.exists()));
         devices
     }
 
@@ -469,8 +483,11 @@ impl Store {
 
     /// Reads one image; `None` when it is not there.
     fn image(&self, id: Digest, names: &names::Names) -> Result<Option<Image>, StoreError> {
+        self.image_in(&self.image_dir(&id), id, names)
+    }
+
+    fn image_in(&self, dir: &Path, id: Digest, names: &names::Names) -> Result<Option<Image>, StoreError> {
         // Both files come and go with their directory, in one rename: what is missing was removed, even between the two reads.
-        let dir = self.image_dir(&id);
         let Some(bytes) = read_if_there(&dir.join("config.json"))? else { return Ok(None) };
         if digest_of(&bytes) != id {
             return Err(StoreError::Changed { path: dir.join("config.json") });
@@ -492,13 +509,19 @@ impl Store {
             layer_sizes: record.layer_sizes,
             loaded_at: record.loaded_at,
             intermediate: record.intermediate && names.of(&id).is_empty(),
+            in_place: None,
             manifest_digest: record.manifest_digest.and_then(|digest| digest.parse().ok()),
         }))
     }
 
+    /// Whether all its layers are in the store, too, if it runs from an archive.
+    pub fn has_layers(&self, image: &Image) -> bool {
+        image.diff_ids.iter().all(|diff_id| self.layer_path(diff_id).exists())
+    }
+
     /// The image's config and manifest, verbatim.
     pub fn documents(&self, image: &Image) -> Result<(Vec<u8>, Option<Vec<u8>>), StoreError> {
-        let dir = self.image_dir(&image.id);
+        let dir = self.documents_dir(image);
         let path = dir.join("config.json");
         let config = fs::read(&path).map_err(StoreError::io("read", &path))?;
         Ok((config, read_if_there(&dir.join("manifest.json"))?))
@@ -506,9 +529,21 @@ impl Store {
 
     /// The merged tree of an image, read from its layers' headers.
     pub fn tree(&self, image: &Image) -> Result<Tree, StoreError> {
-        let paths: Vec<_> = image.diff_ids.iter().map(|diff_id| (*diff_id, self.layer_path(diff_id))).collect();
-        let layers = scan_layers(&paths)?;
+        let layers = scan_layers(&self.stretches(image)?)?;
         merge_layers(image.diff_ids.iter().copied().zip(layers))
+    }
+
+    /// The same with the files that it points into, in its order.
+    pub fn tree_and_sources(&self, image: &Image) -> Result<(Tree, Vec<File>), StoreError> {
+        let stretches = self.stretches(image)?;
+        let tree = merge_layers(image.diff_ids.iter().copied().zip(scan_layers(&stretches)?))?;
+        let open = |wanted: &Digest| {
+            let found = stretches.iter().find(|(diff_id, _)| diff_id == wanted);
+            let path = found.map_or_else(|| self.layer_path(wanted), |(_, stretch)| stretch.path.clone());
+            File::open(&path).map_err(StoreError::io("open", &path))
+        };
+        let sources = tree.sources.iter().map(open).collect::<Result<_, _>>()?;
+        Ok((tree, sources))
     }
 
     /// Opens the tars that a tree points into, in its order: what [`crate::layer::directory::render`] wants.
@@ -537,21 +572,20 @@ fn merge_layers(layers: impl Iterator<Item = (Digest, Vec<Entry>)>) -> Result<Tr
 }
 
 /// The entries of some tars, two at a time.
-fn scan_layers(paths: &[(Digest, PathBuf)]) -> Result<Vec<Vec<Entry>>, StoreError> {
-    let scan = |(layer, path): &(Digest, PathBuf)| {
-        let file = File::open(path).map_err(StoreError::io("open", path))?;
-        let len = file.metadata().map_err(StoreError::io("read", path))?.len();
-        tar::scan_file(&file, 0, len).map_err(|cause| StoreError::Scan { layer: *layer, cause })
+fn scan_layers(layers: &[(Digest, Stretch)]) -> Result<Vec<Vec<Entry>>, StoreError> {
+    let scan = |(layer, stretch): &(Digest, Stretch)| {
+        let file = File::open(&stretch.path).map_err(StoreError::io("open", &stretch.path))?;
+        stretch.scan(&file).map_err(|cause| StoreError::Scan { layer: *layer, cause })
     };
     // Every other layer: neighbours differ in size more than halves do.
     std::thread::scope(|scope| {
-        let other = scope.spawn(|| paths.iter().skip(1).step_by(2).map(scan).collect::<Result<Vec<_>, _>>());
-        let even = paths.iter().step_by(2).map(scan).collect::<Result<Vec<_>, _>>()?;
+        let other = scope.spawn(|| layers.iter().skip(1).step_by(2).map(scan).collect::<Result<Vec<_>, _>>());
+        let even = layers.iter().step_by(2).map(scan).collect::<Result<Vec<_>, _>>()?;
         let mut odd = match other.join() {
             Ok(odd) => odd?.into_iter(),
             Err(panic) => std::panic::resume_unwind(panic),
         };
-        let mut all = Vec::with_capacity(paths.len());
+        let mut all = Vec::with_capacity(layers.len());
         for entries in even {
             all.push(entries);
             all.extend(odd.next());

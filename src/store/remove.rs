@@ -144,6 +144,7 @@ impl Store {
         in_use: &dyn Fn(&Digest) -> Option<User>,
     ) -> Result<(Vec<Removed>, u64), StoreError> {
         let _lock = self.lock()?;
+        self.forget_archives(&|id| in_use(id).is_some())?;
         let mut images = self.list()?;
         images.retain(|image| (all || (image.names.is_empty() && !image.intermediate)) && in_use(&image.id).is_none());
         let mut names = self.names()?;

@@ -13,7 +13,7 @@ use crate::layer::testing::Layer;
 
 /// A source: files by name, to be written as a directory or packed into a tar.
 #[derive(Default, Clone)]
-struct Files(BTreeMap<String, Vec<u8>>);
+pub(super) struct Files(BTreeMap<String, Vec<u8>>);
 
 impl Files {
     fn blob(&mut self, bytes: Vec<u8>) -> (Digest, usize) {
@@ -22,7 +22,7 @@ impl Files {
         (digest, len)
     }
 
-    fn directory(&self) -> tempfile::TempDir {
+    pub(super) fn directory(&self) -> tempfile::TempDir {
         let dir = tempfile::tempdir().expect("a directory");
         for (name, bytes) in &self.0 {
             let path = dir.path().join(name);
@@ -32,7 +32,7 @@ impl Files {
         dir
     }
 
-    fn tar(&self) -> Vec<u8> {
+    pub(super) fn tar(&self) -> Vec<u8> {
         let mut builder = ::tar::Builder::new(Vec::new());
         for (name, bytes) in &self.0 {
             let mut header = ::tar::Header::new_gnu();
@@ -44,7 +44,7 @@ impl Files {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Packing {
+pub(super) enum Packing {
     None,
     Gzip,
     Zstd,
@@ -73,13 +73,13 @@ fn config(diff_ids: &[Digest]) -> String {
 }
 
 /// An image of an OCI layout under construction.
-struct Oci {
+pub(super) struct Oci {
     files: Files,
     manifests: Vec<String>,
 }
 
 impl Oci {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { files: Files::default(), manifests: Vec::new() }
     }
 
@@ -113,7 +113,7 @@ impl Oci {
         )
     }
 
-    fn image(mut self, name: &str, layers: &[(Vec<u8>, Packing)]) -> Self {
+    pub(super) fn image(mut self, name: &str, layers: &[(Vec<u8>, Packing)]) -> Self {
         let (diff_ids, descriptors) = self.layers(layers);
         let extra = format!(r#","annotations":{{"org.opencontainers.image.ref.name":"{name}"}}"#);
         let descriptor = self.manifest(&config(&diff_ids), &descriptors, &extra);
@@ -121,7 +121,7 @@ impl Oci {
         self
     }
 
-    fn files(mut self) -> Files {
+    pub(super) fn files(mut self) -> Files {
         let index = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, self.manifests.join(","));
         self.files.0.insert("index.json".into(), index.into_bytes());
         self.files.0.insert("oci-layout".into(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());
@@ -129,7 +129,7 @@ impl Oci {
     }
 }
 
-fn docker(tags: &[&str], layers: &[Vec<u8>]) -> Files {
+pub(super) fn docker(tags: &[&str], layers: &[Vec<u8>]) -> Files {
     let mut files = Files::default();
     let config = config(&layers.iter().map(|layer| digest_of(layer)).collect::<Vec<_>>());
     let id = digest_of(config.as_bytes()).hex();
@@ -143,21 +143,21 @@ fn docker(tags: &[&str], layers: &[Vec<u8>]) -> Files {
     files
 }
 
-fn base() -> Vec<u8> {
+pub(super) fn base() -> Vec<u8> {
     Layer::new().dir("etc").file("etc/hosts", "127.0.0.1").file("bin", "#!").end()
 }
 
-fn top() -> Vec<u8> {
+pub(super) fn top() -> Vec<u8> {
     Layer::new().file("etc/.wh.hosts", "").file("etc/new", "x").end()
 }
 
-fn store() -> (tempfile::TempDir, Store) {
+pub(super) fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(&dir.path().join("root")).expect("a store");
     (dir, store)
 }
 
-fn load(store: &Store, path: &Path) -> Result<Vec<Loaded>, LoadError> {
+pub(super) fn load(store: &Store, path: &Path) -> Result<Vec<Loaded>, LoadError> {
     store.load(&Source::path(path), &LoadOptions::default(), &())
 }
 
@@ -168,11 +168,11 @@ fn load_tar(store: &Store, bytes: &[u8]) -> Result<Vec<Loaded>, LoadError> {
 }
 
 /// The message and all causes.
-fn told(error: impl Into<crate::report::Report>) -> String {
+pub(super) fn told(error: impl Into<crate::report::Report>) -> String {
     error.into().to_string()
 }
 
-fn ls(dir: &Path) -> Vec<String> {
+pub(super) fn ls(dir: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(dir)
         .expect("listed")
         .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())

@@ -65,7 +65,7 @@ impl Store {
         let mut usage = Usage::default();
         let mut seen = HashSet::new();
         // What is final first: a layer that a loader pinned by a link counts as a layer.
-        for name in ["layers", "images", "dirs", "tmp", "containers", "volumes"] {
+        for name in ["layers", "images", "archives", "dirs", "tmp", "containers", "volumes"] {
             let dir = self.root().join(name);
             walk(&dir, &mut seen, &mut |path, blocks, is_dir| {
                 let below = path.strip_prefix(&dir).unwrap_or(path);
@@ -96,6 +96,8 @@ impl Usage {
             },
             "images" if stem(".erofs").is_some() || stem(".side").is_some() => self.indexes += blocks,
             "images" if !at_top || parse_hex(&name).is_some() => self.documents += blocks,
+            "archives" if name.ends_with(".erofs") || name.ends_with(".side") => self.indexes += blocks,
+            "archives" => self.documents += blocks,
             "dirs" if !below.as_os_str().is_empty() => self.drawn += blocks,
             "tmp" if !below.as_os_str().is_empty() => self.in_progress += blocks,
             "containers" => self.containers += blocks,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
+use super::Stretch;
 use super::names::Names;
 use super::{Image, ImageRecord, Staging, Store, StoreError, load, read_if_there};
 use crate::image::{ImageConfig, digest_of};
@@ -206,17 +207,17 @@ impl Store {
     }
 
     fn draw_again(&self, diff_ids: &[Digest], staging: &Staging) -> Result<(), StoreError> {
-        let mut paths: Vec<(Digest, PathBuf)> = Vec::new();
+        let mut paths: Vec<(Digest, Stretch)> = Vec::new();
         for diff_id in diff_ids {
             let path = staging.path().join(format!("{}.tar", diff_id.hex()));
             if paths.iter().all(|(known, _)| known != diff_id) {
                 fs::hard_link(self.layer_path(diff_id), &path).map_err(StoreError::io("link", &path))?;
             }
-            paths.push((*diff_id, path));
+            paths.push((*diff_id, Stretch::whole(path)?));
         }
         let layers = super::scan_layers(&paths)?;
         let tree = super::merge_layers(diff_ids.iter().copied().zip(layers))?;
-        load::write_index(&tree, &merge::chain_id(diff_ids), staging)
+        load::write_index(&tree, &merge::chain_id(diff_ids), load::staged(staging), staging)
     }
 
     /// Takes away what is damaged, and makes again what can be made: afterwards a load of the images that a fault names brings the rest.

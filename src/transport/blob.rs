@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
@@ -77,6 +77,15 @@ impl Blob {
     /// Whether its bytes come over a network: then more of them side by side are quicker.
     pub fn is_remote(&self) -> bool {
         matches!(self.place, Place::Remote(_))
+    }
+
+    /// The file that it lies in, and where; `source` is the archive or directory that it was found in. `None` for what lies elsewhere.
+    pub fn stretch(&self, source: &Path) -> Option<(PathBuf, u64)> {
+        match &self.place {
+            Place::Range { start, .. } => Some((source.to_owned(), *start)),
+            Place::Named { member, .. } => Some((source.join(member), 0)),
+            Place::Remote(_) => None,
+        }
     }
 
     pub fn open(&self) -> io::Result<BlobReader> {

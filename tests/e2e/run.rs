@@ -17,6 +17,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("two_hundred_starts_in_a_row", two_hundred),
     ("eight_times_twenty_starts_side_by_side", side_by_side),
     ("volumes_keep_their_files", volumes),
+    ("an_archive_runs_from_where_it_lies", from_an_archive),
 ];
 
 fn run<'a>(rest: &[&'a str]) -> Vec<&'a str> {
@@ -159,4 +160,44 @@ fn volumes() {
         "from the image"
     );
     assert_eq!(host.ok(&run(&["-v", "keep:/data", "seeded", "cat", "/data/more"])), "more");
+}
+
+fn from_an_archive() {
+    let host = Host::new();
+    let archive = host.dir.join("box.tar");
+    std::fs::copy(crate::host::box_archive(), &archive).unwrap();
+    let path = archive.to_str().unwrap();
+    let count = |place: &str| std::fs::read_dir(host.dir.join("root").join(place)).unwrap().count();
+    assert_eq!(host.ok(&run(&[path, "echo", "here"])), "here");
+    assert_eq!((count("layers"), count("images"), count("archives")), (0, 0, 1), "no layer is copied");
+    assert_eq!(host.ok(&run(&[&format!("docker-archive:{path}"), "echo", "again"])), "again");
+    // What a container can do with its image it can do with this one, at rest too.
+    host.ok(&["run", "--name", "kept", "--network", "none", path, "sh", "-c", "echo new >/new; rm /etc/group"]);
+    let diff = host.ok(&["diff", "kept"]);
+    assert!(diff.lines().any(|line| line == "D /etc/group") && diff.lines().any(|line| line == "A /new"), "{diff}");
+    host.ok(&["start", "kept"]);
+    host.ok(&["wait", "kept"]);
+    let error = host.fails(125, &["commit", "kept", "made"]);
+    assert!(error.contains("gpurun image load"), "{error}");
+    host.ok(&["image", "load", "-q", path]);
+    host.ok(&["commit", "kept", "made"]);
+    assert_eq!(host.ok(&run(&["made", "cat", "/new"])), "new");
+    host.ok(&["rm", "kept"]);
+    host.ok(&["image", "rm", "made"]);
+    host.ok(&["image", "prune", "--all", "--force"]);
+    assert_eq!(count("archives"), 0);
+
+    // Another file under the old name: its containers say so instead of reading something else.
+    host.ok(&["run", "--name", "old", "--network", "none", path, "true"]);
+    std::fs::copy(crate::host::box_archive(), &archive).unwrap();
+    let error = host.fails(125, &["start", "old"]);
+    assert!(error.contains("was changed") && error.contains(path), "{error}");
+    let mut damaged = std::fs::read(&archive).unwrap();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    std::fs::write(&archive, damaged).unwrap();
+    let error = host.fails(125, &run(&[path, "true"]));
+    assert!(error.contains("diff id"), "{error}");
+    host.ok(&["rm", "-f", "old"]);
+    assert_eq!(host.leftovers(), "");
 }

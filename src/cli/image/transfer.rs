@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 use super::progress::Shown;
 use super::{names, print, print_json};
 use crate::cli::print::say;
+use crate::durable::FileLock;
 use crate::image::Platform;
 use crate::names::Reference;
 use crate::report::Report;
-use crate::store::{LoadOptions, Loaded, Source, Store};
+use crate::store::{Image, LoadOptions, Loaded, Source, Store};
 use crate::transport::registry::{self, Credentials, Settings};
 
 /// Where mirrors are listed.
@@ -280,13 +281,30 @@ pub struct ImageFlags {
     /// When to pull the image: if it is missing, always, never
     #[arg(long, value_name = "missing|always|never", default_value = "missing")]
     pub pull: PullPolicy,
+    /// Run from a FILE without reading all of it first: its digests are not checked
+    #[arg(long)]
+    pub no_verify: bool,
     #[command(flatten)]
     pub registry: RegistryFlags,
 }
 
 impl ImageFlags {
-    pub fn provide(&self, store: &Store, name: &str) -> Result<String, Report> {
-        provide(store, name, self.pull, &self.registry)
+    /// The image to run, which nobody removes while the lock lives. An archive or layout whose layers are not packed is run from where it
+    /// lies; what else is no name is loaded first.
+    pub fn provide(&self, store: &Store, name: &str) -> Result<(FileLock, Image), Report> {
+        if let Some(source) = Source::unless_name(name)? {
+            let shown = Shown::new("checking");
+            let options = self.registry.load_options(&[], None, Some(&shown))?;
+            let image = store.open_in_place(&source, &options, !self.no_verify, &*shown)?;
+            drop(shown);
+            if let Some(image) = image {
+                return Ok((store.hold()?, store.image_of(&image.id.to_string())?));
+            }
+        }
+        let name = provide(store, name, self.pull, &self.registry)?;
+        let hold = store.hold()?;
+        let image = store.resolve(&name)?;
+        Ok((hold, image))
     }
 }
 

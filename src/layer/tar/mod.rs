@@ -41,6 +41,15 @@ pub struct Entry {
     pub xattrs: BTreeMap<Box<[u8]>, Box<[u8]>>,
 }
 
+impl Entry {
+    /// Counts the places of its data from `start` before the tar: from the beginning of the file that the tar lies in.
+    pub fn shift(&mut self, start: u64) {
+        if let EntryKind::File(data) = &mut self.kind {
+            data.segments.iter_mut().for_each(|segment| segment.offset += start);
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EntryKind {
     Directory,
