@@ -173,7 +173,14 @@ impl Store {
         progress.finish();
         let mut layers: Layers =
             jobs.iter().zip(ingested).map(|(job, done)| (job.layer.diff_id, (done.size, done.entries))).collect();
-        for ((diff_id, stretch), entries) in present.iter().zip(scan_layers(&present)?) {
+        // Layers that are there are read again only for an index that is to be drawn.
+        let mut drawn = true;
+        for image in images {
+            let chain_id = merge::chain_id(&image.config.diff_ids);
+            drawn &= length(&index_in(staging, &chain_id))?.is_some() || self.pin_index(&chain_id, staging)?;
+        }
+        let entries = if drawn { vec![Vec::new(); present.len()] } else { scan_layers(&present)? };
+        for ((diff_id, stretch), entries) in present.iter().zip(entries) {
             layers.insert(*diff_id, (stretch.len, entries));
         }
         for (at, image) in images.iter().enumerate() {
@@ -218,8 +225,8 @@ impl Store {
         Ok((present, jobs))
     }
 
-    /// Makes an image's small files in the workplace. The merge happens even where its result is not needed: an image with an entry
-    /// that must be refused is refused here, not when it is started.
+    /// Makes an image's small files in the workplace. An index that is there was drawn from the same layers: they have been merged before,
+    /// and nothing in them was refused.
     pub(super) fn prepare(
         &self,
         image: &SourceImage,
@@ -228,18 +235,17 @@ impl Store {
         intermediate: bool,
         staging: &Staging,
     ) -> Result<(), StoreError> {
-        let chain_id = merge::chain_id(&image.config.diff_ids);
-        let mut sizes = Vec::new();
-        let mut stack = Vec::new();
-        for (at, diff_id) in image.config.diff_ids.iter().enumerate() {
-            let Some((size, entries)) = layers.get_mut(diff_id) else { continue };
-            sizes.push(*size);
-            let needed_again = !last || image.config.diff_ids[at + 1..].contains(diff_id);
-            stack.push((*diff_id, if needed_again { entries.clone() } else { std::mem::take(entries) }));
-        }
-        let tree = merge_layers(stack.into_iter())?;
+        let diff_ids = &image.config.diff_ids;
+        let chain_id = merge::chain_id(diff_ids);
+        let sizes = diff_ids.iter().filter_map(|diff_id| layers.get(diff_id).map(|(size, _)| *size)).collect();
         if length(&index_in(staging, &chain_id))?.is_none() && !self.pin_index(&chain_id, staging)? {
-            write_index(&tree, &chain_id, staged(staging), staging)?;
+            let mut stack = Vec::new();
+            for (at, diff_id) in diff_ids.iter().enumerate() {
+                let Some((_, entries)) = layers.get_mut(diff_id) else { continue };
+                let needed_again = !last || diff_ids[at + 1..].contains(diff_id);
+                stack.push((*diff_id, if needed_again { entries.clone() } else { std::mem::take(entries) }));
+            }
+            write_index(&merge_layers(stack.into_iter())?, &chain_id, staged(staging), staging)?;
         }
         if length(&staging.path().join(image.id.hex()))?.is_some() {
             // The source lists it twice.

@@ -307,6 +307,32 @@ fn several_images_and_odd_ones() {
 }
 
 #[test]
+fn what_is_there_is_not_read_again() {
+    let (_dir, store) = store();
+    // Two images of the same layers in one source.
+    let layers = [(base(), Packing::None), (top(), Packing::Gzip)];
+    let mut source = Oci::new().image("a:1", &layers);
+    let (diff_ids, descriptors) = source.layers(&layers);
+    let other = config(&diff_ids).replacen('{', r#"{"author":"somebody","#, 1);
+    let extra = r#","annotations":{"org.opencontainers.image.ref.name":"b:1"}"#;
+    let descriptor = source.manifest(&other, &descriptors, extra);
+    source.manifests.push(descriptor);
+    let directory = source.files().directory();
+    assert_eq!(load(&store, directory.path()).expect("loads").len(), 2);
+    let ids = |store: &Store| ["a:1", "b:1"].map(|name| store.resolve(name).expect(name).id);
+    let before = ids(&store);
+    assert_ne!(before[0], before[1]);
+    // Whoever read this layer would stumble: its first header's checksum is wrong now.
+    let path = store.layer_path(&diff_ids[0]);
+    let mut tar = fs::read(&path).expect("the layer");
+    tar[0] ^= 1;
+    fs::write(&path, tar).expect("written");
+    let again = load(&store, directory.path()).expect("loads again");
+    assert!(again.iter().all(|image| image.shared_layers == image.layers));
+    assert_eq!(ids(&store), before);
+}
+
+#[test]
 fn the_platform_is_chosen() {
     let (_dir, store) = store();
     let mut oci = Oci::new();
