@@ -145,7 +145,7 @@ pub fn mount(image: &Image<'_>, render: impl FnOnce() -> Result<PathBuf, Report>
 
 /// Whether some container uses the image `chain` now (its mount or its rendered directory).
 pub fn is_leased(images: &Path, chain: &str) -> io::Result<bool> {
-    if !images.join(format!("{chain}.lease")).exists() {
+    if !images.join(format!("{chain}.lease")).try_exists().unwrap_or(true) {
         return Ok(false);
     }
     let _lock = FileLock::exclusive(&images.join(".lock"))?;
@@ -170,9 +170,9 @@ pub fn release(images: &Path, chain: &str) -> io::Result<bool> {
     }
 }
 
-/// Whether somebody keeps an image's mount.
+/// Whether somebody keeps an image's mount; where that cannot be told, somebody does.
 pub fn is_kept(images: &Path, chain: &str) -> bool {
-    images.join(format!("{chain}.kept")).exists()
+    images.join(format!("{chain}.kept")).try_exists().unwrap_or(true)
 }
 
 /// Unmounts every image that nobody leases or keeps and nobody used for `idle`; answers their chain ids. Call it in the host's namespace.
@@ -208,7 +208,7 @@ pub fn sweep(images: &Path, idle: Duration) -> io::Result<Vec<String>> {
 
 /// Unmounts one image now, unless somebody leases, keeps or stands in it.
 pub fn sweep_one(images: &Path, chain: &str) -> io::Result<bool> {
-    if !images.join(format!("{chain}.lease")).exists() {
+    if !images.join(format!("{chain}.lease")).try_exists().unwrap_or(true) {
         return Ok(false);
     }
     let _lock = FileLock::exclusive(&images.join(".lock"))?;

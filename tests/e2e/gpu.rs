@@ -223,7 +223,6 @@ fn hangs() {
     );
     assert!(answer.err.contains("begun"), "{}", answer.err);
     eventually("the hook and its child are ended", 5, || living() == 0);
-    lab.ok(&["rm", "-f", "it"]);
 
     // Whoever waits for it is killed: it goes, too, long before its time.
     std::fs::remove_file(&pids).unwrap();
@@ -357,7 +356,6 @@ fn leases() {
     for words in ["GPU 0", "container `one` of root for", "GPU 1", "container `two`", "--share-gpu"] {
         assert!(third.err.contains(words), "{words}: {}", third.err);
     }
-    lab.ok(&["rm", "three"]);
     let shared = lab.run(&["run", "--rm", "--network", "none", "--gpus", "device=1", "box", "true"]);
     assert!(shared.code == 0 && shared.err.contains("GPU 1 is also held by container `two` of root"), "{}", shared.err);
     // A lease dies with its owner, however that dies.
