@@ -12,6 +12,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("without_a_driver_or_a_hook_it_is_refused", refused),
     ("hooks_run_in_the_order_of_their_stages", order),
     ("the_device_filter_stands_before_the_hook", filtered),
+    ("what_a_hook_put_there_is_in_no_commit", committed),
     ("a_hook_that_hangs_is_ended_with_all_its_children", hangs),
     ("doctor_knows_the_drivers_troubles", doctor),
     ("an_idle_gpu_goes_to_one_container", leases),
@@ -176,6 +177,24 @@ fn filtered() {
     assert!(read("open").contains("Operation not permitted"), "before the hook: {:?} {}", read("open"), read("err"));
     let first = if read("allowed").is_empty() { "Operation not permitted" } else { "No such device or address" };
     assert_eq!(said, format!("{first}\nOperation not permitted"), "{}", read("err"));
+}
+
+/// The driver's files belong to the host, not to an image that is made of the container.
+fn committed() {
+    let lab = Lab::new(1);
+    let script = "state=$(cat); pid=$(echo \"$state\" | sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/'); bundle=$(echo \"$state\" | sed 's/.*\"bundle\":\"\\([^\"]*\\)\".*/\\1/')\n\
+         root=$(sed -n '/\"root\"/,/}/s/.*\"path\": *\"\\([^\"]*\\)\".*/\\1/p' $bundle/config.json)\n\
+         nsenter -t $pid -m sh -c \"mkdir -p $root/opt/driver && echo driver > $root/opt/driver/libcuda.so.1\"\n";
+    lab.driver.hook(script);
+    let line = "cat /opt/driver/libcuda.so.1; echo mine > /mine";
+    let flags = ["run", "--name", "it", "--network", "none", "--gpus", "device=0", "--gpu-mode", "hook"];
+    let said = lab.ok(&[flags.as_slice(), &["box", "sh", "-c", line]].concat());
+    assert_eq!(said, "driver", "the container has what the hook put there");
+    assert_eq!(lab.ok(&["diff", "it"]), "A /mine");
+    lab.ok(&["commit", "it", "made"]);
+    let found =
+        lab.ok(&["run", "--rm", "--network", "none", "made", "sh", "-c", "cat /mine; ls -d /opt/driver 2>&1 || true"]);
+    assert!(found.starts_with("mine") && found.contains("No such file"), "{found}");
 }
 
 fn hangs() {
