@@ -35,7 +35,9 @@ pub struct Commit {
 /// Makes an image of a container: its image's layers and one with what it changed.
 pub fn commit(store: &Store, entry: &Entry, commit: &Commit) -> Result<Digest, Report> {
     let image = store.image_of(&entry.record.request.image_id)?;
-    if let Some(place) = image.in_place.as_ref().filter(|_| !store.has_layers(&image)) {
+    if let Some(place) = &image.in_place
+        && !store.has_layers(&image)?
+    {
         return Err(Report::new(format!("the layers of `{}` are not in the store", place.archive.display()))
             .with_hint(format!("`gpurun image load {}` takes them in; then commit again", place.archive.display())));
     }
@@ -137,7 +139,8 @@ fn write_changes<W: Write>(
 ) -> Result<(W, diff::Summary), Report> {
     let scaffold = Scaffold::of(entry)?;
     let upper = entry.dir.join("upper");
-    if !upper.exists() {
+    let failed = |error| Report::new(format!("cannot look at `{}`", upper.display())).with_cause(error);
+    if !upper.try_exists().map_err(failed)? {
         // It never ran.
         let out = tar::Writer::new(out).finish();
         let out = out.map_err(|error| Report::new("cannot write the layer").with_cause(error))?;
@@ -223,7 +226,7 @@ pub fn export<W: Write>(store: &Store, entry: &Entry, out: W) -> Result<W, Repor
     let mut files: Vec<(Digest, File)> = Vec::new();
     let mut merger = Merger::new();
     for (diff_id, stretch) in store.stretches(&image)? {
-        let file = File::open(&stretch.path).map_err(|error| failed(&error))?;
+        let file = store.open_stretch(&image, &stretch)?;
         let members = stretch.scan(&file).map_err(|error| failed(&error))?;
         merger.apply(diff_id, members).map_err(|error| failed(&error))?;
         files.push((diff_id, file));

@@ -261,7 +261,7 @@ impl Engine<'_> {
             Some(Made::Layer(layer)) => {
                 if let Ok(layer) = layer.parse::<Digest>() {
                     below.push(layer);
-                    if self.store.has_chain(below) {
+                    if self.store.has_chain(below)? {
                         self.cached += 1;
                         self.output.cached();
                         return Ok(());

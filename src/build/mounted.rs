@@ -98,7 +98,7 @@ impl Engine<'_> {
                 Mount::Cache { id, target, sharing, mode, owner, from, source, read_only } => {
                     let filling = from.as_ref().map(|name| (sources.pop_front().unwrap_or_default(), source, name));
                     let (path, lock) = self.cache_dir(id, *sharing)?;
-                    if !path.exists() {
+                    if !path.try_exists().map_err(|error| cache_failed(&path, error))? {
                         if let Some((layers, source, name)) = filling {
                             let drawn = self.draw(&layers, source, name, draft)?;
                             std::fs::rename(&drawn, &path).map_err(|error| cache_failed(&path, error))?;

@@ -184,11 +184,11 @@ fn one(
 /// A new volume begins as a copy of what the image has at its place (docker's rule). The copy is made beside it and renamed, so that a
 /// volume is whole or not there.
 fn fill_volume(volume: &Path, merged: &Path, destination: &Path) -> Result<(), Report> {
-    if volume.exists() {
-        return Ok(());
-    }
     let failed =
         |error: std::io::Error| Report::new(format!("cannot make the volume `{}`", volume.display())).with_cause(error);
+    if volume.try_exists().map_err(failed)? {
+        return Ok(());
+    }
     let parent = volume.parent().unwrap_or(volume);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(failed)?;
     let name = volume.file_name().unwrap_or_default().to_string_lossy();
@@ -201,7 +201,7 @@ fn fill_volume(volume: &Path, merged: &Path, destination: &Path) -> Result<(), R
     match fs::rename(&temp, volume) {
         Ok(()) => Ok(()),
         // Another container made it meanwhile: that one counts.
-        Err(_) if volume.exists() => {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOTEMPTY)) => {
             let _ = fs::remove_dir_all(&temp);
             Ok(())
         }

@@ -67,10 +67,11 @@ fn file(entry: &Entry) -> PathBuf {
 /// Notes what stands in the upper directory of a container that has not run yet.
 pub(super) fn note(entry: &Entry) -> Result<(), Report> {
     let path = file(entry);
-    if path.exists() {
+    let failed = |error: io::Error| Report::new("cannot note what was put into the container's root").with_cause(error);
+    // A second note would count the container's own files among what was put there.
+    if path.try_exists().map_err(failed)? {
         return Ok(());
     }
-    let failed = |error: io::Error| Report::new("cannot note what was put into the container's root").with_cause(error);
     let mut scaffold = Scaffold::default();
     walk(&entry.dir.join("upper"), Path::new(""), &mut scaffold).map_err(failed)?;
     let bytes = serde_json::to_vec(&scaffold).map_err(|error| failed(error.into()))?;

@@ -67,7 +67,7 @@ pub(super) fn join(request: &Request<'_>, namespace: &OwnedFd, ports: &[Publishe
 
 /// Takes back a container's elements, device and lease, if the lease says so; what is not there is no error.
 pub(super) fn leave(state_dir: &Path, id: &str, wanted: impl Fn(&Lease) -> bool) -> Result<(), NetError> {
-    if !lease::exists(state_dir, id) {
+    if !lease::exists(state_dir, id)? {
         return Ok(());
     }
     let _lock = lock(state_dir)?;

@@ -42,8 +42,9 @@ pub(super) fn all(state_dir: &Path) -> Result<Vec<String>, NetError> {
         .collect())
 }
 
-pub(super) fn exists(state_dir: &Path, id: &str) -> bool {
-    path(state_dir, id).exists()
+pub(super) fn exists(state_dir: &Path, id: &str) -> Result<bool, NetError> {
+    let path = path(state_dir, id);
+    path.try_exists().map_err(io_error("look for", &path))
 }
 
 pub(super) fn read(state_dir: &Path, id: &str) -> Result<Option<Lease>, NetError> {

@@ -35,6 +35,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::durable::FileLock;
 use crate::layer::erofs;
 use crate::report::{Explain, Report};
+use crate::store::StoreError;
 use crate::sys::loopdev;
 use crate::sys::mount::{self, Attr, FsContext, FsError};
 
@@ -46,8 +47,8 @@ pub struct Image<'a> {
     pub chain: &'a str,
     /// What [`erofs::write`] wrote.
     pub index: &'a Path,
-    /// The tars in the order of the tree's sources, then the side file if there is one.
-    pub devices: &'a [PathBuf],
+    /// The tars in the order of the tree's sources, then the side file if there is one. Open: what was looked at is what is mounted.
+    pub devices: &'a [File],
 }
 
 /// How an image's files come to be seen.
@@ -90,6 +91,8 @@ pub enum MountError {
     Prepare { path: PathBuf, source: io::Error },
     #[error("the image's file `{}` cannot be opened", .path.display())]
     Missing { path: PathBuf, source: io::Error },
+    #[error("the image's files cannot be opened")]
+    Files { source: StoreError },
     #[error("the index `{}` does not fit its image: it wants {wants} files, there are {given}", .index.display())]
     Mismatch { index: PathBuf, wants: u16, given: usize },
     #[error("`{}` is not an image's index", .index.display())]
@@ -106,6 +109,10 @@ impl Explain for MountError {
             Self::Missing { .. } | Self::Mismatch { .. } | Self::NotAnIndex { .. } => {
                 Some("the store is damaged: load the image again with `gpurun image load`".into())
             }
+            Self::Files { source: StoreError::Io { cause, .. } } if cause.kind() == io::ErrorKind::NotFound => {
+                Some("the store is damaged: load the image again with `gpurun image load`".into())
+            }
+            Self::Files { source } => source.hint(),
             Self::Render { render, .. } => render.hint.clone(),
             Self::Prepare { .. } | Self::Attach { .. } => None,
         }
@@ -273,7 +280,7 @@ impl Way {
 type Mounted = (std::os::fd::OwnedFd, Backing);
 
 /// A mount of the index that stands nowhere yet, by the first of `ways` that works; the inner error is the kernel's last refusal.
-pub fn mount_index(index: &Path, devices: &[PathBuf], ways: &[Way]) -> Result<Result<Mounted, FsError>, MountError> {
+pub fn mount_index(index: &Path, devices: &[File], ways: &[Way]) -> Result<Result<Mounted, FsError>, MountError> {
     let open = |path: &Path| File::open(path).map_err(|source| MountError::Missing { path: path.to_owned(), source });
     let index_file = open(index)?;
     let wants = erofs::device_count(&index_file)
@@ -282,16 +289,15 @@ pub fn mount_index(index: &Path, devices: &[PathBuf], ways: &[Way]) -> Result<Re
     if usize::from(wants) != devices.len() {
         return Err(MountError::Mismatch { index: index.to_owned(), wants, given: devices.len() });
     }
-    let files = devices.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
     let mut refusal = FsError { source_errno: Errno::EOPNOTSUPP.into(), messages: Vec::new() };
     let sound = reads_files_soundly(&kernel_release());
     for way in ways {
         let tried = match way {
             Way::Direct | Way::Buffered if !sound => continue,
-            Way::Direct if !devices.iter().all(|path| takes_direct_reads(path)) => continue,
-            Way::Direct => mount_files((index, &index_file), devices, &files, true),
-            Way::Buffered => mount_files((index, &index_file), devices, &files, false),
-            Way::Loop => mount_loops(&index_file, &files),
+            Way::Direct if !devices.iter().all(takes_direct_reads) => continue,
+            Way::Direct => mount_files((index, &index_file), devices, true),
+            Way::Buffered => mount_files((index, &index_file), devices, false),
+            Way::Loop => mount_loops(&index_file, devices),
         };
         match tried {
             Ok(mounted) => {
@@ -332,19 +338,15 @@ fn erofs_context() -> Result<FsContext, FsError> {
     FsContext::open(c"erofs").map_err(|source_errno| FsError { source_errno, messages: Vec::new() })
 }
 
-fn mount_files(
-    index: (&Path, &File),
-    devices: &[PathBuf],
-    files: &[File],
-    direct: bool,
-) -> Result<std::os::fd::OwnedFd, FsError> {
-    // The real name where it can be had: it shows in the mount table.
-    let name = |path: &Path, file: &File| if mount::is_plain(path) { path.to_owned() } else { mount::fd_path(file) };
+fn mount_files(index: (&Path, &File), devices: &[File], direct: bool) -> Result<std::os::fd::OwnedFd, FsError> {
+    // The index's real name where it can be had: it shows in the mount table. Of the devices nothing shows there; by their descriptors the
+    // kernel gets the very files that were looked at, whatever their paths mean now.
+    let source = if mount::is_plain(index.0) { index.0.to_owned() } else { mount::fd_path(index.1) };
     let context = erofs_context()?;
     context.flag(c"ro")?;
-    context.string(c"source", name(index.0, index.1).as_os_str().as_bytes())?;
-    for (path, file) in devices.iter().zip(files) {
-        context.string(c"device", name(path, file).as_os_str().as_bytes())?;
+    context.string(c"source", source.as_os_str().as_bytes())?;
+    for file in devices {
+        context.string(c"device", mount::fd_path(file).as_os_str().as_bytes())?;
     }
     if direct {
         context.flag(c"directio")?;
@@ -352,13 +354,13 @@ fn mount_files(
     context.mount(Attr::RDONLY.and(Attr::NOSUID).and(Attr::NODEV))
 }
 
-fn mount_loops(index: &File, files: &[File]) -> Result<std::os::fd::OwnedFd, FsError> {
+fn mount_loops(index: &File, devices: &[File]) -> Result<std::os::fd::OwnedFd, FsError> {
     let attach = |file: &File, direct: bool| {
         loopdev::attach(file, direct).map_err(|source_errno| FsError { source_errno, messages: Vec::new() })
     };
     // The index is small and read in odd pieces: its cache is welcome.
     let index = attach(index, false)?;
-    let devices = files.iter().map(|file| attach(file, true)).collect::<Result<Vec<_>, _>>()?;
+    let devices = devices.iter().map(|file| attach(file, true)).collect::<Result<Vec<_>, _>>()?;
     let context = erofs_context()?;
     context.flag(c"ro")?;
     context.string(c"source", index.path.as_os_str().as_bytes())?;
@@ -370,9 +372,10 @@ fn mount_loops(index: &File, files: &[File]) -> Result<std::os::fd::OwnedFd, FsE
 }
 
 /// Whether the file can be read at multiples of 512 past the page cache: tried, because no call answers it on every kernel.
-fn takes_direct_reads(path: &Path) -> bool {
+fn takes_direct_reads(file: &File) -> bool {
     const ALIGN: usize = 4096;
-    let Ok(file) = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path) else { return false };
+    let again = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(mount::fd_path(file));
+    let Ok(file) = again else { return false };
     if file.metadata().is_ok_and(|meta| meta.len() < 1024) {
         return true;
     }

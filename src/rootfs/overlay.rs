@@ -44,6 +44,8 @@ pub enum OverlayError {
     UnfitUpper { path: PathBuf, kind: &'static str },
     #[error("cannot make the directory `{}`", .path.display())]
     Directory { path: PathBuf, source: io::Error },
+    #[error("cannot look for the directory `{}`", .path.display())]
+    Look { path: PathBuf, source: io::Error },
     #[error("this kernel cannot mount overlayfs")]
     NoOverlay(#[source] io::Error),
     #[error("cannot mount the container's root on `{}`", .merged.display())]
@@ -58,7 +60,7 @@ impl Explain for OverlayError {
                     .into(),
             ),
             Self::NoOverlay(_) => Some("load it with `modprobe overlay`".into()),
-            Self::Directory { .. } | Self::Mount { .. } => None,
+            Self::Directory { .. } | Self::Look { .. } | Self::Mount { .. } => None,
         }
     }
 }
@@ -66,7 +68,7 @@ impl Explain for OverlayError {
 /// Mounts the overlay in the calling process's mount namespace.
 pub fn overlay(request: &Overlay<'_>) -> Result<(), OverlayError> {
     // A lower directory that is not there is for the mount to refuse.
-    let is_new = !request.upper.exists() && request.lower.exists();
+    let is_new = !there(request.upper)? && there(request.lower)?;
     for path in [request.upper, request.work, request.merged] {
         make_directory(path)?;
     }
@@ -148,6 +150,11 @@ fn kernel_at_least(major: u32, minor: u32) -> bool {
     let release = name.release().to_string_lossy().into_owned();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse::<u32>().ok());
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
+}
+
+/// A disk that cannot tell is no proof that nothing is there: what is taken for new gets the image's root attributes anew.
+fn there(path: &Path) -> Result<bool, OverlayError> {
+    path.try_exists().map_err(|source| OverlayError::Look { path: path.to_owned(), source })
 }
 
 fn make_directory(path: &Path) -> Result<(), OverlayError> {

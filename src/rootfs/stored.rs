@@ -15,7 +15,7 @@ use crate::durable::{self, FileLock};
 use crate::layer::{Merger, Tree, directory};
 use crate::names::Digest;
 use crate::report::{Explain, Report};
-use crate::store::{Image, Store, StoreError};
+use crate::store::{Image, Store, StoreError, Stretch};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DrawError {
@@ -40,27 +40,24 @@ impl Explain for DrawError {
 /// A lower directory with the tree of `image`, leased: the shared mount of its index below `images`, or on kernels that cannot mount it
 /// the directory drawn from the same tree. Call it in the host's mount namespace. Starts no thread.
 pub fn lower(images: &Path, store: &Store, image: &Image) -> Result<Lower, MountError> {
-    let request = images::Image {
-        images,
-        chain: &store.mount_name(image),
-        index: &store.index_of(image),
-        devices: &store.index_devices(image),
-    };
+    let devices = store.index_devices(image).map_err(|source| MountError::Files { source })?;
+    let request =
+        images::Image { images, chain: &store.mount_name(image), index: &store.index_of(image), devices: &devices };
     images::mount(&request, || draw(store, image).map_err(Report::from))
 }
 
 /// The directory with the image's tree, made if it is not there yet.
 pub fn draw(store: &Store, image: &Image) -> Result<PathBuf, DrawError> {
     let target = store.drawn_path(image);
-    if target.exists() {
-        return Ok(target);
-    }
-    let workplace = Workplace::new(store)?;
-    let tree_dir = workplace.dir.join("tree");
     let make = |path: &Path| {
         let path = path.to_owned();
         move |source| DrawError::Make { path, source }
     };
+    if target.try_exists().map_err(make(&target))? {
+        return Ok(target);
+    }
+    let workplace = Workplace::new(store)?;
+    let tree_dir = workplace.dir.join("tree");
     DirBuilder::new().mode(0o700).create(&tree_dir).map_err(make(&tree_dir))?;
     let root = File::open(&tree_dir).map_err(make(&tree_dir))?;
     let (tree, sources) = scan(store, image)?;
@@ -69,7 +66,7 @@ pub fn draw(store: &Store, image: &Image) -> Result<PathBuf, DrawError> {
     nix::unistd::syncfs(&root).map_err(|errno| make(&tree_dir)(errno.into()))?;
     match std::fs::rename(&tree_dir, &target) {
         // Somebody else was quicker with the same tree.
-        Err(_) if target.exists() => {}
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOTEMPTY)) => {}
         other => other.map_err(make(&target))?,
     }
     let parent = target.parent().unwrap_or(Path::new("/"));
@@ -83,23 +80,21 @@ fn scan(store: &Store, image: &Image) -> Result<(Tree, Vec<File>), DrawError> {
         path: path.to_owned(),
         source,
     };
-    let stretches = store.stretches(image).map_err(|error| match error {
+    let unreadable = |error| match error {
         StoreError::Io { path, cause, .. } => failed(&path, cause.into()),
         other => failed(store.root(), other.into()),
-    })?;
+    };
+    let stretches = store.stretches(image).map_err(unreadable)?;
     let mut merger = Merger::new();
     for (diff_id, stretch) in &stretches {
-        let file = File::open(&stretch.path).map_err(|error| failed(&stretch.path, error.into()))?;
+        let file = store.open_stretch(image, stretch).map_err(unreadable)?;
         let entries = stretch.scan(&file).map_err(|error| failed(&stretch.path, error.into()))?;
         merger.apply(*diff_id, entries).map_err(|error| failed(&stretch.path, error.into()))?;
     }
     let tree = merger.finish();
-    let open = |wanted: &Digest| {
-        let path = stretches.iter().find(|(diff_id, _)| diff_id == wanted).map(|(_, stretch)| stretch.path.clone());
-        let path = path.unwrap_or_else(|| store.layer_path(wanted));
-        File::open(&path).map_err(|error| failed(&path, error.into()))
-    };
-    let sources = tree.sources.iter().map(open).collect::<Result<_, _>>()?;
+    let place = |wanted: &Digest| stretches.iter().find(|(diff_id, _)| diff_id == wanted);
+    let open = |(_, stretch): &(Digest, Stretch)| store.open_stretch(image, stretch).map_err(unreadable);
+    let sources = tree.sources.iter().filter_map(place).map(open).collect::<Result<_, _>>()?;
     Ok((tree, sources))
 }
 

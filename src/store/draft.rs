@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Stretch;
 use super::load::{Layers, create};
-use super::{Staging, Store, StoreError, merge_layers, scan_layers};
+use super::{Staging, Store, StoreError, is_there, merge_layers, scan_layers};
 use crate::image::{DocumentError, ImageConfig, ImageDocument, digest_of};
 use crate::layer::{Tree, merge};
 use crate::names::{Digest, Reference};
@@ -132,14 +132,14 @@ impl Draft<'_> {
                 continue;
             }
             let path = self.tar(diff_id);
-            if !path.exists() {
+            if !is_there(&path)? {
                 let stored = self.store.layer_path(diff_id);
                 fs::hard_link(&stored, &path).map_err(StoreError::io("link", &stored))?;
             }
             paths.push((*diff_id, Stretch::whole(path)?));
         }
         let mut layers = Layers::new();
-        for ((diff_id, stretch), entries) in paths.iter().zip(scan_layers(&paths)?) {
+        for ((diff_id, stretch), entries) in paths.iter().zip(scan_layers(&paths, Stretch::open)?) {
             layers.insert(*diff_id, (stretch.len, entries));
         }
         Ok(layers)
@@ -164,17 +164,16 @@ impl Store {
     /// The merged tree of a stack of layers, and the tars that it points into.
     pub fn tree_of(&self, diff_ids: &[Digest]) -> Result<(Tree, Vec<File>), StoreError> {
         let stretch = |diff_id: &Digest| Ok((*diff_id, Stretch::whole(self.layer_path(diff_id))?));
-        let layers = scan_layers(&diff_ids.iter().map(stretch).collect::<Result<Vec<_>, StoreError>>()?)?;
+        let layers =
+            scan_layers(&diff_ids.iter().map(stretch).collect::<Result<Vec<_>, StoreError>>()?, Stretch::open)?;
         let tree = merge_layers(diff_ids.iter().copied().zip(layers))?;
         let sources = self.open_sources(&tree)?;
         Ok((tree, sources))
     }
 
     /// Whether a layer on top of these is whole and there: its tar, and the index that some image of the chain needs.
-    #[must_use]
-    pub fn has_chain(&self, diff_ids: &[Digest]) -> bool {
-        diff_ids.iter().all(|diff_id| self.layer_path(diff_id).exists())
-            && self.index_path(&merge::chain_id(diff_ids)).exists()
+    pub fn has_chain(&self, diff_ids: &[Digest]) -> Result<bool, StoreError> {
+        Ok(self.are_there(diff_ids)? && is_there(&self.index_path(&merge::chain_id(diff_ids)))?)
     }
 
     /// A file without a name, for what a build fetches or unpacks.

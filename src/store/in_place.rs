@@ -8,8 +8,9 @@
 //!
 //! A docker-archive's uncompressed layers lie at multiples of 512, an OCI layout's in files of their own: what an index can point into.
 //! Such an image has no name and is in nobody's list; containers know it by its id. Its files are read once, for their digests (unless that
-//! is declined), and recognised by inode, size and times after that; a file that looks otherwise is not used. Somebody who writes into an
-//! archive while a container runs from it changes what the container reads: as with a bind mount.
+//! is declined), and recognised by inode, size and times after that; a file that looks otherwise is not used. A path may mean another file
+//! from one moment to the next, so every use opens it, looks at what it opened, and goes on with that descriptor, down to the kernel's
+//! mount. Somebody who writes into an archive while a container runs from it changes what the container reads: as with a bind mount.
 //!
 //! Its mount and its drawn directory have names of their own ([`Store::mount_name`]): what an unchecked archive holds must not be taken for
 //! the loaded image of the same layers.
@@ -65,15 +66,18 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn of(path: &Path) -> io::Result<Self> {
-        let meta = path.metadata()?;
-        Ok(Self {
+    fn of(path: &Path, file: &File) -> io::Result<Self> {
+        Ok(Self::from(path, &file.metadata()?))
+    }
+
+    fn from(path: &Path, meta: &fs::Metadata) -> Self {
+        Self {
             path: path.into(),
             device: meta.dev(),
             inode: meta.ino(),
             len: meta.len(),
             times: [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()],
-        })
+        }
     }
 }
 
@@ -85,7 +89,21 @@ impl InPlace {
     }
 
     fn unchanged(&self) -> bool {
-        self.files.iter().all(|stamp| Stamp::of(&stamp.path).is_ok_and(|now| now == *stamp))
+        self.files.iter().all(|stamp| stamp.path.metadata().is_ok_and(|now| Stamp::from(&stamp.path, &now) == *stamp))
+    }
+
+    /// Whether an open file is the one that was looked at, and as it was then.
+    fn knows(&self, path: &Path, file: &File) -> io::Result<bool> {
+        Ok(self.files.contains(&Stamp::of(path, file)?))
+    }
+
+    /// Opens one of its files, if that still is the one that was looked at.
+    pub(super) fn open(&self, path: &Path) -> Result<File, StoreError> {
+        let file = super::open(path)?;
+        match self.knows(path, &file).map_err(StoreError::io("read", path))? {
+            true => Ok(file),
+            false => Err(StoreError::Archive { path: self.archive.clone() }),
+        }
     }
 }
 
@@ -141,7 +159,7 @@ impl Store {
         let archive = path.canonicalize().map_err(unreadable)?;
         let Some(image) = find(&archive, pick.as_deref(), options).map_err(failed)? else { return Ok(None) };
         if let Some(loaded) = self.image(image.id, &self.names()?)?
-            && self.has_layers(&loaded)
+            && self.has_layers(&loaded)?
         {
             return Ok(Some(loaded));
         }
@@ -166,8 +184,7 @@ impl Store {
         let chain_id = merge::chain_id(&image.config.diff_ids);
         let open = |diff_id: &Digest| {
             let at = image.config.diff_ids.iter().position(|one| one == diff_id).unwrap_or(0);
-            let path = &place.layers[at].path;
-            File::open(path).map_err(StoreError::io("open", path))
+            place.open(&place.layers[at].path)
         };
         write_index(&tree, &chain_id, open, &staging)?;
         let sizes = place.layers.iter().map(|stretch| stretch.len).collect();
@@ -248,6 +265,10 @@ impl Store {
 }
 
 impl Stretch {
+    pub(super) fn open(&self) -> Result<File, StoreError> {
+        super::open(&self.path)
+    }
+
     /// All of a file.
     pub(super) fn whole(path: PathBuf) -> Result<Self, StoreError> {
         let len = path.metadata().map_err(StoreError::io("read", &path))?.len();
@@ -294,14 +315,15 @@ fn place(archive: &Path, image: &SourceImage) -> io::Result<Option<InPlace>> {
         let mut first = [0; 4];
         let mut got = 0;
         let mut reader = layer.blob.open()?;
+        if !files.iter().any(|stamp: &Stamp| stamp.path == path) {
+            let Some(file) = reader.file() else { return Ok(None) };
+            files.push(Stamp::of(&path, file)?);
+        }
         while got < first.len().min(layer.blob.len as usize) {
             got += reader.read(&mut first[got..])?;
         }
         if start % 512 != 0 || Compression::sniff(&first[..got]) != Compression::None {
             return Ok(None);
-        }
-        if !files.iter().any(|stamp: &Stamp| stamp.path == path) {
-            files.push(Stamp::of(&path)?);
         }
         layers.push(Stretch { path, start, len: layer.blob.len });
     }
@@ -359,8 +381,8 @@ fn look_at(
     progress: &dyn Progress,
 ) -> Result<Vec<Entry>, IngestError> {
     let (stretch, expected) = (&place.layers[at], image.layers[at].diff_id);
+    let mut reader = image.layers[at].blob.open().map_err(IngestError::Unpack)?;
     if check {
-        let mut reader = image.layers[at].blob.open().map_err(IngestError::Unpack)?;
         let mut buffer = vec![0; 1 << 20];
         let mut hash = Sha256::new();
         loop {
@@ -376,11 +398,17 @@ fn look_at(
             return Err(IngestError::DiffId { expected, found });
         }
     }
-    let file = File::open(&stretch.path).map_err(IngestError::Unpack)?;
-    stretch.scan(&file).map_err(|error| match error {
+    let changed = || IngestError::Unpack(io::Error::other("it was changed while it was read"));
+    let file = reader.file().ok_or_else(changed)?;
+    let entries = stretch.scan(file).map_err(|error| match error {
         tar::ScanError::Read(cause) => IngestError::Unpack(cause),
         tar::ScanError::Tar(cause) => IngestError::Tar(cause),
-    })
+    })?;
+    // Afterwards: what was hashed and scanned is what the stamp, from before, means.
+    match place.knows(&stretch.path, file).map_err(IngestError::Unpack)? {
+        true => Ok(entries),
+        false => Err(changed()),
+    }
 }
 
 #[cfg(test)]

@@ -179,7 +179,7 @@ impl Store {
             let chain_id = merge::chain_id(&image.config.diff_ids);
             drawn &= length(&index_in(staging, &chain_id))?.is_some() || self.pin_index(&chain_id, staging)?;
         }
-        let entries = if drawn { vec![Vec::new(); present.len()] } else { scan_layers(&present)? };
+        let entries = if drawn { vec![Vec::new(); present.len()] } else { scan_layers(&present, Stretch::open)? };
         for ((diff_id, stretch), entries) in present.iter().zip(entries) {
             layers.insert(*diff_id, (stretch.len, entries));
         }

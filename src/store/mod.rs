@@ -327,18 +327,29 @@ impl Store {
     }
 
     /// The files that an image's index points into, in the order of its devices: each layer's tar once, then the side file if any.
-    pub fn index_devices(&self, image: &Image) -> Vec<PathBuf> {
-        let mut devices: Vec<PathBuf> = Vec::new();
+    pub fn index_devices(&self, image: &Image) -> Result<Vec<File>, StoreError> {
+        let mut devices = Vec::new();
         for (at, diff_id) in image.diff_ids.iter().enumerate() {
             if !image.diff_ids[..at].contains(diff_id) {
                 devices.push(match &image.in_place {
-                    Some(place) => place.layers[at].path.clone(),
-                    None => self.layer_path(diff_id),
+                    Some(place) => place.open(&place.layers[at].path)?,
+                    None => open(&self.layer_path(diff_id))?,
                 });
             }
         }
-        devices.extend(Some(self.index_of(image).with_extension("side")).filter(|side| side.exists()));
-        devices
+        let side = self.index_of(image).with_extension("side");
+        if is_there(&side)? {
+            devices.push(open(&side)?);
+        }
+        Ok(devices)
+    }
+
+    /// Opens a file in which a layer of the image lies.
+    pub fn open_stretch(&self, image: &Image, stretch: &Stretch) -> Result<File, StoreError> {
+        match &image.in_place {
+            Some(place) => place.open(&stretch.path),
+            None => open(&stretch.path),
+        }
     }
 
     fn image_dir(&self, id: &Digest) -> PathBuf {
@@ -415,7 +426,7 @@ impl Store {
     pub fn identify(&self, name: &str) -> Result<Digest, ResolveError> {
         let failed = |cause| ResolveError::Store { name: name.into(), cause };
         match self.find(name, &self.names().map_err(failed)?).map_err(failed)? {
-            Found::One(id) if self.image_dir(&id).exists() => Ok(id),
+            Found::One(id) if is_there(&self.image_dir(&id)).map_err(failed)? => Ok(id),
             _ => Ok(self.resolve(name)?.id),
         }
     }
@@ -515,8 +526,17 @@ impl Store {
     }
 
     /// Whether all its layers are in the store, too, if it runs from an archive.
-    pub fn has_layers(&self, image: &Image) -> bool {
-        image.diff_ids.iter().all(|diff_id| self.layer_path(diff_id).exists())
+    pub fn has_layers(&self, image: &Image) -> Result<bool, StoreError> {
+        self.are_there(&image.diff_ids)
+    }
+
+    fn are_there(&self, diff_ids: &[Digest]) -> Result<bool, StoreError> {
+        for diff_id in diff_ids {
+            if !is_there(&self.layer_path(diff_id))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The image's config and manifest, verbatim.
@@ -529,30 +549,23 @@ impl Store {
 
     /// The merged tree of an image, read from its layers' headers.
     pub fn tree(&self, image: &Image) -> Result<Tree, StoreError> {
-        let layers = scan_layers(&self.stretches(image)?)?;
+        let layers = scan_layers(&self.stretches(image)?, |stretch| self.open_stretch(image, stretch))?;
         merge_layers(image.diff_ids.iter().copied().zip(layers))
     }
 
     /// The same with the files that it points into, in its order.
     pub fn tree_and_sources(&self, image: &Image) -> Result<(Tree, Vec<File>), StoreError> {
+        let tree = self.tree(image)?;
         let stretches = self.stretches(image)?;
-        let tree = merge_layers(image.diff_ids.iter().copied().zip(scan_layers(&stretches)?))?;
-        let open = |wanted: &Digest| {
-            let found = stretches.iter().find(|(diff_id, _)| diff_id == wanted);
-            let path = found.map_or_else(|| self.layer_path(wanted), |(_, stretch)| stretch.path.clone());
-            File::open(&path).map_err(StoreError::io("open", &path))
-        };
-        let sources = tree.sources.iter().map(open).collect::<Result<_, _>>()?;
+        let place = |wanted: &Digest| stretches.iter().find(|(diff_id, _)| diff_id == wanted);
+        let open = |(_, stretch): &(Digest, Stretch)| self.open_stretch(image, stretch);
+        let sources = tree.sources.iter().filter_map(place).map(open).collect::<Result<_, _>>()?;
         Ok((tree, sources))
     }
 
     /// Opens the tars that a tree points into, in its order: what [`crate::layer::directory::render`] wants.
     pub fn open_sources(&self, tree: &Tree) -> Result<Vec<File>, StoreError> {
-        let open = |diff_id| {
-            let path = self.layer_path(diff_id);
-            File::open(&path).map_err(StoreError::io("open", &path))
-        };
-        tree.sources.iter().map(open).collect()
+        tree.sources.iter().map(|diff_id| open(&self.layer_path(diff_id))).collect()
     }
 }
 
@@ -572,10 +585,12 @@ fn merge_layers(layers: impl Iterator<Item = (Digest, Vec<Entry>)>) -> Result<Tr
 }
 
 /// The entries of some tars, two at a time.
-fn scan_layers(layers: &[(Digest, Stretch)]) -> Result<Vec<Vec<Entry>>, StoreError> {
+fn scan_layers(
+    layers: &[(Digest, Stretch)],
+    open: impl Fn(&Stretch) -> Result<File, StoreError> + Sync,
+) -> Result<Vec<Vec<Entry>>, StoreError> {
     let scan = |(layer, stretch): &(Digest, Stretch)| {
-        let file = File::open(&stretch.path).map_err(StoreError::io("open", &stretch.path))?;
-        stretch.scan(&file).map_err(|cause| StoreError::Scan { layer: *layer, cause })
+        stretch.scan(&open(stretch)?).map_err(|cause| StoreError::Scan { layer: *layer, cause })
     };
     // Every other layer: neighbours differ in size more than halves do.
     std::thread::scope(|scope| {
@@ -594,12 +609,22 @@ fn scan_layers(layers: &[(Digest, Stretch)]) -> Result<Vec<Vec<Entry>>, StoreErr
     })
 }
 
+fn open(path: &Path) -> Result<File, StoreError> {
+    File::open(path).map_err(StoreError::io("open", path))
+}
+
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(cause) => Err(StoreError::io("read", path)(cause)),
     }
+}
+
+/// Whether something lies at `path`. A disk that cannot tell is no proof that nothing does: what is taken for absent is made or loaded
+/// again, or has its names and layers removed.
+fn is_there(path: &Path) -> Result<bool, StoreError> {
+    Ok(load::length(path)?.is_some())
 }
 
 fn parse_hex(hex: &str) -> Option<Digest> {

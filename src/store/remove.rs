@@ -4,9 +4,9 @@ use std::fs;
 
 use super::names::Names;
 use super::staging::remove as remove_path;
-use super::{Found, Image, ResolveError, Store, StoreError};
+use super::{Found, Image, ResolveError, Store, StoreError, is_there};
 use crate::names::{Digest, Reference};
-use crate::report::Explain;
+use crate::report::{Explain, Report};
 
 /// What a removal did.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub enum User {
     /// `gpurun image mount`.
     Mount,
     /// Nobody can say, for this reason: such an image stays.
-    Unknown(String),
+    Unknown(Report),
 }
 
 /// An image that is not removed.
@@ -38,8 +38,8 @@ pub enum RemoveError {
     InUse { image: String, container: String },
     #[error("the image `{image}` is mounted")]
     Mounted { image: String },
-    #[error("it cannot be told who uses the image `{image}`: {why}")]
-    Unknown { image: String, why: String },
+    #[error("it cannot be told who uses the image `{image}`: {}", .why.message)]
+    Unknown { image: String, why: Report },
     #[error("the image `{id}` has several names: {}", names.join(", "))]
     SeveralNames { id: String, names: Vec<String> },
     #[error("cannot remove the image `{image}`")]
@@ -55,7 +55,7 @@ impl Explain for RemoveError {
         match self {
             Self::Resolve(error) => error.hint(),
             Self::InUse { container, .. } => Some(format!("remove the container first: `gpurun rm -f {container}`")),
-            Self::Unknown { .. } => None,
+            Self::Unknown { why, .. } => why.hint.clone(),
             Self::Mounted { image } => Some(format!("unmount it first: `gpurun image unmount {image}`")),
             Self::SeveralNames { .. } => Some("remove it by each of its names, or all at once with `--force`".into()),
             Self::Store { cause, .. } => cause.hint(),
@@ -79,7 +79,7 @@ impl Store {
         let mut names = self.names().map_err(failed)?;
         // Not by way of its documents: a damaged image can be removed too.
         let id = match self.find(name, &names).map_err(failed)? {
-            Found::One(id) if self.image_dir(&id).exists() => id,
+            Found::One(id) if is_there(&self.image_dir(&id)).map_err(failed)? => id,
             // The look-up says why not.
             _ => self.resolve(name)?.id,
         };
@@ -159,7 +159,7 @@ impl Store {
     /// The id that a name means now, for those who only need to know whether there is one.
     pub fn contains(&self, name: &str) -> Result<bool, StoreError> {
         Ok(match self.find(name, &self.names()?)? {
-            Found::One(id) => self.image_dir(&id).exists(),
+            Found::One(id) => is_there(&self.image_dir(&id))?,
             Found::Several(_) => true,
             Found::None | Found::BadName => false,
         })

@@ -77,8 +77,7 @@ impl Store {
         let mut dead = Vec::new();
         for entry in fs::read_dir(&tmp).map_err(StoreError::io("read", &tmp))? {
             let path = entry.map_err(StoreError::io("read", &tmp))?.path();
-            // An error: not a workplace at all (a file, a removed image), or one that its owner is just taking away.
-            if !matches!(FileLock::try_exclusive(&path.join("lock")), Ok(None)) {
+            if is_dead(&path) {
                 dead.push(path);
             }
         }
@@ -144,6 +143,17 @@ impl Store {
             }
         }
         Ok(freed)
+    }
+}
+
+/// Whether nobody works in what lies in `tmp/` any more. Where the disk cannot tell, somebody does: it stays for a later command.
+fn is_dead(path: &Path) -> bool {
+    let is_gone = |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+    let lock = path.join("lock");
+    match lock.symlink_metadata().and_then(|_| FileLock::try_exclusive(&lock)) {
+        Ok(free) => free.is_some(),
+        // Not a workplace at all (a file, a removed image), or one that its owner is just taking away.
+        Err(error) => is_gone(&error),
     }
 }
 

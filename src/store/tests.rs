@@ -210,7 +210,7 @@ fn every_transport_and_packing_gives_the_same_image() {
             assert_eq!(image.size, (base().len() + top().len()) as u64);
             assert_eq!(fs::read(store.layer_path(&image.diff_ids[0])).expect("the tar"), base(), "verbatim");
             assert_eq!(names_in(&store.tree(&image).expect("a tree")), 3);
-            assert_eq!(store.index_devices(&image).len(), 2);
+            assert_eq!(store.index_devices(&image).expect("opened").len(), 2);
             assert!(store.index_path(&image.chain_id).exists());
             assert_eq!(ls(&store.root().join("tmp")), Vec::<String>::new());
             ids.push(image.chain_id);
@@ -293,7 +293,11 @@ fn several_images_and_odd_ones() {
     load_tar(&store, &docker(&["many"], &layers).tar()).expect("loads");
     let many = store.resolve("many").expect("many");
     assert_eq!(
-        (many.diff_ids.len(), store.index_devices(&many).len(), names_in(&store.tree(&many).expect("a tree"))),
+        (
+            many.diff_ids.len(),
+            store.index_devices(&many).expect("opened").len(),
+            names_in(&store.tree(&many).expect("a tree"))
+        ),
         (127, 5, 5)
     );
     // One name cannot be given to all images of a source.
@@ -555,6 +559,45 @@ fn what_a_dead_loader_left_is_swept() {
     drop(living);
     assert!(ls(&store.root().join("tmp")).is_empty());
     assert!(store.tree(&store.resolve("a").expect("a")).is_ok());
+}
+
+#[test]
+fn a_disk_that_cannot_tell_is_no_absence() {
+    let (_root, store) = store();
+    load_tar(&store, &docker(&["t"], &[base()]).tar()).expect("loaded");
+    let image = store.resolve("t").expect("there");
+    // An error that root gets too: a directory that leads to itself.
+    let break_and = |name: &str, told: &mut dyn FnMut()| {
+        let (dir, aside) = (store.root().join(name), store.root().join("aside"));
+        fs::rename(&dir, &aside).expect("moved");
+        std::os::unix::fs::symlink(&dir, &dir).expect("linked");
+        told();
+        fs::remove_file(&dir).expect("removed");
+        fs::rename(&aside, &dir).expect("moved back");
+    };
+    break_and("layers", &mut || {
+        store.has_layers(&image).expect_err("who knows");
+        store.has_chain(&image.diff_ids).expect_err("who knows");
+    });
+    break_and("images", &mut || {
+        store.contains("t").expect_err("who knows");
+        let told = store.identify("t").expect_err("who knows").to_string();
+        assert!(told.contains("cannot look up"), "{told}");
+        let told = store.remove("t", true, &|_| None).expect_err("who knows").to_string();
+        assert!(told.contains("cannot remove"), "{told}");
+        store.verify(None, &|_| ()).expect_err("who knows");
+        store.index_devices(&image).expect_err("who knows");
+    });
+    assert!(store.has_layers(&image).expect("told") && store.contains("t").expect("told"));
+    // A workplace whose lock cannot be looked at may be somebody's.
+    let workplace = store.root().join("tmp/somebody's");
+    fs::create_dir(&workplace).expect("made");
+    std::os::unix::fs::symlink(workplace.join("lock"), workplace.join("lock")).expect("linked");
+    Store::open(store.root()).expect("opened");
+    assert!(workplace.exists());
+    fs::remove_file(workplace.join("lock")).expect("removed");
+    Store::open(store.root()).expect("opened");
+    assert!(!workplace.exists());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Stretch;
 use super::names::Names;
-use super::{Image, ImageRecord, Staging, Store, StoreError, load, read_if_there};
+use super::{Image, ImageRecord, Staging, Store, StoreError, is_there, load, read_if_there};
 use crate::image::{ImageConfig, digest_of};
 use crate::layer::merge;
 use crate::names::{Digest, Reference};
@@ -94,7 +94,7 @@ impl Store {
         }
         if wanted.is_none() {
             for (name, id) in names.all() {
-                if !self.image_dir(&id).exists() {
+                if !is_there(&self.image_dir(&id))? {
                     let why = format!("the name `{name}` means the image {}, which is not there", &id.hex()[..12]);
                     verified.faults.push(Fault {
                         path: self.root.join("names.json"),
@@ -193,7 +193,7 @@ impl Store {
         for (made, stored) in
             [(drawn.clone(), self.index_path(&chain_id)), (drawn.with_extension("side"), self.side_path(&chain_id))]
         {
-            match (made.exists(), stored.exists()) {
+            match (is_there(&made)?, is_there(&stored)?) {
                 (false, false) => {}
                 (true, false) => return Ok(fault(&stored, "it is missing")),
                 (false, true) => return Ok(fault(&stored, "nothing needs it")),
@@ -215,7 +215,7 @@ impl Store {
             }
             paths.push((*diff_id, Stretch::whole(path)?));
         }
-        let layers = super::scan_layers(&paths)?;
+        let layers = super::scan_layers(&paths, Stretch::open)?;
         let tree = super::merge_layers(diff_ids.iter().copied().zip(layers))?;
         load::write_index(&tree, &merge::chain_id(diff_ids), load::staged(staging), staging)
     }

@@ -111,6 +111,16 @@ pub enum BlobReader {
     Remote(Box<RemoteReader>),
 }
 
+impl BlobReader {
+    /// The file that it reads, as it was opened.
+    pub fn file(&self) -> Option<&File> {
+        match self {
+            Self::File(range) => Some(&range.file),
+            Self::Remote(_) => None,
+        }
+    }
+}
+
 /// A stretch of a file, read with its own position.
 #[derive(Debug)]
 pub struct FileRange {

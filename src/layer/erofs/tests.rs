@@ -133,12 +133,17 @@ fn run(source: u32, offset: u64, len: u64) -> Data {
 
 const ROOT: InodeId = InodeId(0);
 
+fn open(paths: &[PathBuf]) -> Vec<File> {
+    paths.iter().map(|path| File::open(path).unwrap()).collect()
+}
+
 /// Mounts the index by one way in a namespace of the test's own, and runs `test` there.
 fn mounted(build: Build, ways: &'static [Way], test: impl FnOnce(&Build, &Path) + Send + 'static) {
     in_own_mounts(move || {
         let base = tempfile::tempdir().unwrap();
         let (index, devices, _) = build.write(base.path());
-        let (fd, _) = mount_index(&index, &devices, ways).unwrap().unwrap_or_else(|error| panic!("{ways:?}: {error}"));
+        let (fd, _) =
+            mount_index(&index, &open(&devices), ways).unwrap().unwrap_or_else(|error| panic!("{ways:?}: {error}"));
         let target = base.path().join("mnt");
         std::fs::create_dir(&target).unwrap();
         mount::attach(fd.as_fd(), File::open(&target).unwrap().as_fd()).unwrap();
@@ -367,7 +372,7 @@ fn ways() -> Vec<&'static [Way]> {
 fn works(ways: &'static [Way]) -> bool {
     let base = tempfile::tempdir().unwrap();
     let (index, devices, _) = Build::new(1, 8192).write(base.path());
-    match mount_index(&index, &devices, ways).unwrap() {
+    match mount_index(&index, &open(&devices), ways).unwrap() {
         Ok(_) => true,
         Err(error) => {
             eprintln!("skipped, this kernel does not mount that way: {ways:?}: {error}");

@@ -216,7 +216,7 @@ fn a_damaged_store_is_named() {
         return;
     }
     let fixture = Fixture::new();
-    let extra = [fixture.index.clone()];
+    let extra = [File::open(&fixture.index).unwrap()];
     let error = mount(&Image { devices: &extra, ..fixture.image("aa") }, no_render).unwrap_err();
     assert!(matches!(error, MountError::Mismatch { wants: 0, given: 1, .. }), "{error}");
     std::fs::write(&fixture.index, "garbage").unwrap();

@@ -15,6 +15,11 @@ fn text(store: &Store, image: &Image, path: &[u8]) -> Option<Vec<u8>> {
     tree.read_small(&sources, path, 100).expect("read")
 }
 
+/// The path by which a file was opened.
+fn name(file: &File) -> PathBuf {
+    fs::read_link(crate::sys::mount::fd_path(file)).expect("a link of /proc")
+}
+
 #[test]
 fn plain_archives_and_layouts_are_used_where_they_lie() {
     let layers = [(base(), Packing::None), (top(), Packing::None)];
@@ -30,7 +35,7 @@ fn plain_archives_and_layouts_are_used_where_they_lie() {
         assert_eq!(text(&store, &image, b"etc/new").as_deref(), Some(&b"x"[..]));
         assert_eq!(text(&store, &image, b"etc/hosts"), None, "a whiteout holds");
         assert_eq!(text(&store, &image, b"bin").as_deref(), Some(&b"#!"[..]));
-        let devices = store.index_devices(&image);
+        let devices: Vec<_> = store.index_devices(&image).expect("opened").iter().map(name).collect();
         assert!(devices.iter().all(|device| device.starts_with(path)), "{devices:?}");
         assert_eq!(image.in_place.as_ref().expect("in place").files.len(), files);
         // Nothing was copied, nobody's list has it; a container finds it.
@@ -47,6 +52,34 @@ fn plain_archives_and_layouts_are_used_where_they_lie() {
         store.prune(false, &|_| None).expect("pruned");
         assert!(ls(&store.root().join("archives")).is_empty());
     }
+}
+
+#[test]
+fn what_was_looked_at_is_what_is_opened() {
+    let (_root, store) = store();
+    let dir = tempfile::tempdir().expect("a directory");
+    let (path, other) = (dir.path().join("t.tar"), dir.path().join("other.tar"));
+    fs::write(&path, docker(&["t"], &[base()]).tar()).expect("written");
+    fs::copy(&path, &other).expect("copied");
+    let image = open(&store, &path, true).expect("read").expect("in place");
+    assert_eq!(store.index_devices(&image).expect("opened").len(), 1);
+    // The check is done, the image in hand: now the path means another file, byte for byte the same or not.
+    fs::rename(&other, &path).expect("exchanged");
+    for refusal in [
+        store.index_devices(&image).map(drop),
+        store.tree(&image).map(drop),
+        store.tree_and_sources(&image).map(drop),
+        store.open_stretch(&image, &image.in_place.as_ref().expect("in place").layers[0]).map(drop),
+    ] {
+        assert!(matches!(refusal, Err(StoreError::Archive { .. })), "{refusal:?}");
+    }
+    let images = dir.path().join("images");
+    let error = crate::rootfs::stored::lower(&images, &store, &image).expect_err("another file");
+    let report = Report::from(error);
+    assert!(report.to_string().contains("was changed"), "{report}");
+    let drawn = crate::rootfs::stored::draw(&store, &image).expect_err("another file");
+    assert!(Report::from(drawn).to_string().contains("was changed"));
+    assert!(ls(&store.root().join("dirs")).is_empty() && ls(&store.root().join("tmp")).is_empty());
 }
 
 #[test]
