@@ -49,18 +49,25 @@ pub fn reconcile(records: &Records) -> Result<(), Report> {
     for id in &dead {
         tracing::info!("clearing away what the dead supervisor of {id} left");
         crate::gpu::lease::release(&records.run_dir().join("gpus"), id)?;
-        // Without a record nothing was made, or everything but the directories has gone already.
+        // Without a record nothing was made, or everything but the directories has gone already. Of one that cannot be read the cgroup's
+        // parent is not known: where it was another than the usual one, an empty cgroup stays.
         let parent = records.get(id).ok().flatten().and_then(|entry| entry.record.request.cgroup_parent);
         remove_cgroup(&host, &super::cgroup_path(parent.as_deref(), id))?;
     }
     net::reconcile(&records.run_dir().join("net"), &living(records)?)?;
     for id in &dead {
-        match records.get(id)? {
-            Some(entry) if !entry.record.request.auto_remove => {
+        match records.get(id) {
+            Ok(Some(entry)) if !entry.record.request.auto_remove => {
                 bury(&entry)?;
                 clear_run_dir(&entry)?;
             }
-            _ => remove_dirs(records, id)?,
+            Ok(_) => remove_dirs(records, id)?,
+            // Its files stay, and with them whatever a person (or the gpurun that wrote the record) can still make of them. Nor does it
+            // stand in the way of every other container's command.
+            Err(error) => {
+                tracing::warn!("{}", Report::from(error));
+                remove_tree(&records.paths(id).1)?;
+            }
         }
     }
     Ok(())
@@ -112,7 +119,8 @@ fn remove_tree(dir: &Path) -> Result<(), Report> {
 fn dead(records: &Records) -> Result<Vec<String>, Report> {
     let mut ids = records.ids_in_run()?;
     ids.extend(records.orphans()?);
-    for entry in records.list()? {
+    // What cannot be read is for the command's own look at the list to tell.
+    for entry in records.list_all()?.0 {
         // After a reboot /run is empty, but the file still says `running`.
         if matches!(entry.state()?.phase, Phase::Running | Phase::Restarting) {
             ids.push(entry.record.id);
@@ -172,6 +180,30 @@ fn bury(entry: &Entry) -> Result<(), Report> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_unreadable_record_stands_for_stays() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        let records = Records::open(base.path(), &base.path().join("run")).unwrap();
+        // Its supervisor is dead, and what it left in /run is all that may go.
+        let (dir, run_dir) = records.paths(&"d".repeat(64));
+        std::fs::create_dir_all(dir.join("upper")).unwrap();
+        std::fs::write(dir.join("upper/thesis"), "years of work").unwrap();
+        std::fs::create_dir_all(&run_dir).unwrap();
+        std::fs::write(dir.join("record.json"), "{").unwrap();
+        for _ in 0..2 {
+            reconcile(&records).unwrap();
+            assert!(!run_dir.exists(), "nobody holds its locks");
+            assert_eq!(std::fs::read_to_string(dir.join("upper/thesis")).unwrap(), "years of work");
+        }
+        std::fs::remove_file(dir.join("record.json")).unwrap();
+        reconcile(&records).unwrap();
+        assert!(!dir.exists(), "without a record it is what a killed launch left");
+    }
 
     #[test]
     fn what_is_only_mounted_is_never_removed() {

@@ -33,7 +33,7 @@ pub use find::FindError;
 pub use state::{LimitRow, OomRow, Phase, PublishedPort, State, Usage};
 
 use crate::durable::{self, FileLock, ProcessLock};
-use crate::report::Explain;
+use crate::report::{Explain, Report};
 use crate::request::{Request, RestartPolicy};
 use crate::spec::AskedLimits;
 
@@ -171,28 +171,46 @@ impl Records {
     }
 
     /// Every container that has a readable record, oldest first. Directories without a record (a launch that was killed at its first
-    /// step) are left to [`Records::orphans`].
+    /// step) are left to [`Records::orphans`]. One that cannot be read is left out, with a word: the others are none the worse for it.
     pub fn list(&self) -> Result<Vec<Entry>, RecordError> {
-        let mut entries = Vec::new();
+        let (entries, unreadable) = self.list_all()?;
+        for error in unreadable {
+            tracing::warn!("{}", Report::from(error));
+        }
+        Ok(entries)
+    }
+
+    /// The containers with readable records, and what is wrong with the others: for those who ask what nobody needs.
+    pub fn list_all(&self) -> Result<(Vec<Entry>, Vec<RecordError>), RecordError> {
+        let (mut entries, mut unreadable) = (Vec::new(), Vec::new());
         for id in self.ids(&self.containers)? {
             match get::<Record>(&self.containers.join(&id).join("record.json")) {
                 Ok(Some(record)) => entries.push(self.entry(record)),
                 Ok(None) => {}
-                Err(error) => tracing::warn!("{error}"),
+                Err(error) => unreadable.push(error),
             }
         }
         entries.sort_by(|a, b| (a.record.created, &a.record.id).cmp(&(b.record.created, &b.record.id)));
-        Ok(entries)
+        Ok((entries, unreadable))
     }
 
-    /// Ids that have a directory here or in /run but no record: what a killed launch or removal left.
+    /// Ids that have a directory here or in /run but no record: what a killed launch or removal left. A record that cannot be looked at is
+    /// none the less one: an orphan is removed with all its files.
     pub fn orphans(&self) -> Result<Vec<String>, RecordError> {
         let mut ids = self.ids(&self.containers)?;
         ids.extend(self.ids(&self.run)?);
         ids.sort();
         ids.dedup();
-        ids.retain(|id| !self.containers.join(id).join("record.json").exists());
-        Ok(ids)
+        let mut orphans = Vec::new();
+        for id in ids {
+            let path = self.containers.join(&id).join("record.json");
+            match path.try_exists() {
+                Ok(true) => {}
+                Ok(false) => orphans.push(id),
+                Err(source) => return Err(RecordError::Io { action: "look for", path, source }),
+            }
+        }
+        Ok(orphans)
     }
 
     /// Ids that have a directory in /run: those that may have something to clear away.
@@ -353,5 +371,30 @@ impl Record {
     #[must_use]
     pub fn new(id: String, name: String, created: u64, request: Request) -> Self {
         Self { version: VERSION, id, name, created, request, step: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_cannot_be_looked_at_makes_no_orphan() {
+        let base = tempfile::tempdir().unwrap();
+        let records = Records::open(base.path(), &base.path().join("run")).unwrap();
+        let (lost, torn) = ("a".repeat(64), "b".repeat(64));
+        for id in [&lost, &torn] {
+            make_dir(&records.paths(id).0).unwrap();
+        }
+        assert_eq!(records.orphans().unwrap(), [lost.clone(), torn.clone()]);
+        fs::write(records.paths(&torn).0.join("record.json"), "{").unwrap();
+        assert_eq!(records.orphans().unwrap(), [lost.clone()], "a record that cannot be understood is one");
+        let (readable, unreadable) = records.list_all().unwrap();
+        assert!(readable.is_empty() && matches!(unreadable[..], [RecordError::Damaged { .. }]), "{unreadable:?}");
+        // An error of the file system that root gets too: a link that leads to itself.
+        let path = records.paths(&lost).0.join("record.json");
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        let error = records.orphans().unwrap_err();
+        assert!(matches!(error, RecordError::Io { action: "look for", .. }), "{error}");
     }
 }

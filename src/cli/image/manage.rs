@@ -107,7 +107,18 @@ pub fn prune(store: &Store, args: &PruneArgs, place: &Place<'_>, users: &Usages<
         confirm(which)?;
     }
     let chains: Vec<Digest> = store.list()?.iter().map(|image| image.chain_id).collect();
-    let (removed, freed) = store.prune(args.all, users)?;
+    let unknown = std::cell::RefCell::new(None);
+    let told_users = |id: &Digest| {
+        let user = users(id);
+        if let Some(crate::store::User::Unknown(why)) = &user {
+            unknown.borrow_mut().get_or_insert_with(|| why.clone());
+        }
+        user
+    };
+    let (removed, freed) = store.prune(args.all, &told_users)?;
+    if let Some(why) = unknown.into_inner() {
+        tracing::warn!("images stay because it cannot be told who uses them: {why}");
+    }
     let kept: Vec<Digest> = store.list()?.iter().map(|image| image.chain_id).collect();
     unmount_gone(store, place, &chains.into_iter().filter(|chain| !kept.contains(chain)).collect::<Vec<_>>());
     if args.json {
@@ -124,7 +135,7 @@ fn confirm(what: &str) -> Result<(), Report> {
         return Err(Report::usage(format!("nobody is there to ask whether to remove {what}"))
             .with_hint("do not ask: `gpurun image prune --force`"));
     }
-    eprint!("Remove {what}? [y/N] ");
+    crate::cli::print::tell(&format!("Remove {what}? [y/N] "));
     let mut answer = String::new();
     let read = io::stderr().flush().and_then(|()| io::stdin().read_line(&mut answer));
     read.map_err(|error| Report::new("cannot read the answer").with_cause(error))?;

@@ -90,16 +90,20 @@ impl Place<'_> {
 
     fn user_of(&self, id: &Digest, store: &Store) -> Option<User> {
         // What cannot be read is no proof that nobody needs it.
-        self.look_for_user(id, store).unwrap_or_else(|report| Some(User::Unknown(report.message)))
+        self.look_for_user(id, store).unwrap_or_else(|report| Some(User::Unknown(report)))
     }
 
     fn look_for_user(&self, id: &Digest, store: &Store) -> Result<Option<User>, Report> {
         if store.list()?.iter().any(|image| image.id == *id && self.is_mounted(image)) {
             return Ok(Some(User::Mount));
         }
-        let entries = Records::open(&self.context.root, &self.context.run_dir)?.list()?;
+        let (entries, unreadable) = Records::open(&self.context.root, &self.context.run_dir)?.list_all()?;
         let mut users = entries.into_iter().filter(|entry| entry.record.request.image_id == id.to_string());
-        Ok(users.next().map(|entry| User::Container(entry.record.name)))
+        match (users.next(), unreadable.into_iter().next()) {
+            (Some(entry), _) => Ok(Some(User::Container(entry.record.name))),
+            (None, Some(error)) => Err(error.into()),
+            (None, None) => Ok(None),
+        }
     }
 }
 
