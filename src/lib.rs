@@ -10,6 +10,12 @@
 //! | 3 | [`launch`], [`supervise`], [`jupyter`], [`build`], [`explain`], [`lab`], [`doctor`] |
 //! | 4 | [`cli`] |
 
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "they panic when nobody reads: `report::say`, `cli::print`"
+)]
+
 pub mod durable;
 pub mod inflate;
 pub mod names;

@@ -4,6 +4,7 @@
 //! travels unchanged over the pipe between the supervisor and the command line.
 
 use std::fmt;
+use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,12 @@ pub const EXIT_USAGE: u8 = 2;
 pub const EXIT_CANNOT_EXECUTE: u8 = 126;
 /// Exit status for a container command that does not exist.
 pub const EXIT_NOT_FOUND: u8 = 127;
+
+/// A line for a person, on standard error, in one write. That nobody can take it (a reader that went away, a full disk under a log) is no
+/// reason to stop: `eprintln` would panic, and so is banned from the library.
+pub fn say(line: &str) {
+    let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
+}
 
 /// An error that knows its way out.
 pub trait Explain: std::error::Error {

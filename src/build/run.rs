@@ -113,6 +113,8 @@ pub fn run<'a>(
     match listen(&spawned, signals, output) {
         Ok(state) => Ok(Step { records, entry, _spawned: spawned, state }),
         Err(mut report) => {
+            // What it still writes would be in the way of the removal.
+            spawned.outlive();
             report.afterwards.extend(launch::remove(records, &entry).err().map(|error| error.message));
             Err(report)
         }

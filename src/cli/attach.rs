@@ -5,9 +5,9 @@ use std::io::{self, IsTerminal};
 use clap::Args;
 use nix::sys::signal::Signal;
 
-use super::Context;
 use super::detach::DetachKeys;
 use super::session::{Event, Keys, Session, pass_on, take_signals};
+use super::{Context, print};
 use crate::record::Entry;
 use crate::report::Report;
 use crate::supervise::protocol::{Connection, FromSupervisor, ToSupervisor};
@@ -93,23 +93,26 @@ pub fn relay(session: &mut Session, interrupt: Interrupt) -> Result<u8, Report> 
             Event::Message(FromSupervisor::Exited(state)) => {
                 session.end_keys();
                 if let Some(report) = &state.error {
-                    eprintln!("{report}");
+                    print::say(&report.to_string());
                 }
                 return Ok(state.exit_code.unwrap_or(0));
             }
             Event::Message(FromSupervisor::Failed(report)) => {
                 session.end_keys();
+                session.outlive();
                 return Err(report);
             }
             // In raw mode a line feed alone goes straight down.
-            Event::Message(FromSupervisor::Notice(line)) => eprint!("gpurun: {line}{}", session.line_end()),
+            Event::Message(FromSupervisor::Notice(line)) => {
+                print::tell(&format!("gpurun: {line}{}", session.line_end()))
+            }
             Event::Message(FromSupervisor::Restarting { code }) => {
-                eprintln!("gpurun: ended with status {code}, starting again\r");
+                print::say(&format!("gpurun: ended with status {code}, starting again\r"));
             }
             Event::Message(_) | Event::Extra | Event::TimedOut => {}
             Event::Detach => {
                 session.end_keys();
-                eprintln!("\ngpurun: left running");
+                print::say("\ngpurun: left running");
                 return Ok(0);
             }
             // The person's terminal is gone, not the person's wish: the container goes on.

@@ -123,7 +123,7 @@ pub fn run(args: &BuildArgs, context: &Context) -> Result<u8, Report> {
         return Ok(0);
     }
     if !args.quiet && !names.is_empty() {
-        eprintln!("built {}", names.join(", "));
+        print::say(&format!("built {}", names.join(", ")));
     }
     print::out(&format!("{}\n", built.id))?;
     Ok(0)

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
+use super::print;
 use crate::build::{Output, StepName, printable};
 use crate::sys::tty::window_size;
 
@@ -71,14 +72,14 @@ impl Plain {
 
     fn say(&self, lines: Vec<String>) {
         for line in lines {
-            eprintln!("#{} {:.3} {line}", self.number, self.elapsed());
+            print::say(&format!("#{} {:.3} {line}", self.number, self.elapsed()));
         }
     }
 
     fn end(&mut self, how: &str) {
         let rest = self.lines.rest();
         self.say(rest);
-        eprintln!("#{} {how}", self.number);
+        print::say(&format!("#{} {how}", self.number));
         self.began = None;
     }
 }
@@ -87,7 +88,7 @@ impl Output for Plain {
     fn begin(&mut self, step: &StepName<'_>) {
         self.number = step.number;
         self.began = Some(Instant::now());
-        eprintln!("#{} {}", step.number, title(step));
+        print::say(&format!("#{} {}", step.number, title(step)));
     }
 
     fn log(&mut self, bytes: &[u8]) {
@@ -107,7 +108,7 @@ impl Output for Plain {
     }
 
     fn notice(&mut self, line: &str) {
-        eprintln!("gpurun: {line}");
+        print::say(&format!("gpurun: {line}"));
     }
 }
 
@@ -206,10 +207,10 @@ impl Output for Fancy {
     fn notice(&mut self, line: &str) {
         let running = self.began.is_some();
         if running && self.drawn > 0 {
-            eprint!("\x1b[{}A\x1b[J", self.drawn);
+            print::tell(&format!("\x1b[{}A\x1b[J", self.drawn));
             self.drawn = 0;
         }
-        eprintln!("gpurun: {line}");
+        print::say(&format!("gpurun: {line}"));
         if running {
             self.draw(None);
         }

@@ -55,7 +55,7 @@ pub fn update(args: &UpdateArgs, context: &Context) -> Result<u8, Report> {
             at_rest(&records, &mut entry, &limits, restart)?
         };
         if context.verbose {
-            eprint!("{}", limits_text(&rows));
+            print::tell(&limits_text(&rows));
         }
         all.extend(rows);
         Ok(())

@@ -10,7 +10,7 @@ use super::attach::{self, Interrupt, connect};
 use super::detach::DetachKeys;
 use super::session::{Event, Keys, Session, take_signals};
 use super::{Context, print};
-use crate::launch;
+use crate::launch::{self, Spawned};
 use crate::names::ContainerName;
 use crate::record::{Entry, Records, State};
 use crate::report::Report;
@@ -113,11 +113,11 @@ fn start_one(entry: &Entry, context: &Context) -> Result<(), Report> {
     super::run::wait_running(&mut session, context.verbose).map(|_| ())
 }
 
-fn spawn(entry: &Entry, context: &Context) -> Result<Connection, Report> {
+fn spawn(entry: &Entry, context: &Context) -> Result<Spawned, Report> {
     std::fs::create_dir_all(&entry.run_dir)
         .map_err(|error| Report::new(format!("cannot make `{}`", entry.run_dir.display())).with_cause(error))?;
     let launching = entry.launching()?;
-    Ok(launch::spawn(&context.root, &context.run_dir, entry, launching)?.connection)
+    launch::spawn(&context.root, &context.run_dir, entry, launching)
 }
 
 pub fn restart(args: &RestartArgs, context: &Context) -> Result<u8, Report> {
@@ -267,7 +267,7 @@ pub(super) fn for_each(names: &[String], mut each: impl FnMut(&str) -> Result<()
         match each(name) {
             Ok(()) => print::out(&format!("{name}\n"))?,
             Err(report) if first.is_none() => first = Some(report),
-            Err(report) => eprintln!("{report}"),
+            Err(report) => print::say(&report.to_string()),
         }
     }
     first.map_or(Ok(0), Err)

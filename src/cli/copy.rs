@@ -13,7 +13,7 @@ use clap::Args;
 use nix::fcntl::{AtFlags, OFlag, readlinkat};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 
-use super::Context;
+use super::{Context, print};
 use crate::build;
 use crate::launch;
 use crate::layer::{Merger, Tree, diff, directory, tar};
@@ -109,7 +109,7 @@ pub fn run(args: &CopyArgs, context: &Context) -> Result<u8, Report> {
         _ => Ok(()),
     }?;
     if !args.quiet && args.destination != "-" && io::stderr().is_terminal() {
-        eprintln!("copied to {}", args.destination);
+        print::say(&format!("copied to {}", args.destination));
     }
     Ok(0)
 }
@@ -176,7 +176,7 @@ impl Source {
             diff::write_entry(self.parent.as_fd(), &self.name, shown, &options, out)?
         };
         if summary.sockets > 0 {
-            eprintln!("gpurun: {} sockets are left out", summary.sockets);
+            print::say(&format!("gpurun: {} sockets are left out", summary.sockets));
         }
         let mut file = out.into_inner().map_err(|error| Report::new("cannot write the copy").with_cause(error))?;
         file.rewind().map_err(|error| Report::new("cannot read the copy").with_cause(error))?;

@@ -13,7 +13,7 @@ use oci_spec::runtime::Spec;
 
 use super::detach::DetachKeys;
 use super::session::take_signals;
-use super::{Context, attach};
+use super::{Context, attach, print};
 use crate::cgroup;
 use crate::record::{Entry, OomRow, State};
 use crate::report::Report;
@@ -120,7 +120,9 @@ fn tell_of_oom(entry: &Entry, before: &State, kills_before: u64) -> Result<(), R
         let state = entry.state()?;
         let news: Vec<OomRow> = state.ooms.iter().filter(|oom| oom.at_us > known).cloned().collect();
         if !news.is_empty() {
-            lines(&news, &Victim::new(&entry.record, &state)).iter().for_each(|line| eprintln!("gpurun: {line}"));
+            lines(&news, &Victim::new(&entry.record, &state))
+                .iter()
+                .for_each(|line| print::say(&format!("gpurun: {line}")));
             return Ok(());
         }
         if Instant::now() > deadline {
@@ -270,7 +272,7 @@ fn relay(args: &ExecArgs, child: ExecChild, mut detach: DetachKeys) -> Result<u8
             let _ = pty.write_all(&pass);
             if left {
                 drop(mode);
-                eprintln!("\ngpurun: left running");
+                print::say("\ngpurun: left running");
                 return Ok(0);
             }
         }

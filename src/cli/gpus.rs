@@ -51,7 +51,7 @@ pub fn run(args: &GpusArgs, context: &Context) -> Result<u8, Report> {
         return Ok(0);
     }
     if let Err(unread) = readings {
-        eprintln!("gpurun: memory and processes are not known: {unread}");
+        print::say(&format!("gpurun: memory and processes are not known: {unread}"));
     }
     let rows: Vec<Vec<String>> = all.iter().map(|one| row(one, &records)).collect();
     print::out(&print::table(&["GPU", "MODEL", "UUID", "MEMORY", "UTIL", "HELD BY", "USED BY"], &rows))?;

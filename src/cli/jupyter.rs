@@ -93,10 +93,11 @@ pub fn run(args: &JupyterArgs, context: &Context) -> Result<u8, Report> {
     let spawned = start_new(context, flags.name.as_deref(), request, Some(&secrets(&auth)?))?;
     drop(hold);
     let keys = if flags.detach || !std::io::stdin().is_terminal() { Keys::Ignored } else { Keys::DetachOnly };
-    let mut session = Session::new(spawned.connection, signals, Keys::Ignored, detach_keys.clone());
+    let id = spawned.id.clone();
+    let mut session = Session::new(spawned, signals, Keys::Ignored, detach_keys.clone());
     session.attach(false)?;
     let state = wait_running(&mut session, context.verbose)?;
-    let name = super::attach::name_of(context, &spawned.id)?;
+    let name = super::attach::name_of(context, &id)?;
     let address = address(&state, port);
     let base_url = jupyter::base_url(&args.jupyter_arg);
     let held = match wait_ready(&mut session, address, &base_url, &auth, Duration::from_secs(args.ready_timeout))? {
@@ -113,11 +114,11 @@ pub fn run(args: &JupyterArgs, context: &Context) -> Result<u8, Report> {
     if std::io::stdout().is_terminal() {
         print::out(&format!("{announcement}\n"))?;
     } else {
-        eprintln!("{announcement}");
+        print::say(&announcement.to_string());
         print::out(&format!("{}\n", announcement.url))?;
     }
     if !flags.detach && keys == Keys::DetachOnly {
-        eprintln!("ctrl-c stops it, {} leaves it running", flags.detach_keys);
+        print::say(&format!("ctrl-c stops it, {} leaves it running", flags.detach_keys));
     }
     if flags.detach {
         return Ok(0);
@@ -231,6 +232,7 @@ fn wait_ready(
             }
             Event::Message(FromSupervisor::Failed(report)) => {
                 ended.store(true, Ordering::Relaxed);
+                session.outlive();
                 return Ok(Err((report, held)));
             }
             Event::HungUp if exit.is_some() => break,
@@ -239,7 +241,7 @@ fn wait_ready(
                 return Err(Report::new("the container's supervisor was killed while Jupyter started"));
             }
             Event::Signal(_) => session.send(&ToSupervisor::Stop { timeout: None })?,
-            Event::Message(FromSupervisor::Notice(line)) => eprintln!("gpurun: {line}"),
+            Event::Message(FromSupervisor::Notice(line)) => print::say(&format!("gpurun: {line}")),
             Event::Message(_) | Event::Detach | Event::TimedOut => {}
         }
     }
@@ -270,7 +272,7 @@ fn failed(mut report: Report, held: &Held, name: &str, removed: bool) -> Report 
     let text = String::from_utf8_lossy(&output);
     let lines: Vec<&str> = text.lines().collect();
     for line in &lines[lines.len().saturating_sub(LAST_LINES)..] {
-        eprintln!("  {line}");
+        print::say(&format!("  {line}"));
     }
     if report.hint.is_none() && !removed {
         report.hint = Some(format!("`gpurun logs {name}` shows all that it wrote"));

@@ -244,6 +244,8 @@ fn init_tracing() {
     use tracing_subscriber::layer::SubscriberExt;
     use tracing_subscriber::util::SubscriberInitExt;
     let filter = tracing_subscriber::EnvFilter::try_from_env("GPURUN_LOG").unwrap_or_else(|_| "gpurun=warn".into());
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_filter(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time();
+    // A line that cannot be written is told by `eprintln`, which panics where it cannot be written either.
+    let lines = lines.log_internal_errors(false).with_filter(filter);
     tracing_subscriber::registry().with(lines).init();
 }

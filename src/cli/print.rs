@@ -5,12 +5,12 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use crate::report::Report;
+pub use crate::report::say;
 pub use crate::units::age as ago;
 
-/// A line for a person, on standard error, in one write. That nobody can take it (a reader that went away, a full disk under a log) is no
-/// reason to stop: `eprintln` would panic.
-pub fn say(line: &str) {
-    let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
+/// Text for a person, as it is: what [`say`] does for a line.
+pub fn tell(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
 /// Columns aligned under their titles, two spaces between them, nothing behind the last one.

@@ -2,11 +2,11 @@
 
 use clap::Args;
 
-use super::Context;
 use super::attach::{self, Interrupt};
 use super::detach::DetachKeys;
 use super::flags::ContainerFlags;
 use super::session::{Event, Keys, Session, take_signals};
+use super::{Context, print};
 use crate::durable::ProcessLock;
 use crate::launch::{self, Spawned};
 use crate::names;
@@ -51,13 +51,13 @@ pub fn run(args: &RunArgs, context: &Context) -> Result<u8, Report> {
     let id = spawned.id.clone();
     let (tty, interactive) = (args.flags.tty, args.flags.interactive);
     if args.flags.detach {
-        let mut session = Session::new(spawned.connection, signals, Keys::Ignored, detach_keys);
+        let mut session = Session::new(spawned, signals, Keys::Ignored, detach_keys);
         wait_running(&mut session, context.verbose)?;
         super::print::out(&format!("{id}\n"))?;
         return Ok(0);
     }
     let keys = if interactive { Keys::Typed { tty } } else { Keys::Ignored };
-    let mut session = Session::new(spawned.connection, signals, keys, detach_keys);
+    let mut session = Session::new(spawned, signals, keys, detach_keys);
     session.attach(tty)?;
     wait_running(&mut session, context.verbose)?;
     session.begin_keys();
@@ -114,10 +114,13 @@ pub fn wait_running(session: &mut Session, verbose: bool) -> Result<State, Repor
     loop {
         match session.next(None, None)? {
             Event::Message(FromSupervisor::Running(state)) => return Ok(*state),
-            Event::Message(FromSupervisor::Failed(report)) => return Err(report),
-            Event::Message(FromSupervisor::Notice(line)) => eprintln!("gpurun: {line}"),
-            Event::Message(FromSupervisor::Detail(line)) if verbose => eprintln!("gpurun: {line}"),
-            Event::Message(FromSupervisor::Limits(rows)) if verbose => eprint!("{}", limits_text(&rows)),
+            Event::Message(FromSupervisor::Failed(report)) => {
+                session.outlive();
+                return Err(report);
+            }
+            Event::Message(FromSupervisor::Notice(line)) => print::say(&format!("gpurun: {line}")),
+            Event::Message(FromSupervisor::Detail(line)) if verbose => print::say(&format!("gpurun: {line}")),
+            Event::Message(FromSupervisor::Limits(rows)) if verbose => print::tell(&limits_text(&rows)),
             // A process that ended at once may have been heard of before the launch was.
             Event::Message(FromSupervisor::Exited(state)) => return Ok(*state),
             Event::Message(_) | Event::Extra | Event::TimedOut | Event::Detach => {}

@@ -9,6 +9,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::detach::DetachKeys;
+use crate::launch::Spawned;
 use crate::report::Report;
 use crate::supervise::protocol::{Connection, FromSupervisor, MAX_PACKET, ToSupervisor};
 use crate::sys::tty::{TerminalMode, window_size};
@@ -39,8 +40,37 @@ pub enum Keys {
     DetachOnly,
 }
 
+/// The supervisor at the other end: started by this command, or found.
+pub enum Peer {
+    Started(Spawned),
+    Found(Connection),
+}
+
+impl From<Spawned> for Peer {
+    fn from(spawned: Spawned) -> Self {
+        Self::Started(spawned)
+    }
+}
+
+impl From<Connection> for Peer {
+    fn from(connection: Connection) -> Self {
+        Self::Found(connection)
+    }
+}
+
+impl std::ops::Deref for Peer {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        match self {
+            Self::Started(spawned) => &spawned.connection,
+            Self::Found(connection) => connection,
+        }
+    }
+}
+
 pub struct Session {
-    connection: Connection,
+    connection: Peer,
     signals: SignalFd,
     keys: Keys,
     detach: DetachKeys,
@@ -62,8 +92,22 @@ pub fn take_signals() -> Result<SignalFd, Report> {
 impl Session {
     /// Begins with the person's keys as asked; they are put into the right mode by [`Session::begin_keys`].
     #[must_use]
-    pub fn new(connection: Connection, signals: SignalFd, keys: Keys, detach: DetachKeys) -> Self {
-        Self { connection, signals, keys, detach, mode: None, tty: matches!(keys, Keys::Typed { tty: true }) }
+    pub fn new(supervisor: impl Into<Peer>, signals: SignalFd, keys: Keys, detach: DetachKeys) -> Self {
+        Self {
+            connection: supervisor.into(),
+            signals,
+            keys,
+            detach,
+            mode: None,
+            tty: matches!(keys, Keys::Typed { tty: true }),
+        }
+    }
+
+    /// After the supervisor's last word: see [`Spawned::outlive`].
+    pub fn outlive(&self) {
+        if let Peer::Started(spawned) = &self.connection {
+            spawned.outlive();
+        }
     }
 
     /// Attaches to the container's streams; the window size goes first, so that it holds when the first byte is written.
@@ -156,7 +200,10 @@ impl Session {
             if message {
                 return match self.connection.receive() {
                     Ok(Some(message)) => Ok(Event::Message(message)),
-                    Ok(None) => Ok(Event::HungUp),
+                    Ok(None) => {
+                        self.outlive();
+                        Ok(Event::HungUp)
+                    }
                     Err(error) => Err(Report::new("cannot understand the container's supervisor").with_cause(error)),
                 };
             }

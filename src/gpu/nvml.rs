@@ -4,7 +4,7 @@
 //! it maps megabytes and opens devices that a supervisor must not keep, and a GPU that fell off the bus makes it hang or crash. Whoever asks
 //! waits [`PATIENCE`] at most. Index order is NVML's, which is the order of the bus addresses; it may change with a reboot, UUIDs do not.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -150,11 +150,8 @@ pub(super) fn read_until(pipe: &mut std::process::ChildStdout, text: &mut Vec<u8
 #[must_use]
 pub fn main(library: &Path) -> u8 {
     match serde_json::to_string(&read_here(library)) {
-        Ok(text) => {
-            println!("{text}");
-            0
-        }
-        Err(_) => crate::report::EXIT_GPURUN,
+        Ok(text) if writeln!(std::io::stdout(), "{text}").is_ok() => 0,
+        _ => crate::report::EXIT_GPURUN,
     }
 }
 

@@ -22,7 +22,7 @@ use nix::unistd::{Pid, getppid};
 
 use super::report::{HookReport, Outcome};
 use super::{Chosen, DEFAULT_TIMEOUT};
-use crate::report::EXIT_USAGE;
+use crate::report::{EXIT_USAGE, Report, say};
 
 /// The subcommand's name.
 pub const SUBCOMMAND: &str = "hook-shim";
@@ -81,19 +81,20 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Option<Shim> {
 #[must_use]
 pub fn main(words: impl IntoIterator<Item = OsString>) -> u8 {
     let Some(shim) = parse(words) else {
-        eprintln!("error: `gpurun {SUBCOMMAND}` is for gpurun's own use");
+        say(&format!("error: `gpurun {SUBCOMMAND}` is for gpurun's own use"));
         return EXIT_USAGE;
     };
     let mut state = Vec::new();
     if let Err(error) = io::stdin().lock().take(MAX_STATE).read_to_end(&mut state) {
-        eprintln!("error: cannot read the container's state for the hook `{}`\n  caused by: {error}", shim.name);
+        let what = format!("cannot read the container's state for the hook `{}`", shim.name);
+        say(&Report::new(what).with_cause(error).to_string());
         return crate::report::EXIT_GPURUN;
     }
     let report = shim.run(&state);
     let code = exit_code(&report.outcome);
     shim.keep(&report);
     if let Some(failure) = report.failure() {
-        eprintln!("{}", crate::report::Report::from(failure));
+        say(&Report::from(failure).to_string());
     }
     code
 }
@@ -165,7 +166,8 @@ impl Shim {
             .map_err(io::Error::from)
             .and_then(|bytes| crate::durable::write_atomic_volatile(path, &bytes));
         if let Err(error) = written {
-            eprintln!("warning: what the hook `{}` said could not be kept in `{}`: {error}", self.name, path.display());
+            let path = path.display();
+            say(&format!("warning: what the hook `{}` said could not be kept in `{path}`: {error}", self.name));
         }
     }
 }

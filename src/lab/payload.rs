@@ -22,7 +22,7 @@ pub fn main(enter: &[PathBuf], words: &[String]) -> u8 {
     }
     for file in enter {
         if let Err(error) = fs::write(file, "0") {
-            println!("cannot enter {}: {error}", file.display());
+            say(&format!("cannot enter {}: {error}", file.display()));
             return 1;
         }
     }
@@ -51,6 +51,11 @@ fn again(words: &[&str]) -> std::io::Result<std::process::Child> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
 }
 
+/// A line for the lab, which may be gone: no reason to panic on the way out.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 /// Takes so many MiB, one at a time, touches every page, and holds them for so many milliseconds.
 fn hog(mib: usize, hold: usize) {
     let mut held: Vec<Vec<u8>> = Vec::new();
@@ -64,7 +69,7 @@ fn hog(mib: usize, hold: usize) {
         std::thread::sleep(Duration::from_millis(15));
     }
     std::thread::sleep(Duration::from_millis(hold as u64));
-    println!("held {mib} MiB to the end");
+    say(&format!("held {mib} MiB to the end"));
     drop(black_box(held));
 }
 
@@ -73,7 +78,7 @@ fn burn(threads: usize, milliseconds: usize) {
     // As nproc counts: by affinity. (Rust's available_parallelism looks at the quota, too.)
     let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap_or_default();
     let count = (0..nix::sched::CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).count();
-    println!("{count}");
+    say(&count.to_string());
     let until = Instant::now() + Duration::from_millis(milliseconds as u64);
     let busy = move || {
         let mut number = 1u64;
@@ -107,8 +112,8 @@ fn bomb() {
 
 fn open(path: &str) {
     match File::open(path) {
-        Ok(_) => println!("opened"),
-        Err(error) => println!("{error}"),
+        Ok(_) => say("opened"),
+        Err(error) => say(&error.to_string()),
     }
 }
 
@@ -146,20 +151,20 @@ fn overlay(dir: &Path) -> u8 {
             merged: &path("merged"),
             volatile: true,
         })?;
-        println!("before, inside: {}", list(&path("merged"))?);
-        println!("before, above:  {}", list(&path("upper"))?);
+        say(&format!("before, inside: {}", list(&path("merged"))?));
+        say(&format!("before, above:  {}", list(&path("upper"))?));
         fs::write(path("merged/changed"), "container")?;
         fs::remove_file(path("merged/removed"))?;
         fs::write(path("merged/new"), "container")?;
-        println!("after, inside:  {}", list(&path("merged"))?);
-        println!("after, above:   {}", list(&path("upper"))?);
-        println!("after, below:   {}", list(&path("lower"))?);
+        say(&format!("after, inside:  {}", list(&path("merged"))?));
+        say(&format!("after, above:   {}", list(&path("upper"))?));
+        say(&format!("after, below:   {}", list(&path("lower"))?));
         Ok(())
     };
     match experiment() {
         Ok(()) => 0,
         Err(error) => {
-            println!("{error}");
+            say(&error.to_string());
             1
         }
     }
@@ -168,19 +173,19 @@ fn overlay(dir: &Path) -> u8 {
 /// Runs another payload as pid 1 of a namespace of its own, and prints its pid on the host.
 fn in_pid_namespace(words: &[String]) -> u8 {
     if let Err(errno) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWPID) {
-        println!("cannot make a pid namespace: {errno}");
+        say(&format!("cannot make a pid namespace: {errno}"));
         return 1;
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match again(&words) {
         Ok(mut child) => {
-            println!("{}", child.id());
+            say(&child.id().to_string());
             let _ = std::io::stdout().flush();
             let _ = child.wait();
             0
         }
         Err(error) => {
-            println!("{error}");
+            say(&error.to_string());
             1
         }
     }

@@ -3,8 +3,9 @@
 //! On the way the container's cgroup is made (version 1), still without limits, and the kernel is made ready for moves into it: a wait of 4 to 19 ms that
 //! runs beside the supervisor's work. In this order, since the kernel makes no cgroup while somebody waits so.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 
@@ -15,6 +16,7 @@ use crate::report::Report;
 use crate::spec::Limits;
 use crate::supervise::CLIENT_FD;
 use crate::supervise::protocol::Connection;
+use crate::sys::process;
 
 /// A container whose launch has begun.
 #[derive(Debug)]
@@ -22,8 +24,23 @@ pub struct Spawned {
     pub id: String,
     /// The first client's socket: the supervisor tells on it how the launch goes.
     pub connection: Connection,
+    /// The supervisor, a child of this process; `None` where the kernel would not give a descriptor of it.
+    supervisor: Option<OwnedFd>,
     /// Held until this command ends or lets go: nobody clears the container away while its supervisor has no lock of its own yet.
     _launching: ProcessLock,
+}
+
+/// A dying supervisor has this long to die.
+const DYING: Duration = Duration::from_secs(5);
+
+impl Spawned {
+    /// After a launch that failed: waits until the supervisor is dead. Its socket hangs up, and its last word comes, a moment before its locks
+    /// are free; a command that comes in between would take the container for a living one.
+    pub fn outlive(&self) {
+        if let Some(supervisor) = &self.supervisor {
+            process::wait_pidfd(supervisor, DYING);
+        }
+    }
 }
 
 /// Starts the supervisor of a recorded container.
@@ -38,7 +55,9 @@ pub fn spawn(root: &Path, run_dir: &Path, entry: &Entry, launching: ProcessLock)
     super::step("made");
     prime_moves(host.clone());
     match start(root, run_dir, entry) {
-        Ok(connection) => Ok(Spawned { id: entry.record.id.clone(), connection, _launching: launching }),
+        Ok((connection, supervisor)) => {
+            Ok(Spawned { id: entry.record.id.clone(), connection, supervisor, _launching: launching })
+        }
         Err(error) => {
             if let Ok(Some(cgroup)) = Cgroup::open(&host, &cgroup) {
                 let _ = cgroup.remove();
@@ -49,15 +68,16 @@ pub fn spawn(root: &Path, run_dir: &Path, entry: &Entry, launching: ProcessLock)
     }
 }
 
-fn start(root: &Path, run_dir: &Path, entry: &Entry) -> std::io::Result<Connection> {
+fn start(root: &Path, run_dir: &Path, entry: &Entry) -> std::io::Result<(Connection, Option<OwnedFd>)> {
     let (ours, theirs) = Connection::pair()?;
     let theirs = theirs.into_fd();
     let mut command = crate::sys::exe::sealed_command()?;
     command.arg("supervise").arg("--root").arg(root).arg("--run-dir").arg(run_dir).arg(&entry.record.id);
-    crate::sys::process::pass_fd(&mut command, theirs.as_raw_fd(), CLIENT_FD);
+    process::pass_fd(&mut command, theirs.as_raw_fd(), CLIENT_FD);
     command.current_dir("/");
-    command.spawn()?;
-    Ok(ours)
+    // Nobody has waited for it yet: the number is its own.
+    let child = command.spawn()?;
+    Ok((ours, process::open_pidfd(child.id() as i32).ok()))
 }
 
 /// Beside everything that follows, until the supervisor needs it. Only an attempt.

@@ -226,12 +226,27 @@ pub fn eventually(what: &str, seconds: u64, mut holds: impl FnMut() -> bool) {
     }
 }
 
+static BOX_ARCHIVE: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+
 /// A docker-archive with one image, `box`: Debian's static busybox and its applets. Made once a run.
 pub fn box_archive() -> &'static Path {
-    static ARCHIVE: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
-    ARCHIVE.get_or_init(|| {
+    BOX_ARCHIVE.get_or_init(|| {
         let path = std::env::temp_dir().join(format!("gpurun-e2e-box-{}.tar", std::process::id()));
         super::archive::busybox().write(&path);
         path
     })
+}
+
+/// At the end of the run.
+pub fn remove_box_archive() {
+    if let Some(path) = BOX_ARCHIVE.get() {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// An output that nobody reads any more.
+pub fn deaf() -> Stdio {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    writer.into()
 }

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::process::Stdio;
 
-use crate::host::{Host, eventually};
+use crate::host::{self, Host, eventually};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("a_detached_container_lives_and_is_stopped", detached),
@@ -17,6 +17,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("attach_passes_input_and_exit_code", attach),
     ("a_terminal_has_size_and_detach_keys", terminal),
     ("removing_a_running_container_needs_force", rm_running),
+    ("nobody_reads_what_it_says", deaf),
 ];
 
 fn up(host: &Host, name: &str, rest: &[&str]) {
@@ -39,6 +40,41 @@ fn detached() {
     let state = host.inspect("one")["State"].clone();
     assert_eq!((state["Status"].as_str(), state["ExitCode"].as_u64()), (Some("exited"), Some(137)));
     assert_eq!(state["OOMKilled"], false, "137 alone is not OOM");
+    assert_eq!(host.leftovers(), "");
+}
+
+fn deaf() {
+    let host = Host::with_box();
+    up(&host, "one", &["box", "sh", "-c", "echo a; echo b; sleep 1000"]);
+    std::fs::write(host.dir.join("Containerfile"), "FROM box\nRUN echo built\n").unwrap();
+    eventually("both lines are there", 5, || host.ok(&["logs", "one"]).contains('b'));
+    // What would go to standard error is lost, and nothing else is: no status 101, which a panic has.
+    let cases: &[(i32, &[&str])] = &[
+        (0, &["--verbose", "run", "--rm", "--network", "none", "--memory", "32m", "box", "true"]),
+        (0, &["--verbose", "update", "--memory", "64m", "one"]),
+        (0, &["cp", "one:/etc/passwd", "copy"]),
+        (0, &["build", "-t", "made", "--network", "none", "."]),
+        (1, &["rm", "one"]),
+        (1, &["stop", "nobody"]),
+        (2, &["run", "--no-such-flag"]),
+    ];
+    for (code, args) in cases {
+        let output = host.command(args).stderr(host::deaf()).env("GPURUN_LOG", "debug").output().unwrap();
+        assert_eq!(output.status.code(), Some(*code), "{args:?}");
+    }
+    assert_eq!(host.inspect("one")["State"]["Running"], true);
+    assert!(host.ok(&["image", "ls"]).contains("made"));
+    // Data: a reader that went away is none the worse for it, a disk that is full is an error.
+    for (code, args) in [(0, &["ps"][..]), (0, &["inspect", "one"]), (0, &["--help"]), (141, &["logs", "-f", "one"])] {
+        let output = host.command(args).stdout(host::deaf()).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), &*told), (Some(code), ""), "{args:?}");
+    }
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let answer = host::answer(host.command(&["ps"]).stdout(full).output().unwrap());
+    assert_eq!(answer.code, 125, "{}", answer.err);
+    assert!(answer.err.contains("cannot write to standard output"), "{}", answer.err);
+    host.ok(&["rm", "-f", "one"]);
     assert_eq!(host.leftovers(), "");
 }
 

@@ -83,5 +83,8 @@ fn main() {
             trials.push(trial.with_ignored_flag(lacks.is_some_and(|what| !required(what))));
         }
     }
-    libtest_mimic::run(&arguments, trials).exit();
+    // A test that fails panics in its trial: this is reached all the same.
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    host::remove_box_archive();
+    conclusion.exit();
 }
