@@ -405,6 +405,16 @@ fn facts(inventory: &Inventory, choice: &Choice<'_>) -> Vec<require::Facts> {
 const VISIBLE: &str = "NVIDIA_VISIBLE_DEVICES";
 const CAPABILITIES_VARIABLE: &str = "NVIDIA_DRIVER_CAPABILITIES";
 
+/// What NVIDIA's hook takes as a wish for rights that reach beyond a container's own GPUs: the memory of other nodes' GPUs, and cutting up or
+/// watching this host's.
+const RIGHTS: [&str; 3] = ["NVIDIA_IMEX_CHANNELS", "NVIDIA_MIG_CONFIG_DEVICES", "NVIDIA_MIG_MONITOR_DEVICES"];
+
+/// Whether an entry of an image's environment asks for such a right: a person may, an image may not.
+#[must_use]
+pub fn asks_for_rights(entry: &str) -> bool {
+    entry.split_once('=').is_some_and(|(name, _)| RIGHTS.contains(&name))
+}
+
 fn visible(value: &str) -> (String, String) {
     (VISIBLE.into(), value.into())
 }

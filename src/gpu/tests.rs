@@ -14,6 +14,20 @@ fn devices(list: &[&str]) -> Which {
 }
 
 #[test]
+fn an_image_asks_for_no_rights() {
+    for (entry, rights) in [
+        ("NVIDIA_IMEX_CHANNELS=0,1", true),
+        ("NVIDIA_MIG_CONFIG_DEVICES=all", true),
+        ("NVIDIA_MIG_MONITOR_DEVICES=", true),
+        ("NVIDIA_DRIVER_CAPABILITIES=all", false),
+        ("MY_NVIDIA_IMEX_CHANNELS=0", false),
+        ("NVIDIA_IMEX_CHANNELS", false),
+    ] {
+        assert_eq!(asks_for_rights(entry), rights, "{entry}");
+    }
+}
+
+#[test]
 fn dockers_grammar() {
     let cases: [(&str, Which, &[&str]); 19] = [
         ("all", Which::All, &[]),

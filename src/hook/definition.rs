@@ -1,4 +1,4 @@
-//! hooks.d 1.0.0: read, check, and match.
+//! hooks.d 1.0.0, and its forerunner 0.1.0 as podman reads it: read, check, and match.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -58,6 +58,8 @@ struct When {
     annotations: Vec<(Regex, Regex)>,
     commands: Vec<Regex>,
     has_bind_mounts: Option<bool>,
+    /// One that holds is enough (0.1.0); otherwise all that are set must.
+    any: bool,
 }
 
 /// What the conditions are asked about.
@@ -77,7 +79,7 @@ pub enum DefinitionError {
     Read { file: String, source: io::Error },
     #[error("the hook definition `{file}` is not valid JSON of the hooks.d format")]
     Json { file: String, source: serde_json::Error },
-    #[error("the hook definition `{file}` has version `{version}`, only `1.0.0` is known")]
+    #[error("the hook definition `{file}` has version `{version}`, only `1.0.0` and `0.1.0` are known")]
     Version { file: String, version: String },
     #[error("the hook definition `{file}` names the unknown stage `{stage}`")]
     Stage { file: String, stage: String },
@@ -102,14 +104,18 @@ impl Explain for DefinitionError {
                     "install the program, or put an empty stand-in of the same file name in `/etc/containers/oci/hooks.d` for `{file}`"
                 )
             }
-            _ => "the format is described in oci-hooks(5); version 1.0.0 is read".into(),
+            _ => "the format is described in oci-hooks(5); version 1.0.0 is read, and the older 0.1.0".into(),
         })
     }
 }
 
 #[derive(Deserialize)]
-struct Raw {
+struct Versioned {
     version: String,
+}
+
+#[derive(Deserialize)]
+struct Raw {
     hook: Command,
     #[serde(default)]
     when: RawWhen,
@@ -126,16 +132,58 @@ struct RawWhen {
     #[serde(default)]
     commands: Vec<String>,
     has_bind_mounts: Option<bool>,
+    #[serde(skip)]
+    any: bool,
+}
+
+/// Version 0.1.0 (podman's pkg/hooks/0.1.0): what has one value may be written in the singular, annotations are patterns of values alone, and
+/// a definition without a condition is valid and never applies.
+#[derive(Deserialize)]
+struct Old {
+    hook: PathBuf,
+    #[serde(default)]
+    arguments: Vec<String>,
+    #[serde(alias = "stage")]
+    stages: Vec<String>,
+    #[serde(default, alias = "cmd")]
+    cmds: Vec<String>,
+    #[serde(default, alias = "annotation")]
+    annotations: Vec<String>,
+    #[serde(rename = "hasbindmounts")]
+    has_bind_mounts: Option<bool>,
+}
+
+impl From<Old> for Raw {
+    fn from(old: Old) -> Self {
+        let args = match old.arguments.is_empty() {
+            true => Vec::new(),
+            false => [vec![old.hook.display().to_string()], old.arguments].concat(),
+        };
+        let values = (!old.annotations.is_empty()).then(|| (".*".to_owned(), old.annotations.join("|")));
+        Self {
+            hook: Command { path: old.hook, args, env: Vec::new(), timeout: None },
+            when: RawWhen {
+                always: None,
+                annotations: values.into_iter().collect(),
+                commands: old.cmds,
+                has_bind_mounts: old.has_bind_mounts,
+                any: true,
+            },
+            stages: old.stages,
+        }
+    }
 }
 
 impl Definition {
     /// Reads one definition; `file` is what errors and the hook's name are made of. The disk is not looked at.
     pub fn parse(file: &str, text: &str) -> Result<Self, DefinitionError> {
         let named = || file.to_owned();
-        let raw: Raw = serde_json::from_str(text).map_err(|source| DefinitionError::Json { file: named(), source })?;
-        if raw.version != "1.0.0" {
-            return Err(DefinitionError::Version { file: named(), version: raw.version });
-        }
+        let json = |source| DefinitionError::Json { file: named(), source };
+        let raw: Raw = match serde_json::from_str::<Versioned>(text).map_err(json)?.version.as_str() {
+            "1.0.0" => serde_json::from_str(text).map_err(json)?,
+            "0.1.0" => serde_json::from_str::<Old>(text).map_err(json)?.into(),
+            other => return Err(DefinitionError::Version { file: named(), version: other.to_owned() }),
+        };
         if !raw.hook.path.is_absolute() {
             return Err(DefinitionError::Relative { file: named(), path: raw.hook.path });
         }
@@ -160,8 +208,9 @@ impl Definition {
                 .collect::<Result<_, _>>()?,
             commands: raw.when.commands.iter().map(pattern).collect::<Result<_, _>>()?,
             has_bind_mounts: raw.when.has_bind_mounts,
+            any: raw.when.any,
         };
-        if when.is_empty() {
+        if when.is_empty() && !when.any {
             return Err(DefinitionError::NoCondition { file: named() });
         }
         let base = Path::new(file).file_name().map_or_else(named, |name| name.to_string_lossy().into_owned());
@@ -169,17 +218,20 @@ impl Definition {
         Ok(Self { name, file: None, command: raw.hook, stages, when })
     }
 
-    /// Whether its conditions hold: each that is set must (oci-hooks(5), `when`).
+    /// Whether its conditions hold: each that is set must (oci-hooks(5), `when`), or in version 0.1.0 any of them.
     #[must_use]
     pub fn matches(&self, about: &Circumstances<'_>) -> bool {
         let when = &self.when;
-        when.always != Some(false)
-            && when.has_bind_mounts.is_none_or(|wanted| wanted && about.has_bind_mounts)
-            && when
-                .annotations
-                .iter()
-                .all(|(key, value)| about.annotations.iter().any(|(k, v)| key.is_match(k) && value.is_match(v)))
-            && (when.commands.is_empty() || when.commands.iter().any(|command| command.is_match(about.command)))
+        let annotated =
+            |(key, value): &(Regex, Regex)| about.annotations.iter().any(|(k, v)| key.is_match(k) && value.is_match(v));
+        let mut set = Vec::new();
+        set.extend(when.always);
+        set.extend(when.has_bind_mounts.map(|wanted| wanted && about.has_bind_mounts));
+        set.extend(when.annotations.iter().map(annotated));
+        if !when.commands.is_empty() {
+            set.push(when.commands.iter().any(|command| command.is_match(about.command)));
+        }
+        if when.any { set.contains(&true) } else { !set.contains(&false) }
     }
 }
 

@@ -224,10 +224,39 @@ fn conditions_are_joined_by_and() {
 }
 
 #[test]
+fn the_older_format_is_read_as_podman_does() {
+    let annotations = [("some.key".to_owned(), "gpu-2".to_owned())];
+    let about = |command, has_bind_mounts| Circumstances { annotations: &annotations, command, has_bind_mounts };
+    let cases = [
+        // One condition that holds is enough.
+        (r#""cmds":["^python$"],"hasbindmounts":true"#, true, false),
+        (r#""cmd":["sh$"],"hasbindmounts":true"#, true, true),
+        (r#""annotation":["^none$","^gpu-"],"cmd":["^python$"]"#, true, true),
+        (r#""annotations":["^none$"]"#, false, false),
+        (r#""hasbindmounts":false"#, false, false),
+        (r#""arguments":[]"#, false, false),
+    ];
+    for (when, with_binds, without) in cases {
+        let text = format!(r#"{{"version":"0.1.0","hook":"/bin/true","stage":["prestart"],{when}}}"#);
+        let definition = Definition::parse("/etc/x/10-old.json", &text).unwrap();
+        assert_eq!(definition.matches(&about("/bin/sh", true)), with_binds, "{when}");
+        assert_eq!(definition.matches(&about("/bin/sh", false)), without, "{when}");
+    }
+    let text = r#"{"version":"0.1.0","hook":"/bin/true","arguments":["-v","x"],"stages":["prestart","poststop"],"cmds":["."]}"#;
+    let definition = Definition::parse("old.json", text).unwrap();
+    assert_eq!(definition.command.args, ["/bin/true", "-v", "x"]);
+    let stages: Vec<_> = definition.stages.iter().map(|stage| stage.key()).collect();
+    assert_eq!(stages, ["prestart", "poststop"]);
+}
+
+#[test]
 fn bad_definitions_name_their_file() {
     let cases = [
         ("{", "is not valid JSON"),
-        (r#"{"version":"0.1.0","hook":{"path":"/bin/true"},"stages":["prestart"]}"#, "version `0.1.0`"),
+        (r#"{"version":"2.0.0","hook":{"path":"/bin/true"},"stages":["prestart"]}"#, "version `2.0.0`"),
+        (r#"{"version":"0.1.0","hook":"true","stages":["prestart"]}"#, "not an absolute path"),
+        (r#"{"version":"0.1.0","hook":"/bin/true","cmds":["sh"]}"#, "is not valid JSON"),
+        (r#"{"version":"0.1.0","hook":"/bin/true","stage":["prestart"],"stages":["poststop"]}"#, "is not valid JSON"),
         (
             r#"{"version":"1.0.0","hook":{"path":"true"},"when":{"always":true},"stages":["prestart"]}"#,
             "not an absolute path",

@@ -108,12 +108,18 @@ pub(super) fn make(
     let network = make_network(records, entry, &hostname, undo)?;
     step("network");
 
-    let gpus = gpus::plan(records, entry, &limits, &config.env, (user.uid, user.gid), undo)?;
+    let (refused, image_env): (Vec<String>, Vec<String>) =
+        config.env.iter().cloned().partition(|entry| gpu::asks_for_rights(entry));
+    let gpus = gpus::plan(records, entry, &limits, &image_env, (user.uid, user.gid), undo)?;
+    for entry in refused.iter().filter(|_| request.gpus.is_some()) {
+        let entry = entry.escape_debug();
+        tell(Progress::Notice(format!("the image's `{entry}` is left out: `-e {entry}` grants it")));
+    }
     gpus.summary.iter().for_each(|line| tell(Progress::Detail(line.clone())));
     gpus.notices.iter().for_each(|line| tell(Progress::Notice(line.clone())));
     step("gpus");
     let capabilities = Capabilities::resolve(&request.cap_add, &request.cap_drop)?.known_up_to(last_capability());
-    let mut env = process::environment(&hostname, request.tty, &config.env, &gpus.default_env, &request.env, &gpus.env);
+    let mut env = process::environment(&hostname, request.tty, &image_env, &gpus.default_env, &request.env, &gpus.env);
     process::add_home(&mut env, &user.home);
     let cwd = process::workdir(request.workdir.as_ref(), Some(&config.working_dir));
     let cwd = rootfs::create_dir_in_root(&root_fd, &cwd)?;

@@ -118,6 +118,22 @@ fn contract() {
     assert!(state["pid"].as_i64().unwrap() > 0 && state["bundle"].as_str().unwrap().contains("/run/"));
     assert!(read("cgroup").contains("/gpurun/"), "it is in its cgroup before the hook runs: {}", read("cgroup"));
     assert!(!read("root").contains("gpurun"), "{}", read("root"));
+    // An image that asks for rights over other GPUs is not granted them; a person is.
+    lab.ok(&["run", "--name", "base", "--network", "none", "box", "true"]);
+    lab.ok(&["commit", "-c", "ENV NVIDIA_IMEX_CHANNELS=0 NVIDIA_MIG_MONITOR_DEVICES=all", "base", "greedy"]);
+    lab.ok(&["rm", "base"]);
+    for (mine, reached) in [(None, vec![]), (Some("NVIDIA_IMEX_CHANNELS=1"), vec!["NVIDIA_IMEX_CHANNELS=1"])] {
+        let mut args = vec!["run", "--rm", "--network", "none", "--gpus", "1"];
+        args.extend(mine.iter().flat_map(|entry| ["-e", entry]));
+        args.extend(["greedy", "true"]);
+        let answer = lab.run(&args);
+        assert_eq!(answer.code, 0, "{}", answer.err);
+        assert!(answer.err.contains("the image's `NVIDIA_IMEX_CHANNELS=0` is left out"), "{}", answer.err);
+        let config: serde_json::Value = serde_json::from_str(&read("config.json")).unwrap();
+        let env = config["process"]["env"].as_array().unwrap().iter().filter_map(|entry| entry.as_str());
+        let rights: Vec<&str> = env.filter(|entry| entry.contains("IMEX") || entry.contains("_MIG_")).collect();
+        assert_eq!(rights, reached);
+    }
     // Quoted as docker wants it, two of them, and a number.
     for (asked, expected) in [("\"device=0,1\"", 2), ("2", 2), ("1", 1)] {
         let out = lab.ok(&[
