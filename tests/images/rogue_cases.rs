@@ -18,6 +18,7 @@ pub const TESTS: &[Test] = &[
     ("retry_after_is_honoured", &[], retry_after),
     ("server_errors_are_tried_again_and_told", &[], server_errors),
     ("the_deadline_bounds_everything", &[], deadline),
+    ("a_line_that_trickles_is_broken", &[], trickle),
     ("other_bytes_under_a_digest", &[], other_bytes),
     ("lengths_that_lie", &[], lengths),
     ("a_tag_that_moves", &[], moving_tag),
@@ -130,6 +131,40 @@ fn deadline() {
     let error = desk.fails(&["image", "pull", "--timeout", "3", &rogue.name("t:1")]);
     assert!(error.contains("not done within 3 seconds") && error.contains("--timeout"), "{error}");
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    desk.assert_whole();
+}
+
+fn trickle() {
+    let desk = Desk::new();
+    let rogue = Rogue::new(|request| match request.path.as_str() {
+        path if path.ends_with("/manifests/slow") && request.nth == 0 => Reply::Trickle,
+        path if path.contains("/hopeless/blobs/") && wants_blob(request) => Reply::Trickle,
+        // Layers of several kilobytes a second would be well; these bring 320 bytes, and the first of them is asked for again.
+        path if path.contains("/fickle/blobs/") && wants_blob(request) && request.nth == 0 => Reply::Trickle,
+        _ => Reply::Right,
+    });
+    // So many layers that the manifest takes longer than a small document may.
+    rogue.with("t:slow", &Picture::new(6, 14), Packing::None);
+    rogue.with("fickle:1", &Picture::new(7, 1), Packing::None);
+    rogue.with("hopeless:1", &Picture::new(8, 1), Packing::None);
+    let pull = |image: &str| {
+        let began = Instant::now();
+        let pulled = desk.command(&["image", "pull", &rogue.name(image)]).env("GPURUN_STALL_TIMEOUT", "1").output();
+        (answer(pulled.unwrap()), began.elapsed())
+    };
+    for image in ["t:slow", "fickle:1"] {
+        let (pulled, took) = pull(image);
+        assert_eq!(pulled.code, 0, "{image}: {}", pulled.err);
+        assert!(took < Duration::from_secs(20), "{image}: {took:?}");
+    }
+    assert_eq!(rogue.seen("/manifests/slow").len(), 2);
+    let again: Vec<_> = rogue.seen("/fickle/blobs/").into_iter().filter(|request| request.nth == 1).collect();
+    assert!(again.iter().any(|request| request.header("range").starts_with("bytes=")), "{again:?}");
+    // Three windows of two seconds, without any deadline.
+    let (pulled, took) = pull("hopeless:1");
+    assert_eq!(pulled.code, 125, "{}", pulled.err);
+    assert!(pulled.err.contains("less than 512 bytes a second"), "{}", pulled.err);
+    assert!(took > Duration::from_secs(5) && took < Duration::from_secs(20), "{took:?}");
     desk.assert_whole();
 }
 

@@ -90,7 +90,7 @@ impl Auth {
             return Err(nonsense(&format!("it wants the login sent to `{}`", realm.escape_debug())));
         }
         let mut body = http.retry(|| {
-            let left = match http.left() {
+            let left = match http.left_for_small() {
                 Ok(left) => left,
                 Err(error) => return Attempt::Failed(error),
             };

@@ -37,6 +37,8 @@ pub(super) struct Ask<'a> {
     /// What it is about, for an error.
     pub what: &'a str,
     pub body: Payload<'a>,
+    /// The answer is a document, not a layer.
+    pub small: bool,
 }
 
 /// What a request carries.
@@ -172,7 +174,7 @@ impl Endpoint {
 
     fn send(&self, ask: &Ask<'_>) -> Result<Result<Response<Body>, ureq::Error>, RegistryError> {
         let url = self.url(ask.path);
-        let left = self.http.left()?;
+        let left = if ask.small { self.http.left_for_small()? } else { self.http.left()? };
         let mut headers = ask.headers.clone();
         // An upload may have been sent to a storage elsewhere, which has its own signature in the URL.
         if url.starts_with(&format!("{}/", self.base))
@@ -231,11 +233,17 @@ impl Endpoint {
     pub fn manifest(&self, reference: &str, what: &str) -> Result<Vec<u8>, RegistryError> {
         let path = format!("manifests/{reference}");
         let headers = vec![("accept", ACCEPT.to_owned())];
-        self.document(&Ask { method: "GET", path: &path, headers, what, ..Ask::default() })
+        self.document(&Ask { method: "GET", path: &path, headers, what, small: true, ..Ask::default() })
     }
 
     pub fn small_blob(&self, digest: &str) -> Result<Vec<u8>, RegistryError> {
-        self.document(&Ask { method: "GET", path: &format!("blobs/{digest}"), what: digest, ..Ask::default() })
+        self.document(&Ask {
+            method: "GET",
+            path: &format!("blobs/{digest}"),
+            what: digest,
+            small: true,
+            ..Ask::default()
+        })
     }
 }
 
@@ -249,7 +257,7 @@ fn ping(
 ) -> Result<Option<auth::Challenge>, RegistryError> {
     let url = format!("{base}/v2/");
     http.retry(|| {
-        let left = match http.left() {
+        let left = match http.left_for_small() {
             Ok(left) => left,
             Err(error) => return Attempt::Failed(error),
         };

@@ -15,6 +15,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 /// What `Retry-After` may ask for where no deadline is set.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
+/// How many times [`Http::stall`] a small answer may take.
+const SMALL: u32 = 4;
+
 /// What all requests of one command share: the time they have, and whom to tell.
 pub(super) struct Http {
     deadline: Option<(Instant, Duration)>,
@@ -53,6 +56,13 @@ impl Http {
             Some(left) if !left.is_zero() => Ok(Some(left)),
             _ => Err(RegistryError::Deadline(whole.as_secs())),
         }
+    }
+
+    /// The same for one request with a small answer: it has a few times what a line may be silent for, and not for ever because
+    /// it trickles.
+    pub fn left_for_small(&self) -> Result<Option<Duration>, RegistryError> {
+        let most = self.stall * SMALL;
+        Ok(Some(self.left()?.map_or(most, |left| left.min(most))))
     }
 
     /// Makes attempts until one is done, has failed for good, or they are used up.

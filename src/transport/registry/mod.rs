@@ -10,7 +10,8 @@
 //! - Nothing that a registry says is believed: a document's digest is computed, a layer's is by the store, sizes bound every read.
 //! - A request that failed for a reason that may pass (connection, timeout, 408, 429, 5xx) is made again, a few times, with a growing
 //!   pause or the one that `Retry-After` asks for; a broken layer goes on where it broke (`Range`). Progress resets the count.
-//! - One deadline (`--timeout`) bounds all of it, pauses included. A line on which nothing moves for [`Options::stall`] is broken.
+//! - One deadline (`--timeout`) bounds all of it, pauses included. A line on which nothing moves for [`Options::stall`] is broken,
+//!   and so is one that trickles (see `blob`); a small document has a few times as long.
 //! - Credentials go to the registry they are for, and to the token service that it names over a connection that is no weaker.
 //! - A tag is resolved once; everything else is asked for by digest, so a tag that moves meanwhile cannot mix two images.
 

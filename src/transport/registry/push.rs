@@ -238,7 +238,10 @@ impl Push<'_> {
             let path = format!("{place}{joint}digest={what}");
             let headers =
                 vec![("content-type", "application/octet-stream".into()), ("content-length", size.to_string())];
-            match self.endpoint.attempt(&Ask { method: "PUT", path: &path, headers, body, what: &what }, &[]) {
+            match self
+                .endpoint
+                .attempt(&Ask { method: "PUT", path: &path, headers, body, what: &what, small: false }, &[])
+            {
                 // The place may have been forgotten: with a new one it may work.
                 Attempt::Failed(error @ RegistryError::NotFound { .. }) => Attempt::Again { error, after: None },
                 other => other,
@@ -270,6 +273,7 @@ impl Push<'_> {
                 headers: vec![("content-type", media_type)],
                 what: &what,
                 body: Payload::Bytes(bytes),
+                small: false,
             },
             &[],
         )?;
