@@ -1,7 +1,7 @@
 //! Tar streams → the merged tree of an image (pure), and the renderers that draw it.
 //!
 //! ```text
-//! tar bytes ─ tar::Scanner ─→ Vec<Entry> per layer ─ merge::Merger ─→ Tree ─→ erofs::write, directory::render
+//! tar bytes ─ tar::Scanner ─→ Vec<Entry> per layer ─ merge::Merger ─→ Tree ─→ erofs::write, directory::render (compare: is it still so?)
 //! an overlay's upper directory ─ diff::write ─→ tar bytes
 //! ```
 //!
@@ -11,6 +11,7 @@
 //! What cannot be told apart from an attack is refused, never repaired: `..` above the root, odd whiteout names, links to nowhere.
 
 pub mod archive;
+pub mod compare;
 pub mod diff;
 pub mod directory;
 pub mod erofs;

@@ -259,6 +259,59 @@ mod tests {
     }
 
     #[test]
+    fn a_drawn_directory_that_was_changed_is_found_and_drawn_again() {
+        use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+        if !root_or_skip("an image from the store") {
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        let (store, image) = store_with(base.path(), &layers());
+        let dir = draw(&store, &image).unwrap();
+        let at = |name: &str| dir.join(name);
+        let flip = |name: &str| {
+            let file = File::options().read(true).write(true).open(at(name)).unwrap();
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, 0).unwrap();
+            file.write_all_at(&[byte[0] ^ 1], 0).unwrap();
+        };
+        let damages: [(&str, &dyn Fn()); 9] = [
+            ("`/opaque/new`: its contents", &|| flip("opaque/new")),
+            ("`/opaque/new`: it has another size", &|| std::fs::write(at("opaque/new"), "newer").unwrap()),
+            ("`/opaque/new`: it is missing", &|| std::fs::remove_file(at("opaque/new")).unwrap()),
+            ("`/opaque`: there is more in it", &|| std::fs::write(at("opaque/more"), "").unwrap()),
+            ("`/opaque/new`: it has another mode", &|| {
+                std::fs::set_permissions(at("opaque/new"), std::fs::Permissions::from_mode(0o4755)).unwrap();
+            }),
+            ("`/opaque`: it has another owner", &|| std::os::unix::fs::chown(at("opaque"), Some(5), None).unwrap()),
+            ("`/link`: it leads elsewhere", &|| {
+                std::fs::remove_file(at("link")).unwrap();
+                symlink("etc/shadow", at("link")).unwrap();
+            }),
+            ("`/fifo`: it is of another kind", &|| {
+                std::fs::remove_file(at("fifo")).unwrap();
+                std::fs::write(at("fifo"), "").unwrap();
+            }),
+            ("`/hard`: it is another file than its hard link", &|| {
+                std::fs::copy(at("hard"), at("copy")).unwrap();
+                std::fs::rename(at("copy"), at("hard")).unwrap();
+            }),
+        ];
+        for (why, damage) in damages {
+            assert_eq!(store.verify(None, &|_| ()).unwrap().faults, [], "before {why}");
+            damage();
+            let faults = store.verify(None, &|_| ()).unwrap().faults;
+            assert!(faults.len() == 1 && faults[0].path == dir && faults[0].why.starts_with(why), "{why}: {faults:?}");
+            // A container that runs from it keeps it.
+            assert_eq!(store.repair(&faults, &|chain| *chain == image.chain_id).unwrap(), 1);
+            assert!(dir.exists(), "{why}");
+            assert_eq!(store.repair(&faults, &|_| false).unwrap(), 0);
+            assert!(!dir.exists(), "{why}");
+            assert_eq!(draw(&store, &image).unwrap(), dir);
+        }
+        assert_eq!(std::fs::read_dir(base.path().join("root/tmp")).unwrap().count(), 0, "no workplace is left");
+    }
+
+    #[test]
     fn a_damaged_layer_is_named() {
         if !root_or_skip("an image from the store") {
             return;

@@ -162,6 +162,8 @@ pub enum StoreError {
     },
     #[error("the image store `{root}` has the format `{found}`, which this gpurun does not know")]
     Format { root: PathBuf, found: String },
+    #[error("`{path}` is damaged: it does not tell the format of an image store")]
+    NoFormat { path: PathBuf },
     #[error("the stored image `{id}` is damaged")]
     Damaged {
         id: String,
@@ -223,6 +225,10 @@ impl Explain for StoreError {
                 "run from it again, or `gpurun image load {}` to keep a copy in the store",
                 path.display()
             )),
+            Self::NoFormat { path } => Some(format!(
+                "write it anew with `echo gpurun store 1 | sudo tee {}`, then see what else is damaged with `gpurun image verify`",
+                path.display()
+            )),
             Self::Format { .. } => Some("use the gpurun that made it, or another place with `--root DIR`".into()),
             Self::Damaged { .. }
             | Self::Changed { .. }
@@ -279,11 +285,15 @@ impl Store {
         let format = root.join("format");
         match fs::read_to_string(&format) {
             Ok(found) if found == FORMAT => {}
+            Ok(found) if !is_format(&found) => return Err(StoreError::NoFormat { path: format }),
             Ok(found) => {
                 let found = found.trim_end().chars().take(40).collect();
                 return Err(StoreError::Format { root: root.into(), found });
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => store.create(&format)?,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(StoreError::NoFormat { path: format });
+            }
             Err(cause) => return Err(StoreError::io("read", &format)(cause)),
         }
         store.sweep_if_free()?;
@@ -574,6 +584,12 @@ enum Found {
     Several(Vec<Digest>),
     None,
     BadName,
+}
+
+/// Whether it is some gpurun's line, of whatever version; else the file is damaged.
+fn is_format(text: &str) -> bool {
+    let version = text.strip_prefix("gpurun store ").and_then(|rest| rest.strip_suffix('\n'));
+    version.is_some_and(|version| !version.is_empty() && version.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn merge_layers(layers: impl Iterator<Item = (Digest, Vec<Entry>)>) -> Result<Tree, StoreError> {

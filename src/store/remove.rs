@@ -39,7 +39,7 @@ pub enum RemoveError {
     #[error("the image `{image}` is mounted")]
     Mounted { image: String },
     #[error("it cannot be told who uses the image `{image}`: {}", .why.message)]
-    Unknown { image: String, why: Report },
+    Unknown { image: String, why: Box<Report> },
     #[error("the image `{id}` has several names: {}", names.join(", "))]
     SeveralNames { id: String, names: Vec<String> },
     #[error("cannot remove the image `{image}`")]
@@ -99,7 +99,7 @@ impl Store {
         match in_use(&id).filter(|_| deletes) {
             Some(User::Container(container)) => return Err(RemoveError::InUse { image: label, container }),
             Some(User::Mount) => return Err(RemoveError::Mounted { image: label }),
-            Some(User::Unknown(why)) => return Err(RemoveError::Unknown { image: label, why }),
+            Some(User::Unknown(why)) => return Err(RemoveError::Unknown { image: label, why: why.into() }),
             None => {}
         }
         for reference in &untagged {

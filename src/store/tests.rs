@@ -661,6 +661,13 @@ fn an_unknown_format_is_refused() {
     fs::write(store.root().join("format"), "gpurun store 2\n").expect("written");
     let error = told(Store::open(&dir.path().join("root")).expect_err("newer"));
     assert!(error.contains("`gpurun store 2`") && error.contains("hint"), "{error}");
+    for damaged in [&b"gpurun store 1"[..], b"", b"gpurun stnre 1\n", b"gpurun store q\n", b"gp\xf5run store 1\n"] {
+        fs::write(store.root().join("format"), damaged).expect("written");
+        let error = told(Store::open(&dir.path().join("root")).expect_err("damaged"));
+        assert!(error.contains("is damaged") && error.contains("echo gpurun store 1 | sudo tee"), "{error}");
+    }
+    fs::write(store.root().join("format"), "gpurun store 1\n").expect("written");
+    Store::open(&dir.path().join("root")).expect("as the hint says");
 }
 
 /// Runs in a process of its own, which it ends by SIGKILL at the stage that the environment names.

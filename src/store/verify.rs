@@ -1,8 +1,10 @@
-//! Is everything what its name says? Layers and configs by their digests, indexes by drawing them again: the same tree gives the same bytes.
+//! Is everything what its name says? Layers and configs by their digests, indexes by drawing them again: the same tree gives the same bytes. Trees
+//! that were drawn as directories, file by file.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +14,7 @@ use super::Stretch;
 use super::names::Names;
 use super::{Image, ImageRecord, Staging, Store, StoreError, is_there, load, read_if_there};
 use crate::image::{ImageConfig, digest_of};
-use crate::layer::merge;
+use crate::layer::{compare, directory, merge};
 use crate::names::{Digest, Reference};
 
 /// Something in the store that is not what it should be.
@@ -33,6 +35,8 @@ pub enum Cure {
     Redraw(Digest),
     /// It must come from its source again; without the damaged file a load brings it.
     LoadAgain,
+    /// A tree drawn as a directory: without it, it is drawn again when it is needed.
+    Undraw(Digest),
     /// A name that means nothing.
     Forget,
 }
@@ -90,6 +94,7 @@ impl Store {
         for image in &readable {
             if image.config.diff_ids.iter().all(|id| sound.get(id) == Some(&true)) {
                 verified.faults.extend(self.index_fault(image)?);
+                verified.faults.extend(self.drawn_fault(image)?);
             }
         }
         if wanted.is_none() {
@@ -206,6 +211,19 @@ impl Store {
         Ok(None)
     }
 
+    /// Compares the directory that an image with sound layers was drawn as, if it was.
+    fn drawn_fault(&self, image: &Readable) -> Result<Option<Fault>, StoreError> {
+        let chain_id = merge::chain_id(&image.config.diff_ids);
+        let path = self.directory_path(&chain_id);
+        if !is_there(&path)? {
+            return Ok(None);
+        }
+        let (tree, sources) = self.tree_of(&image.config.diff_ids)?;
+        let root = directory::open_root(&path).map_err(StoreError::io("open", &path))?;
+        let fault = |why| Fault { path, why, images: vec![image.label.clone()], cure: Cure::Undraw(chain_id) };
+        Ok(compare::difference(&tree, &sources, root.as_fd()).map(fault))
+    }
+
     fn draw_again(&self, diff_ids: &[Digest], staging: &Staging) -> Result<(), StoreError> {
         let mut paths: Vec<(Digest, Stretch)> = Vec::new();
         for diff_id in diff_ids {
@@ -221,8 +239,9 @@ impl Store {
     }
 
     /// Takes away what is damaged, and makes again what can be made: afterwards a load of the images that a fault names brings the rest.
-    /// Files that a running container has mounted stay with it; their names go.
-    pub fn repair(&self, faults: &[Fault]) -> Result<(), StoreError> {
+    /// Files that a running container has mounted stay with it; their names go. A directory that one runs from must stay: `in_use` tells.
+    /// Answers how many faults are left for that reason.
+    pub fn repair(&self, faults: &[Fault], in_use: &dyn Fn(&Digest) -> bool) -> Result<usize, StoreError> {
         let _lock = self.lock()?;
         let staging = Staging::new_locked(self)?;
         for fault in faults.iter().filter(|fault| fault.cure == Cure::LoadAgain) {
@@ -232,9 +251,12 @@ impl Store {
         }
         let images = self.list()?;
         let mut names = self.names()?;
+        let mut left = 0;
         for fault in faults {
             match fault.cure {
                 Cure::LoadAgain => {}
+                Cure::Undraw(chain_id) if in_use(&chain_id) => left += 1,
+                Cure::Undraw(_) => take_away(&fault.path, &staging)?,
                 Cure::Forget => {
                     fault.images.iter().filter_map(|name| name.parse().ok()).for_each(|name| names.remove(&name))
                 }
@@ -251,7 +273,8 @@ impl Store {
         }
         self.write_names(&names)?;
         self.sync("images")?;
-        self.sync("layers")
+        self.sync("layers")?;
+        Ok(left)
     }
 }
 

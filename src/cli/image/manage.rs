@@ -156,20 +156,25 @@ pub fn tag(store: &Store, args: &TagArgs) -> Result<(), Report> {
 /// Exit status for a store in which something is damaged.
 const DAMAGED: u8 = 1;
 
-pub fn verify(store: &Store, args: &VerifyArgs) -> Result<u8, Report> {
+pub fn verify(store: &Store, args: &VerifyArgs, place: &Place<'_>) -> Result<u8, Report> {
     let mut wanted = Vec::new();
     for name in &args.images {
         wanted.push(store.identify(name)?);
     }
     let wanted = (!args.images.is_empty()).then_some(wanted.as_slice());
     let verified = store.verify(wanted, &|_| ())?;
-    if args.repair {
-        store.repair(&verified.faults)?;
-    }
+    // What cannot be told counts as used.
+    let in_use = |chain: &Digest| {
+        let chain = chain.hex();
+        images::is_kept(&place.images, &chain) || images::is_leased(&place.images, &chain).unwrap_or(true)
+    };
+    let left = if args.repair { store.repair(&verified.faults, &in_use)? } else { 0 };
     let cure = |cure: &Cure| match (cure, args.repair) {
         (Cure::LoadAgain, false) => "to take it away: gpurun image verify --repair; then load or pull the image again",
         (Cure::LoadAgain, true) => "taken away: load or pull the image again",
-        (Cure::Redraw(_) | Cure::Forget, false) => "to mend it: gpurun image verify --repair",
+        (Cure::Undraw(chain), true) if in_use(chain) => "a container runs from it: stop it, then repair again",
+        (Cure::Undraw(_), true) => "taken away: it is drawn again when it is needed",
+        (Cure::Redraw(_) | Cure::Undraw(_) | Cure::Forget, false) => "to mend it: gpurun image verify --repair",
         (Cure::Redraw(_) | Cure::Forget, true) => "mended",
     };
     if args.json {
@@ -200,5 +205,5 @@ pub fn verify(store: &Store, args: &VerifyArgs) -> Result<u8, Report> {
         ));
         print(&out)?;
     }
-    Ok(if verified.faults.is_empty() || args.repair { 0 } else { DAMAGED })
+    Ok(if verified.faults.is_empty() || (args.repair && left == 0) { 0 } else { DAMAGED })
 }

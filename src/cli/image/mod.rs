@@ -123,7 +123,7 @@ pub fn run(args: &ImageArgs, context: &Context) -> Result<u8, Report> {
         ImageCommand::Tag(args) => manage::tag(&store, args),
         ImageCommand::Prune(args) => manage::prune(&store, args, &place, &users),
         ImageCommand::Df(args) => list::df(&store, args, &users),
-        ImageCommand::Verify(args) => return manage::verify(&store, args),
+        ImageCommand::Verify(args) => return manage::verify(&store, args, &place),
         ImageCommand::Save(args) => files::save(&store, args),
         ImageCommand::Mount(args) => files::mount(&store, args, &place),
         ImageCommand::Unmount(args) => files::unmount(&store, args, &place),
