@@ -262,17 +262,7 @@ impl Doctor<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A host of files.
-    fn host(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = dir.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        dir
-    }
+    use crate::testing::files as host;
 
     fn look(root: &Path, each: fn(&mut Doctor<'_>)) -> Vec<(Level, String)> {
         let mut doctor = Doctor { root, all: Vec::new() };

@@ -47,3 +47,6 @@ pub mod launch;
 pub mod supervise;
 
 pub mod cli;
+
+#[cfg(test)]
+mod testing;

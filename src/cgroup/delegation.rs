@@ -171,16 +171,7 @@ pub(super) fn inherit_cpuset(mount: &Path, relative: &Path) -> Result<(), Cgroup
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = dir.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        dir
-    }
+    use crate::testing::files as tree;
 
     #[test]
     fn the_level_in_the_way_is_named() {

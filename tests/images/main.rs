@@ -17,6 +17,7 @@ mod pull_cases;
 mod registry;
 mod rogue;
 mod rogue_cases;
+mod stage;
 mod store_cases;
 
 use libtest_mimic::{Arguments, Failed, Trial};
