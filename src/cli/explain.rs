@@ -5,7 +5,7 @@ use std::path::Path;
 
 use clap::Args;
 
-use super::flags::LimitFlags;
+use super::flags::{GpuWish, LimitFlags};
 use super::{Context, print, request};
 use crate::cgroup::{Cgroup, Host, Version};
 use crate::explain::{self, Explained, MountPoint, ProcessLimits, TOPICS, Tree};
@@ -18,6 +18,7 @@ use crate::units::format_memory;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  gpurun explain --memory 2g --cpus 1.5        what these flags would become; changes nothing\n  \
+    gpurun explain --gpus 1                      which GPU it would be, how it would come in, what it changes\n  \
     gpurun explain lab                           a running container's limits, and what they do right now\n  \
     gpurun explain --tree lab                    its cgroup, namespaces, mounts and devices\n  \
     gpurun explain                               every limit in a paragraph"
@@ -25,6 +26,8 @@ use crate::units::format_memory;
 pub struct ExplainArgs {
     #[command(flatten)]
     limits: LimitFlags,
+    #[command(flatten)]
+    gpu: GpuWish,
     /// The container's cgroup in its tree, its namespaces, mounts and devices
     #[arg(long, requires = "container")]
     tree: bool,
@@ -41,7 +44,7 @@ pub fn run(args: &ExplainArgs, context: &Context) -> Result<u8, Report> {
     let process = process_limits(&args.limits)?;
     let given = asked != crate::spec::AskedLimits::default() || process != ProcessLimits::default();
     let Some(name) = &args.container else {
-        if !given {
+        if !given && args.gpu.gpus.is_none() {
             return topics(args.json);
         }
         let mut limits = asked.resolve(&host.facts()?)?;
@@ -49,15 +52,20 @@ pub fn run(args: &ExplainArgs, context: &Context) -> Result<u8, Report> {
         let path = launch::cgroup_path(process.cgroup_parent.as_deref(), "ID");
         let mut all = explain::explain(&limits, host.limits_version(), &path);
         all.extend(explain::explain_process(&process, host.limits_version(), "ID"));
+        if let Some(gpus) = &args.gpu.gpus {
+            let (mode, share) = (args.gpu.gpu_mode.as_deref(), args.gpu.share_gpu);
+            let edits = launch::preview_gpus(&context.run_dir, gpus, mode, share, limits.cpuset_cpus.as_ref())?;
+            all.push(explain::explain_gpus(&edits));
+        }
         return show(all, &words, args.json, None);
     };
     let entry = context.records()?.find(name)?;
     if args.tree {
         return tree(&host, &entry, args.json);
     }
-    if process != ProcessLimits::default() {
+    if process != ProcessLimits::default() || args.gpu.gpus.is_some() {
         return Err(Report::usage(
-            "`--shm-size`, `--ulimit`, `--oom-score-adj` and `--cgroup-parent` cannot be changed any more",
+            "`--shm-size`, `--ulimit`, `--oom-score-adj`, `--cgroup-parent` and `--gpus` cannot be changed any more",
         )
         .with_hint(format!("leave `{name}` out to see what they become in a new container")));
     }

@@ -155,6 +155,20 @@ pub struct SecurityFlags {
 #[derive(Debug, Clone, Args, Default)]
 #[command(next_help_heading = "GPUs")]
 pub struct GpuFlags {
+    #[command(flatten)]
+    pub wish: GpuWish,
+    /// A device of the host (/dev/fuse[:/dev/NAME][:rwm]) or by CDI (vendor.com/class=name)
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Vec<String>,
+    /// A directory with OCI hooks (hooks.d), beside the host's own
+    #[arg(long, value_name = "DIR")]
+    pub hooks_dir: Vec<PathBuf>,
+}
+
+/// Which GPUs, and how they come in.
+#[derive(Debug, Clone, Args, Default)]
+#[command(next_help_heading = "GPUs")]
+pub struct GpuWish {
     /// all; N or free:N (idle ones, for this container alone); device=0,2 (numbers, UUIDs, MIG devices such as 0:1)
     #[arg(long, value_name = "GPUS", allow_negative_numbers = true)]
     pub gpus: Option<String>,
@@ -164,10 +178,4 @@ pub struct GpuFlags {
     /// With --gpus N: take GPUs that are in use too, and leave them to others
     #[arg(long)]
     pub share_gpu: bool,
-    /// A device of the host (/dev/fuse[:/dev/NAME][:rwm]) or by CDI (vendor.com/class=name)
-    #[arg(long, value_name = "DEVICE")]
-    pub device: Vec<String>,
-    /// A directory with OCI hooks (hooks.d), beside the host's own
-    #[arg(long, value_name = "DIR")]
-    pub hooks_dir: Vec<PathBuf>,
 }

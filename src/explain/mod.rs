@@ -2,12 +2,14 @@
 //!
 //! Data only; how it looks is the command line's. Nothing here changes anything.
 
+mod gpus;
 mod process;
 mod topics;
 mod tree;
 
 use serde::Serialize;
 
+pub use gpus::explain_gpus;
 pub use process::{ProcessLimits, explain_process};
 pub use topics::{TOPICS, Topic, topic};
 pub use tree::{Device, MountPoint, Namespace, Tree, tree};

@@ -145,6 +145,13 @@ pub const TOPICS: &[Topic] = &[
         why: "Any other file of the container's cgroup, written as it is given and read back.",
         source: "…/cgroup-v2.rst",
     },
+    Topic {
+        flag: "--gpus",
+        why: "A GPU is a few device nodes and the driver's own libraries, of exactly the version that the kernel has loaded: an image cannot bring \
+              them. They come by NVIDIA's prestart hook, by a CDI file, or from the driver's files; the device filter keeps every other node shut. \
+              N takes idle ones for this container alone, `all` and `device=` share. What an image asks for itself counts for nothing.",
+        source: "docs/gpus.md; …/cgroup-v2.rst, \"Device controller\"; …/cgroup-v1/devices.rst",
+    },
 ];
 
 /// What is told about a flag.

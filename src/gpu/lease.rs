@@ -59,7 +59,8 @@ pub struct Taker {
 pub struct Ledger {
     dir: PathBuf,
     leases: Vec<Lease>,
-    _lock: FileLock,
+    /// None where nothing will be taken.
+    _lock: Option<FileLock>,
 }
 
 impl Ledger {
@@ -80,7 +81,12 @@ impl Ledger {
                 _ => drop(fs::remove_file(path)),
             }
         }
-        Ok(Self { dir: dir.to_path_buf(), leases, _lock: lock })
+        Ok(Self { dir: dir.to_path_buf(), leases, _lock: Some(lock) })
+    }
+
+    /// As it is now, for a look: nobody waits, and nothing is removed.
+    pub fn peek(dir: &Path) -> Result<Self, LeaseError> {
+        Ok(Self { dir: dir.to_path_buf(), leases: living(dir)?, _lock: None })
     }
 
     /// The leases on a unit, but those of `except`.

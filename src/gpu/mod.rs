@@ -103,6 +103,8 @@ pub struct Place<'a> {
     pub env: &'a [(String, String)],
     /// Numbers of the container's user and group.
     pub user: (u32, u32),
+    /// Only to show what would be: no lease is taken, none is waited for.
+    pub dry: bool,
 }
 
 /// A file or directory of the host, or a file system, in a container.
@@ -178,7 +180,8 @@ pub fn check(ask: &Ask<'_>, root: &Path) -> Result<(), GpuError> {
     way(ask.mode, root, &asked, &inventory.host).map(drop)
 }
 
-/// What a container gets for `--gpus` and `--device` (or for their absence). Takes the lease of what it chose: give it back in the end.
+/// What a container gets for `--gpus` and `--device` (or for their absence). Takes the lease of what it chose (give it back in
+/// the end), unless it is only asked what would be ([`Place::dry`]).
 pub fn plan(ask: &Ask<'_>, place: &Place<'_>) -> Result<Edits, GpuError> {
     let mut edits = Edits::default();
     let mut driver = None;
@@ -214,7 +217,7 @@ fn plan_gpus(
     inventory: &Inventory,
 ) -> Result<Edits, GpuError> {
     let (way, why) = way(ask.mode, place.root, asked, &inventory.host)?;
-    let ledger = Ledger::open(place.leases)?;
+    let ledger = if place.dry { Ledger::peek(place.leases)? } else { Ledger::open(place.leases)? };
     let nodes = numa_nodes(place.root, place.cpus);
     let wish = Wish { asked, selection, share: ask.share, taker: &place.taker, nodes: &nodes };
     let choice = choose::choose(&wish, inventory, &ledger)?;
@@ -240,7 +243,9 @@ fn plan_gpus(
             .notices
             .push(format!("`--gpus {asked}`: NVIDIA's driver has no use for `options=`, they are passed over"));
     }
-    ledger.take(&place.taker, choice.units.iter().map(|unit| unit.name.clone()).collect(), choice.exclusive)?;
+    if !place.dry {
+        ledger.take(&place.taker, choice.units.iter().map(|unit| unit.name.clone()).collect(), choice.exclusive)?;
+    }
     finish(&mut edits, &way, why, inventory, choice);
     Ok(edits)
 }
@@ -250,7 +255,7 @@ fn plan_gpus(
 fn lease_by_name(names: &[cdi::Name], place: &Place<'_>, edits: &mut Edits) -> Result<(), GpuError> {
     let names: Vec<&str> =
         names.iter().filter(|name| name.kind == cdi::NVIDIA).map(|name| name.device.as_str()).collect();
-    if names.is_empty() {
+    if names.is_empty() || place.dry {
         return Ok(());
     }
     // A CDI file may describe what no driver here shows (a stand-in, another root): there is nothing to write down then.

@@ -154,7 +154,7 @@ impl World {
         let ask = Ask { selection: Some(&selection), devices: &[], mode: with.mode, share: with.share };
         let leases = self.leases();
         let (root, cpus) = (&self.driver.root, with.cpus.as_ref());
-        plan(&ask, &Place { root, leases: &leases, taker, cpus, env: &with.env, user: (0, 0) })
+        plan(&ask, &Place { root, leases: &leases, taker, cpus, env: &with.env, user: (0, 0), dry: false })
     }
 
     fn plan(&self, text: &str, id: &str) -> Result<Edits, GpuError> {
@@ -237,7 +237,7 @@ fn without_gpus_the_image_cannot_ask_for_them() {
     let nothing = Ask { selection: None, devices: &[], mode: Mode::Auto, share: false };
     let taker = Taker { id: "a".into(), name: "a".into(), user: "a".into(), now: 0 };
     let nowhere = Path::new("/nonexistent");
-    let place = Place { root: nowhere, leases: nowhere, taker, cpus: None, env: &[], user: (0, 0) };
+    let place = Place { root: nowhere, leases: nowhere, taker, cpus: None, env: &[], user: (0, 0), dry: false };
     let edits = plan(&nothing, &place).unwrap();
     assert_eq!(edits, Edits { env: vec![("NVIDIA_VISIBLE_DEVICES".into(), "void".into())], ..Edits::default() });
 }
@@ -513,7 +513,8 @@ fn a_cdi_device_of_any_vendor() {
     let names: [Name; 1] = ["vendor.com/thing=x".parse().unwrap()];
     let taker = Taker { id: "a".into(), name: "a".into(), user: "a".into(), now: 0 };
     let leases = world.leases();
-    let place = Place { root: &world.driver.root, leases: &leases, taker, cpus: None, env: &[], user: (1000, 100) };
+    let place =
+        Place { root: &world.driver.root, leases: &leases, taker, cpus: None, env: &[], user: (1000, 100), dry: false };
     let ask = Ask { selection: None, devices: &names, mode: Mode::Auto, share: false };
     if !nix::unistd::geteuid().is_root() {
         eprintln!("skipped: needs root for a device node");

@@ -11,6 +11,7 @@ use crate::report::Report;
 use crate::request::{DeviceRequest, Request};
 use crate::rootfs::{self, MountpointKind};
 use crate::spec::{Device, Limits, Mount};
+use crate::units::CpuSet;
 
 /// Where a container's linker looks by itself, the most special directory first; the second list is for 32-bit programs.
 const LIBRARY_DIRS: [&str; 3] = [
@@ -84,7 +85,7 @@ pub(super) fn plan(
         now: now(),
     };
     let (root, cpus) = (driver_root(), limits.cpuset_cpus.as_ref());
-    let place = gpu::Place { root: &root, leases: &leases, taker, cpus, env: &env, user };
+    let place = gpu::Place { root: &root, leases: &leases, taker, cpus, env: &env, user, dry: false };
     let mut edits = gpu::plan(&Asked::of(request)?.ask(), &place)?;
     if !edits.given.is_empty() || request.gpus.is_some() {
         let id = entry.record.id.clone();
@@ -95,6 +96,23 @@ pub(super) fn plan(
     edits.devices.retain(|device| !own.iter().any(|other| other.path == device.path));
     edits.devices.extend(own);
     Ok(edits)
+}
+
+/// What `--gpus` would become right now; takes nothing. Of the image, which may have its say too, nothing is known.
+pub fn preview(
+    run_dir: &Path,
+    selection: &str,
+    mode: Option<&str>,
+    share: bool,
+    cpus: Option<&CpuSet>,
+) -> Result<Edits, Report> {
+    let selection: Selection = selection.parse()?;
+    let mode = mode.map(str::parse).transpose()?.unwrap_or_default();
+    let ask = gpu::Ask { selection: Some(&selection), devices: &[], mode, share };
+    let taker = lease::Taker { id: "ID".into(), name: "NAME".into(), user: usage::user_name(0), now: now() };
+    let (root, leases) = (driver_root(), run_dir.join("gpus"));
+    let place = gpu::Place { root: &root, leases: &leases, taker, cpus, env: &[], user: (0, 0), dry: true };
+    Ok(gpu::plan(&ask, &place)?)
 }
 
 /// A word to who asks as one asks NVIDIA's own runtime.

@@ -27,7 +27,7 @@ mod undo;
 use std::path::Path;
 
 pub use container::{Container, Ending};
-pub use gpus::driver_root;
+pub use gpus::{driver_root, preview as preview_gpus};
 pub use inside::{Inside, inside};
 pub use plan::{check, check_limits};
 pub use reconcile::{clear_run_dir, reconcile, remove};

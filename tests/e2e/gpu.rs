@@ -20,6 +20,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("who_uses_what_is_seen_from_the_host", seen),
     ("an_image_that_needs_more_is_refused", requirements),
     ("defaults_that_save_a_day", defaults),
+    ("explain_says_what_gpus_become", explained),
 ];
 
 /// A host with a stand-in of a driver.
@@ -65,6 +66,51 @@ impl Lab {
         args.extend(["box", "sh", "-c", line]);
         self.ok(&args)
     }
+}
+
+fn explained() {
+    let lab = Lab::new(2);
+    let look = |args: &[&str]| {
+        let all: serde_json::Value = serde_json::from_str(&lab.ok(&[&["explain", "--json"], args].concat())).unwrap();
+        let one = all.as_array().unwrap().iter().find(|one| one["flag"] == "--gpus").unwrap().clone();
+        let lines = |key: &str| -> Vec<String> {
+            one[key].as_array().unwrap().iter().map(|line| line.as_str().unwrap_or_default().to_owned()).collect()
+        };
+        (lines("oci"), lines("now").join("\n"), one["files"].as_array().unwrap().clone())
+    };
+    // Without a hook, the driver's own files; the nodes and their rules are told.
+    let (oci, now, files) = look(&["--gpus", "1", "--memory", "64m"]);
+    assert!(now.contains("native injection") && now.contains("for this container alone"), "{now}");
+    assert!(oci.contains(&format!("process.env: NVIDIA_VISIBLE_DEVICES={}", uuid(0))), "{oci:?}");
+    assert!(oci.iter().any(|line| line.starts_with("linux.devices: /dev/nvidia0 c 195:0")), "{oci:?}");
+    assert!(!oci.iter().any(|line| line.contains("/dev/nvidia1 ")), "{oci:?}");
+    assert!(oci.iter().any(|line| line.starts_with("mounts, the driver's files: ")), "{oci:?}");
+    let rule = |version: &str| files.iter().find(|file| file["version"] == version).unwrap()["value"].clone();
+    assert!(
+        rule("v1").as_str().unwrap().starts_with("c 195:") && rule("v2").as_str().unwrap().starts_with("allow c 195:")
+    );
+    // It took nothing: the same GPU is idle still, for a container that then has it.
+    assert!(!lab.host.dir.join("run/gpus").exists());
+    lab.ok(&["run", "-d", "--name", "lab", "--network", "none", "--gpus", "1", "box", "sleep", "1000"]);
+    let (oci, ..) = look(&["--gpus", "1"]);
+    assert!(oci.contains(&format!("process.env: NVIDIA_VISIBLE_DEVICES={}", uuid(1))), "{oci:?}");
+    // What cannot be had is refused as a launch would be.
+    let asked = lab.run(&["explain", "--gpus", "2"]);
+    let launched = lab.run(&["run", "--rm", "--network", "none", "--gpus", "2", "box", "true"]);
+    assert_eq!((asked.code, &asked.err), (125, &launched.err));
+    let error = lab.run(&["explain", "--gpus", "all", "lab"]);
+    assert!(error.code == 2 && error.err.contains("cannot be changed any more"), "{}", error.err);
+    lab.ok(&["rm", "-f", "lab"]);
+    lab.driver.hook("true");
+    let (oci, now, files) = look(&["--gpus", "device=1"]);
+    assert!(
+        oci[0].starts_with("hooks.prestart: ") && oci[0].ends_with("nvidia-container-runtime-hook prestart"),
+        "{oci:?}"
+    );
+    assert!(now.contains("NVIDIA's prestart hook") && files.is_empty(), "{now} {files:?}");
+    let text = lab.ok(&["explain", "--gpus", "device=1", "--gpu-mode", "native"]);
+    assert!(text.contains("--gpus\n") && text.contains("devices.allow = c 195:1"), "{text}");
+    assert_eq!(lab.host.leftovers(), "");
 }
 
 fn contract() {
