@@ -110,16 +110,27 @@ pub fn check_name(url: &str, destination: &str) -> Result<(), Report> {
         .with_hint("write the file's name at the end of the destination"))
 }
 
-/// The file itself, or what is packed in it with gzip or zstd.
+const XZ: &[u8] = b"\xfd7zXZ\0";
+
+/// A stream of bzip2: its level, then the mark of a block or of an empty stream's end. (`BZh` alone may begin a text.)
+fn is_bzip2(first: &[u8]) -> bool {
+    let level = first.get(3).is_some_and(|level| (b'1'..=b'9').contains(level));
+    let mark = first.get(4..10).unwrap_or_default();
+    first.starts_with(b"BZh") && level && (mark == b"1AY&SY" || mark == b"\x17rE8P\x90")
+}
+
+/// The file itself, or what is packed in it with gzip, zstd, xz or bzip2.
 pub fn inflated(store: &Store, mut file: File, name: &str) -> Result<File, Report> {
     let failed = |cause: &dyn std::fmt::Display| Report::new(format!("cannot unpack `{name}`")).with_cause(cause);
     let mut first = [0; 512];
     let got = file.read_at(&mut first, 0).map_err(|error| failed(&error))?;
     file.rewind().map_err(|error| failed(&error))?;
     let first = &first[..got];
-    if first.starts_with(b"\xfd7zXZ\0") || first.starts_with(b"BZh") {
-        return Err(Report::new(format!("`{name}` is packed with xz or bzip2, which gpurun does not unpack"))
-            .with_hint("pack it with gzip or zstd, or unpack it where it is used"));
+    if first.starts_with(XZ) {
+        return inflate(store, lzma_rust2::XzReader::new(file, true)).map_err(|error| failed(&error));
+    }
+    if is_bzip2(first) {
+        return inflate(store, bzip2::read::MultiBzDecoder::new(file)).map_err(|error| failed(&error));
     }
     match Compression::sniff(first) {
         Compression::None => Ok(file),
@@ -131,7 +142,7 @@ pub fn inflated(store: &Store, mut file: File, name: &str) -> Result<File, Repor
     }
 }
 
-/// The tree in a tar (plain, gzip, zstd), if the file is one. The names in it are judged by the same rules as a layer's: what climbs out is
+/// The tree in a tar (plain or packed), if the file is one. The names in it are judged by the same rules as a layer's: what climbs out is
 /// refused.
 pub fn unpack(store: &Store, file: File, name: &str) -> Result<Option<(Tree, File)>, Report> {
     let failed = |cause: &dyn std::fmt::Display| Report::new(format!("cannot unpack `{name}`")).with_cause(cause);

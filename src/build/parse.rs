@@ -268,13 +268,22 @@ fn here_document(word: &str) -> Option<HereDocument> {
     (!name.is_empty()).then(|| HereDocument { name, text: String::new(), expand, chomp })
 }
 
+/// Instructions that have no flags. A word that looks like one is refused there too, as BuildKit does; in JSON form it is a word.
+const FLAGLESS: [&str; 7] = ["CMD", "ENTRYPOINT", "ENV", "LABEL", "WORKDIR", "USER", "EXPOSE"];
+
 fn one(text: &str, reader: &mut Reader<'_>) -> Result<Instruction, Problem> {
     let (keyword, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
     let rest = rest.trim();
     let needs = |instruction, what| Problem::Needs { instruction, what };
     let some = |instruction: &'static str, what| if rest.is_empty() { Err(needs(instruction, what)) } else { Ok(rest) };
     let escape = reader.escape;
-    Ok(match keyword.to_ascii_uppercase().as_str() {
+    let upper = keyword.to_ascii_uppercase();
+    if let Some(instruction) = FLAGLESS.iter().find(|name| **name == upper)
+        && let Some(flag) = flags(rest, escape)?.0.into_iter().next()
+    {
+        return Err(Problem::Flag { instruction, flag: flag.name });
+    }
+    Ok(match upper.as_str() {
         "FROM" => from(rest, escape)?,
         "ARG" => Instruction::Arg(args(some("ARG", "a name")?, escape)?),
         "ENV" => Instruction::Env(pairs("ENV", some("ENV", "a name and a value")?, escape)?),

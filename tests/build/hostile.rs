@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::process::Command;
 
 use crate::place::Place;
 
@@ -11,6 +12,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("hostile::a_fifo_in_the_context_is_refused_and_never_opened", fifo),
     ("hostile::a_device_in_the_context_is_refused", device),
     ("hostile::an_archive_that_climbs_out_is_refused", climbing_archive),
+    ("hostile::archives_that_others_packed", other_packings),
     ("hostile::secrets_are_found_nowhere", secrets),
     ("hostile::host_settings_stay_out_of_the_image", host_settings),
     ("hostile::a_container_that_prints_control_sequences", control_sequences),
@@ -76,6 +78,33 @@ fn climbing_archive() {
     let id = place.build_ok(&context, "FROM box\nADD packed.tgz /\nCOPY packed.tgz /tmp/\n", &[]);
     let news = place.news(&id);
     assert!(news.contains(&"f 644 0:0 /in-gzip x".to_owned()) && news.len() == 2, "{news:?}");
+}
+
+/// What other programs packed, in one stream and in two, and what only looks like it.
+fn other_packings() {
+    let place = Place::shared();
+    let context = place.context(&[("prose", "BZhere begins a text")]);
+    for (module, suffix) in [("lzma", "xz"), ("bz2", "bz2")] {
+        fs::write(context.join("plain.tar"), archive(&format!("in-{suffix}"))).unwrap();
+        let script = format!(
+            "import {module} as m; b = open('plain.tar', 'rb').read(); open('one.{suffix}', 'wb').write(m.compress(b)); \
+             open('two.{suffix}', 'wb').write(m.compress(b[:700]) + m.compress(b[700:])); \
+             open('cut.{suffix}', 'wb').write(m.compress(b)[:-20]); open('text.{suffix}', 'wb').write(m.compress(b'x' * 2000))"
+        );
+        let packed = Command::new("python3").args(["-c", &script]).current_dir(&context).status().unwrap();
+        assert!(packed.success(), "{module}");
+        for name in ["one", "two"] {
+            let id = place.build_ok(&context, &format!("FROM box\nADD {name}.{suffix} /\n"), &[]);
+            assert_eq!(place.news(&id), [format!("f 644 0:0 /in-{suffix} x")], "{name}.{suffix}");
+        }
+        let answer = place.build(&context, &format!("FROM box\nADD cut.{suffix} /\n"), &[]);
+        assert!(answer.code == 1 && answer.err.contains(&format!("cannot unpack `cut.{suffix}`")), "{}", answer.err);
+        // Packed, but no archive: as docker, a file like any other.
+        let id = place.build_ok(&context, &format!("FROM box\nADD text.{suffix} /x\n"), &[]);
+        assert!(place.news(&id).len() == 1 && place.news(&id)[0].contains(" /x "), "{:?}", place.news(&id));
+    }
+    let id = place.build_ok(&context, "FROM box\nADD prose /x\n", &[]);
+    assert_eq!(place.news(&id), ["f 644 0:0 /x BZhere begins a text"]);
 }
 
 /// Every file below a directory that holds the word.

@@ -195,6 +195,25 @@ fn what_the_crate_can_read_is_read_alike() {
     }
 }
 
+#[test]
+fn what_looks_like_a_flag_is_refused_where_there_are_none() {
+    for (line, flag) in [
+        ("CMD --x y", "x"),
+        ("ENTRYPOINT --init=1 sh", "init"),
+        ("ENV --a=b c=d", "a"),
+        ("LABEL --a", "a"),
+        ("USER --me", "me"),
+        ("WORKDIR --d", "d"),
+        ("EXPOSE --80", "80"),
+    ] {
+        let error = parse(&format!("FROM x\n{line}\n")).expect_err(line);
+        assert!(matches!(&error.problem, Problem::Flag { flag: found, .. } if found == flag), "{line}: {error}");
+    }
+    for line in [r#"CMD ["--x"]"#, "CMD -x", "ENTRYPOINT sh --x", "ENV a=--b"] {
+        parse(&format!("FROM x\n{line}\n")).expect(line);
+    }
+}
+
 /// Why the grammar is our own. Should this fail with a newer crate, it is worth another look.
 #[test]
 fn what_the_crate_cannot_read() {
