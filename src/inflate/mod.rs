@@ -24,6 +24,8 @@ use stream::{Inflate, Step};
 pub const HISTORY: usize = 32 << 10;
 /// Room behind a buffer's end.
 pub const SLACK: usize = 320;
+/// No more is left of a piece of input when another is asked for.
+pub const MOST_LEFT: usize = 1 << 10;
 /// A gzip header's texts may not be longer: nobody's are.
 const MAX_TEXT: usize = 64 << 10;
 
@@ -52,7 +54,7 @@ pub trait Input {
     /// What is there now, and whether that is all there will be.
     fn there(&self) -> (&[u8], bool);
     fn used(&mut self, count: usize);
-    /// Gets more, behind what is there; nothing more means that that is all.
+    /// Gets more, behind what is there (at most [`MOST_LEFT`] bytes); nothing more means that that is all.
     fn more(&mut self) -> io::Result<()>;
 }
 

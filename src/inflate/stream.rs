@@ -2,7 +2,7 @@
 //! what came last, so that a repetition is a copy within it.
 
 use super::table::{self, DISTANCE_BITS, DISTANCE_TABLE, END, LITERAL, POINTER, SPECIAL, SYMBOL_BITS, SYMBOL_TABLE};
-use super::{Corrupt, HISTORY, SLACK};
+use super::{Corrupt, HISTORY, MOST_LEFT, SLACK};
 
 /// More than a block's header is long (3 + 14 + 57 + 316 × 14 bits).
 const HEADER: usize = 700;
@@ -10,7 +10,7 @@ const HEADER: usize = 700;
 const AHEAD: usize = 24;
 /// What one turn may write: three literals, and 258 bytes by 16.
 const MOST: usize = 3 + 258 + 15;
-const _: () = assert!(SLACK >= MOST + 16);
+const _: () = assert!(SLACK >= MOST + 16 && MOST_LEFT > HEADER && MOST_LEFT > AHEAD + 8);
 
 /// Why [`Inflate::run`] came back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

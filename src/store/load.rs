@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::ingest::{self, Buffer, CHUNK, IngestError, Ingested, Packed, Shared, Unpacker};
+use super::ingest::{self, Buffer, CHUNK, Here, IngestError, Ingested, Shared, Unpacker};
 use super::{ImageRecord, Staging, Store, StoreError, Stretch, make_dir, merge_layers, scan_layers};
 use crate::durable;
 use crate::image::{Compression, Platform, digest_of};
@@ -549,7 +549,7 @@ fn find_images(
 /// Unpacks a whole stream into a file of the workplace.
 fn spool(input: impl Read, staging: &Staging, progress: &dyn Progress) -> Result<File, IngestError> {
     let mut file = create(&staging.path().join("archive")).map_err(IngestError::Write)?;
-    let mut unpacker = Unpacker::new(Packed::over(input, &())).map_err(IngestError::Unpack)?;
+    let mut unpacker = Unpacker::new(input, |rest, _| Here(rest)).map_err(IngestError::Unpack)?;
     let mut buffer = Buffer::new(CHUNK);
     let mut checked = 0u64;
     loop {

@@ -1,0 +1,173 @@
+//! From packed bytes to whole buffers of a tar stream, by what the first bytes say.
+
+use std::io::{self, BufRead as _, Read};
+
+use super::Buffer;
+use super::packed::{Piece, Pieces, Stream, until_read};
+use crate::image::Compression;
+use crate::inflate::Gunzip;
+
+pub enum Unpacker<R, P: Pieces> {
+    /// What was read to find that out, and the rest.
+    Plain(Piece, R),
+    Gzip(Box<Gunzip>, Stream<P>),
+    Zstd(Box<zstd::stream::read::Decoder<'static, Stream<P>>>),
+}
+
+impl<R: Read, P: Pieces> Unpacker<R, P> {
+    /// Looks at the first piece. `pieces` makes of the reader what the others come from, where there is something to unpack.
+    pub fn new(mut reader: R, pieces: impl FnOnce(R, &Piece) -> P) -> io::Result<Self> {
+        let mut first = Piece::new();
+        first.fill(&mut reader)?;
+        Ok(match Compression::sniff(first.bytes()) {
+            Compression::None => Self::Plain(first, reader),
+            Compression::Gzip => {
+                let pieces = pieces(reader, &first);
+                Self::Gzip(Box::default(), Stream::new(first, pieces))
+            }
+            Compression::Zstd => {
+                let pieces = pieces(reader, &first);
+                // Its window is bounded to 128 MiB by the library.
+                Self::Zstd(Box::new(zstd::stream::read::Decoder::with_buffer(Stream::new(first, pieces))?))
+            }
+        })
+    }
+
+    /// Fills the buffer; less than all of it only at the end of the stream.
+    pub fn fill(&mut self, chunk: &mut Buffer) -> io::Result<usize> {
+        if let Self::Gzip(gunzip, stream) = self {
+            return gunzip.fill(stream, chunk.with_margins());
+        }
+        let room = chunk.bytes_mut();
+        let mut filled = 0;
+        while filled < room.len() {
+            let rest = &mut room[filled..];
+            let got = match self {
+                Self::Plain(first, reader) if first.bytes().is_empty() => until_read(|| reader.read(rest))?,
+                Self::Plain(first, _) => {
+                    let got = first.bytes().read(rest)?;
+                    first.used(got);
+                    got
+                }
+                Self::Zstd(decoder) => until_read(|| decoder.read(rest))?,
+                Self::Gzip(..) => 0,
+            };
+            if got == 0 {
+                break;
+            }
+            filled += got;
+        }
+        Ok(filled)
+    }
+
+    /// The stream ended: was all that is packed used?
+    pub fn finish(self) -> io::Result<()> {
+        let mut stream = match self {
+            Self::Plain(..) => return Ok(()),
+            Self::Gzip(_, stream) => stream,
+            Self::Zstd(decoder) => decoder.finish(),
+        };
+        if stream.fill_buf()?.is_empty() {
+            return Ok(());
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidData, "garbage after the end of the stream"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::super::CHUNK;
+    use super::super::packed::{Ahead, Here, Packed};
+    use super::*;
+
+    /// Bytes that no packer shortens much, so that a stream is read in many pieces.
+    fn noise(length: usize) -> Vec<u8> {
+        let mut state = 0x9E37_79B9_u32;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as u8 & 0x3f
+        };
+        (0..length).map(|_| next()).collect()
+    }
+
+    fn all_of<R: Read, P: Pieces>(mut unpacker: Unpacker<R, P>) -> io::Result<Vec<u8>> {
+        let (mut buffer, mut found) = (Buffer::new(CHUNK), Vec::new());
+        loop {
+            let filled = unpacker.fill(&mut buffer)?;
+            found.extend_from_slice(&buffer.bytes()[..filled]);
+            if filled < CHUNK {
+                return unpacker.finish().map(|()| found);
+            }
+        }
+    }
+
+    #[test]
+    fn every_packing_fills_whole_buffers_up_to_the_end() {
+        for length in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 777] {
+            let bytes = noise(length);
+            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            gzip.write_all(&bytes).expect("packed");
+            let packings = [
+                ("plain", bytes.clone()),
+                ("gzip", gzip.finish().expect("packed")),
+                ("zstd", zstd::encode_all(&bytes[..], 1).expect("packed")),
+            ];
+            for (name, packed) in packings {
+                let here = Unpacker::new(&packed[..], |rest, _| Here(rest)).expect("a stream");
+                assert!(all_of(here).expect("unpacked") == bytes, "{name}, {length}");
+                std::thread::scope(|scope| {
+                    let mut reading = None;
+                    let ahead = Unpacker::new(Packed::new(&packed[..], &(), 0), |rest, first| {
+                        let (ahead, thread) = Ahead::spawn(scope, rest.hash(first));
+                        reading = Some(thread);
+                        ahead
+                    });
+                    assert!(all_of(ahead.expect("a stream")).expect("unpacked") == bytes, "{name}, {length}, ahead");
+                    assert_eq!(reading.is_some(), name != "plain");
+                    if let Some(thread) = reading {
+                        assert_eq!(
+                            thread.join().expect("read"),
+                            Some(crate::image::digest_of(&packed)),
+                            "{name}, {length}"
+                        );
+                    }
+                });
+            }
+        }
+    }
+
+    /// A reader that fails after some bytes.
+    struct Failing<'a>(&'a [u8]);
+
+    impl Read for Failing<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            if self.0.is_empty() { Err(io::Error::from_raw_os_error(libc::EIO)) } else { self.0.read(buffer) }
+        }
+    }
+
+    #[test]
+    fn a_reader_that_fails_is_heard_across_threads() {
+        let packed = zstd::encode_all(&noise(5 * CHUNK)[..], 1).expect("packed");
+        let half = &packed[..packed.len() / 2];
+        let error = std::thread::scope(|scope| {
+            let unpacker = Unpacker::new(Packed::new(Failing(half), &(), 0), |rest, _| Ahead::spawn(scope, rest).0);
+            all_of(unpacker.expect("a stream")).expect_err("a failure")
+        });
+        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+    }
+
+    #[test]
+    fn one_who_stops_early_ends_the_reader() {
+        let packed = zstd::encode_all(&noise(8 * CHUNK)[..], 1).expect("packed");
+        // The scope would not end if the reader waited for somebody to take what it has.
+        std::thread::scope(|scope| {
+            let unpacker = Unpacker::new(Packed::new(&packed[..], &(), 0), |rest, _| Ahead::spawn(scope, rest).0);
+            let filled = unpacker.expect("a stream").fill(&mut Buffer::new(CHUNK)).expect("a buffer");
+            assert_eq!(filled, CHUNK);
+        });
+    }
+}
