@@ -72,11 +72,12 @@ impl Archive {
         let tars: Vec<Vec<u8>> = self.layers.iter().map(Layer::tar).collect();
         let hex = |bytes: &[u8]| hex::encode(Sha256::digest(bytes));
         let mut config = self.config.clone();
-        let diff_ids: Vec<String> = tars.iter().map(|tar| format!("sha256:{}", hex(tar))).collect();
+        let digests: Vec<String> = tars.iter().map(|tar| hex(tar)).collect();
+        let diff_ids: Vec<String> = digests.iter().map(|digest| format!("sha256:{digest}")).collect();
         config["rootfs"] = json!({ "type": "layers", "diff_ids": diff_ids });
         let config = serde_json::to_vec(&config).unwrap();
         let config_name = format!("{}.json", hex(&config));
-        let names: Vec<String> = tars.iter().map(|tar| format!("{}/layer.tar", hex(tar))).collect();
+        let names: Vec<String> = digests.iter().map(|digest| format!("{digest}/layer.tar")).collect();
         let manifest =
             json!([{ "Config": config_name, "RepoTags": [format!("{}:latest", self.name)], "Layers": names }]);
         let mut builder = Builder::new(fs::File::create(path).unwrap());
