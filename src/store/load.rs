@@ -566,3 +566,6 @@ fn spool(input: impl Read, staging: &Staging, progress: &dyn Progress) -> Result
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

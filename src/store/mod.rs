@@ -1,7 +1,7 @@
 //! The image store: layers as the exact tars they were, and images as small files that point to them.
 //!
 //! ```text
-//! <root>/format                    which layout this is
+//! <root>/format                    which layout this is, see [`FORMAT`]
 //! <root>/lock                      flock: alone to commit, remove and sweep; shared while somebody relies on an image staying
 //! <root>/names.json                full reference → image id
 //! <root>/layers/<diff id>.tar      a layer's tar stream, byte for byte: its sha256 IS its name
@@ -31,6 +31,8 @@ mod push;
 mod remove;
 mod save;
 mod staging;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 mod usage;
@@ -63,6 +65,8 @@ use crate::names::{Digest, Reference};
 use crate::report::Explain;
 use staging::Staging;
 
+/// The line of this layout. A later layout's line has a check word behind its number, [`format_line`]: without one, a digit that flips in this line
+/// would be another version. So every line but this one that has no right word is a damaged one.
 const FORMAT: &str = "gpurun store 1\n";
 
 /// An open store.
@@ -285,7 +289,7 @@ impl Store {
         let format = root.join("format");
         match fs::read_to_string(&format) {
             Ok(found) if found == FORMAT => {}
-            Ok(found) if !is_format(&found) => return Err(StoreError::NoFormat { path: format }),
+            Ok(found) if !is_other_format(&found) => return Err(StoreError::NoFormat { path: format }),
             Ok(found) => {
                 let found = found.trim_end().chars().take(40).collect();
                 return Err(StoreError::Format { root: root.into(), found });
@@ -586,10 +590,16 @@ enum Found {
     BadName,
 }
 
-/// Whether it is some gpurun's line, of whatever version; else the file is damaged.
-fn is_format(text: &str) -> bool {
-    let version = text.strip_prefix("gpurun store ").and_then(|rest| rest.strip_suffix('\n'));
-    version.is_some_and(|version| !version.is_empty() && version.bytes().all(|byte| byte.is_ascii_digit()))
+/// Whether it is the line of a gpurun with another layout; else the file is damaged.
+fn is_other_format(text: &str) -> bool {
+    let number = text.split(' ').nth(2).and_then(|number| number.parse().ok());
+    number.is_some_and(|number: u32| format!("gpurun store {number}\n") != FORMAT && text == format_line(number))
+}
+
+/// The line of the layout `number`, from 2 on: with the first digits of its own digest.
+fn format_line(number: u32) -> String {
+    let line = format!("gpurun store {number}");
+    format!("{line} {}\n", &digest_of(line.as_bytes()).hex()[..8])
 }
 
 fn merge_layers(layers: impl Iterator<Item = (Digest, Vec<Entry>)>) -> Result<Tree, StoreError> {

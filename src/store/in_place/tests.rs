@@ -3,7 +3,7 @@ use std::os::unix::fs::FileExt;
 
 use super::*;
 use crate::report::Report;
-use crate::store::tests::{Oci, Packing, base, docker, load, ls, store, told, top};
+use crate::store::testing::{Oci, Packing, base, docker, load, ls, store, told, top};
 
 fn open(store: &Store, path: &Path, check: bool) -> Result<Option<Image>, LoadError> {
     store.open_in_place(&Source::path(path), &LoadOptions::default(), check, &())
