@@ -1,9 +1,14 @@
 //! Is a directory what its tree says? The counterpart of [`super::directory::render`], for directories that were drawn long ago.
 //!
-//! Names, kinds, owners, modes, sizes, contents, link targets, device numbers, and which names are one file. Not times and extended attributes: a
-//! file system keeps them as finely and as far as it can, and the renderer forgives that. Nothing is followed, only regular files are opened.
+//! Names, kinds, owners, modes, times, extended attributes, sizes, contents, link targets, device numbers, and which names are one file. Nothing is
+//! followed, only regular files are opened.
+//!
+//! A file system keeps times and attributes as finely and as far as it can, and the renderer forgives that. So what differs in them is drawn once more,
+//! alone and beside it: only what would be drawn otherwise now is wrong. (To know each file system's grain and bounds instead would be a table
+//! that is never complete.)
 
-use std::collections::{BTreeSet, HashMap};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,21 +18,29 @@ use std::os::unix::fs::FileExt;
 use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, makedev};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::tree::{Data, Inode, InodeId, Kind, Tree};
+use super::directory;
+use super::tree::{Data, Inode, InodeId, Kind, Name, Tree};
+use crate::sys::xattr_read::{self, Xattrs};
 
-/// The first thing below `root` that is not as `tree` says: its path and what is wrong with it. What cannot be read is wrong, too.
+/// What the host's security modules write on every file, whatever an image says.
+const LABELS: [&[u8]; 5] =
+    [b"security.selinux", b"security.ima", b"security.evm", b"security.apparmor", b"security.SMACK64"];
+
+/// The first thing below `root` that is not as `tree` says: its path and what is wrong with it. What cannot be read is wrong, too. `scratch` is an
+/// empty directory on the same file system, for what is drawn once more.
 #[must_use]
-pub fn difference(tree: &Tree, sources: &[File], root: BorrowedFd<'_>) -> Option<String> {
-    let mut look = Look { tree, sources, path: Vec::new(), known: HashMap::new() };
+pub fn difference(tree: &Tree, sources: &[File], root: BorrowedFd<'_>, scratch: BorrowedFd<'_>) -> Option<String> {
+    let mut look = Look { tree, sources, scratch, path: Vec::new(), known: HashMap::new() };
     let wrong = match fstat(root) {
         Ok(stat) => look.inode(InodeId(0), &stat, Some(root), None),
         Err(errno) => Err(errno.into()),
     };
     let why = match wrong {
         Ok(None) => return None,
-        Ok(Some(why)) => why.to_owned(),
-        Err(error) => format!("it cannot be read: {error}"),
+        Ok(Some(why)) => why,
+        Err(error) => format!("it cannot be read: {error}").into(),
     };
     Some(format!("`/{}`: {why}", look.path.join(&b'/').escape_ascii()))
 }
@@ -35,13 +48,15 @@ pub fn difference(tree: &Tree, sources: &[File], root: BorrowedFd<'_>) -> Option
 struct Look<'a> {
     tree: &'a Tree,
     sources: &'a [File],
+    scratch: BorrowedFd<'a>,
     /// Where we are; it stays where something is wrong.
     path: Vec<&'a [u8]>,
     /// The file that stands for an inode.
     known: HashMap<u32, (u64, u64)>,
 }
 
-type Wrong = io::Result<Option<&'static str>>;
+type Why = Cow<'static, str>;
+type Wrong = io::Result<Option<Why>>;
 
 impl<'a> Look<'a> {
     /// `open`: the directory itself; `at`: the directory and the name in it, of anything else.
@@ -55,37 +70,43 @@ impl<'a> Look<'a> {
         let tree = self.tree;
         let inode = &tree.inodes[id.0 as usize];
         if let Some(why) = about(inode, stat) {
-            return Ok(Some(why));
+            return Ok(Some(why.into()));
         }
         if !matches!(inode.kind, Kind::Directory(_)) {
             let file = (stat.st_dev, stat.st_ino);
             match self.known.insert(id.0, file) {
-                Some(first) if first != file => return Ok(Some("it is another file than its hard link")),
+                Some(first) if first != file => return Ok(Some("it is another file than its hard link".into())),
                 Some(_) => return Ok(None),
                 None => {}
             }
         }
-        match (&inode.kind, open, at) {
-            (Kind::Directory(children), Some(dir), _) => self.children(children, dir),
+        let wrong = match (&inode.kind, open, at) {
+            (Kind::Directory(children), Some(dir), _) => self.children(children, dir)?,
             (Kind::File(data), _, Some((dir, name))) => {
                 let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
                 let file = File::from(openat(dir, name, flags, Mode::empty())?);
                 let same = same_data(data, self.sources, &file)?;
-                Ok((!same).then_some("its contents are not what the layers say"))
+                (!same).then_some("its contents are not what the layers say".into())
             }
             (Kind::Symlink(target), _, Some((dir, name))) => {
                 let same = readlinkat(dir, name)?.as_bytes() == target.as_ref();
-                Ok((!same).then_some("it leads elsewhere"))
+                (!same).then_some("it leads elsewhere".into())
             }
-            _ => Ok(None),
+            _ => None,
+        };
+        if wrong.is_some() {
+            return Ok(wrong);
         }
+        // Last: what changes a file's contents, or what is in a directory, changes its time too, and says more.
+        let xattrs = match (open, at) {
+            (Some(dir), _) => xattr_read::of_open(dir)?,
+            (None, Some((dir, name))) => xattr_read::at(dir, name)?,
+            (None, None) => Xattrs::new(),
+        };
+        self.metadata(inode, stat, xattrs)
     }
 
-    fn children(
-        &mut self,
-        children: &'a std::collections::BTreeMap<super::tree::Name, InodeId>,
-        dir: BorrowedFd<'_>,
-    ) -> Wrong {
+    fn children(&mut self, children: &'a BTreeMap<Name, InodeId>, dir: BorrowedFd<'_>) -> Wrong {
         let mut names = BTreeSet::new();
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         for entry in Dir::openat(dir, ".", flags, Mode::empty())?.iter() {
@@ -94,7 +115,7 @@ impl<'a> Look<'a> {
         for (name, id) in children {
             self.path.push(name);
             if !names.remove(name.as_ref()) {
-                return Ok(Some("it is missing"));
+                return Ok(Some("it is missing".into()));
             }
             let stat = fstatat(dir, name.as_ref(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
             let wrong = match kind(stat.st_mode) {
@@ -110,7 +131,80 @@ impl<'a> Look<'a> {
             self.path.pop();
         }
         let more = names.iter().any(|name| name != b"." && name != b"..");
-        Ok(more.then_some("there is more in it than the layers say"))
+        Ok(more.then_some("there is more in it than the layers say".into()))
+    }
+
+    /// Mode, time and extended attributes: as the tree says, or as it would be drawn here.
+    fn metadata(&self, inode: &Inode, stat: &FileStat, xattrs: Xattrs) -> Wrong {
+        let found = Metadata::new(stat, xattrs);
+        if found == Metadata::of(inode, &found) {
+            return Ok(None);
+        }
+        let drawn = self.draw(inode)?;
+        Ok((found != drawn).then(|| found.difference(&drawn)))
+    }
+
+    /// What becomes of an inode when it is drawn into the scratch directory, without what is in it.
+    fn draw(&self, inode: &Inode) -> io::Result<Metadata> {
+        let mut tree = Tree::empty();
+        let mut alone = inode.clone();
+        match &mut alone.kind {
+            Kind::Directory(children) => children.clear(),
+            Kind::File(data) => *data = Data::default(),
+            _ => {}
+        }
+        tree.inodes[0].kind = Kind::Directory([(Name::from(NAME), InodeId(1))].into());
+        tree.inodes.push(alone);
+        directory::render(&tree, &[], self.scratch).map_err(|error| error.cause)?;
+        let stat = fstatat(self.scratch, NAME, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        let drawn = Metadata::new(&stat, xattr_read::at(self.scratch, NAME)?);
+        let how =
+            if kind(stat.st_mode) == SFlag::S_IFDIR { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
+        unlinkat(self.scratch, NAME, how)?;
+        Ok(drawn)
+    }
+}
+
+/// What is drawn once more.
+const NAME: &[u8] = b"again";
+
+/// What a file system may keep in its own way.
+#[derive(PartialEq, Eq)]
+struct Metadata {
+    /// An access list in the attributes changes it.
+    mode: libc::mode_t,
+    time: (i64, i64),
+    xattrs: Xattrs,
+}
+
+impl Metadata {
+    fn new(stat: &FileStat, mut xattrs: Xattrs) -> Self {
+        xattrs.retain(|name, _| !LABELS.contains(&&**name));
+        Self { mode: stat.st_mode & 0o7777, time: (stat.st_mtime, stat.st_mtime_nsec), xattrs }
+    }
+
+    /// As the tree says. A link has no mode of its own.
+    fn of(inode: &Inode, found: &Self) -> Self {
+        let is_link = matches!(inode.kind, Kind::Symlink(_));
+        let mode = if is_link { found.mode } else { libc::mode_t::from(inode.mode) };
+        let mut xattrs = inode.xattrs.clone();
+        xattrs.retain(|name, _| !LABELS.contains(&&**name));
+        Self { mode, time: (inode.mtime.0, i64::from(inode.mtime.1)), xattrs }
+    }
+
+    fn difference(&self, drawn: &Self) -> Why {
+        if self.mode != drawn.mode {
+            return "it has another mode".into();
+        }
+        let names: BTreeSet<_> = self.xattrs.keys().chain(drawn.xattrs.keys()).collect();
+        let other = names.into_iter().find(|name| self.xattrs.get(*name) != drawn.xattrs.get(*name));
+        let Some(other) = other else { return "it has another time".into() };
+        let name = other.escape_ascii();
+        match (self.xattrs.contains_key(other), drawn.xattrs.contains_key(other)) {
+            (false, _) => format!("its extended attribute `{name}` is missing").into(),
+            (true, false) => format!("it has the extended attribute `{name}`, of which the layers say nothing").into(),
+            (true, true) => format!("its extended attribute `{name}` has another value").into(),
+        }
     }
 }
 
@@ -131,12 +225,8 @@ fn about(inode: &Inode, stat: &FileStat) -> Option<&'static str> {
         Kind::BlockDevice { major, minor } => (SFlag::S_IFBLK, device(*major, *minor)),
         Kind::Fifo => (SFlag::S_IFIFO, None),
     };
-    let is_link = wanted == SFlag::S_IFLNK;
     if kind(stat.st_mode) != wanted {
         return Some("it is of another kind");
-    }
-    if !is_link && stat.st_mode & 0o7777 != libc::mode_t::from(inode.mode) {
-        return Some("it has another mode");
     }
     if (stat.st_uid, stat.st_gid) != (inode.uid, inode.gid) {
         return Some("it has another owner");

@@ -150,15 +150,22 @@ pub fn mount(image: &Image<'_>, render: impl FnOnce() -> Result<PathBuf, Report>
     Ok(Lower { dir, backing: Backing::Directory, lease })
 }
 
-/// Whether some container uses the image `chain` now (its mount or its rendered directory).
-pub fn is_leased(images: &Path, chain: &str) -> io::Result<bool> {
-    if !images.join(format!("{chain}.lease")).try_exists().unwrap_or(true) {
-        return Ok(false);
-    }
-    let _lock = FileLock::exclusive(&images.join(".lock"))?;
+/// An image that nobody uses, and that nobody can begin to use meanwhile: for the moment in which its drawn directory goes.
+#[derive(Debug)]
+pub struct Alone {
+    // Dropped first: without `.lock` nobody may find the lease taken.
+    _lease: Flock<File>,
+    _lock: FileLock,
+}
+
+/// Takes the lease of `chain` alone; nothing where somebody leases or keeps it.
+pub fn alone(images: &Path, chain: &str) -> io::Result<Option<Alone>> {
+    DirBuilder::new().recursive(true).mode(0o700).create(images)?;
+    let lock = FileLock::exclusive(&images.join(".lock"))?;
     match open_lease(images, chain, FlockArg::LockExclusiveNonblock) {
-        Ok(_) => Ok(false),
-        Err(error) if error.raw_os_error() == Some(libc::EWOULDBLOCK) => Ok(true),
+        Ok(_) if is_kept(images, chain) => Ok(None),
+        Ok(lease) => Ok(Some(Alone { _lease: lease, _lock: lock })),
+        Err(error) if error.raw_os_error() == Some(libc::EWOULDBLOCK) => Ok(None),
         Err(error) => Err(error),
     }
 }

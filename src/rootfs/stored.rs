@@ -274,7 +274,16 @@ mod tests {
             file.read_exact_at(&mut byte, 0).unwrap();
             file.write_all_at(&[byte[0] ^ 1], 0).unwrap();
         };
-        let damages: [(&str, &dyn Fn()); 9] = [
+        let xattr = |name: &str, key: &[u8], value: &[u8]| {
+            crate::sys::xattr::set(File::open(at(name)).unwrap(), key, value).unwrap();
+        };
+        // Back to its own time, as somebody who hides a change does it.
+        let touch = |name: &str, seconds: i64, nanos: i64| {
+            use nix::sys::stat::{UtimensatFlags, utimensat};
+            let time = nix::sys::time::TimeSpec::new(seconds, nanos);
+            utimensat(nix::fcntl::AT_FDCWD, &at(name), &time, &time, UtimensatFlags::NoFollowSymlink).unwrap();
+        };
+        let damages: [(&str, &dyn Fn()); 15] = [
             ("`/opaque/new`: its contents", &|| flip("opaque/new")),
             ("`/opaque/new`: it has another size", &|| std::fs::write(at("opaque/new"), "newer").unwrap()),
             ("`/opaque/new`: it is missing", &|| std::fs::remove_file(at("opaque/new")).unwrap()),
@@ -295,6 +304,18 @@ mod tests {
                 std::fs::copy(at("hard"), at("copy")).unwrap();
                 std::fs::rename(at("copy"), at("hard")).unwrap();
             }),
+            ("`/with-xattr`: it has another time", &|| touch("with-xattr", -6, 750_000_001)),
+            ("`/link`: it has another time", &|| touch("link", 5, 0)),
+            ("`/`: it has another time", &|| touch("", 5, 0)),
+            ("`/with-xattr`: its extended attribute `user.k` has another value", &|| {
+                xattr("with-xattr", b"user.k", b"w")
+            }),
+            ("`/etc/passwd`: it has the extended attribute `user.more`", &|| xattr("etc/passwd", b"user.more", b"1")),
+            ("`/with-xattr`: its extended attribute `user.k` is missing", &|| {
+                std::fs::copy(at("with-xattr"), at("copy")).unwrap();
+                std::fs::rename(at("copy"), at("with-xattr")).unwrap();
+                touch("with-xattr", -6, 750_000_000);
+            }),
         ];
         for (why, damage) in damages {
             assert_eq!(store.verify(None, &|_| ()).unwrap().faults, [], "before {why}");
@@ -302,13 +323,71 @@ mod tests {
             let faults = store.verify(None, &|_| ()).unwrap().faults;
             assert!(faults.len() == 1 && faults[0].path == dir && faults[0].why.starts_with(why), "{why}: {faults:?}");
             // A container that runs from it keeps it.
-            assert_eq!(store.repair(&faults, &|chain| *chain == image.chain_id).unwrap(), 1);
+            let hex = image.chain_id.hex();
+            let taken = |name: &str| (name != hex).then_some(());
+            assert_eq!(store.repair(&faults, &taken).unwrap(), std::slice::from_ref(&dir));
             assert!(dir.exists(), "{why}");
-            assert_eq!(store.repair(&faults, &|_| false).unwrap(), 0);
+            assert!(store.repair(&faults, &|_| Some(())).unwrap().is_empty());
             assert!(!dir.exists(), "{why}");
             assert_eq!(draw(&store, &image).unwrap(), dir);
         }
         assert_eq!(std::fs::read_dir(base.path().join("root/tmp")).unwrap().count(), 0, "no workplace is left");
+    }
+
+    /// What an archive's image is drawn as is looked at too, and what is left of it when the archive is another one.
+    #[test]
+    fn the_drawn_tree_of_an_archive_is_looked_at_and_goes_with_it() {
+        if !root_or_skip("an image from an archive") {
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        let (other, _) = store_with(&base.path().join("other"), &layers());
+        let layout = base.path().join("other/layout");
+        let store = Store::open(&base.path().join("root")).unwrap();
+        let open = || store.open_in_place(&Source::path(&layout), &LoadOptions::default(), true, &()).unwrap().unwrap();
+        let image = open();
+        let dir = draw(&store, &image).unwrap();
+        let looked = store.verify(None, &|_| ()).unwrap();
+        assert_eq!((looked.images, looked.faults), (1, vec![]));
+        std::fs::write(dir.join("opaque/new"), "NEW").unwrap();
+        let faults = store.verify(Some(&[image.id]), &|_| ()).unwrap().faults;
+        assert!(faults.len() == 1 && faults[0].path == dir, "{faults:?}");
+        assert!(faults[0].why.starts_with("`/opaque/new`: its contents"), "{faults:?}");
+        let name = store.mount_name(&image);
+        assert_eq!(store.repair(&faults, &|asked| (asked != name).then_some(())).unwrap(), std::slice::from_ref(&dir));
+        assert!(store.repair(&faults, &|_| Some(())).unwrap().is_empty());
+        assert!(!dir.exists());
+        assert_eq!(store.verify(None, &|_| ()).unwrap().faults, []);
+
+        // The documents and the index that the store made of it: taken away, and made again from the archive.
+        for name in ["config.json", "image.json", "place.json", &format!("{}.erofs", image.chain_id.hex())] {
+            let path = base.path().join("root/archives").join(image.id.hex()).join(name);
+            let mut bytes = std::fs::read(&path).unwrap();
+            let at = bytes.len() / 3;
+            bytes[at] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+            let faults = store.verify(None, &|_| ()).unwrap().faults;
+            assert!(faults.len() == 1 && faults[0].path == path, "{name}: {faults:?}");
+            store.repair(&faults, &|_| Some(())).unwrap();
+            assert_eq!(store.verify(None, &|_| ()).unwrap().images, 0, "{name}");
+            assert_eq!(open().id, image.id);
+            assert_eq!(store.verify(None, &|_| ()).unwrap().faults, [], "{name}");
+        }
+
+        // An archive that was changed: what was drawn from it may be somebody's, until nobody uses the image.
+        let dir = draw(&store, &open()).unwrap();
+        let blob = layout.join("blobs/sha256").join(image.diff_ids[0].hex());
+        std::fs::copy(&blob, base.path().join("copy")).unwrap();
+        std::fs::rename(base.path().join("copy"), &blob).unwrap();
+        let looked = store.verify(None, &|_| ()).unwrap();
+        assert_eq!((looked.images, looked.faults), (1, vec![]));
+        let again = draw(&store, &open()).unwrap();
+        assert_ne!(again, dir);
+        store.prune(false, &|_| Some(crate::store::User::Container("x".into()))).unwrap();
+        assert!(dir.exists() && again.exists());
+        store.prune(false, &|_| None).unwrap();
+        assert!(!dir.exists() && !again.exists(), "nobody can use them any more");
+        drop(other);
     }
 
     #[test]

@@ -29,7 +29,7 @@ use super::ingest::IngestError;
 use super::load::{LoadError, LoadOptions, Progress, write_documents, write_index};
 use super::{Image, Staging, Store, StoreError, make_dir, merge_layers, names};
 use crate::durable;
-use crate::image::Compression;
+use crate::image::{Compression, digest_of};
 use crate::layer::{Entry, merge, tar};
 use crate::names::Digest;
 use crate::transport::{self, Source, SourceError, SourceImage};
@@ -52,6 +52,9 @@ pub struct InPlace {
     files: Vec<Stamp>,
     /// Whether the layers had the digests that the image says.
     checked: bool,
+    /// The digest of it all without it: what is damaged here is no change of the archive. (One without it comes from an older gpurun.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    check: Option<String>,
 }
 
 /// How a file looked.
@@ -82,6 +85,27 @@ impl Stamp {
 }
 
 impl InPlace {
+    /// As it is written to `path`.
+    fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, StoreError> {
+        let place = Self { check: Some(self.check(path)?), ..self.clone() };
+        serde_json::to_vec_pretty(&place).map_err(|cause| StoreError::Json { path: path.into(), cause })
+    }
+
+    fn parse(bytes: &[u8], path: &Path) -> Result<Self, StoreError> {
+        let mut place: Self =
+            serde_json::from_slice(bytes).map_err(|cause| StoreError::Json { path: path.into(), cause })?;
+        match place.check.take() {
+            Some(check) if check != place.check(path)? => Err(StoreError::Altered { path: path.into() }),
+            _ => Ok(place),
+        }
+    }
+
+    fn check(&self, path: &Path) -> Result<String, StoreError> {
+        let plain = Self { check: None, ..self.clone() };
+        let bytes = serde_json::to_vec(&plain).map_err(|cause| StoreError::Json { path: path.into(), cause })?;
+        Ok(digest_of(&bytes).to_string())
+    }
+
     /// Distinguishes this archive, as it is now, from others with the same image.
     fn key(&self) -> String {
         let hash = Sha256::digest(format!("{:?}{:?}{}", self.layers, self.files, self.checked));
@@ -108,7 +132,7 @@ impl InPlace {
 }
 
 impl Store {
-    fn archive_dir(&self, id: &Digest) -> PathBuf {
+    pub(super) fn archive_dir(&self, id: &Digest) -> PathBuf {
         self.root.join("archives").join(id.hex())
     }
 
@@ -131,12 +155,12 @@ impl Store {
         }
     }
 
-    fn image_in_place(&self, id: Digest) -> Result<Option<Image>, StoreError> {
+    pub(super) fn image_in_place(&self, id: Digest) -> Result<Option<Image>, StoreError> {
         let dir = self.archive_dir(&id);
         let Some(mut image) = self.image_in(&dir, id, &names::Names::default())? else { return Ok(None) };
         let path = dir.join("place.json");
         let Some(bytes) = super::read_if_there(&path)? else { return Ok(None) };
-        let place: InPlace = serde_json::from_slice(&bytes).map_err(|cause| StoreError::Json { path, cause })?;
+        let place = InPlace::parse(&bytes, &path)?;
         if !place.unchanged() {
             return Err(StoreError::Archive { path: place.archive });
         }
@@ -190,7 +214,7 @@ impl Store {
         let sizes = place.layers.iter().map(|stretch| stretch.len).collect();
         let dir = write_documents(image, sizes, false, &staging)?;
         let path = dir.join("place.json");
-        let bytes = serde_json::to_vec_pretty(place).map_err(|cause| StoreError::Json { path: path.clone(), cause })?;
+        let bytes = place.to_bytes(&path)?;
         super::load::write_synced(&path, &bytes).map_err(StoreError::io("write", &path))?;
         for suffix in ["erofs", "side"] {
             let name = format!("{}.{suffix}", chain_id.hex());
@@ -216,21 +240,51 @@ impl Store {
         self.sync("archives")
     }
 
-    /// Forgets the archives that no container runs from; under the lock, taken alone.
-    pub(super) fn forget_archives(&self, in_use: &dyn Fn(&Digest) -> bool) -> Result<(), StoreError> {
+    /// Of all archives that something ran from and that were not forgotten since.
+    pub(super) fn archive_ids(&self) -> Result<Vec<Digest>, StoreError> {
         let dir = self.root.join("archives");
         let entries = match fs::read_dir(&dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(StoreError::io("read", &dir))?,
         };
+        let mut ids = Vec::new();
         for entry in entries {
-            let path = entry.map_err(StoreError::io("read", &dir))?.path();
-            let id = path.file_name().and_then(|name| name.to_str()).and_then(super::parse_hex);
-            let Some(id) = id.filter(|id| !in_use(id)) else { continue };
-            if let Ok(Some(image)) = self.image_in_place(id) {
-                let _ = fs::remove_dir_all(self.drawn_path(&image));
+            let entry = entry.map_err(StoreError::io("read", &dir))?;
+            ids.extend(entry.file_name().to_str().and_then(super::parse_hex));
+        }
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Forgets the archives that no container runs from; under the lock, taken alone.
+    pub(super) fn forget_archives(&self, in_use: &dyn Fn(&Digest) -> bool) -> Result<(), StoreError> {
+        let (mut kept, mut all_known) = (Vec::new(), true);
+        for id in self.archive_ids()? {
+            let path = self.archive_dir(&id);
+            if !in_use(&id) {
+                fs::remove_dir_all(&path).map_err(StoreError::io("remove", &path))?;
+                continue;
             }
-            fs::remove_dir_all(&path).map_err(StoreError::io("remove", &path))?;
+            match self.image_in(&path, id, &names::Names::default()) {
+                Ok(Some(image)) => kept.push(image.chain_id),
+                // For `verify` to tell.
+                _ => all_known = false,
+            }
+        }
+        if all_known { self.undraw_archives(&kept) } else { Ok(()) }
+    }
+
+    /// Removes the drawn trees of all archives but those with these chains: of an archive that was changed since, a container may still run
+    /// from the tree that was drawn before.
+    fn undraw_archives(&self, kept: &[Digest]) -> Result<(), StoreError> {
+        let dir = self.root.join("dirs");
+        for entry in fs::read_dir(&dir).map_err(StoreError::io("read", &dir))? {
+            let path = entry.map_err(StoreError::io("read", &dir))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let chain = name.split_once('-').and_then(|(chain, _)| super::parse_hex(chain));
+            if chain.is_some_and(|chain| !kept.contains(&chain)) {
+                super::staging::remove(&path)?;
+            }
         }
         Ok(())
     }
@@ -327,7 +381,7 @@ fn place(archive: &Path, image: &SourceImage) -> io::Result<Option<InPlace>> {
         }
         layers.push(Stretch { path, start, len: layer.blob.len });
     }
-    Ok(Some(InPlace { archive: archive.into(), layers, files, checked: false }))
+    Ok(Some(InPlace { archive: archive.into(), layers, files, checked: false, check: None }))
 }
 
 /// The entries of all layers, two layers at a time; with `check`, their digests are what the image says.

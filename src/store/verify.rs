@@ -1,5 +1,8 @@
 //! Is everything what its name says? Layers and configs by their digests, indexes by drawing them again: the same tree gives the same bytes. Trees
 //! that were drawn as directories, file by file.
+//!
+//! Of an image that runs from an archive the store has documents, an index and perhaps a drawn tree: those are looked at. The archive is a person's
+//! file; one that is gone or was changed is no damage of the store, and nothing that was made from it can be compared with it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,9 +15,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::Stretch;
 use super::names::Names;
-use super::{Image, ImageRecord, Staging, Store, StoreError, is_there, load, read_if_there};
+use super::{Image, ImageRecord, Staging, Store, StoreError, is_there, load, make_dir, read_if_there};
 use crate::image::{ImageConfig, digest_of};
-use crate::layer::{compare, directory, merge};
+use crate::layer::{Tree, compare, directory, merge};
 use crate::names::{Digest, Reference};
 
 /// Something in the store that is not what it should be.
@@ -35,8 +38,10 @@ pub enum Cure {
     Redraw(Digest),
     /// It must come from its source again; without the damaged file a load brings it.
     LoadAgain,
-    /// A tree drawn as a directory: without it, it is drawn again when it is needed.
-    Undraw(Digest),
+    /// What the store knows of an archive: without it, the archive is looked at anew when something runs from it.
+    RunAgain,
+    /// A tree drawn as a directory: without it, it is drawn again when it is needed. A container may run from it.
+    Undraw,
     /// A name that means nothing.
     Forget,
 }
@@ -83,7 +88,7 @@ impl Store {
         for id in self.image_ids()?.into_iter().filter(|id| wanted.is_none_or(|wanted| wanted.contains(id))) {
             verified.images += 1;
             let label = names.of(&id).first().map_or_else(|| id.hex()[..12].to_owned(), Reference::familiar);
-            match self.documents_fault(&id)? {
+            match documents_fault(&self.image_dir(&id), &id)? {
                 Ok((config, record)) => readable.push(Readable { label, config, record }),
                 Err((path, why)) => {
                     verified.faults.push(Fault { path, why, images: vec![label], cure: Cure::LoadAgain });
@@ -94,8 +99,15 @@ impl Store {
         for image in &readable {
             if image.config.diff_ids.iter().all(|id| sound.get(id) == Some(&true)) {
                 verified.faults.extend(self.index_fault(image)?);
-                verified.faults.extend(self.drawn_fault(image)?);
+                let chain_id = merge::chain_id(&image.config.diff_ids);
+                let path = self.directory_path(&chain_id);
+                let tree = || self.tree_of(&image.config.diff_ids);
+                verified.faults.extend(self.drawn_fault(path, &image.label, tree)?);
             }
+        }
+        for id in self.archive_ids()?.into_iter().filter(|id| wanted.is_none_or(|wanted| wanted.contains(id))) {
+            verified.images += 1;
+            verified.faults.extend(self.archive_fault(id)?);
         }
         if wanted.is_none() {
             for (name, id) in names.all() {
@@ -113,35 +125,6 @@ impl Store {
         verified.faults.sort();
         verified.faults.dedup();
         Ok(verified)
-    }
-
-    /// An image's documents, or which of them is damaged and how.
-    fn documents_fault(&self, id: &Digest) -> Result<Result<(ImageConfig, ImageRecord), Damage>, StoreError> {
-        let dir = self.image_dir(id);
-        let (config_path, record_path, manifest_path) =
-            (dir.join("config.json"), dir.join("image.json"), dir.join("manifest.json"));
-        let missing = || "it is missing".to_owned();
-        let Some(config) = read_if_there(&config_path)? else { return Ok(Err((config_path, missing()))) };
-        let found = digest_of(&config);
-        if found != *id {
-            return Ok(Err((config_path, format!("its digest is {found}"))));
-        }
-        let config = match ImageConfig::parse(&config) {
-            Ok(config) => config,
-            Err(error) => return Ok(Err((config_path, error.to_string()))),
-        };
-        let Some(record) = read_if_there(&record_path)? else { return Ok(Err((record_path, missing()))) };
-        let record = match ImageRecord::parse(&record, &record_path) {
-            Ok(record) => record,
-            Err(StoreError::Json { cause, .. }) => return Ok(Err((record_path, cause.to_string()))),
-            Err(_) => return Ok(Err((record_path, "its digest is not the one that it tells".into()))),
-        };
-        let manifest = read_if_there(&manifest_path)?.map(|bytes| digest_of(&bytes).to_string());
-        if manifest != record.manifest_digest {
-            let why = manifest.map_or_else(missing, |found| format!("its digest is {found}"));
-            return Ok(Err((manifest_path, why)));
-        }
-        Ok(Ok((config, record)))
     }
 
     /// Which layers are sound; two at a time, each once.
@@ -194,34 +177,70 @@ impl Store {
         }
         let staging = Staging::new_locked(self)?;
         self.draw_again(&image.config.diff_ids, &staging)?;
-        let drawn = load::index_in(&staging, &chain_id);
-        for (made, stored) in
-            [(drawn.clone(), self.index_path(&chain_id)), (drawn.with_extension("side"), self.side_path(&chain_id))]
-        {
-            match (is_there(&made)?, is_there(&stored)?) {
-                (false, false) => {}
-                (true, false) => return Ok(fault(&stored, "it is missing")),
-                (false, true) => return Ok(fault(&stored, "nothing needs it")),
-                (true, true) if !same_bytes(&made, &stored).map_err(StoreError::io("read", &stored))? => {
-                    return Ok(fault(&stored, "it is not what the layers say"));
-                }
-                (true, true) => {}
-            }
-        }
-        Ok(None)
+        let differing = differing_index(&load::index_in(&staging, &chain_id), &self.index_path(&chain_id))?;
+        Ok(differing.and_then(|(path, why)| fault(&path, &why)))
     }
 
     /// Compares the directory that an image with sound layers was drawn as, if it was.
-    fn drawn_fault(&self, image: &Readable) -> Result<Option<Fault>, StoreError> {
-        let chain_id = merge::chain_id(&image.config.diff_ids);
-        let path = self.directory_path(&chain_id);
+    fn drawn_fault(
+        &self,
+        path: PathBuf,
+        label: &str,
+        tree: impl FnOnce() -> Result<(Tree, Vec<File>), StoreError>,
+    ) -> Result<Option<Fault>, StoreError> {
         if !is_there(&path)? {
             return Ok(None);
         }
-        let (tree, sources) = self.tree_of(&image.config.diff_ids)?;
-        let root = directory::open_root(&path).map_err(StoreError::io("open", &path))?;
-        let fault = |why| Fault { path, why, images: vec![image.label.clone()], cure: Cure::Undraw(chain_id) };
-        Ok(compare::difference(&tree, &sources, root.as_fd()).map(fault))
+        let (tree, sources) = tree()?;
+        let staging = Staging::new_locked(self)?;
+        let scratch = staging.path().join("scratch");
+        make_dir(&scratch, 0o700)?;
+        let open = |path: &Path| directory::open_root(path).map_err(StoreError::io("open", path));
+        let fault = |why| Fault { path: path.clone(), why, images: vec![label.to_owned()], cure: Cure::Undraw };
+        Ok(compare::difference(&tree, &sources, open(&path)?.as_fd(), open(&scratch)?.as_fd()).map(fault))
+    }
+
+    /// The first thing that is wrong with what the store has of an archive.
+    fn archive_fault(&self, id: Digest) -> Result<Option<Fault>, StoreError> {
+        let dir = self.archive_dir(&id);
+        let fault = |(path, why)| Fault { path, why, images: vec![id.hex()[..12].to_owned()], cure: Cure::RunAgain };
+        if let Err(damage) = documents_fault(&dir, &id)? {
+            return Ok(Some(fault(damage)));
+        }
+        let image = match self.image_in_place(id) {
+            Ok(Some(image)) => image,
+            Err(StoreError::Archive { .. }) => return Ok(None),
+            Ok(None) => return Ok(Some(fault((dir.join("place.json"), "it is missing".into())))),
+            Err(StoreError::Json { path, cause }) => return Ok(Some(fault((path, cause.to_string())))),
+            Err(StoreError::Altered { path }) => {
+                return Ok(Some(fault((path, "its digest is not the one that it tells".into()))));
+            }
+            Err(error) => return Err(error),
+        };
+        let compared = self.archive_index_fault(&image).and_then(|damage| match damage {
+            Some(damage) => Ok(Some(fault(damage))),
+            None => self.drawn_fault(self.drawn_path(&image), &image.short_id(), || self.tree_and_sources(&image)),
+        });
+        match compared {
+            // Changed while this looked at it.
+            Err(StoreError::Archive { .. }) => Ok(None),
+            // The file is a person's, to mend or not: only what is known of it goes.
+            Err(error @ (StoreError::Scan { .. } | StoreError::Merge(_))) => {
+                Ok(Some(fault((dir.join("place.json"), format!("the archive that it means is damaged: {error}")))))
+            }
+            other => other,
+        }
+    }
+
+    fn archive_index_fault(&self, image: &Image) -> Result<Option<Damage>, StoreError> {
+        let staging = Staging::new_locked(self)?;
+        let (tree, sources) = self.tree_and_sources(image)?;
+        let open = |wanted: &Digest| match tree.sources.iter().position(|known| known == wanted) {
+            Some(at) => sources[at].try_clone().map_err(StoreError::io("open", staging.path())),
+            None => Err(StoreError::io("open", staging.path())(io::ErrorKind::NotFound.into())),
+        };
+        load::write_index(&tree, &image.chain_id, open, &staging)?;
+        differing_index(&load::index_in(&staging, &image.chain_id), &self.index_of(image))
     }
 
     fn draw_again(&self, diff_ids: &[Digest], staging: &Staging) -> Result<(), StoreError> {
@@ -239,24 +258,32 @@ impl Store {
     }
 
     /// Takes away what is damaged, and makes again what can be made: afterwards a load of the images that a fault names brings the rest.
-    /// Files that a running container has mounted stay with it; their names go. A directory that one runs from must stay: `in_use` tells.
-    /// Answers how many faults are left for that reason.
-    pub fn repair(&self, faults: &[Fault], in_use: &dyn Fn(&Digest) -> bool) -> Result<usize, StoreError> {
+    /// Files that a running container has mounted stay with it; their names go. A directory that one runs from must stay: `alone` answers with
+    /// the lease of a drawn tree, by its name, for nobody else to have until it is dropped; nothing where somebody has it. Answers with the
+    /// paths that are left for that reason.
+    pub fn repair<Lease>(
+        &self,
+        faults: &[Fault],
+        alone: &dyn Fn(&str) -> Option<Lease>,
+    ) -> Result<Vec<PathBuf>, StoreError> {
         let _lock = self.lock()?;
         let staging = Staging::new_locked(self)?;
-        for fault in faults.iter().filter(|fault| fault.cure == Cure::LoadAgain) {
+        for fault in faults.iter().filter(|fault| matches!(fault.cure, Cure::LoadAgain | Cure::RunAgain)) {
             // Of an image with one damaged document nothing stays: a load writes them all.
             let dir = fault.path.parent().filter(|dir| is_image(dir));
             take_away(dir.unwrap_or(&fault.path), &staging)?;
         }
         let images = self.list()?;
         let mut names = self.names()?;
-        let mut left = 0;
+        let mut left = Vec::new();
         for fault in faults {
             match fault.cure {
-                Cure::LoadAgain => {}
-                Cure::Undraw(chain_id) if in_use(&chain_id) => left += 1,
-                Cure::Undraw(_) => take_away(&fault.path, &staging)?,
+                Cure::LoadAgain | Cure::RunAgain => {}
+                // A container that comes later finds nothing there, and draws it.
+                Cure::Undraw => match alone(&fault.path.file_name().unwrap_or_default().to_string_lossy()) {
+                    Some(_lease) => take_away(&fault.path, &staging)?,
+                    None => left.push(fault.path.clone()),
+                },
                 Cure::Forget => {
                     fault.images.iter().filter_map(|name| name.parse().ok()).for_each(|name| names.remove(&name))
                 }
@@ -276,6 +303,51 @@ impl Store {
         self.sync("layers")?;
         Ok(left)
     }
+}
+
+/// An image's documents, or which of them is damaged and how.
+fn documents_fault(dir: &Path, id: &Digest) -> Result<Result<(ImageConfig, ImageRecord), Damage>, StoreError> {
+    let (config_path, record_path, manifest_path) =
+        (dir.join("config.json"), dir.join("image.json"), dir.join("manifest.json"));
+    let missing = || "it is missing".to_owned();
+    let Some(config) = read_if_there(&config_path)? else { return Ok(Err((config_path, missing()))) };
+    let found = digest_of(&config);
+    if found != *id {
+        return Ok(Err((config_path, format!("its digest is {found}"))));
+    }
+    let config = match ImageConfig::parse(&config) {
+        Ok(config) => config,
+        Err(error) => return Ok(Err((config_path, error.to_string()))),
+    };
+    let Some(record) = read_if_there(&record_path)? else { return Ok(Err((record_path, missing()))) };
+    let record = match ImageRecord::parse(&record, &record_path) {
+        Ok(record) => record,
+        Err(StoreError::Json { cause, .. }) => return Ok(Err((record_path, cause.to_string()))),
+        Err(_) => return Ok(Err((record_path, "its digest is not the one that it tells".into()))),
+    };
+    let manifest = read_if_there(&manifest_path)?.map(|bytes| digest_of(&bytes).to_string());
+    if manifest != record.manifest_digest {
+        let why = manifest.map_or_else(missing, |found| format!("its digest is {found}"));
+        return Ok(Err((manifest_path, why)));
+    }
+    Ok(Ok((config, record)))
+}
+
+/// Which file of a stored index is not as it was drawn just now.
+fn differing_index(drawn: &Path, stored: &Path) -> Result<Option<Damage>, StoreError> {
+    for (made, stored) in
+        [(drawn.to_owned(), stored.to_owned()), (drawn.with_extension("side"), stored.with_extension("side"))]
+    {
+        let why = match (is_there(&made)?, is_there(&stored)?) {
+            (false, false) => continue,
+            (true, false) => "it is missing",
+            (false, true) => "nothing needs it",
+            (true, true) if same_bytes(&made, &stored).map_err(StoreError::io("read", &stored))? => continue,
+            (true, true) => "it is not what the layers say",
+        };
+        return Ok(Some((stored, why.into())));
+    }
+    Ok(None)
 }
 
 fn is_image(dir: &Path) -> bool {

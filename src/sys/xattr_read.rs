@@ -1,8 +1,9 @@
-//! Reading all extended attributes of a path, links not followed.
+//! Reading all extended attributes of something, links not followed.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -11,7 +12,25 @@ pub type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
 /// Every attribute of `path` itself.
 pub fn all(path: &Path) -> io::Result<Xattrs> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
+    read(&CString::new(path.as_os_str().as_bytes())?)
+}
+
+/// Every attribute of an open directory; a file system without any has none.
+pub fn of_open(dir: BorrowedFd<'_>) -> io::Result<Xattrs> {
+    // The descriptor's own entry in /proc is a link, and is not followed: what is asked about is `.` behind it.
+    at(dir, b".")
+}
+
+/// Every attribute of the entry `name` of a directory itself; a file system without any has none. (As in [`super::xattr::set_at`].)
+pub fn at(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Xattrs> {
+    let dir = format!("/proc/self/fd/{}/", dir.as_raw_fd());
+    match read(&CString::new([dir.as_bytes(), name].concat())?) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOTSUP) => Ok(Xattrs::new()),
+        other => other,
+    }
+}
+
+fn read(path: &CStr) -> io::Result<Xattrs> {
     let names = grow(|buffer| {
         // SAFETY: `path` is NUL-terminated; the buffer is valid for writes of the length given; both outlive the call.
         unsafe { libc::llistxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) }

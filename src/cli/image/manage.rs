@@ -10,7 +10,7 @@ use super::{Place, Usages, names, print, print_json, size};
 use crate::names::{Digest, Reference};
 use crate::report::Report;
 use crate::rootfs::images;
-use crate::store::{Cure, Removed, Store};
+use crate::store::{Cure, Fault, Removed, Store};
 
 #[derive(Debug, Args)]
 pub struct RmArgs {
@@ -164,23 +164,23 @@ pub fn verify(store: &Store, args: &VerifyArgs, place: &Place<'_>) -> Result<u8,
     let wanted = (!args.images.is_empty()).then_some(wanted.as_slice());
     let verified = store.verify(wanted, &|_| ())?;
     // What cannot be told counts as used.
-    let in_use = |chain: &Digest| {
-        let chain = chain.hex();
-        images::is_kept(&place.images, &chain) || images::is_leased(&place.images, &chain).unwrap_or(true)
-    };
-    let left = if args.repair { store.repair(&verified.faults, &in_use)? } else { 0 };
-    let cure = |cure: &Cure| match (cure, args.repair) {
+    let alone = |name: &str| images::alone(&place.images, name).ok().flatten();
+    let left = if args.repair { store.repair(&verified.faults, &alone)? } else { Vec::new() };
+    let cure = |fault: &Fault| match (&fault.cure, args.repair) {
         (Cure::LoadAgain, false) => "to take it away: gpurun image verify --repair; then load or pull the image again",
         (Cure::LoadAgain, true) => "taken away: load or pull the image again",
-        (Cure::Undraw(chain), true) if in_use(chain) => "a container runs from it: stop it, then repair again",
-        (Cure::Undraw(_), true) => "taken away: it is drawn again when it is needed",
-        (Cure::Redraw(_) | Cure::Undraw(_) | Cure::Forget, false) => "to mend it: gpurun image verify --repair",
+        (Cure::RunAgain, false) => "to take it away: gpurun image verify --repair; then run from the archive again",
+        (Cure::RunAgain, true) => "taken away: run from the archive again",
+        (Cure::Undraw, true) if left.contains(&fault.path) => "a container runs from it: stop it, then repair again",
+        (Cure::Undraw, true) => "taken away: it is drawn again when it is needed",
+        (Cure::Redraw(_) | Cure::Undraw | Cure::Forget, false) => "to mend it: gpurun image verify --repair",
         (Cure::Redraw(_) | Cure::Forget, true) => "mended",
     };
     if args.json {
-        let faults = verified.faults.iter().map(
-            |fault| json!({"Path": fault.path, "Why": fault.why, "Images": fault.images, "Cure": cure(&fault.cure)}),
-        );
+        let faults = verified
+            .faults
+            .iter()
+            .map(|fault| json!({"Path": fault.path, "Why": fault.why, "Images": fault.images, "Cure": cure(fault)}));
         print_json(&json!({"Images": verified.images, "Layers": verified.layers, "Bytes": verified.bytes,
             "Faults": Value::Array(faults.collect())}))?;
     } else {
@@ -192,7 +192,7 @@ pub fn verify(store: &Store, args: &VerifyArgs, place: &Place<'_>) -> Result<u8,
                 fault.path.display(),
                 fault.why,
                 images.join(", "),
-                cure(&fault.cure)
+                cure(fault)
             ));
         }
         let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
@@ -205,5 +205,5 @@ pub fn verify(store: &Store, args: &VerifyArgs, place: &Place<'_>) -> Result<u8,
         ));
         print(&out)?;
     }
-    Ok(if verified.faults.is_empty() || (args.repair && left == 0) { 0 } else { DAMAGED })
+    Ok(if verified.faults.is_empty() || (args.repair && left.is_empty()) { 0 } else { DAMAGED })
 }

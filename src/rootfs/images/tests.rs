@@ -21,6 +21,11 @@ fn no_render() -> Result<PathBuf, Report> {
     panic!("this kernel needs no rendering")
 }
 
+/// Whether somebody leases it.
+fn is_leased(images: &Path, chain: &str) -> bool {
+    alone(images, chain).unwrap().is_none()
+}
+
 /// Sweeps until all of `chains` are gone.
 fn swept(images: &Path, chains: &[&str]) {
     let mut gone = Vec::new();
@@ -68,12 +73,12 @@ fn one_mount_is_shared_and_goes_with_its_last_lease() {
         assert_eq!(mount::points_below(&fixture.images).unwrap(), [fixture.images.join("aa")]);
         assert!(second.dir.join("marker").exists());
 
-        assert!(is_leased(&fixture.images, "aa").unwrap());
+        assert!(is_leased(&fixture.images, "aa"));
         assert!(sweep(&fixture.images, Duration::ZERO).unwrap().is_empty(), "two leases");
         drop(first);
         assert!(sweep(&fixture.images, Duration::ZERO).unwrap().is_empty(), "one lease");
         drop(second);
-        eventually("the end of the lease", || (!is_leased(&fixture.images, "aa").unwrap()).then_some(()));
+        eventually("the end of the lease", || (!is_leased(&fixture.images, "aa")).then_some(()));
         assert!(sweep(&fixture.images, Duration::from_secs(3600)).unwrap().is_empty(), "used a moment ago");
         swept(&fixture.images, &["aa"]);
         assert!(mount::points_below(&fixture.images).unwrap().is_empty());
@@ -85,7 +90,6 @@ fn one_mount_is_shared_and_goes_with_its_last_lease() {
 #[test]
 fn a_sweep_of_nothing_is_no_error() {
     assert!(sweep(Path::new("/nonexistent/gpurun/images"), Duration::ZERO).unwrap().is_empty());
-    assert!(!is_leased(Path::new("/nonexistent/gpurun/images"), "aa").unwrap());
 }
 
 #[test]
@@ -200,8 +204,31 @@ fn what_cannot_be_mounted_is_rendered() {
     let rendered = fixture.base.path().join("rendered");
     let lower = mount(&fixture.image("aa"), || Ok(rendered.clone())).unwrap();
     assert_eq!((lower.backing, &lower.dir), (Backing::Directory, &rendered));
-    assert!(is_leased(&fixture.images, "aa").unwrap(), "a rendered directory is leased too");
+    assert!(is_leased(&fixture.images, "aa"), "a rendered directory is leased too");
     drop(lower);
+    let free = || alone(&fixture.images, "aa").unwrap();
+    keep(&fixture.images, "aa").unwrap();
+    assert!(free().is_none(), "`image mount` wants to find it");
+    assert!(release(&fixture.images, "aa").unwrap());
+    // Whoever has it alone keeps a container that begins waiting, up to the moment in which it looks for the directory.
+    let alone = eventually("the end of the lease", free);
+    std::fs::create_dir(&rendered).unwrap();
+    std::thread::scope(|scope| {
+        let (fixture, rendered) = (&fixture, &rendered);
+        let (told, asked) = std::sync::mpsc::channel();
+        let starting = scope.spawn(move || {
+            told.send(()).unwrap();
+            mount(&fixture.image("aa"), || {
+                assert!(!rendered.exists(), "it was taken away first");
+                Ok(rendered.clone())
+            })
+            .unwrap()
+        });
+        asked.recv().unwrap();
+        std::fs::remove_dir(rendered).unwrap();
+        drop(alone);
+        assert_eq!(starting.join().unwrap().backing, Backing::Directory);
+    });
     swept(&fixture.images, &["aa"]);
 
     let error = mount(&fixture.image("aa"), || Err(Report::new("no space").with_hint("make room"))).unwrap_err();
