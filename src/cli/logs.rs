@@ -38,7 +38,8 @@ pub fn run(args: &LogsArgs, context: &Context) -> Result<u8, Report> {
     };
     let entry = context.records()?.find(&args.container)?;
     match show(args, &entry, tail) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(0),
+        // Our own reader went away, and not all is said: as `docker logs`, `cat` and `tail -f` end then.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(128 + libc::SIGPIPE as u8),
         Err(error) => {
             Err(Report::new(format!("cannot show the log of container `{}`", entry.record.name)).with_cause(error))
         }
@@ -96,10 +97,19 @@ fn follow(
         }
         lines.iter().try_for_each(|line| printer.print(line))?;
         let Some(alive) = &connection else { return Ok(()) };
-        let mut fds = [PollFd::new(alive.as_fd(), PollFlags::POLLIN), PollFd::new(watch.as_fd(), PollFlags::POLLIN)];
+        let stdout = io::stdout();
+        // A reader that goes away shows without being asked for (POLLERR): nobody waits for a container to say something first.
+        let mut fds = [
+            PollFd::new(alive.as_fd(), PollFlags::POLLIN),
+            PollFd::new(watch.as_fd(), PollFlags::POLLIN),
+            PollFd::new(stdout.as_fd(), PollFlags::empty()),
+        ];
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(errno) => return Err(errno.into()),
+        }
+        if fds[2].revents().is_some_and(|events| events.contains(PollFlags::POLLERR)) {
+            return Err(io::ErrorKind::BrokenPipe.into());
         }
         if fds[0].any().unwrap_or(false) && alive.receive::<FromSupervisor>()?.is_none() {
             // One more round reads what was written before the end.
