@@ -1,6 +1,6 @@
 //! What the host has of cgroups: which version, which controllers, mounted where.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -98,6 +98,28 @@ impl Host {
         dirs.dedup();
         dirs.retain(|dir| dir.is_dir());
         dirs
+    }
+
+    /// The paths of all cgroups of this name, wherever they lie in whichever hierarchy: for a container of which nothing is known but its id.
+    /// A few hundred directories on a busy host.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Vec<String> {
+        let mounts: Vec<&PathBuf> = match &self.hierarchy {
+            Hierarchy::V1 { controllers, unified } => controllers.values().chain(unified).collect(),
+            Hierarchy::V2 { mount } => vec![mount],
+        };
+        let mut found = BTreeSet::new();
+        for mount in mounts {
+            let mut todo = super::children(mount);
+            while let Some(dir) = todo.pop() {
+                if dir.file_name().is_some_and(|last| last == name) {
+                    found.extend(dir.strip_prefix(mount).ok().map(|path| format!("/{}", path.display())));
+                } else {
+                    todo.extend(super::children(&dir));
+                }
+            }
+        }
+        found.into_iter().collect()
     }
 
     /// Under version 1: the directories of a container's cgroup, by the names that people look for them under. Empty under version 2.

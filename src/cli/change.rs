@@ -47,12 +47,12 @@ pub fn update(args: &UpdateArgs, context: &Context) -> Result<u8, Report> {
     let records = context.records()?;
     let mut all = Vec::new();
     let each = |name: &str| {
-        let mut entry = records.find(name)?;
+        let entry = records.find(name)?;
         let limits = Box::new(asked.clone());
         let rows = if entry.supervisor()?.is_some() {
             ask(&entry, &ToSupervisor::Update { limits, restart })?
         } else {
-            at_rest(&records, &mut entry, &limits, restart)?
+            at_rest(&records, &entry, &limits, restart)?
         };
         if context.verbose {
             print::tell(&limits_text(&rows));
@@ -74,11 +74,12 @@ fn quietly(names: &[String], each: impl FnMut(&str) -> Result<(), Report>) -> Re
 /// A container that does not run has its limits in its record alone: checked against the host, enforced at its next start.
 fn at_rest(
     records: &Records,
-    entry: &mut Entry,
+    entry: &Entry,
     asked: &crate::spec::AskedLimits,
     restart: Option<RestartPolicy>,
 ) -> Result<Vec<LimitRow>, Report> {
     let _lock = records.lock()?;
+    let mut entry = records.again(entry)?;
     if !entry.is_idle()? {
         return Err(Report::new(format!("container `{}` is being started by another command", entry.record.name)));
     }

@@ -12,7 +12,7 @@ use super::session::{Event, Keys, Session, take_signals};
 use super::{Context, print};
 use crate::launch::{self, Spawned};
 use crate::names::ContainerName;
-use crate::record::{Entry, Records, State};
+use crate::record::{Entry, Found, RecordError, Records, State, Unreadable, short};
 use crate::report::Report;
 use crate::supervise::protocol::{Connection, FromSupervisor, ToSupervisor};
 
@@ -166,7 +166,12 @@ pub fn kill(args: &KillArgs, context: &Context) -> Result<u8, Report> {
 pub fn rm(args: &RmArgs, context: &Context) -> Result<u8, Report> {
     let records = context.records()?;
     for_each(&args.containers, |name| {
-        let entry = records.find(name)?;
+        let entry = match records.find_any(name)? {
+            Found::Whole(entry) => entry,
+            Found::Unreadable(container) if args.force => return remove_unreadable(&records, &container),
+            // The way out is in it.
+            Found::Unreadable(container) => return Err(container.error.into()),
+        };
         if entry.supervisor()?.is_some() {
             if !args.force {
                 return Err(Report::new(format!("container `{}` is running", entry.record.name)).with_hint(format!(
@@ -192,11 +197,33 @@ fn remove(records: &Records, entry: &Entry) -> Result<(), Report> {
     launch::remove(records, entry)
 }
 
+/// Stops what may run of it, and removes it by its id.
+fn remove_unreadable(records: &Records, container: &Unreadable) -> Result<(), Report> {
+    let id = short(&container.id);
+    if let Some(pid) = container.supervisor()? {
+        // The supervisor knows what was asked for, and needs no record to take it down.
+        match Connection::connect(&container.control_socket()) {
+            Ok(connection) => {
+                tell(&connection, &ToSupervisor::Stop { timeout: Some(0) })?;
+                wait_end(&connection)?;
+            }
+            Err(error) => {
+                return Err(Report::new(format!("cannot reach the supervisor of container {id}"))
+                    .with_cause(error)
+                    .with_hint(format!("`kill -9 {pid}` ends it, and the container with it; then try again")));
+            }
+        }
+        wait_supervisor(id, || container.supervisor())?;
+    }
+    launch::remove_unreadable(records, &container.id)
+}
+
 pub fn rename(args: &RenameArgs, context: &Context) -> Result<u8, Report> {
     let records = context.records()?;
     let name: ContainerName = args.name.parse()?;
-    let mut entry = records.find(&args.container)?;
+    let entry = records.find(&args.container)?;
     let _lock = records.lock()?;
+    let mut entry = records.again(&entry)?;
     records.check_name(&name.to_string(), Some(&entry.record.id))?;
     entry.rename(&name.to_string())?;
     if let Ok(connection) = Connection::connect(&entry.control_socket()) {
@@ -243,14 +270,15 @@ fn wait_end(connection: &Connection) -> Result<Option<State>, Report> {
 
 /// After its last word the supervisor still has to exit; until then its lock is held.
 fn wait_gone(entry: &Entry) -> Result<(), Report> {
+    wait_supervisor(&entry.record.name, || entry.supervisor())
+}
+
+fn wait_supervisor(name: &str, supervisor: impl Fn() -> Result<Option<i32>, RecordError>) -> Result<(), Report> {
     let deadline = Instant::now() + Duration::from_secs(10);
-    while let Some(pid) = entry.supervisor()? {
+    while let Some(pid) = supervisor()? {
         crate::sys::process::wait_pid_gone(pid, deadline.saturating_duration_since(Instant::now()));
         if Instant::now() >= deadline {
-            return Err(Report::new(format!(
-                "the supervisor of container `{}` (pid {pid}) does not end",
-                entry.record.name
-            )));
+            return Err(Report::new(format!("the supervisor of container `{name}` (pid {pid}) does not end")));
         }
     }
     Ok(())

@@ -71,7 +71,8 @@ pub fn run(args: &EventsArgs, context: &Context) -> Result<u8, Report> {
                 .any(|name| entry.record.name == *name || entry.record.id.starts_with(name.as_str()))
     };
     let look = || -> Result<BTreeMap<String, Seen>, Report> {
-        let entries = records.list()?.into_iter().filter(wanted);
+        // `ps` tells of those that cannot be read, once and not with every look.
+        let entries = records.list_all()?.0.into_iter().filter(wanted);
         entries.map(|entry| Ok((entry.record.id.clone(), see(&host, &entry)?))).collect()
     };
     let mut before = look()?;
@@ -95,7 +96,7 @@ pub fn run(args: &EventsArgs, context: &Context) -> Result<u8, Report> {
 fn see(host: &Host, entry: &Entry) -> Result<Seen, Report> {
     let path = launch::cgroup_path(entry.record.request.cgroup_parent.as_deref(), &entry.record.id);
     let stats = Cgroup::open(host, &path)?.map(|cgroup| cgroup.stats()).unwrap_or_default();
-    Ok(Seen { name: entry.record.name.clone(), state: entry.state()?, stats })
+    Ok(Seen { name: entry.record.name.clone(), state: entry.state_shown()?, stats })
 }
 
 fn event(id: &str, seen: &Seen, event: &'static str) -> Event {

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{Context, print};
 use crate::gpu::Given;
-use crate::record::{Entry, Phase, State, short};
+use crate::record::{Entry, Phase, State, Unreadable, short};
 use crate::report::Report;
 use crate::request::Payload;
 use crate::supervise::log::now;
@@ -32,10 +32,11 @@ struct Row {
     name: String,
     image: String,
     command: String,
-    /// Nanoseconds since 1970.
-    created: u64,
+    /// Nanoseconds since 1970; none where the record cannot be read.
+    created: Option<u64>,
     status: String,
-    phase: Phase,
+    /// None where the record cannot be read.
+    phase: Option<Phase>,
     exit_code: Option<u8>,
     oom_killed: bool,
     ports: Vec<String>,
@@ -48,8 +49,16 @@ struct Row {
 
 pub fn run(args: &PsArgs, context: &Context) -> Result<u8, Report> {
     let mut rows = Vec::new();
-    for entry in context.records()?.list()? {
-        let state = entry.state()?;
+    let (entries, unreadable) = context.records()?.list_all()?;
+    for container in unreadable {
+        let living = container.supervisor()?.is_some();
+        if args.all || living {
+            rows.push(unreadable_row(&container, living));
+        }
+        tracing::warn!("{}", Report::from(container.error));
+    }
+    for entry in entries {
+        let state = entry.state_shown()?;
         let living = matches!(state.phase, Phase::Running | Phase::Restarting);
         if args.all || living {
             rows.push(row(&entry, &state));
@@ -70,7 +79,8 @@ pub fn run(args: &PsArgs, context: &Context) -> Result<u8, Report> {
     let cells: Vec<Vec<String>> = rows
         .iter()
         .map(|row| {
-            let age = format!("{} ago", print::ago(now().saturating_sub(row.created)));
+            let ago = |created| format!("{} ago", print::ago(now().saturating_sub(created)));
+            let age = row.created.map_or_else(|| "-".to_owned(), ago);
             let where_ = row.url.clone().unwrap_or_else(|| row.ports.join(", "));
             let mut cells =
                 vec![id(row), row.name.clone(), row.image.clone(), row.command.clone(), age, row.status.clone()];
@@ -112,15 +122,36 @@ fn row(entry: &Entry, state: &State) -> Row {
         name: entry.record.name.clone(),
         image: request.image.clone(),
         command,
-        created: entry.record.created,
+        created: Some(entry.record.created),
         status: status(state),
-        phase: state.phase,
+        phase: Some(state.phase),
         exit_code: state.exit_code,
         oom_killed: state.oom_killed,
         ports,
         url: state.url.clone(),
         gpus: request.gpus.clone(),
         gpu_devices: state.gpus.clone(),
+    }
+}
+
+/// Of a container whose record cannot be read the id is known, by which it can be removed, and whether it runs.
+fn unreadable_row(container: &Unreadable, living: bool) -> Row {
+    let dash = || "-".to_owned();
+    Row {
+        id: container.id.clone(),
+        // A guess from a damaged text looks like one.
+        name: container.name.as_ref().map_or_else(dash, |name| format!("{name}?")),
+        image: dash(),
+        command: dash(),
+        created: None,
+        status: if living { "Up (unreadable record)".into() } else { "Unreadable record".into() },
+        phase: None,
+        exit_code: None,
+        oom_killed: false,
+        ports: Vec::new(),
+        url: None,
+        gpus: None,
+        gpu_devices: Vec::new(),
     }
 }
 

@@ -108,13 +108,14 @@ fn sample(
     before: &mut BTreeMap<String, (Instant, Stats)>,
 ) -> Result<Vec<Sample>, Report> {
     let entries: Vec<Entry> = if names.is_empty() {
-        records.list()?
+        // `ps` tells of those that cannot be read, once and not with every sample.
+        records.list_all()?.0
     } else {
         names.iter().map(|name| records.find(name)).collect::<Result<_, _>>()?
     };
     let (mut samples, mut with_gpus) = (Vec::new(), false);
     for entry in entries {
-        let state = entry.state()?;
+        let state = entry.state_shown()?;
         if state.phase != Phase::Running {
             continue;
         }

@@ -19,7 +19,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::record::{Entry, Phase, Records, holder};
+use crate::record::{Entry, Phase, RecordError, Records, State, is_idle, short};
 use crate::report::Report;
 use crate::sys::mount;
 use crate::{cgroup, net, rootfs};
@@ -49,10 +49,14 @@ pub fn reconcile(records: &Records) -> Result<(), Report> {
     for id in &dead {
         tracing::info!("clearing away what the dead supervisor of {id} left");
         crate::gpu::lease::release(&records.run_dir().join("gpus"), id)?;
-        // Without a record nothing was made, or everything but the directories has gone already. Of one that cannot be read the cgroup's
-        // parent is not known: where it was another than the usual one, an empty cgroup stays.
-        let parent = records.get(id).ok().flatten().and_then(|entry| entry.record.request.cgroup_parent);
-        remove_cgroup(&host, &super::cgroup_path(parent.as_deref(), id))?;
+        match records.get(id) {
+            Ok(entry) => {
+                // Without a record nothing was made, or everything but the directories has gone already.
+                let parent = entry.and_then(|entry| entry.record.request.cgroup_parent);
+                remove_cgroup(&host, &super::cgroup_path(parent.as_deref(), id))?;
+            }
+            Err(_) => remove_cgroups(&host, id)?,
+        }
     }
     net::reconcile(&records.run_dir().join("net"), &living(records)?)?;
     for id in &dead {
@@ -76,6 +80,19 @@ pub fn reconcile(records: &Records) -> Result<(), Report> {
 /// Removes a container for good: its record first, so that a removal which is killed half way is finished by the next command.
 pub fn remove(records: &Records, entry: &Entry) -> Result<(), Report> {
     remove_dirs(records, &entry.record.id)
+}
+
+/// Removes a container whose record cannot be read, with everything that is its: found by its id alone, which its files, its leases and its
+/// cgroups are named by. Nobody runs it, or the caller has stopped it.
+pub fn remove_unreadable(records: &Records, id: &str) -> Result<(), Report> {
+    let _lock = records.lock()?;
+    if !is_idle(&records.paths(id).1)? {
+        return Err(Report::new(format!("container {} is being started by another command", short(id))));
+    }
+    remove_cgroups(&cgroup::Host::probe(Path::new("/"))?, id)?;
+    crate::gpu::lease::release(&records.run_dir().join("gpus"), id)?;
+    net::teardown(&records.run_dir().join("net"), id)?;
+    remove_dirs(records, id)
 }
 
 /// Removes the directory in /run, which says that there is nothing left to clear away.
@@ -122,15 +139,19 @@ fn dead(records: &Records) -> Result<Vec<String>, Report> {
     // What cannot be read is for the command's own look at the list to tell.
     for entry in records.list_all()?.0 {
         // After a reboot /run is empty, but the file still says `running`.
-        if matches!(entry.state()?.phase, Phase::Running | Phase::Restarting) {
-            ids.push(entry.record.id);
+        match entry.state().map(|state| state.phase) {
+            Ok(Phase::Created | Phase::Exited) => {}
+            // One that cannot be read says nothing, and is written anew.
+            Ok(Phase::Running | Phase::Restarting) | Err(RecordError::Damaged { .. }) => ids.push(entry.record.id),
+            // For who looks at that container: the others have no part in it.
+            Err(error) => tracing::warn!("{}", Report::from(error)),
         }
     }
     ids.sort();
     ids.dedup();
     let mut dead = Vec::new();
     for id in ids {
-        if is_idle(records, &id)? {
+        if is_idle(&records.paths(&id).1)? {
             dead.push(id);
         }
     }
@@ -139,13 +160,8 @@ fn dead(records: &Records) -> Result<Vec<String>, Report> {
 
 fn living(records: &Records) -> Result<Vec<String>, Report> {
     let mut living = records.ids_in_run()?;
-    living.retain(|id| !is_idle(records, id).unwrap_or(false));
+    living.retain(|id| !is_idle(&records.paths(id).1).unwrap_or(false));
     Ok(living)
-}
-
-fn is_idle(records: &Records, id: &str) -> Result<bool, Report> {
-    let (_, run_dir) = records.paths(id);
-    Ok(holder(&run_dir.join("alive"))?.is_none() && holder(&run_dir.join("launching"))?.is_none())
 }
 
 fn remove_cgroup(host: &cgroup::Host, path: &str) -> Result<(), Report> {
@@ -155,9 +171,30 @@ fn remove_cgroup(host: &cgroup::Host, path: &str) -> Result<(), Report> {
     Ok(())
 }
 
+/// The same of a container of which nothing is known but its id: its cgroups are found by that, whatever they lie below.
+fn remove_cgroups(host: &cgroup::Host, id: &str) -> Result<(), Report> {
+    host.find(id).iter().try_for_each(|path| remove_cgroup(host, path))
+}
+
 /// Writes the exit report that the supervisor could not write.
 fn bury(entry: &Entry) -> Result<(), Report> {
-    let mut state = entry.state()?;
+    let mut state = match entry.state() {
+        Err(error @ RecordError::Damaged { .. }) => {
+            let why = Report::from(error).under("how the container ended is not known any more");
+            let state = State {
+                phase: Phase::Exited,
+                // It may have run: a first launch that fails would be removed with all its files.
+                started: Some(entry.record.created),
+                finished: Some(crate::supervise::log::now()),
+                // docker's, for an end that nobody saw.
+                exit_code: Some(255),
+                error: Some(Report { hint: None, ..why }),
+                ..State::default()
+            };
+            return Ok(entry.write_state(&state)?);
+        }
+        state => state?,
+    };
     if !matches!(state.phase, Phase::Running | Phase::Restarting) {
         return Ok(());
     }
@@ -203,6 +240,26 @@ mod tests {
         std::fs::remove_file(dir.join("record.json")).unwrap();
         reconcile(&records).unwrap();
         assert!(!dir.exists(), "without a record it is what a killed launch left");
+    }
+
+    #[test]
+    fn a_state_that_cannot_be_read_is_one_containers_own_trouble() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        let records = Records::open(base.path(), &base.path().join("run")).unwrap();
+        let record = crate::testing::record(&"e".repeat(64), "one");
+        drop(records.create(&record, None).unwrap());
+        let entry = records.get(&record.id).unwrap().unwrap();
+        clear_run_dir(&entry).unwrap();
+        std::fs::write(entry.dir.join("state.json"), "{").unwrap();
+        reconcile(&records).unwrap();
+        let state = entry.state().unwrap();
+        assert_eq!((state.phase, state.exit_code, state.started), (Phase::Exited, Some(255), Some(record.created)));
+        let told = state.error.unwrap().to_string();
+        assert!(told.contains("not known any more") && told.contains("state.json"), "{told}");
     }
 
     #[test]

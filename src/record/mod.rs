@@ -4,7 +4,7 @@
 //! /var/lib/gpurun/containers/
 //!     .lock                 flock: names are reserved and records removed under it
 //!     ID/
-//!         record.json       what was asked: written before anything is made (intent first)
+//!         record.json       what was asked: written before anything is made (intent first); its line `check` is the digest of the others
 //!         state.json        where it stands: replaced whole by the supervisor, or by reconcile when the supervisor died
 //!         secrets.json      mode 0600: how a person logs in to this container's Jupyter
 //!         upper/ work/      the overlay's writable side
@@ -18,6 +18,9 @@
 //! Rules. `record.json` is never changed in place (`rename` and `update` replace it whole). `state.json` has one writer: the living supervisor, else whoever holds the
 //! reconcile lock. A container whose state says `running` and whose `alive` lock nobody holds is dead, whatever the file says.
 //! `/run/gpurun/ID` exists as long as anything of the container might have to be cleared away, and is removed last.
+//!
+//! A record that cannot be read ([`Unreadable`]) is still a container: its directory's name is its id, by which it is listed and removed, and what it has
+//! written stays until then. It stands in nobody else's way.
 
 mod find;
 mod state;
@@ -29,10 +32,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use find::FindError;
+pub use find::{FindError, Found};
 pub use state::{LimitRow, OomRow, Phase, PublishedPort, State, Usage};
 
 use crate::durable::{self, FileLock, ProcessLock};
+use crate::image::digest_of;
+use crate::names::ContainerName;
 use crate::report::{Explain, Report};
 use crate::request::{Request, RestartPolicy};
 use crate::spec::AskedLimits;
@@ -73,6 +78,10 @@ pub enum RecordError {
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("the record `{}` cannot be read", path.display())]
     Damaged { path: PathBuf, source: serde_json::Error },
+    #[error("the record `{}` is damaged: its digest is not the one that it tells", path.display())]
+    Altered { path: PathBuf },
+    #[error("the record `{}` is that of another container, {}", path.display(), short(id))]
+    Misplaced { path: PathBuf, id: String },
     #[error("the record `{}` has format version {version}, this gpurun knows version {VERSION}", path.display())]
     Version { path: PathBuf, version: u32 },
     #[error("the name `{name}` is taken by container {}", short(id))]
@@ -85,17 +94,29 @@ impl Explain for RecordError {
             Self::NameTaken { name, .. } => {
                 Some(format!("remove it with `gpurun rm -f {name}`, or choose another `--name`"))
             }
-            Self::Damaged { path, .. } => Some(format!(
-                "the container cannot be started any more; remove it with `rm -r {}`",
-                path.parent().unwrap_or(path).display()
-            )),
-            Self::Version { .. } => Some("use the gpurun that made it, or remove the container with it".into()),
+            Self::Damaged { path, .. } | Self::Misplaced { path, .. } => Some(way_out(path)),
+            Self::Altered { path } => {
+                Some(format!("{}; whoever changed it by hand takes its line `check` out", way_out(path)))
+            }
+            Self::Version { path, .. } => Some(format!("use the gpurun that made it; {}", way_out(path))),
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("gpurun needs root: try `sudo gpurun …`".into())
             }
+            Self::Io { path, .. } if path.ends_with("record.json") => Some(way_out(path)),
             Self::Io { .. } => None,
         }
     }
+}
+
+/// What is left to do with a container whose file `path` cannot be used.
+fn way_out(path: &Path) -> String {
+    let dir = path.parent().unwrap_or(path);
+    let id = dir.file_name().unwrap_or_default().to_string_lossy();
+    format!(
+        "`gpurun rm -f {}` removes the container with all its files; what it has written lies in `{}`",
+        short(&id),
+        dir.join("upper").display()
+    )
 }
 
 /// The twelve digits that a person sees.
@@ -109,6 +130,17 @@ pub fn short(id: &str) -> &str {
 pub struct Records {
     containers: PathBuf,
     run: PathBuf,
+}
+
+/// A container whose record cannot be read. Where its files, its locks and its supervisor's socket are is known all the same.
+#[derive(Debug)]
+pub struct Unreadable {
+    pub id: String,
+    /// As far as the damaged text shows it: for a person's eye, never to find it by.
+    pub name: Option<String>,
+    /// What is wrong with its record.
+    pub error: RecordError,
+    run_dir: PathBuf,
 }
 
 /// One container: its record and the paths that belong to it.
@@ -158,7 +190,7 @@ impl Records {
             put(&entry.dir.join("secrets.json"), secrets, !record.request.auto_remove)?;
         }
         let path = if record.step { entry.run_dir.join(STEP) } else { entry.dir.join("record.json") };
-        put(&path, record, !record.request.auto_remove)?;
+        put_record(&path, record, !record.request.auto_remove)?;
         Ok((entry, launching))
     }
 
@@ -174,23 +206,26 @@ impl Records {
     /// step) are left to [`Records::orphans`]. One that cannot be read is left out, with a word: the others are none the worse for it.
     pub fn list(&self) -> Result<Vec<Entry>, RecordError> {
         let (entries, unreadable) = self.list_all()?;
-        for error in unreadable {
-            tracing::warn!("{}", Report::from(error));
+        for container in unreadable {
+            tracing::warn!("{}", Report::from(container.error));
         }
         Ok(entries)
     }
 
-    /// The containers with readable records, and what is wrong with the others: for those who ask what nobody needs.
-    pub fn list_all(&self) -> Result<(Vec<Entry>, Vec<RecordError>), RecordError> {
+    /// The containers with readable records, and the others.
+    pub fn list_all(&self) -> Result<(Vec<Entry>, Vec<Unreadable>), RecordError> {
         let (mut entries, mut unreadable) = (Vec::new(), Vec::new());
         for id in self.ids(&self.containers)? {
-            match get::<Record>(&self.containers.join(&id).join("record.json")) {
+            let (dir, run_dir) = self.paths(&id);
+            let path = dir.join("record.json");
+            match read_record(&path, &id) {
                 Ok(Some(record)) => entries.push(self.entry(record)),
                 Ok(None) => {}
-                Err(error) => unreadable.push(error),
+                Err(error) => unreadable.push(Unreadable { name: name_in(&path), id, error, run_dir }),
             }
         }
         entries.sort_by(|a, b| (a.record.created, &a.record.id).cmp(&(b.record.created, &b.record.id)));
+        unreadable.sort_by(|a, b| a.id.cmp(&b.id));
         Ok((entries, unreadable))
     }
 
@@ -201,16 +236,9 @@ impl Records {
         ids.extend(self.ids(&self.run)?);
         ids.sort();
         ids.dedup();
-        let mut orphans = Vec::new();
-        for id in ids {
-            let path = self.containers.join(&id).join("record.json");
-            match path.try_exists() {
-                Ok(true) => {}
-                Ok(false) => orphans.push(id),
-                Err(source) => return Err(RecordError::Io { action: "look for", path, source }),
-            }
-        }
-        Ok(orphans)
+        // The list tells of what cannot be looked at; no other container has to wait for that to be settled.
+        ids.retain(|id| matches!(self.containers.join(id).join("record.json").try_exists(), Ok(false)));
+        Ok(ids)
     }
 
     /// Ids that have a directory in /run: those that may have something to clear away.
@@ -226,11 +254,17 @@ impl Records {
 
     pub fn get(&self, id: &str) -> Result<Option<Entry>, RecordError> {
         let (dir, run_dir) = self.paths(id);
-        let record = match get::<Record>(&dir.join("record.json"))? {
+        let record = match read_record(&dir.join("record.json"), id)? {
             Some(record) => Some(record),
-            None => get::<Record>(&run_dir.join(STEP))?,
+            None => read_record(&run_dir.join(STEP), id)?,
         };
         Ok(record.map(|record| self.entry(record)))
+    }
+
+    /// A container as it is now, for who holds the lock: what was read before may be behind, and would be written over what came since.
+    pub fn again(&self, entry: &Entry) -> Result<Entry, Report> {
+        let gone = || FindError::None(entry.record.name.clone());
+        Ok(self.get(&entry.record.id)?.ok_or_else(gone)?)
     }
 
     fn entry(&self, record: Record) -> Entry {
@@ -257,6 +291,15 @@ impl Entry {
         Ok(get(&self.dir.join("state.json"))?.unwrap_or_default())
     }
 
+    /// The state for a list of many, which one that cannot be read must not end. It is that of a container that runs: its supervisor writes it anew when
+    /// something changes, and those of the others are written anew by every command.
+    pub fn state_shown(&self) -> Result<State, RecordError> {
+        match self.state() {
+            Err(RecordError::Damaged { .. }) => Ok(State { phase: Phase::Running, ..State::default() }),
+            state => state,
+        }
+    }
+
     /// Replaces the state. Only the living supervisor, or the holder of [`Records::lock`] when there is none, may call this.
     pub fn write_state(&self, state: &State) -> Result<(), RecordError> {
         let durable = !self.record.request.auto_remove && state.phase == Phase::Exited;
@@ -270,7 +313,7 @@ impl Entry {
     /// Renames the container. The caller holds [`Records::lock`] and has checked the name.
     pub fn rename(&mut self, name: &str) -> Result<(), RecordError> {
         name.clone_into(&mut self.record.name);
-        put(&self.dir.join("record.json"), &self.record, true)
+        put_record(&self.dir.join("record.json"), &self.record, true)
     }
 
     /// Replaces the limits and the restart policy. Only the living supervisor, or the holder of [`Records::lock`] when there is none, may
@@ -278,7 +321,7 @@ impl Entry {
     pub fn change(&mut self, limits: AskedLimits, restart: RestartPolicy) -> Result<(), RecordError> {
         let mut record = self.record.clone();
         (record.request.limits, record.request.restart) = (limits, restart);
-        put(&self.dir.join("record.json"), &record, true)?;
+        put_record(&self.dir.join("record.json"), &record, true)?;
         self.record = record;
         Ok(())
     }
@@ -304,18 +347,39 @@ impl Entry {
 
     /// Whether nobody is running or starting this container.
     pub fn is_idle(&self) -> Result<bool, RecordError> {
-        Ok(self.supervisor()?.is_none() && holder(&self.run_dir.join("launching"))?.is_none())
+        is_idle(&self.run_dir)
     }
 
     #[must_use]
     pub fn control_socket(&self) -> PathBuf {
-        self.run_dir.join("control")
+        control_socket(&self.run_dir)
     }
 
     #[must_use]
     pub fn log(&self) -> PathBuf {
         self.dir.join("log")
     }
+}
+
+impl Unreadable {
+    /// The supervisor's pid while it lives.
+    pub fn supervisor(&self) -> Result<Option<i32>, RecordError> {
+        holder(&self.run_dir.join("alive"))
+    }
+
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        control_socket(&self.run_dir)
+    }
+}
+
+fn control_socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("control")
+}
+
+/// Whether nobody is running or starting the container of this directory in /run.
+pub fn is_idle(run_dir: &Path) -> Result<bool, RecordError> {
+    Ok(holder(&run_dir.join("alive"))?.is_none() && holder(&run_dir.join("launching"))?.is_none())
 }
 
 /// Whether a process holds the given lock file.
@@ -340,20 +404,39 @@ fn make_dir(path: &Path) -> Result<(), RecordError> {
 }
 
 fn put<T: Serialize>(path: &Path, value: &T, durable: bool) -> Result<(), RecordError> {
-    let bytes =
-        serde_json::to_vec_pretty(value).map_err(|source| RecordError::Damaged { path: path.to_path_buf(), source })?;
+    put_bytes(path, &to_bytes(path, value)?, durable)
+}
+
+fn to_bytes<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, RecordError> {
+    serde_json::to_vec_pretty(value).map_err(|source| RecordError::Damaged { path: path.to_path_buf(), source })
+}
+
+fn put_bytes(path: &Path, bytes: &[u8], durable: bool) -> Result<(), RecordError> {
     let written =
-        if durable { durable::write_atomic(path, &bytes) } else { durable::write_atomic_volatile(path, &bytes) };
+        if durable { durable::write_atomic(path, bytes) } else { durable::write_atomic_volatile(path, bytes) };
     written.map_err(|source| RecordError::Io { action: "write", path: path.to_path_buf(), source })
 }
 
-fn get<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, RecordError> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(RecordError::Io { action: "read", path: path.to_path_buf(), source }),
-    };
-    let damaged = |source| RecordError::Damaged { path: path.to_path_buf(), source };
+/// Writes a record with a first line `check`, the digest of all others: a bit that flips in a limit would make another limit, and nobody would
+/// know. Over the text, not over the values, so that a gpurun with more fields, or fewer, can check it too.
+fn put_record(path: &Path, record: &Record, durable: bool) -> Result<(), RecordError> {
+    let plain = to_bytes(path, record)?;
+    let rest = plain.strip_prefix(b"{\n").unwrap_or(&plain);
+    put_bytes(path, &[check_line(rest).as_bytes(), rest].concat(), durable)
+}
+
+fn check_line(rest: &[u8]) -> String {
+    format!("{{\n  \"check\": \"{}\",\n", digest_of(rest))
+}
+
+/// The record of the container `id`. (One without a check comes from an older gpurun.)
+fn read_record(path: &Path, id: &str) -> Result<Option<Record>, RecordError> {
+    let Some(bytes) = read(path)? else { return Ok(None) };
+    let told = bytes.split_inclusive(|byte| *byte == b'\n').take(2).map(<[u8]>::len).sum();
+    let (head, rest) = bytes.split_at(told);
+    if head.starts_with(b"{\n  \"check\": ") && head != check_line(rest).as_bytes() {
+        return Err(RecordError::Altered { path: path.to_path_buf() });
+    }
     // A record of a later format may differ in any field: look at its version first.
     #[derive(Deserialize)]
     struct Versioned {
@@ -364,7 +447,36 @@ fn get<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, RecordErr
     {
         return Err(RecordError::Version { path: path.to_path_buf(), version });
     }
-    serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+    let record: Record = parse(path, &bytes)?;
+    // A copy of a directory, say: its paths would be the other container's.
+    if record.id == id {
+        Ok(Some(record))
+    } else {
+        Err(RecordError::Misplaced { path: path.to_path_buf(), id: record.id })
+    }
+}
+
+/// The name in a record that cannot be used: its line, if that is whole.
+fn name_in(path: &Path) -> Option<String> {
+    let text = String::from_utf8_lossy(&fs::read(path).ok()?).into_owned();
+    let name = text.lines().find_map(|line| line.strip_prefix("  \"name\": \"")?.strip_suffix("\","))?;
+    name.parse::<ContainerName>().ok().map(|name| name.to_string())
+}
+
+fn get<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, RecordError> {
+    read(path)?.map(|bytes| parse(path, &bytes)).transpose()
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, RecordError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(RecordError::Io { action: "read", path: path.to_path_buf(), source }),
+    }
+}
+
+fn parse<T: for<'de> Deserialize<'de>>(path: &Path, bytes: &[u8]) -> Result<T, RecordError> {
+    serde_json::from_slice(bytes).map_err(|source| RecordError::Damaged { path: path.to_path_buf(), source })
 }
 
 impl Record {
@@ -378,10 +490,29 @@ impl Record {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_record_that_cannot_be_looked_at_makes_no_orphan() {
+    fn records() -> (tempfile::TempDir, Records) {
         let base = tempfile::tempdir().unwrap();
         let records = Records::open(base.path(), &base.path().join("run")).unwrap();
+        (base, records)
+    }
+
+    /// The only unreadable container, which no command but a removal finds.
+    #[track_caller]
+    fn unreadable(records: &Records) -> Unreadable {
+        let (readable, mut unreadable) = records.list_all().unwrap();
+        assert!(readable.is_empty() && unreadable.len() == 1, "{readable:?} {unreadable:?}");
+        let container = unreadable.remove(0);
+        assert!(matches!(records.find_any(&container.id[..6]).unwrap(), Found::Unreadable(_)));
+        let refusal = records.find(&container.id[..6]).unwrap_err();
+        let hint = refusal.hint.unwrap_or_default();
+        assert!(hint.contains(&format!("gpurun rm -f {}", short(&container.id))), "{hint}");
+        assert_eq!(refusal.message, container.error.to_string());
+        container
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_looked_at_makes_no_orphan() {
+        let (_base, records) = records();
         let (lost, torn) = ("a".repeat(64), "b".repeat(64));
         for id in [&lost, &torn] {
             make_dir(&records.paths(id).0).unwrap();
@@ -393,12 +524,80 @@ mod tests {
             std::slice::from_ref(&lost),
             "a record that cannot be understood is one"
         );
-        let (readable, unreadable) = records.list_all().unwrap();
-        assert!(readable.is_empty() && matches!(unreadable[..], [RecordError::Damaged { .. }]), "{unreadable:?}");
-        // An error of the file system that root gets too: a link that leads to itself.
+        assert!(matches!(unreadable(&records).error, RecordError::Damaged { .. }));
+        // An error of the file system that root gets too: a link that leads to itself. No other container has to wait for its end.
+        fs::remove_dir_all(records.paths(&torn).0).unwrap();
         let path = records.paths(&lost).0.join("record.json");
         std::os::unix::fs::symlink(&path, &path).unwrap();
-        let error = records.orphans().unwrap_err();
-        assert!(matches!(error, RecordError::Io { action: "look for", .. }), "{error}");
+        assert!(records.orphans().unwrap().is_empty());
+        assert!(matches!(unreadable(&records).error, RecordError::Io { action: "read", .. }));
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_record_shows() {
+        let (_base, records) = records();
+        let record = crate::testing::record(&"c".repeat(64), "web");
+        let (entry, launching) = records.create(&record, None).unwrap();
+        drop(launching);
+        let path = entry.dir.join("record.json");
+        let whole = fs::read(&path).unwrap();
+        let same = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            read_record(&path, &record.id).map(|read| serde_json::to_value(read.unwrap()).unwrap())
+        };
+        let wanted = serde_json::to_value(&record).unwrap();
+        assert_eq!(same(&whole).unwrap(), wanted);
+        for at in 0..whole.len() * 8 {
+            let mut bytes = whole.clone();
+            bytes[at / 8] ^= 1 << (at % 8);
+            // In the check's own word it may pass for a record without a check: then all of the record is as it was.
+            if let Ok(read) = same(&bytes) {
+                assert_eq!(read, wanted, "bit {at}");
+            }
+        }
+        // As an older gpurun wrote it, or as a person who changed it by hand leaves it.
+        let lines: Vec<&[u8]> = whole.split_inclusive(|byte| *byte == b'\n').collect();
+        assert_eq!(same(&[lines[0], &lines[2..].concat()].concat()).unwrap(), wanted);
+    }
+
+    #[test]
+    fn what_came_meanwhile_is_not_written_over() {
+        let (_base, records) = records();
+        let record = crate::testing::record(&"f".repeat(64), "web");
+        let (found, launching) = records.create(&record, None).unwrap();
+        drop(launching);
+        // Another command's, between the look and the lock.
+        let limits = AskedLimits { memory: Some("64m".into()), ..AskedLimits::default() };
+        records.get(&record.id).unwrap().unwrap().change(limits.clone(), RestartPolicy::No).unwrap();
+        records.again(&found).unwrap().rename("other").unwrap();
+        let now = records.get(&record.id).unwrap().unwrap().record;
+        assert_eq!((now.name.as_str(), now.request.limits), ("other", limits));
+        fs::remove_dir_all(&found.dir).unwrap();
+        assert_eq!(records.again(&found).unwrap_err().message, "there is no container `web`");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_record_is_told_apart() {
+        let (_base, records) = records();
+        let record = crate::testing::record(&"d".repeat(64), "web");
+        let (entry, launching) = records.create(&record, None).unwrap();
+        drop(launching);
+        let path = entry.dir.join("record.json");
+        let text = fs::read_to_string(&path).unwrap();
+        // Of another version only if the check agrees.
+        let newer = text.replace("\"version\": 1", "\"version\": 3");
+        fs::write(&path, &newer).unwrap();
+        let container = unreadable(&records);
+        assert!(matches!(container.error, RecordError::Altered { .. }), "{}", container.error);
+        assert_eq!(container.name.as_deref(), Some("web"));
+        let rest = newer.splitn(3, '\n').nth(2).unwrap();
+        fs::write(&path, check_line(rest.as_bytes()) + rest).unwrap();
+        assert!(matches!(unreadable(&records).error, RecordError::Version { version: 3, .. }));
+        // A copy of a container's directory is not that container: to remove it must not remove the other.
+        fs::write(&path, &text).unwrap();
+        let copy = records.paths(&"e".repeat(64)).0;
+        make_dir(&copy).unwrap();
+        fs::rename(&path, copy.join("record.json")).unwrap();
+        assert!(matches!(&unreadable(&records).error, RecordError::Misplaced { id, .. } if *id == record.id));
     }
 }

@@ -350,7 +350,8 @@ mod tests {
         let looked = store.verify(None, &|_| ()).unwrap();
         assert_eq!((looked.images, looked.faults), (1, vec![]));
         std::fs::write(dir.join("opaque/new"), "NEW").unwrap();
-        let faults = store.verify(Some(&[image.id]), &|_| ()).unwrap().faults;
+        let asked = store.identify(&image.id.to_string()).unwrap();
+        let faults = store.verify(Some(&[asked]), &|_| ()).unwrap().faults;
         assert!(faults.len() == 1 && faults[0].path == dir, "{faults:?}");
         assert!(faults[0].why.starts_with("`/opaque/new`: its contents"), "{faults:?}");
         let name = store.mount_name(&image);

@@ -436,11 +436,12 @@ impl Store {
         self.image(id, &names).map_err(failed)?.ok_or_else(|| self.not_found(name))
     }
 
-    /// The id that a name means, even of an image that is damaged.
+    /// The id that a name means, even of an image that is damaged; by its whole id also one that runs from an archive.
     pub fn identify(&self, name: &str) -> Result<Digest, ResolveError> {
         let failed = |cause| ResolveError::Store { name: name.into(), cause };
         match self.find(name, &self.names().map_err(failed)?).map_err(failed)? {
             Found::One(id) if is_there(&self.image_dir(&id)).map_err(failed)? => Ok(id),
+            Found::One(id) if is_there(&self.archive_dir(&id)).map_err(failed)? => Ok(id),
             _ => Ok(self.resolve(name)?.id),
         }
     }

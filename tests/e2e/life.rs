@@ -18,6 +18,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("a_terminal_has_size_and_detach_keys", terminal),
     ("removing_a_running_container_needs_force", rm_running),
     ("nobody_reads_what_it_says", deaf),
+    ("an_unreadable_record_is_removed_by_its_id", unreadable),
 ];
 
 fn up(host: &Host, name: &str, rest: &[&str]) {
@@ -263,4 +264,124 @@ fn rm_running() {
     host.ok(&["rm", "-f", "one"]);
     assert_eq!(host.ok(&["ps", "-aq"]), "");
     assert_eq!(host.leftovers(), "");
+}
+
+/// Changes a container's record behind gpurun's back, as a flipped bit does: a limit is another one, and still a limit.
+fn damage(host: &Host, id: &str) {
+    let path = host.dir.join("root/containers").join(id).join("record.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let damaged = text.replacen("\"64m\"", "\"44m\"", 1);
+    assert_ne!(text, damaged);
+    std::fs::write(path, damaged).unwrap();
+}
+
+/// Every cgroup of that name, wherever it lies.
+fn all_cgroups(id: &str) -> String {
+    host::sh(&format!("find /sys/fs/cgroup -type d -name {id}"))
+}
+
+fn unreadable() {
+    let host = Host::with_box();
+    // Not below the test's own cgroup: a parent that only the record knows.
+    let parent = format!("/gpurun-e2e-parent-{}", std::process::id());
+    let up = |name: &str, port: &str| {
+        let args = [
+            "--memory",
+            "64m",
+            "--cgroup-parent",
+            &parent,
+            "-p",
+            port,
+            "box",
+            "sh",
+            "-c",
+            "echo x > /kept; sleep 1000",
+        ];
+        host.ok(&[&["run", "-d", "--name", name][..], &args].concat())
+    };
+    let (running, killed, rested, other) =
+        (up("running", "8081:80"), up("killed", "8082:80"), up("rested", "8083:80"), up("other", "8084:80"));
+    host.ok(&["stop", "-t", "0", "rested"]);
+    let supervisor = |name: &str| {
+        let pid = host.inspect(name)["State"]["Pid"].as_i64().unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        status.lines().find_map(|line| line.strip_prefix("PPid:\t")).unwrap().parse::<i32>().unwrap()
+    };
+    let pid = supervisor("killed");
+    for id in [&running, &killed, &rested] {
+        damage(&host, id);
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    eventually("the supervisor is dead", 5, || !std::path::Path::new(&format!("/proc/{pid}/exe")).exists());
+
+    // All are listed, by what is known; nobody else's commands suffer.
+    let rows: serde_json::Value = serde_json::from_str(&host.ok(&["ps", "-a", "--json"])).unwrap();
+    let row = |id: &str| rows.as_array().unwrap().iter().find(|row| row["id"] == id).unwrap().clone();
+    assert_eq!(rows.as_array().unwrap().len(), 4);
+    assert_eq!(
+        (&row(&running)["status"], &row(&running)["name"]),
+        (&"Up (unreadable record)".into(), &"running?".into())
+    );
+    for id in [&killed, &rested] {
+        assert_eq!((&row(id)["status"], &row(id)["phase"]), (&"Unreadable record".into(), &serde_json::Value::Null));
+    }
+    let table = host.ok(&["ps", "-a"]);
+    assert!(table.contains(&killed[..12]) && table.contains("Unreadable record"), "{table}");
+    assert!(host.ok(&["ps", "-q"]).contains(&running[..12]) && !host.ok(&["ps", "-q"]).contains(&rested[..12]));
+    assert_eq!(host.ok(&["exec", "other", "cat", "/kept"]), "x");
+    assert_eq!(all_cgroups(&killed), "", "the dead one's went with the next command, below whatever parent");
+    assert!(!all_cgroups(&running).is_empty());
+
+    // The error names the way out, which is by the id alone.
+    for words in
+        [&["rm", &killed[..8]][..], &["start", &killed[..12]], &["stop", &running], &["inspect", &rested[..12]]]
+    {
+        let answer = host.run(words);
+        let id = [&running, &killed, &rested].into_iter().find(|id| id.starts_with(words[1])).unwrap();
+        let hint = format!("`gpurun rm -f {}` removes the container", &id[..12]);
+        assert!(
+            answer.code == 125 && answer.err.contains("its digest is not the one") && answer.err.contains(&hint),
+            "{}",
+            answer.err
+        );
+    }
+    let error = host.fails(1, &["rm", "-f", "killed"]);
+    assert!(error.contains("no container `killed`") && error.contains("rm -f"), "{error}");
+    assert_eq!(
+        std::fs::read_to_string(host.dir.join("root/containers").join(&killed).join("upper/kept")).unwrap(),
+        "x\n"
+    );
+
+    // Its name is free meanwhile; when the record comes back there are two of that name.
+    let second = host.ok(&["run", "-d", "--name", "rested", "--network", "none", "box", "true"]);
+    let path = host.dir.join("root/containers").join(&rested).join("record.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replacen("\"44m\"", "\"64m\"", 1)).unwrap();
+    let error = host.fails(1, &["start", "rested"]);
+    assert!(error.contains("the name `rested` belongs to 2 containers") && error.contains("by its id"), "{error}");
+    assert!(error.contains(&rested[..12]) && error.contains(&second[..12]), "{error}");
+    host.ok(&["rename", &second[..12], "second"]);
+    assert_eq!(host.inspect("rested")["Id"], rested.as_str());
+    damage(&host, &rested);
+
+    // Nor does a state that cannot be read end anybody's list, whether it is written anew (of what runs: when something changes) or not.
+    for id in [&second, &other] {
+        std::fs::write(host.dir.join("root/containers").join(id).join("state.json"), "{").unwrap();
+    }
+    assert!(host.ok(&["ps", "-a"]).contains("Exited (255)"));
+    assert!(host.ok(&["ps"]).contains(&other[..12]));
+    assert!(host.ok(&["stats", "--no-stream"]).contains(&other[..12]));
+    assert!(host.inspect("second")["State"]["Error"]["message"].as_str().unwrap().contains("not known any more"));
+
+    host.ok(&["rm", "-f", &running[..12], &killed[..12], &rested]);
+    for id in [&running, &killed, &rested] {
+        assert_eq!(all_cgroups(id), "");
+        assert!(!host.dir.join("root/containers").join(id).exists() && !host.dir.join("run").join(id).exists());
+        assert!(!host.dir.join("run/net").join(format!("{id}.json")).exists());
+    }
+    host.ok(&["rm", "-f", "second"]);
+    assert_eq!(host.ok(&["ps", "-aq", "--no-trunc"]), other);
+    host.ok(&["rm", "-f", "other"]);
+    assert_eq!(host.leftovers(), "");
+    host::sh(&format!("find /sys/fs/cgroup -depth -type d -name {} -exec rmdir {{}} +", &parent[1..]));
 }

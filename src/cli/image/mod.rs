@@ -101,7 +101,7 @@ impl Place<'_> {
         let mut users = entries.into_iter().filter(|entry| entry.record.request.image_id == id.to_string());
         match (users.next(), unreadable.into_iter().next()) {
             (Some(entry), _) => Ok(Some(User::Container(entry.record.name))),
-            (None, Some(error)) => Err(error.into()),
+            (None, Some(container)) => Err(container.error.into()),
             (None, None) => Ok(None),
         }
     }
