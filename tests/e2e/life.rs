@@ -283,7 +283,7 @@ fn all_cgroups(id: &str) -> String {
 fn unreadable() {
     let host = Host::with_box();
     // Not below the test's own cgroup: a parent that only the record knows.
-    let parent = format!("/gpurun-e2e-parent-{}", std::process::id());
+    let parent = format!("/gpurun-e2e-record-{}", std::process::id());
     let up = |name: &str, port: &str| {
         let args = [
             "--memory",
