@@ -138,15 +138,18 @@ fn logs() {
         "one",
         &["box", "sh", "-c", "echo first; echo oops >&2; while ! test -e /tmp/go; do sleep 0.05; done; echo last"],
     );
-    eventually("both lines are there", 5, || host.ok(&["logs", "one"]).contains("first"));
-    let mut follower = host.command(&["logs", "-f", "one"]).stdout(Stdio::piped()).spawn().unwrap();
+    eventually("both lines are there", 5, || {
+        let answer = host.run(&["logs", "one"]);
+        (answer.out.as_str(), answer.err.as_str()) == ("first\n", "oops\n")
+    });
+    let mut follower = host.command(&["logs", "-f", "one"]);
+    let follower = follower.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     host.ok(&["exec", "one", "touch", "/tmp/go"]);
-    let mut text = String::new();
-    follower.stdout.take().unwrap().read_to_string(&mut text).unwrap();
-    assert!(follower.wait().unwrap().success());
-    assert_eq!(text, "first\nlast\n", "a follower sees all of it and ends with the container");
-    let answer = host.run(&["logs", "one"]);
-    assert_eq!((answer.out.as_str(), answer.err.as_str()), ("first\nlast\n", "oops\n"));
+    // A follower sees all of it and ends with the container.
+    let followed = host::answer(follower.wait_with_output().unwrap());
+    for answer in [followed, host.run(&["logs", "one"])] {
+        assert_eq!((answer.code, answer.out.as_str(), answer.err.as_str()), (0, "first\nlast\n", "oops\n"));
+    }
     assert_eq!(host.ok(&["logs", "-n", "1", "one"]), "last");
     let stamped = host.ok(&["logs", "-t", "-n", "1", "one"]);
     assert!(stamped.ends_with("Z last") && stamped.starts_with("20"), "{stamped}");

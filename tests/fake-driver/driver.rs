@@ -2,6 +2,7 @@
 //! programs, and a stand-in for NVML (nvml.c). Shared by the unit tests and the end-to-end tests.
 
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -237,17 +238,30 @@ pub fn gpu(number: usize, used: u64, utilization: u32, mig: bool) -> String {
     format!("gpu {number} {uuid} 0000{bus} {number} {} {used} {utilization} 1 {}\n", 80 * GIB, u32::from(mig))
 }
 
-/// What the script `build` compiles, once for all tests of a process; GPURUN_FAKE_DRIVER says where it lies on a host without a compiler.
+/// What the script `build` compiles; GPURUN_FAKE_DRIVER says where it lies on a host without a compiler. It stays beside the test programs, for the
+/// next run too: its name tells what it was made of, and it is whole once it has that name.
 pub fn built() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         if let Some(dir) = std::env::var_os("GPURUN_FAKE_DRIVER") {
             return PathBuf::from(dir);
         }
-        let dir = std::env::temp_dir().join(format!("gpurun-fake-driver-{}", std::process::id()));
+        let mut hash = DefaultHasher::new();
+        [include_str!("build"), include_str!("nvml.c"), include_str!("load.c")].hash(&mut hash);
+        let programs = std::env::current_exe().unwrap();
+        let dir = programs.with_file_name(format!("fake-driver-{:016x}", hash.finish()));
+        if dir.exists() {
+            return dir;
+        }
+        let making = dir.with_extension(std::process::id().to_string());
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake-driver/build");
-        let output = Command::new(script).arg(&dir).output().unwrap();
+        let output = Command::new(script).arg(&making).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        // Another test program may have been quicker.
+        if fs::rename(&making, &dir).is_err() {
+            fs::remove_dir_all(&making).unwrap();
+        }
+        assert!(dir.join("load").exists());
         dir
     })
 }
