@@ -32,8 +32,14 @@ pub enum Problem {
     OnBuild(String),
     #[error("an instruction stands before the first `FROM`")]
     NoStage,
+    #[error("`{0}` is no name for a stage: it begins with a letter and has letters, digits, `-`, `_` and `.`")]
+    StageName(String),
     #[error("two stages are named `{0}`")]
     StageTwice(String),
+    #[error("a JSON list of words holds strings and nothing else: `{0}`")]
+    Words(String),
+    #[error("`{0}` follows, where one instruction stands alone")]
+    More(String),
     #[error("there is no `FROM`")]
     NoFrom,
     #[error("`escape={0}` is neither `\\` nor a backtick")]
@@ -157,12 +163,15 @@ pub fn parse(text: &str) -> Result<File, SyntaxError> {
     }
 }
 
-/// Parses a single instruction: `ONBUILD`'s, or one of `commit --change`.
+/// Parses a single instruction, with its here-documents: `ONBUILD`'s, or one of `commit --change`.
 pub fn parse_one(text: &str, escape: char) -> Result<Instruction, Problem> {
-    let mut lines = text.split('\n');
-    let first = lines.next().unwrap_or_default().to_owned();
-    let mut reader = Reader { lines: lines.collect(), at: 0, escape };
-    one(&first, &mut reader)
+    let mut reader = Reader { lines: text.split('\n').collect(), at: 0, escape };
+    let (_, first) = reader.logical().unwrap_or_default();
+    let instruction = one(&first, &mut reader)?;
+    match reader.lines[reader.at..].iter().find(|line| !line.trim().is_empty()) {
+        Some(line) => Err(Problem::More(line.trim().to_owned())),
+        None => Ok(instruction),
+    }
 }
 
 fn check_place(instruction: &Instruction, before: &[Line]) -> Result<(), Problem> {
@@ -268,8 +277,23 @@ fn here_document(word: &str) -> Option<HereDocument> {
     (!name.is_empty()).then(|| HereDocument { name, text: String::new(), expand, chomp })
 }
 
-/// Instructions that have no flags. A word that looks like one is refused there too, as BuildKit does; in JSON form it is a word.
-const FLAGLESS: [&str; 7] = ["CMD", "ENTRYPOINT", "ENV", "LABEL", "WORKDIR", "USER", "EXPOSE"];
+/// Instructions that have no flags. A word that looks like one is refused there too, as BuildKit does (all but `ARG` and `STOPSIGNAL`, whose flags
+/// it drops unread); in JSON form it is a word.
+const FLAGLESS: [&str; 13] = [
+    "ARG",
+    "CMD",
+    "ENTRYPOINT",
+    "ENV",
+    "EXPOSE",
+    "LABEL",
+    "MAINTAINER",
+    "ONBUILD",
+    "SHELL",
+    "STOPSIGNAL",
+    "USER",
+    "VOLUME",
+    "WORKDIR",
+];
 
 fn one(text: &str, reader: &mut Reader<'_>) -> Result<Instruction, Problem> {
     let (keyword, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
@@ -293,7 +317,7 @@ fn one(text: &str, reader: &mut Reader<'_>) -> Result<Instruction, Problem> {
             if rest.is_empty() {
                 return Err(needs("RUN", "a command"));
             }
-            let command = command(&rest);
+            let command = command(&rest)?;
             let documents = match &command {
                 Command::Shell(text) => reader.documents(text)?,
                 Command::Exec(_) => Vec::new(),
@@ -304,20 +328,23 @@ fn one(text: &str, reader: &mut Reader<'_>) -> Result<Instruction, Problem> {
         "ADD" => Instruction::Copy(copy("ADD", rest, reader)?),
         "WORKDIR" => Instruction::Workdir(some("WORKDIR", "a directory")?.into()),
         "USER" => Instruction::User(some("USER", "a user")?.into()),
-        "CMD" => Instruction::Cmd(command(rest)),
-        "ENTRYPOINT" => Instruction::Entrypoint(command(rest)),
-        "SHELL" => match command(rest) {
+        "CMD" => Instruction::Cmd(command(rest)?),
+        "ENTRYPOINT" => Instruction::Entrypoint(command(rest)?),
+        "SHELL" => match command(rest)? {
             Command::Exec(words) if !words.is_empty() => Instruction::Shell(words),
             _ => return Err(needs("SHELL", "a JSON list of words: `SHELL [\"/bin/bash\", \"-c\"]`")),
         },
         "EXPOSE" => Instruction::Expose(words::split(some("EXPOSE", "a port")?, escape)?),
-        "VOLUME" => Instruction::Volume(match command(some("VOLUME", "a directory")?) {
+        "VOLUME" => Instruction::Volume(match command(some("VOLUME", "a directory")?)? {
+            Command::Exec(words) if words.iter().all(|word| word.trim().is_empty()) => {
+                return Err(needs("VOLUME", "a directory"));
+            }
             Command::Exec(words) => words,
             Command::Shell(text) => words::split(&text, escape)?,
         }),
         "STOPSIGNAL" => Instruction::StopSignal(some("STOPSIGNAL", "a signal")?.into()),
         "HEALTHCHECK" => healthcheck(rest, escape)?,
-        "ONBUILD" => on_build(some("ONBUILD", "an instruction")?, escape)?,
+        "ONBUILD" => on_build(some("ONBUILD", "an instruction")?, reader)?,
         "MAINTAINER" => Instruction::Maintainer(some("MAINTAINER", "a name")?.into()),
         _ => return Err(Problem::Unknown(keyword.into())),
     })
@@ -325,20 +352,24 @@ fn one(text: &str, reader: &mut Reader<'_>) -> Result<Instruction, Problem> {
 
 fn from(rest: &str, escape: char) -> Result<Instruction, Problem> {
     let (flags, rest) = flags(rest, escape)?;
-    let mut platform = None;
-    for flag in flags {
-        match (flag.name.as_str(), flag.value) {
-            ("platform", Some(value)) => platform = Some(value),
-            _ => return Err(Problem::Flag { instruction: "FROM", flag: flag.name }),
-        }
-    }
+    check_flags("FROM", &flags, &["platform"], &[])?;
+    let platform = flags.into_iter().find_map(|flag| flag.value);
     let words: Vec<&str> = rest.split_whitespace().collect();
     let (image, name) = match words.as_slice() {
         [image] => (image, None),
         [image, word, name] if word.eq_ignore_ascii_case("as") => (image, Some(name.to_ascii_lowercase())),
         _ => return Err(Problem::Needs { instruction: "FROM", what: "`IMAGE` or `IMAGE AS NAME`" }),
     };
+    if let Some(name) = name.as_ref().filter(|name| !is_stage_name(name)) {
+        return Err(Problem::StageName(name.clone()));
+    }
     Ok(Instruction::From { image: (*image).to_owned(), name, platform })
+}
+
+/// A number would be a stage's place, to `COPY --from`.
+fn is_stage_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.'))
 }
 
 fn args(rest: &str, escape: char) -> Result<Vec<(String, Option<String>)>, Problem> {
@@ -402,25 +433,43 @@ fn flags(text: &str, escape: char) -> Result<(Vec<Flag>, String), Problem> {
     Ok((flags, rest.to_owned()))
 }
 
-/// A JSON list of words, or a line for the shell.
-fn command(text: &str) -> Command {
+/// Each flag is known, stands once, and has a value where one belongs; `switches` are on by their name alone.
+fn check_flags(instruction: &'static str, flags: &[Flag], valued: &[&str], switches: &[&str]) -> Result<(), Problem> {
+    for (at, flag) in flags.iter().enumerate() {
+        let Flag { name, value } = flag;
+        let bad = |what: &str| Err(Problem::FlagValue { instruction, flag: name.clone(), what: what.into() });
+        match value.as_deref() {
+            _ if !valued.contains(&name.as_str()) && !switches.contains(&name.as_str()) => {
+                return Err(Problem::Flag { instruction, flag: name.clone() });
+            }
+            _ if flags[..at].iter().any(|other| other.name == *name) => return bad("stands twice"),
+            None | Some("") if valued.contains(&name.as_str()) => return bad("needs a value"),
+            Some(value) if switches.contains(&name.as_str()) && !matches!(value, "true" | "false") => {
+                return bad("is `true` or `false`");
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A JSON list of words, or a line for the shell. A list of anything else is refused, as BuildKit does: no shell would make sense of it.
+fn command(text: &str) -> Result<Command, Problem> {
     let text = text.trim();
-    match serde_json::from_str::<Vec<String>>(text) {
-        Ok(words) if text.starts_with('[') => Command::Exec(words),
-        _ => Command::Shell(text.to_owned()),
+    match serde_json::from_str::<Vec<serde_json::Value>>(text) {
+        Ok(list) if text.starts_with('[') => {
+            let word = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+            let words: Option<Vec<String>> = list.iter().map(word).collect();
+            words.map(Command::Exec).ok_or_else(|| Problem::Words(text.to_owned()))
+        }
+        _ => Ok(Command::Shell(text.to_owned())),
     }
 }
 
 fn copy(name: &'static str, rest: &str, reader: &mut Reader<'_>) -> Result<Copy, Problem> {
     let (flags, rest) = flags(rest, reader.escape)?;
-    let known: &[&str] = match name {
-        "COPY" => &["chown", "chmod", "from", "link"],
-        _ => &["chown", "chmod", "link", "checksum"],
-    };
-    if let Some(flag) = flags.iter().find(|flag| !known.contains(&flag.name.as_str())) {
-        return Err(Problem::Flag { instruction: name, flag: flag.name.clone() });
-    }
-    let (mut words, documents) = match command(&rest) {
+    check_flags(name, &flags, &["chown", "chmod", if name == "COPY" { "from" } else { "checksum" }], &["link"])?;
+    let (mut words, documents) = match command(&rest)? {
         Command::Exec(words) => (words, Vec::new()),
         Command::Shell(text) => {
             let documents = reader.documents(&text)?;
@@ -440,20 +489,21 @@ fn healthcheck(rest: &str, escape: char) -> Result<Instruction, Problem> {
     let (flags, rest) = flags(rest, escape)?;
     let (word, rest) = rest.split_once(char::is_whitespace).unwrap_or((rest.as_str(), ""));
     match word.to_ascii_uppercase().as_str() {
-        "NONE" => Ok(Instruction::Healthcheck { flags, test: None }),
-        "CMD" if !rest.trim().is_empty() => Ok(Instruction::Healthcheck { flags, test: Some(command(rest)) }),
+        "NONE" if rest.trim().is_empty() => Ok(Instruction::Healthcheck { flags, test: None }),
+        "CMD" if !rest.trim().is_empty() => Ok(Instruction::Healthcheck { flags, test: Some(command(rest)?) }),
         _ => Err(Problem::Needs { instruction: "HEALTHCHECK", what: "`NONE` or `CMD command`" }),
     }
 }
 
-fn on_build(rest: &str, escape: char) -> Result<Instruction, Problem> {
+fn on_build(rest: &str, reader: &mut Reader<'_>) -> Result<Instruction, Problem> {
     let keyword = rest.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
     if matches!(keyword.as_str(), "ONBUILD" | "FROM" | "MAINTAINER") {
         return Err(Problem::OnBuild(keyword));
     }
-    // Checked now, where the person sees it; kept as text, as every image does.
-    parse_one(rest, escape)?;
-    Ok(Instruction::OnBuild(rest.to_owned()))
+    // Checked now, where the person sees it; kept as text, as every image does, with the lines of its here-documents.
+    let begin = reader.at;
+    one(rest, reader)?;
+    Ok(Instruction::OnBuild([&[rest], &reader.lines[begin..reader.at]].concat().join("\n")))
 }
 
 #[cfg(test)]

@@ -12,9 +12,14 @@ pub enum WordError {
     Brace,
     #[error("`${{{0}}}` is not a substitution")]
     Substitution(String),
+    #[error("substitutions stand in substitutions more than {DEEPEST} deep")]
+    Deep,
     #[error("`{name}`: {message}")]
     Required { name: String, message: String },
 }
+
+/// So deep may `${a:-${b:-…}}` go: an image's `ONBUILD` shall not end gpurun by its stack.
+const DEEPEST: usize = 100;
 
 /// What `$name` means.
 pub type Variables = BTreeMap<String, String>;
@@ -29,13 +34,13 @@ pub struct Expander<'a> {
 impl Expander<'_> {
     /// One word, or text in which blanks mean nothing: quotes and escapes are taken away, variables put in.
     pub fn expand(&self, text: &str) -> Result<String, WordError> {
-        let mut reader = Reader { rest: text.chars().collect::<Vec<_>>(), at: 0, expander: self };
+        let mut reader = Reader { rest: text.chars().collect::<Vec<_>>(), at: 0, depth: 0, expander: self };
         reader.until(&[])
     }
 
     /// Text that keeps its quotes: the body of a here-document.
     pub fn expand_body(&self, text: &str) -> Result<String, WordError> {
-        let mut reader = Reader { rest: text.chars().collect::<Vec<_>>(), at: 0, expander: self };
+        let mut reader = Reader { rest: text.chars().collect::<Vec<_>>(), at: 0, depth: 0, expander: self };
         let mut out = String::new();
         while let Some(next) = reader.next() {
             match next {
@@ -86,6 +91,8 @@ pub fn split(text: &str, escape: char) -> Result<Vec<String>, WordError> {
 struct Reader<'a> {
     rest: Vec<char>,
     at: usize,
+    /// Substitutions that are open.
+    depth: usize,
     expander: &'a Expander<'a>,
 }
 
@@ -148,7 +155,10 @@ impl Reader<'_> {
     fn dollar(&mut self) -> Result<String, WordError> {
         if self.peek() == Some('{') {
             self.at += 1;
-            return self.braces();
+            self.depth += 1;
+            let value = if self.depth > DEEPEST { Err(WordError::Deep) } else { self.braces() };
+            self.depth -= 1;
+            return value;
         }
         let name = self.name();
         if name.is_empty() {
@@ -229,15 +239,32 @@ impl Reader<'_> {
     }
 }
 
-/// Whether a shell pattern (`*`, `?`, `\x`) matches all of a text.
+/// Whether a shell pattern (`*`, `?`, `\x`) matches all of a text. Where something does not fit, the last `*` takes one character more: no earlier
+/// one could do better, so the time is the product of the lengths at most.
 fn matches(pattern: &[char], text: &[char]) -> bool {
-    match pattern.split_first() {
-        None => text.is_empty(),
-        Some(('*', rest)) => (0..=text.len()).any(|skip| matches(rest, &text[skip..])),
-        Some(('?', rest)) => !text.is_empty() && matches(rest, &text[1..]),
-        Some(('\\', rest)) if !rest.is_empty() => text.first() == rest.first() && matches(&rest[1..], &text[1..]),
-        Some((literal, rest)) => text.first() == Some(literal) && matches(rest, &text[1..]),
+    let (mut in_pattern, mut in_text, mut star) = (0, 0, None);
+    while in_text < text.len() {
+        let rest = &pattern[in_pattern..];
+        let (fits, len) = match rest {
+            ['*', ..] => {
+                star = Some((in_pattern + 1, in_text));
+                in_pattern += 1;
+                continue;
+            }
+            ['?', ..] => (true, 1),
+            ['\\', literal, ..] => (*literal == text[in_text], 2),
+            [literal, ..] => (*literal == text[in_text], 1),
+            [] => (false, 0),
+        };
+        if fits {
+            (in_pattern, in_text) = (in_pattern + len, in_text + 1);
+            continue;
+        }
+        let Some((after, taken)) = &mut star else { return false };
+        *taken += 1;
+        (in_pattern, in_text) = (*after, *taken);
     }
+    pattern[in_pattern..].iter().all(|next| *next == '*')
 }
 
 fn trim(value: &str, pattern: &str, front: bool, longest: bool) -> String {
@@ -330,7 +357,34 @@ mod tests {
         ] {
             assert_eq!(expander.expand(text).expect_err(text), want, "{text}");
         }
+        let nested = |depth: usize| format!("{}x{}", "${none:-".repeat(depth), "}".repeat(depth));
+        assert_eq!(expander.expand(&nested(DEEPEST)).expect("deep"), "x");
+        assert_eq!(expander.expand(&nested(200_000)), Err(WordError::Deep));
         assert_eq!(expander.expand_body("say \"$A\" \\$A '$A'\n").expect("a body"), "say \"1\" $A '1'\n");
+    }
+
+    #[test]
+    fn patterns_match_all_of_a_text() {
+        for (pattern, text, want) in [
+            ("", "", true),
+            ("", "a", false),
+            ("*", "", true),
+            ("a*", "abc", true),
+            ("*b*d", "abcbd", true),
+            ("*b*d", "abcb", false),
+            ("a?c", "abc", true),
+            ("?", "", false),
+            ("\\*", "*", true),
+            ("\\*", "a", false),
+            ("a\\", "a\\", true),
+            ("*\\*x", "a*b*x", true),
+        ] {
+            let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+            assert_eq!(matches(&pattern, &text), want, "{pattern:?} {text:?}");
+        }
+        // Trying every length for every `*` would take longer than there is time.
+        let (pattern, text) = ("*a".repeat(40) + "b", "a".repeat(200));
+        assert!(!matches(&pattern.chars().collect::<Vec<_>>(), &text.chars().collect::<Vec<_>>()));
     }
 
     #[test]

@@ -117,9 +117,33 @@ fn what_is_wrong_is_told_with_its_line() {
         ("FROM x\nHEALTHCHECK curl\n", "`NONE` or `CMD command`"),
         ("FROM x\nRUN\n", "`RUN` needs a command"),
         ("# escape=x\nFROM x\n", "`escape=x`"),
+        ("FROM --platform x\n", "`FROM --platform` needs a value"),
+        ("FROM x AS 1\n", "`1` is no name for a stage"),
+        ("FROM x\nCOPY --from a b\n", "line 2: `COPY --from` needs a value"),
+        ("FROM x\nCOPY --chown= a b\n", "`COPY --chown` needs a value"),
+        ("FROM x\nCOPY --from=a --from=b c d\n", "`COPY --from` stands twice"),
+        ("FROM x\nCOPY --link=maybe a b\n", "`COPY --link` is `true` or `false`"),
+        ("FROM x\nCMD [\"a\", 1]\n", "holds strings and nothing else: `[\"a\", 1]`"),
+        ("FROM x\nVOLUME []\n", "`VOLUME` needs a directory"),
+        ("FROM x\nHEALTHCHECK NONE at all\n", "`NONE` or `CMD command`"),
+        ("FROM x\nONBUILD RUN <<EOF\nx\n", "line 2: the here-document `EOF` does not end"),
     ] {
         assert!(problem(text).contains(want), "{text:?}: {}", problem(text));
     }
+}
+
+#[test]
+fn an_instruction_that_is_kept_keeps_its_documents() {
+    let file = parse("FROM x\nONBUILD COPY <<a <<-b /d/\n1\na\n\t2\n\tb\nUSER y\n").expect("parsed");
+    let Instruction::OnBuild(text) = &file.lines[1].instruction else { panic!("{file:?}") };
+    assert_eq!(text, "COPY <<a <<-b /d/\n1\na\n\t2\n\tb");
+    assert_eq!(file.lines[2].instruction, Instruction::User("y".into()));
+    let Instruction::Copy(copy) = parse_one(text, '\\').expect("again") else { panic!("{text}") };
+    assert_eq!(copy.documents.iter().map(HereDocument::content).collect::<Vec<_>>(), ["1\n", "2\n"]);
+    assert_eq!(parse_one("USER a\n\n", '\\').expect("one"), Instruction::User("a".into()));
+    assert_eq!(parse_one("USER \\\n a", '\\').expect("joined"), Instruction::User("a".into()));
+    // Nothing is passed over in silence.
+    assert_eq!(parse_one("USER a\n ENV b=c", '\\'), Err(Problem::More("ENV b=c".into())));
 }
 
 /// Line, keyword and flags of every instruction, as the crate `parse-dockerfile` reads them.
@@ -205,6 +229,13 @@ fn what_looks_like_a_flag_is_refused_where_there_are_none() {
         ("USER --me", "me"),
         ("WORKDIR --d", "d"),
         ("EXPOSE --80", "80"),
+        ("VOLUME --v /a", "v"),
+        ("SHELL --s [\"sh\"]", "s"),
+        ("ONBUILD --now RUN x", "now"),
+        ("ONBUILD USER --me", "me"),
+        ("MAINTAINER --m", "m"),
+        ("STOPSIGNAL --9", "9"),
+        ("ARG --a=b", "a"),
     ] {
         let error = parse(&format!("FROM x\n{line}\n")).expect_err(line);
         assert!(matches!(&error.problem, Problem::Flag { flag: found, .. } if found == flag), "{line}: {error}");
