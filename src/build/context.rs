@@ -31,6 +31,8 @@ pub enum ContextError {
     Read { path: String, source: io::Error },
     #[error("cannot read `{}`, which says what to leave out of the context", .path.display())]
     Ignore { path: PathBuf, source: io::Error },
+    #[error("`{}` says what to leave out of the context, and is not understood", .path.display())]
+    BadIgnore { path: PathBuf, source: PatternError },
     #[error("cannot open the build context `{}`", .path.display())]
     Open { path: PathBuf, source: io::Error },
     #[error("cannot make a copy of `{path}` of the build context")]
@@ -112,7 +114,8 @@ impl Context {
             let failed = |source| ContextError::Ignore { path: PathBuf::from(&own), source };
             match File::open(&own).and_then(read_ignore) {
                 Ok(text) => {
-                    context.ignore = Ignore::parse(&text)?;
+                    let bad = |source| ContextError::BadIgnore { path: PathBuf::from(&own), source };
+                    context.ignore = Ignore::parse(&text).map_err(bad)?;
                     return Ok(context);
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -122,11 +125,19 @@ impl Context {
         for name in [".containerignore", ".dockerignore"] {
             let file = match context.open_file(Path::new(name)) {
                 Ok(file) => file,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => match context.stat(Path::new(name)) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    // What it would keep out must not come in because it cannot be read.
+                    _ => {
+                        let source = io::Error::other("it is a link that leads to nothing inside the context");
+                        return Err(ContextError::Read { path: name.into(), source });
+                    }
+                },
                 Err(source) => return Err(ContextError::Read { path: name.into(), source }),
             };
             let text = read_ignore(file).map_err(|source| ContextError::Read { path: name.into(), source })?;
-            context.ignore = Ignore::parse(&text)?;
+            let bad = |source| ContextError::BadIgnore { path: name.into(), source };
+            context.ignore = Ignore::parse(&text).map_err(bad)?;
             break;
         }
         Ok(context)
@@ -485,6 +496,25 @@ mod tests {
         assert!(matches!(context.select("secret.key"), Err(ContextError::Ignored(_))));
         assert_eq!(names(&context, "src"), ["src", "src/deep", "src/deep/y.py"]);
         assert!(!names(&context, ".").iter().any(|name| name.contains("key") || name.contains("empty")));
+    }
+
+    #[test]
+    fn an_ignore_file_that_is_not_understood_lets_nothing_in() {
+        let (base, context) = context("a\n");
+        let root = base.path().join("context");
+        let ignore = root.join(".dockerignore");
+        let refused = || Context::open(&root, None).expect_err("refused");
+        std::fs::write(&ignore, "[\n").expect("written");
+        assert!(matches!(refused(), ContextError::BadIgnore { .. }), "{}", refused());
+        std::fs::remove_file(&ignore).expect("removed");
+        symlink("../secret", &ignore).expect("linked");
+        assert!(matches!(refused(), ContextError::Read { .. }), "{}", refused());
+        std::fs::remove_file(&ignore).expect("removed");
+        symlink("b.txt", &ignore).expect("linked");
+        std::fs::write(root.join("b.txt"), "a.txt\n").expect("written");
+        let inside = Context::open(&root, None).expect("a link that stays inside");
+        assert!(matches!(inside.select("a.txt"), Err(ContextError::Ignored(_))));
+        drop(context);
     }
 
     #[test]

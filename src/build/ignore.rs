@@ -18,12 +18,13 @@ impl Ignore {
     pub fn parse(text: &str) -> Result<Self, PatternError> {
         let mut patterns = Vec::new();
         for line in text.trim_start_matches('\u{feff}').lines() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
+            if line.starts_with('#') || line.trim().is_empty() {
                 continue;
             }
-            let (line, back) = match line.strip_prefix('!') {
-                Some(rest) => (rest.trim(), true),
+            let line = line.trim();
+            let (line, back) = match line.strip_prefix('!').map(str::trim) {
+                Some("") => return Err(PatternError(line.to_owned())),
+                Some(rest) => (rest, true),
                 None => (line, false),
             };
             let cleaned = clean(line);
@@ -59,11 +60,13 @@ fn ancestors(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     ends.chain([path.len()]).map(|end| &path[..end])
 }
 
+/// A pattern that climbs out of the context stays one, and matches nothing.
 fn clean(pattern: &str) -> String {
     let mut names: Vec<&str> = Vec::new();
     for name in pattern.split('/') {
         match name {
             "" | "." => {}
+            ".." if !pattern.starts_with('/') && names.last().is_none_or(|last| *last == "..") => names.push(".."),
             ".." => drop(names.pop()),
             name => names.push(name),
         }
@@ -135,7 +138,7 @@ mod tests {
     #[test]
     fn the_last_match_decides() {
         let ignore = Ignore::parse(
-            "# a comment\n*.log\n/build/\n**/cache\ndocs/*\n!docs/README.md\n!keep.log\n./x/../y?\n[ab].c\n",
+            "# a comment\n*.log\n/build/\n**/cache\ndocs/*\n!docs/README.md\n!keep.log\n./x/../y?\n[ab].c\n #odd \n../up\n/../top\n",
         )
         .expect("patterns");
         for (path, want) in [
@@ -153,12 +156,18 @@ mod tests {
             ("y12", false),
             ("a.c", true),
             ("c.c", false),
+            ("#odd", true),
+            (" a comment", false),
+            ("up", false),
+            ("top", true),
             ("\u{fc}.txt", false),
         ] {
             assert_eq!(ignore.excludes(path.as_bytes()), want, "{path}");
         }
         assert!(ignore.takes_back());
-        assert!(Ignore::parse("[a\n").is_err() && Ignore::parse("a\\\n").is_err());
+        for text in ["[a\n", "a\\\n", "!\n", "a\n ! \n"] {
+            assert!(Ignore::parse(text).is_err(), "{text}");
+        }
         assert!(Ignore::parse("**\n!a").expect("patterns").excludes(b"b/c"));
         assert!(Ignore::parse("\u{fc}*\n").expect("patterns").excludes("\u{fc}.txt".as_bytes()));
     }
