@@ -322,6 +322,10 @@ impl Engine<'_> {
         if let Some(stage) = current.stages.find(name, current.at) {
             return Ok(self.finished[&stage].document.diff_ids.clone());
         }
+        // An image named by a number would come from anywhere.
+        if !name.is_empty() && name.len() < 6 && name.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(Report::new(format!("there is no stage {name} before this one: the first is 0")));
+        }
         Ok(self.base(name)?.diff_ids)
     }
 

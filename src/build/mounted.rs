@@ -101,7 +101,11 @@ impl Engine<'_> {
                     if !path.try_exists().map_err(|error| cache_failed(&path, error))? {
                         if let Some((layers, source, name)) = filling {
                             let drawn = self.draw(&layers, source, name, draft)?;
-                            std::fs::rename(&drawn, &path).map_err(|error| cache_failed(&path, error))?;
+                            match std::fs::rename(&drawn, &path) {
+                                // Another build was quicker: a shared cache has no lock.
+                                Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {}
+                                other => other.map_err(|error| cache_failed(&path, error))?,
+                            }
                         } else {
                             make_cache(&path, *mode, *owner).map_err(|error| cache_failed(&path, error))?;
                         }

@@ -213,7 +213,10 @@ fn containerfile(context: &Path) -> Result<PathBuf, Report> {
 fn read_text(path: Option<&Path>) -> Result<String, Report> {
     let Some(path) = path else {
         let mut text = String::new();
-        return match io::stdin().lock().take(MAX_FILE).read_to_string(&mut text) {
+        return match io::stdin().lock().take(MAX_FILE + 1).read_to_string(&mut text) {
+            Ok(read) if read as u64 > MAX_FILE => {
+                Err(Report::new(format!("the Containerfile on standard input is larger than {} MiB", MAX_FILE >> 20)))
+            }
             Ok(_) => Ok(text),
             Err(error) => Err(Report::new("cannot read the Containerfile from standard input").with_cause(error)),
         };
@@ -227,17 +230,25 @@ fn secret(text: &str) -> Result<(String, Vec<u8>), Report> {
         Report::usage(format!("`--secret {text}` {what}"))
             .with_hint("write `--secret id=ID,src=FILE` or `--secret id=ID,env=NAME`")
     };
-    let (mut id, mut source, mut variable) = (None, None, None);
+    let (mut id, mut source, mut variable, mut is_variable) = (None, None, None, false);
     for field in text.split(',') {
         match field.split_once('=') {
             Some(("id", value)) => id = Some(value),
             Some(("src" | "source", value)) => source = Some(value),
             Some(("env", value)) => variable = Some(value),
-            Some(("type", "file" | "env")) => {}
+            Some(("type", "file")) => {}
+            Some(("type", "env")) => is_variable = true,
             _ => return Err(usage(&format!("has `{field}`, which means nothing"))),
         }
     }
     let id = id.filter(|id| !id.is_empty()).ok_or_else(|| usage("has no id"))?;
+    if source.is_some() && variable.is_some() {
+        return Err(usage("names a file and a variable"));
+    }
+    // docker's: what `src` names is a variable then, as the id is without it.
+    if is_variable && variable.is_none() {
+        variable = Some(source.take().unwrap_or(id));
+    }
     let from_env = |name: &str| std::env::var(name).map(String::into_bytes).ok();
     let bytes = match (source, variable) {
         (None, Some(name)) => from_env(name).ok_or_else(|| usage(&format!("names `{name}`, which is not set")))?,
@@ -258,4 +269,32 @@ fn secret(text: &str) -> Result<(String, Vec<u8>), Report> {
         }
     };
     Ok((id.to_owned(), bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_come_from_files_and_variables() {
+        let path = std::env::var("PATH").expect("a PATH").into_bytes();
+        for text in ["id=PATH", "id=x,env=PATH", "id=x,type=env,src=PATH", "id=PATH,type=env"] {
+            assert_eq!(secret(text).expect(text).1, path, "{text}");
+        }
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), "inside").expect("written");
+        let text = format!("type=file,id=x,src={}", file.path().display());
+        assert_eq!(secret(&text).expect("read"), ("x".to_owned(), b"inside".to_vec()));
+        for (text, want) in [
+            ("src=x", "has no id"),
+            ("id=x,env=GPURUN_NOT_SET", "is not set"),
+            ("id=x,type=env,src=GPURUN_NOT_SET", "is not set"),
+            ("id=x,src=/etc/hosts,env=PATH", "names a file and a variable"),
+            ("id=x,type=ssh", "has `type=ssh`"),
+            ("id=x,src=/nosuch", "cannot read the secret `/nosuch`"),
+        ] {
+            let error = secret(text).expect_err(text).to_string();
+            assert!(error.contains(want), "{text}: {error}");
+        }
+    }
 }
