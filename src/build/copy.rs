@@ -28,6 +28,8 @@ pub enum CopyError {
     Destination { path: String, source: LookError },
     #[error("`{path}` in the image is {found}, and cannot become {wanted}")]
     Mismatch { path: String, found: &'static str, wanted: &'static str },
+    #[error("`{path}` comes from two sources: as {first}, and as {then}")]
+    Twice { path: String, first: &'static str, then: &'static str },
     #[error("`{path}` is not in {place}")]
     NotThere { path: String, place: String },
     #[error("cannot read `{path}`")]
@@ -83,6 +85,8 @@ pub struct Target<'a> {
     pub tree: &'a Tree,
     /// Absolute; a final `/` says that it is a directory.
     pub destination: &'a str,
+    /// There is more than one thing: then it is a directory, too.
+    pub several: bool,
     pub owner: Option<(u32, u32)>,
     pub mode: Option<u16>,
     /// No time is later than this.
@@ -238,7 +242,7 @@ impl Plan {
         let tree = target.tree;
         let place = resolve(tree, target.destination.as_bytes())?;
         let exists = place.1.is_some_and(|id| tree.children(id).is_some());
-        let is_directory = target.destination.ends_with('/') || exists || things.len() > 1;
+        let is_directory = target.destination.ends_with('/') || exists || target.several;
         for thing in things {
             let Some(first) = thing.items.first() else { continue };
             let at = match first.kind {
@@ -282,6 +286,7 @@ impl Plan {
                 {
                     return Err(mismatch(&path, &tree.inode(id).kind, "a directory"));
                 }
+                self.check(&path, true)?;
                 places.insert(item.name.clone(), path.clone());
                 // What the source's contents go into stays as it is.
                 if item.name.is_empty() && (found.is_some() || path.is_empty()) {
@@ -293,9 +298,25 @@ impl Plan {
             if tree.get(&path).is_some_and(|id| tree.children(id).is_some()) {
                 return Err(mismatch(&path, &Kind::Directory(BTreeMap::new()), "a file"));
             }
+            self.check(&path, false)?;
             self.put(path, item, target);
         }
         Ok(())
+    }
+
+    /// What an earlier source brought stays what it is: a directory, or none.
+    fn check(&self, path: &[u8], directory: bool) -> Result<(), CopyError> {
+        let Some((entry, _)) = self.entries.get(path) else { return Ok(()) };
+        let is_directory = entry.kind == EntryKind::Directory;
+        if is_directory == directory {
+            return Ok(());
+        }
+        let words = ["a file", "a directory"];
+        Err(CopyError::Twice {
+            path: format!("/{}", path.escape_ascii()),
+            first: words[usize::from(is_directory)],
+            then: words[usize::from(directory)],
+        })
     }
 
     fn put(&mut self, path: Vec<u8>, item: Item, target: &Target<'_>) {
@@ -443,7 +464,8 @@ mod tests {
     /// Paths of what a copy makes.
     fn copied(things: Vec<Thing>, destination: &str) -> Result<Vec<String>, String> {
         let tree = tree();
-        let target = Target { tree: &tree, destination, owner: Some((7, 8)), mode: None, clamp: None };
+        let several = things.len() > 1;
+        let target = Target { tree: &tree, destination, several, owner: Some((7, 8)), mode: None, clamp: None };
         let mut plan = Plan::default();
         plan.add(things, &target).map_err(|error| error.to_string())?;
         Ok(plan
@@ -476,6 +498,12 @@ mod tests {
             (vec![file()], "/etc/passwd/x", "cannot be copied to"),
             (vec![directory("d", &["a"])], "/etc/passwd", "is a file, and cannot become a directory"),
             (vec![directory("d", &["sub"])], "/opt", "is a directory, and cannot become a file"),
+            (
+                vec![directory("d", &["x/", "x/y"]), directory("e", &["x"])],
+                "/new",
+                "`/new/x` comes from two sources: as a directory, and as a file",
+            ),
+            (vec![directory("e", &["x"]), directory("d", &["x/", "x/y"])], "/new", "as a file, and as a directory"),
         ] {
             let error = copied(things, destination).expect_err(destination);
             assert!(error.contains(want), "{destination}: {error}");

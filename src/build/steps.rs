@@ -39,7 +39,7 @@ impl Engine<'_> {
             let merged = engine.tree(below)?;
             let owner = if user.is_empty() { None } else { Some(engine.owner(below, &user)?) };
             let mut plan = Plan::default();
-            plan.directory(&Target { tree: &merged.0, destination: &path, owner, mode: None, clamp })?;
+            plan.directory(&Target { tree: &merged.0, destination: &path, several: false, owner, mode: None, clamp })?;
             engine.write(plan, draft)
         })
     }
@@ -106,7 +106,8 @@ impl Engine<'_> {
             }
             let owner = chown.as_deref().map(|chown| engine.owner(below, chown)).transpose()?;
             let merged = engine.tree(below)?;
-            let target = Target { tree: &merged.0, destination: &destination, owner, mode, clamp };
+            let several = things.len() > 1;
+            let target = Target { tree: &merged.0, destination: &destination, several, owner, mode, clamp };
             let mut plan = Plan::default();
             if add {
                 things = engine.unpack(things, &target, &mut plan)?;
