@@ -138,15 +138,14 @@ impl Thing {
         Self { name: source.name, items: items.collect() }
     }
 
-    /// Its bytes, if it is a file of the context, or one that was fetched: what may be an archive.
-    pub fn file(&self, context: Option<&Context>) -> Result<Option<File>, CopyError> {
-        let [Item { kind: EntryKind::File(_), content, .. }] = self.items.as_slice() else { return Ok(None) };
+    /// The file, if it is one of the context, and the digest that it had: what may be an archive. A fetched archive stays packed, as docker has it.
+    pub fn file(&self, context: Option<&Context>) -> Result<Option<(File, [u8; 32])>, CopyError> {
+        let ([Item { content: Content::Context(found), .. }], Some(context)) = (self.items.as_slice(), context) else {
+            return Ok(None);
+        };
+        let FoundKind::File { digest, .. } = found.kind else { return Ok(None) };
         let failed = |source| CopyError::Read { path: String::from_utf8_lossy(&self.name).into_owned(), source };
-        match (content, context) {
-            (Content::Context(found), Some(context)) => context.open_file(&found.path).map(Some).map_err(failed),
-            // A fetched archive stays packed, as docker has it.
-            _ => Ok(None),
-        }
+        Ok(Some((context.open_file(&found.path).map_err(failed)?, digest)))
     }
 
     /// A file with these bytes.

@@ -1,19 +1,19 @@
 //! What only `ADD` does: fetching URLs and unpacking archives.
 
+use std::error::Error;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::FileExt;
+use std::io::{self, BufReader, Read};
 use std::rc::Rc;
 
 use sha2::{Digest as _, Sha256};
 
+use super::context::ContextError;
 use super::copy::{Content, Item, Thing};
 use crate::image::Compression;
-use crate::layer::tar::scan_file;
-use crate::layer::{Data, EntryKind, Merger, Segment, Tree};
+use crate::layer::{Data, EntryKind, Merger, Segment, Tree, tar};
 use crate::names::Digest;
 use crate::report::Report;
-use crate::store::Store;
+use crate::store::{IngestError, Store};
 
 /// Whether a source of `ADD` is fetched.
 #[must_use]
@@ -58,19 +58,9 @@ pub fn fetch(store: &Store, url: &str) -> Result<Fetched, Report> {
     let modified = response.headers().get("last-modified").and_then(|value| value.to_str().ok());
     let modified = modified.and_then(|text| chrono::DateTime::parse_from_rfc2822(text).ok());
     let modified = modified.map(|time| time.timestamp());
-    let mut body = response.into_body().into_reader();
-    let mut file = store.nameless_file()?;
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 64 << 10]);
-    loop {
-        let got = match body.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(got) => got,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(failed(&error)),
-        };
-        hash.update(&buffer[..got]);
-        file.write_all(&buffer[..got]).map_err(|error| failed(&error))?;
-    }
+    let mut hash = Sha256::new();
+    let file = store.pour(response.into_body().into_reader(), |bytes| hash.update(bytes));
+    let file = file.map_err(|error| not_poured(format!("cannot fetch `{url}`"), &error))?;
     Ok(Fetched { file, digest: hash.finalize().into(), modified })
 }
 
@@ -119,50 +109,92 @@ fn is_bzip2(first: &[u8]) -> bool {
     first.starts_with(b"BZh") && level && (mark == b"1AY&SY" || mark == b"\x17rE8P\x90")
 }
 
-/// The file itself, or what is packed in it with gzip, zstd, xz or bzip2.
-pub fn inflated(store: &Store, mut file: File, name: &str) -> Result<File, Report> {
-    let failed = |cause: &dyn std::fmt::Display| Report::new(format!("cannot unpack `{name}`")).with_cause(cause);
-    let mut first = [0; 512];
-    let got = file.read_at(&mut first, 0).map_err(|error| failed(&error))?;
-    file.rewind().map_err(|error| failed(&error))?;
-    let first = &first[..got];
-    if first.starts_with(XZ) {
-        return inflate(store, lzma_rust2::XzReader::new(file, true)).map_err(|error| failed(&error));
-    }
-    if is_bzip2(first) {
-        return inflate(store, bzip2::read::MultiBzDecoder::new(file)).map_err(|error| failed(&error));
-    }
-    match Compression::sniff(first) {
-        Compression::None => Ok(file),
-        Compression::Gzip => inflate(store, flate2::read::MultiGzDecoder::new(file)).map_err(|error| failed(&error)),
-        Compression::Zstd => {
-            let decoder = zstd::stream::read::Decoder::new(file).map_err(|error| failed(&error))?;
-            inflate(store, decoder).map_err(|error| failed(&error))
+/// A packer's window may be as large as this: xz's own largest is 64 MiB (`-9`), but a stream may ask for 4 GiB.
+const WINDOW: u64 = 256 << 20;
+
+/// What is packed in a stream with gzip, zstd, xz or bzip2, or the stream itself.
+fn unpacker<'a>(mut input: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    let mut first = Vec::new();
+    input.by_ref().take(16).read_to_end(&mut first)?;
+    let (is_xz, is_bzip2, compression) = (first.starts_with(XZ), is_bzip2(&first), Compression::sniff(&first));
+    let all = io::Cursor::new(first).chain(input);
+    Ok(match compression {
+        _ if is_xz => {
+            let limit = u32::try_from(WINDOW >> 10).unwrap_or(u32::MAX);
+            Box::new(lzma_rust2::XzReader::new_mem_limit(BufReader::new(all), true, limit))
         }
-    }
+        _ if is_bzip2 => Box::new(bzip2::read::MultiBzDecoder::new(all)),
+        Compression::None => Box::new(all),
+        Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(all)),
+        Compression::Zstd => Box::new(zstd::stream::read::Decoder::new(all)?),
+    })
 }
 
-/// The tree in a tar (plain or packed), if the file is one. The names in it are judged by the same rules as a layer's: what climbs out is
-/// refused.
-pub fn unpack(store: &Store, file: File, name: &str) -> Result<Option<(Tree, File)>, Report> {
+/// A stream, unpacked if it is packed, in a file.
+pub fn inflated(store: &Store, input: impl Read, name: &str) -> Result<File, Report> {
+    let plain = unpacker(input).map_err(IngestError::Unpack).and_then(|plain| store.pour(plain, |_| ()));
+    plain.map_err(|error| not_poured(format!("cannot unpack `{name}`"), &error))
+}
+
+/// The tree in a tar (plain or packed), if the file is one, and a copy of the tar: the file is the context's, and may be changed at any time.
+/// Its digest was taken before. The names in it are judged by the same rules as a layer's: what climbs out is refused.
+pub fn unpack(store: &Store, file: &File, digest: &[u8; 32], name: &str) -> Result<Option<(Tree, File)>, Report> {
     let failed = |cause: &dyn std::fmt::Display| Report::new(format!("cannot unpack `{name}`")).with_cause(cause);
-    let plain = inflated(store, file, name)?;
-    let mut magic = [0; 5];
-    if plain.read_exact_at(&mut magic, 257).is_err() || &magic != b"ustar" {
-        // Packed or not: a file like any other.
-        return Ok(None);
+    let mut packed = Hashed { file, hash: Sha256::new() };
+    let damaged = |error| not_poured(format!("cannot unpack `{name}`"), &IngestError::Unpack(error));
+    let poured = {
+        let mut plain = unpacker(&mut packed).map_err(damaged)?;
+        let mut first = Vec::new();
+        plain.by_ref().take(512).read_to_end(&mut first).map_err(damaged)?;
+        if !tar::is_archive(&first) {
+            // Packed or not: a file like any other.
+            return Ok(None);
+        }
+        store.pour(first.chain(plain), |_| ())
+    };
+    let plain = poured.map_err(|error| not_poured(format!("cannot unpack `{name}`"), &error))?;
+    // What is behind the end of a packed stream is part of the file.
+    io::copy(&mut packed, &mut io::sink()).map_err(|error| failed(&error))?;
+    if <[u8; 32]>::from(packed.hash.finalize()) != *digest {
+        return Err(ContextError::Changed(name.to_owned()).into());
     }
     let length = plain.metadata().map_err(|error| failed(&error))?.len();
     let mut merger = Merger::new();
-    let entries = scan_file(&plain, 0, length).map_err(|error| failed(&error))?;
+    let entries = tar::scan_file(&plain, 0, length).map_err(|error| failed(&error))?;
     merger.apply(Digest([0; 32]), entries).map_err(|error| failed(&error.problem))?;
     Ok(Some((merger.finish(), plain)))
 }
 
-fn inflate(store: &Store, mut input: impl Read) -> io::Result<File> {
-    let mut file = store.nameless_file().map_err(io::Error::other)?;
-    io::copy(&mut input, &mut file)?;
-    Ok(file)
+/// A file's bytes, hashed as they are read.
+struct Hashed<'a> {
+    file: &'a File,
+    hash: Sha256,
+}
+
+impl Read for Hashed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let got = self.file.read(buffer)?;
+        self.hash.update(&buffer[..got]);
+        Ok(got)
+    }
+}
+
+/// Why a stream did not come into a file.
+fn not_poured(message: String, error: &IngestError) -> Report {
+    let mut report = Report::new(message);
+    report = match error {
+        // The packer's own words name its parameter.
+        IngestError::Unpack(cause) if cause.kind() == io::ErrorKind::OutOfMemory => {
+            report.with_cause(format!("to unpack it takes more than {} MiB of memory", WINDOW >> 20))
+        }
+        IngestError::Unpack(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => {
+            report.with_cause("it ends in the middle")
+        }
+        IngestError::Unpack(cause) => report.with_cause(cause),
+        error => error.source().into_iter().fold(report.with_cause(error), |report, cause| report.with_cause(cause)),
+    };
+    report.hint = error.room();
+    report
 }
 
 #[cfg(test)]
@@ -183,6 +215,31 @@ mod tests {
         }
         assert!(is_git("git@host:a/b") && is_git("ssh://git@host/a") && !is_git("dir/b.git"));
         assert!(check_name("https://host/", "/d/").is_err() && check_name("https://host/", "/d/x").is_ok());
+    }
+
+    #[test]
+    fn an_archive_is_what_its_digest_says() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::open(&dir.path().join("store")).expect("a store");
+        let tar = crate::layer::testing::Layer::new().file("a", "x").end();
+        let gzip = {
+            let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            io::Write::write_all(&mut packed, &tar).expect("packed");
+            packed.finish().expect("packed")
+        };
+        let other = [tar.clone(), vec![1]].concat();
+        let path = dir.path().join("file");
+        let unpacked = |bytes: &[u8], digest: &[u8]| {
+            std::fs::write(&path, bytes).expect("written");
+            let file = File::open(&path).expect("opened");
+            unpack(&store, &file, &Sha256::digest(digest).into(), "file").map(|found| found.is_some())
+        };
+        for bytes in [&tar, &gzip] {
+            assert!(unpacked(bytes, bytes).expect("an archive"));
+            let error = unpacked(bytes, &other).expect_err("changed").to_string();
+            assert!(error.contains("`file` of the build context was changed while it was copied"), "{error}");
+        }
+        assert!(!unpacked(b"no archive", &other).expect("a file"));
     }
 
     #[test]

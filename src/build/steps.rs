@@ -156,12 +156,12 @@ impl Engine<'_> {
     fn unpack(&mut self, things: Vec<Thing>, target: &Target<'_>, plan: &mut Plan) -> Result<Vec<Thing>, Report> {
         let mut rest = Vec::new();
         for thing in things {
-            let Some(file) = thing.file(self.context.as_ref())? else {
+            let Some((file, digest)) = thing.file(self.context.as_ref())? else {
                 rest.push(thing);
                 continue;
             };
             let name = String::from_utf8_lossy(&thing.name).into_owned();
-            match fetch::unpack(self.store, file, &name)? {
+            match fetch::unpack(self.store, &file, &digest, &name)? {
                 None => rest.push(thing),
                 Some((tree, tar)) => {
                     let sources = std::rc::Rc::new(vec![tar]);

@@ -297,10 +297,7 @@ fn in_from_stream(store: &Store, inside: &launch::Inside, path: &str) -> Result<
     if kind_of(&fd)? != SFlag::S_IFDIR {
         return Err(missing());
     }
-    let mut file = store.nameless_file()?;
-    io::copy(&mut io::stdin().lock(), &mut file)
-        .map_err(|error| Report::new("cannot read standard input").with_cause(error))?;
-    let file = build::inflated(store, file, "the archive")?;
+    let file = build::inflated(store, io::stdin().lock(), "the archive")?;
     put_down(file, &reopen(&fd)?, None)
 }
 

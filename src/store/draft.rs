@@ -1,15 +1,15 @@
 //! Images that are made here: new layers written as tars, a config around them, and everything into the store as a load does it.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::PathBuf;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use sha2::{Digest as _, Sha256};
 
-use super::Stretch;
 use super::load::{Layers, create};
+use super::{IngestError, Stretch, ingest};
 use super::{Staging, Store, StoreError, is_there, merge_layers, scan_layers};
 use crate::image::{DocumentError, ImageConfig, ImageDocument, digest_of};
 use crate::layer::{Tree, merge};
@@ -182,6 +182,28 @@ impl Store {
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
         let fd = nix::fcntl::open(&tmp, flags, Mode::from_bits_truncate(0o600));
         fd.map(File::from).map_err(|errno| StoreError::io("create a file in", &tmp)(errno.into()))
+    }
+
+    /// All of a stream in such a file, as long as the disk has room: a bomb ends as a layer's does. Who asked sees the bytes pass.
+    pub fn pour(&self, mut input: impl Read, mut passing: impl FnMut(&[u8])) -> Result<File, IngestError> {
+        let mut file = self.nameless_file().map_err(|error| IngestError::Write(io::Error::other(error)))?;
+        let mut buffer = vec![0; 256 << 10];
+        let mut unchecked = ingest::SPACE_CHECK;
+        loop {
+            let got = match input.read(&mut buffer) {
+                Ok(0) => return Ok(file),
+                Ok(got) => got,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(IngestError::Unpack(error)),
+            };
+            if unchecked >= ingest::SPACE_CHECK {
+                ingest::check_space(&file)?;
+                unchecked = 0;
+            }
+            unchecked += got as u64;
+            passing(&buffer[..got]);
+            file.write_all(&buffer[..got]).map_err(IngestError::Write)?;
+        }
     }
 
     /// Gives an image one more name, which then means nothing else.

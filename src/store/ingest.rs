@@ -39,7 +39,7 @@ pub(super) const CHUNK: usize = 1 << 20;
 const CHUNKS: usize = 6;
 /// How much is handed to the disk at a time while the rest is still being inflated.
 const WRITEBACK: u64 = 16 << 20;
-const SPACE_CHECK: u64 = 64 << 20;
+pub(super) const SPACE_CHECK: u64 = 64 << 20;
 
 /// A layer that cannot be taken in.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +60,18 @@ pub enum IngestError {
     Headers,
     #[error("another layer failed")]
     Stopped,
+}
+
+impl IngestError {
+    /// The way out where the disk is too small.
+    pub fn room(&self) -> Option<String> {
+        let is_full = match self {
+            Self::Space { .. } => true,
+            Self::Write(error) => error.raw_os_error() == Some(libc::ENOSPC),
+            _ => false,
+        };
+        is_full.then(|| "`gpurun image rm` what is not needed, or choose another disk with `--root DIR`".into())
+    }
 }
 
 /// What the layers of one load share.

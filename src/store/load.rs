@@ -104,13 +104,7 @@ impl Explain for LoadError {
                 IngestError::Unpack(_) | IngestError::Digest { .. } | IngestError::DiffId { .. } => {
                     Some("the image is damaged or was changed: save or copy it again".into())
                 }
-                IngestError::Space { .. } => {
-                    Some("`gpurun image rm` what is not needed, or choose another disk with `--root DIR`".into())
-                }
-                IngestError::Write(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
-                    Some("`gpurun image rm` what is not needed, or choose another disk with `--root DIR`".into())
-                }
-                _ => None,
+                _ => cause.room(),
             },
             Self::Image { cause, .. } | Self::Store(cause) => cause.hint(),
             Self::OneName { .. } => Some("load it without `--name`: its images keep the names they have".into()),
@@ -560,7 +554,7 @@ fn spool(input: impl Read, staging: &Staging, progress: &dyn Progress) -> Result
             return Ok(file);
         }
         checked += filled as u64;
-        if checked > 64 << 20 {
+        if checked > ingest::SPACE_CHECK {
             ingest::check_space(&file)?;
             checked = 0;
         }

@@ -49,6 +49,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::transport::Source;
 pub use draft::{Draft, LayerFile};
 pub use in_place::{InPlace, Stretch};
+pub use ingest::IngestError;
 pub use load::{LoadError, LoadOptions, Loaded, Progress};
 pub use push::PushError;
 pub use remove::{RemoveError, Removed, User};

@@ -13,6 +13,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("hostile::a_device_in_the_context_is_refused", device),
     ("hostile::an_archive_that_climbs_out_is_refused", climbing_archive),
     ("hostile::archives_that_others_packed", other_packings),
+    ("hostile::archives_that_are_none", bad_archives),
     ("hostile::secrets_are_found_nowhere", secrets),
     ("hostile::host_settings_stay_out_of_the_image", host_settings),
     ("hostile::a_container_that_prints_control_sequences", control_sequences),
@@ -105,6 +106,79 @@ fn other_packings() {
     }
     let id = place.build_ok(&context, "FROM box\nADD prose /x\n", &[]);
     assert_eq!(place.news(&id), ["f 644 0:0 /x BZhere begins a text"]);
+}
+
+/// What unpacks to more than the disk or the memory, what is damaged, and what is an archive by its header's sum alone.
+fn bad_archives() {
+    let place = Place::new();
+    let root = place.dir.join("root");
+    fs::create_dir(&root).unwrap();
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"]).arg(&root).status().unwrap();
+    assert!(mount.success());
+    let context = place.context(&[]);
+    fs::write(context.join("t.tar"), archive("in")).unwrap();
+    let script = r#"
+import bz2, gzip, io, lzma, struct, tarfile, zlib
+t = open("t.tar", "rb").read()
+out = io.BytesIO()
+with tarfile.open(fileobj=out, mode="w") as bomb:
+    member = tarfile.TarInfo("zeros")
+    member.size = 72 << 20
+    bomb.addfile(member, io.BytesIO(bytes(member.size)))
+for name, module in [("bomb.gz", gzip), ("bomb.bz2", bz2), ("bomb.xz", lzma)]:
+    open(name, "wb").write(module.compress(out.getvalue()))
+# The dictionary of 4 GiB that a block's header may ask for.
+xz = bytearray(lzma.compress(t, check=lzma.CHECK_CRC32))
+size = (xz[12] + 1) * 4
+header = xz[12:12 + size]
+header[header.index(b"\x21\x01") + 2] = 40
+header[-4:] = struct.pack("<I", zlib.crc32(bytes(header[:-4])))
+xz[12:12 + size] = header
+open("window.xz", "wb").write(xz)
+for name, module in [("cut.gz", gzip), ("cut.xz", lzma), ("cut.bz2", bz2)]:
+    open(name, "wb").write(module.compress(t)[:-30])
+v7 = bytearray(t)
+v7[257:265] = bytes(8)
+v7[148:156] = b" " * 8
+v7[148:156] = b"%06o\0 " % sum(v7[:512])
+open("v7.tar", "wb").write(v7)
+t = bytearray(t)
+t[0] ^= 1
+open("sum.tar", "wb").write(t)
+"#;
+    let made = Command::new("python3").args(["-c", script]).current_dir(&context).status().unwrap();
+    assert!(made.success());
+    for (name, words) in [
+        ("bomb.gz", ["cannot unpack `bomb.gz`", "No space left"]),
+        ("bomb.bz2", ["cannot unpack `bomb.bz2`", "choose another disk with `--root DIR`"]),
+        ("bomb.xz", ["it cannot be written to the store", "choose another disk"]),
+        ("window.xz", ["cannot unpack `window.xz`", "it takes more than 256 MiB of memory"]),
+        ("cut.gz", ["cannot unpack `cut.gz`", "it ends in the middle"]),
+        ("cut.xz", ["cannot unpack `cut.xz`", "it ends in the middle"]),
+        ("cut.bz2", ["cannot unpack `cut.bz2`", "it ends in the middle"]),
+    ] {
+        let answer = place.build(
+            &context,
+            &format!(
+                "FROM scratch
+ADD {name} /
+"
+            ),
+            &[],
+        );
+        assert_eq!(answer.code, 1, "{name}: {}", answer.err);
+        assert!(words.iter().all(|word| answer.err.contains(word)), "{name}: {}", answer.err);
+    }
+    let id = place.build_ok(
+        &context,
+        "FROM scratch
+ADD v7.tar sum.tar /d
+",
+        &[],
+    );
+    let tree = place.tree(&id);
+    assert!(tree.contains("f 644 0:0 /d/in x") && tree.len() == 3, "{tree:?}");
+    assert!(tree.iter().any(|line| line.starts_with("f 644 0:0 /d/sum.tar ")), "{tree:?}");
 }
 
 /// Every file below a directory that holds the word.

@@ -89,7 +89,7 @@ fn is_text(byte: u8) -> bool {
 }
 
 /// Old writers summed signed bytes; both sums are accepted.
-fn checksum_matches(block: &[u8; BLOCK]) -> bool {
+pub(super) fn checksum_matches(block: &[u8; BLOCK]) -> bool {
     let Ok(told) = number(&block[148..156], "checksum") else {
         return false;
     };

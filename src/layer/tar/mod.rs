@@ -148,6 +148,12 @@ impl Default for Scanner {
     }
 }
 
+/// Whether a stream that begins with these bytes is an archive of any of the formats: its first header has the right sum.
+#[must_use]
+pub fn is_archive(first: &[u8]) -> bool {
+    first.first_chunk::<BLOCK>().is_some_and(header::checksum_matches)
+}
+
 impl Scanner {
     pub fn new() -> Self {
         Self {
