@@ -37,12 +37,18 @@ pub enum Reply {
     Silent(usize),
     /// A few bytes at a time, for ever.
     Trickle,
+    /// A hundred bytes, and after a moment the rest.
+    Hesitant,
     /// Half a megabyte a second.
     Slow,
     /// Other bytes under the same name.
     Other(Vec<u8>),
     /// A `Content-Length` that is not true.
     Length(u64),
+    /// These bytes, of something that is longer.
+    Half(Vec<u8>),
+    /// An error whose words trickle.
+    Grumble(u16),
 }
 
 type Rule = dyn Fn(&Request) -> Reply + Send + Sync;
@@ -152,6 +158,17 @@ fn answer(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
         stream.write_all(format!("{head}\r\n").as_bytes())?;
         return stream.write_all(&body);
     }
+    match reply {
+        Reply::Half(bytes) => {
+            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", bytes.len() + 1)?;
+            return stream.write_all(&bytes);
+        }
+        Reply::Grumble(code) => {
+            write!(stream, "HTTP/1.1 {code} x\r\nContent-Length: 10000\r\n\r\n")?;
+            return trickle(&mut stream, &[b' '; 10_000]);
+        }
+        _ => {}
+    }
     if request.path == "/v2/" {
         return stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}");
     }
@@ -160,6 +177,14 @@ fn answer(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
         return write!(stream, "HTTP/1.1 404 x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
     };
     send(stream, &request, body, &reply)
+}
+
+fn trickle(stream: &mut TcpStream, body: &[u8]) -> std::io::Result<()> {
+    for piece in body.chunks(16) {
+        stream.write_all(piece)?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
 fn content(shared: &Shared, request: &Request) -> Option<Vec<u8>> {
@@ -195,12 +220,11 @@ fn send(mut stream: TcpStream, request: &Request, body: Vec<u8>, reply: &Reply) 
             // Until the client has had enough.
             stream.read(&mut [0]).map(drop)
         }
-        Reply::Trickle => {
-            for piece in body.chunks(16) {
-                stream.write_all(piece)?;
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            Ok(())
+        Reply::Trickle => trickle(&mut stream, body),
+        Reply::Hesitant => {
+            stream.write_all(&body[..100])?;
+            std::thread::sleep(Duration::from_millis(200));
+            stream.write_all(&body[100..])
         }
         Reply::Slow => {
             for piece in body.chunks(64 << 10) {

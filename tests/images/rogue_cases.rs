@@ -25,6 +25,7 @@ pub const TESTS: &[Test] = &[
     ("layers_come_side_by_side", &[], side_by_side),
     ("a_platform_of_an_index", &[], platforms),
     ("tokens_and_their_end", &[], tokens),
+    ("redirects_in_circles", &[], circles),
     ("mirrors", &[], mirrors),
     ("documents_without_end", &[], endless),
 ];
@@ -139,6 +140,11 @@ fn trickle() {
     let rogue = Rogue::new(|request| match request.path.as_str() {
         path if path.ends_with("/manifests/slow") && request.nth == 0 => Reply::Trickle,
         path if path.contains("/hopeless/blobs/") && wants_blob(request) => Reply::Trickle,
+        path if path.contains("/grumbling/blobs/") && request.nth == 0 => Reply::Grumble(503),
+        path if path.contains("/busy/blobs/") && request.nth == 0 => {
+            Reply::Status(429, vec![("Retry-After", "3".into())], Vec::new())
+        }
+        path if path.contains("/busy/blobs/") => Reply::Hesitant,
         // Layers of several kilobytes a second would be well; these bring 320 bytes, and the first of them is asked for again.
         path if path.contains("/fickle/blobs/") && wants_blob(request) && request.nth == 0 => Reply::Trickle,
         _ => Reply::Right,
@@ -146,13 +152,15 @@ fn trickle() {
     // So many layers that the manifest takes longer than a small document may.
     rogue.with("t:slow", &Picture::new(6, 14), Packing::None);
     rogue.with("fickle:1", &Picture::new(7, 1), Packing::None);
+    rogue.with("grumbling:1", &Picture::new(9, 1), Packing::None);
+    let busy = rogue.with("busy:1", &Picture::new(10, 1), Packing::None);
     rogue.with("hopeless:1", &Picture::new(8, 1), Packing::None);
     let pull = |image: &str| {
         let began = Instant::now();
         let pulled = desk.command(&["image", "pull", &rogue.name(image)]).env("GPURUN_STALL_TIMEOUT", "1").output();
         (answer(pulled.unwrap()), began.elapsed())
     };
-    for image in ["t:slow", "fickle:1"] {
+    for image in ["t:slow", "fickle:1", "grumbling:1", "busy:1"] {
         let (pulled, took) = pull(image);
         assert_eq!(pulled.code, 0, "{image}: {}", pulled.err);
         assert!(took < Duration::from_secs(20), "{image}: {took:?}");
@@ -160,6 +168,7 @@ fn trickle() {
     assert_eq!(rogue.seen("/manifests/slow").len(), 2);
     let again: Vec<_> = rogue.seen("/fickle/blobs/").into_iter().filter(|request| request.nth == 1).collect();
     assert!(again.iter().any(|request| request.header("range").starts_with("bytes=")), "{again:?}");
+    assert_eq!(rogue.seen(&busy[0]).len(), 2, "the pause that was asked for is not held against the line");
     // Three windows of two seconds, without any deadline.
     let (pulled, took) = pull("hopeless:1");
     assert_eq!(pulled.code, 125, "{}", pulled.err);
@@ -325,8 +334,12 @@ fn tokens() {
                 "{}",
                 request.path
             );
+            if request.nth == 0 {
+                return Reply::Half(b"{".to_vec());
+            }
             let number = counter.fetch_add(1, Ordering::SeqCst);
-            let token = json!({"token": format!("token-{number}"), "expires_in": 300}).to_string().into_bytes();
+            let token = json!({"token": null, "access_token": format!("token-{number}"), "expires_in": null});
+            let token = token.to_string().into_bytes();
             return if basic { Reply::Status(200, vec![], token) } else { Reply::Status(401, vec![], Vec::new()) };
         }
         let realm =
@@ -340,8 +353,23 @@ fn tokens() {
     rogue.with("t:1", &Picture::new(12, 1), Packing::Gzip);
     desk.ok(&["image", "pull", "--creds", "ann:secret", &rogue.name("t:1")]);
     assert_eq!(issued.load(Ordering::SeqCst), 2, "one token, and one more when it was refused");
+    // The first answer broke off, and was asked for again.
+    assert_eq!(rogue.seen("/token").len(), 3);
     let error = desk.fails(&["image", "pull", "--creds", "ann:false", &rogue.name("t:1")]);
     assert!(error.contains("refuses access") && error.contains("`--creds`"), "{error}");
+}
+
+fn circles() {
+    let desk = Desk::new();
+    let rogue = Rogue::new(|request| match request.path.as_str() {
+        path if path.contains("/blobs/") => Reply::Status(307, vec![("Location", format!("{path}?round"))], Vec::new()),
+        _ => Reply::Right,
+    });
+    rogue.with("t:1", &Picture::new(15, 1), Packing::None);
+    let error = desk.fails(&["image", "pull", &rogue.name("t:1")]);
+    assert!(error.contains("makes no sense: too many redirects") && !error.contains("cannot be reached"), "{error}");
+    assert!(rogue.seen("/blobs/").len() < 30, "it is not tried again: {}", rogue.seen("/blobs/").len());
+    desk.assert_whole();
 }
 
 fn mirrors() {

@@ -76,20 +76,11 @@ impl Auth {
         agent: &Agent,
         http: &Http,
     ) -> Result<(String, Duration), RegistryError> {
-        #[derive(Deserialize)]
-        struct Answer {
-            #[serde(default)]
-            token: String,
-            #[serde(default)]
-            access_token: String,
-            #[serde(default)]
-            expires_in: Option<u64>,
-        }
         let nonsense = |why: &str| RegistryError::Protocol { host: self.host.clone(), why: why.into() };
         if !realm.starts_with("https://") && (self.secure || !realm.starts_with("http://")) {
             return Err(nonsense(&format!("it wants the login sent to `{}`", realm.escape_debug())));
         }
-        let mut body = http.retry(|| {
+        let answer = http.retry(|| {
             let left = match http.left_for_small() {
                 Ok(left) => left,
                 Err(error) => return Attempt::Failed(error),
@@ -105,27 +96,24 @@ impl Auth {
                         host: self.host.clone(),
                         what: realm.into(),
                         status: response.status().as_u16(),
-                        said: http::said(response.body_mut()),
+                        said: http::said(response.body_mut(), http.stall),
                     },
                 },
                 Ok(mut response) if !response.status().is_success() => {
-                    let said = http::said(response.body_mut());
+                    let said = http::said(response.body_mut(), http.stall);
                     Attempt::Failed(self.denied(repository_of(scope), said))
                 }
-                Ok(response) => Attempt::Done(response.into_body()),
+                Ok(response) => match response.into_body().with_config().limit(1 << 20).read_to_vec() {
+                    Ok(bytes) => Attempt::Done(bytes),
+                    Err(cause) => {
+                        let again = http::may_recover(&cause);
+                        let error = RegistryError::Unreachable { host: realm.into(), cause };
+                        if again { Attempt::Again { error, after: None } } else { Attempt::Failed(error) }
+                    }
+                },
             }
         })?;
-        let text = body
-            .with_config()
-            .limit(1 << 20)
-            .read_to_vec()
-            .map_err(|cause| RegistryError::Unreachable { host: realm.into(), cause })?;
-        let answer: Answer = serde_json::from_slice(&text).map_err(|_| nonsense("its token is no JSON"))?;
-        let token = if answer.token.is_empty() { answer.access_token } else { answer.token };
-        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(nonsense("its token service gave no token"));
-        }
-        Ok((token, Duration::from_secs(answer.expires_in.unwrap_or(LIFE).clamp(LIFE, 3600))))
+        token(&answer).ok_or_else(|| nonsense("its token service gave no token"))
     }
 
     fn ask(
@@ -155,6 +143,21 @@ impl Auth {
             None => agent.get(realm).query_pairs(parameters).config().timeout_global(left).build().call(),
         }
     }
+}
+
+/// The token of an answer, and how long it holds. `token` or `access_token`; what says how long may be missing, null, or nonsense.
+fn token(answer: &[u8]) -> Option<(String, Duration)> {
+    #[derive(Deserialize)]
+    struct Answer {
+        token: Option<String>,
+        access_token: Option<String>,
+        #[serde(default)]
+        expires_in: serde_json::Value,
+    }
+    let answer: Answer = serde_json::from_slice(answer).ok()?;
+    let good = |token: &String| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+    let token = answer.token.filter(|token| !token.is_empty()).or(answer.access_token).filter(good)?;
+    Some((token, Duration::from_secs(answer.expires_in.as_u64().unwrap_or(LIFE).clamp(LIFE, 3600))))
 }
 
 fn basic(user: &str, password: &str) -> String {
@@ -262,6 +265,26 @@ mod tests {
         headers.append("www-authenticate", "Basic realm=x".parse().expect("a value"));
         headers.append("www-authenticate", "Bearer realm=https://t".parse().expect("a value"));
         assert_eq!(challenge(&headers), Some(bearer("https://t", "")));
+    }
+
+    #[test]
+    fn tokens() {
+        for (answer, want) in [
+            (r#"{"token":"a"}"#, Some(("a", 60))),
+            (r#"{"access_token":"b","expires_in":300,"issued_at":"x"}"#, Some(("b", 300))),
+            (r#"{"token":null,"access_token":"b","expires_in":null}"#, Some(("b", 60))),
+            (r#"{"token":"","access_token":"b","expires_in":-1}"#, Some(("b", 60))),
+            (r#"{"token":"a","access_token":"b","expires_in":"300"}"#, Some(("a", 60))),
+            (r#"{"token":"a","expires_in":18446744073709551615}"#, Some(("a", 3600))),
+            (r#"{"token":"a","expires_in":1e400}"#, None),
+            (r#"{"token":"a\r\nX: y"}"#, None),
+            (r#"{"token":7}"#, None),
+            ("{}", None),
+            ("<html>", None),
+        ] {
+            let want = want.map(|(token, life)| (token.to_owned(), Duration::from_secs(life)));
+            assert_eq!(token(answer.as_bytes()), want, "{answer}");
+        }
     }
 
     proptest! {

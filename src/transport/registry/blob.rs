@@ -106,9 +106,9 @@ impl Read for RemoteReader {
             if let Some(trouble) = self.pace.trouble() {
                 return Err(told(self.error(trouble)));
             }
-            let (mut body, skip) = match self.body.take() {
-                Some(body) => body,
-                None => self.connect().map_err(told)?,
+            let (is_new, (mut body, skip)) = match self.body.take() {
+                Some(body) => (false, body),
+                None => (true, self.connect().map_err(told)?),
             };
             let most = if skip > 0 { skip.min(buffer.len() as u64) as usize } else { want };
             let broken = match body.read(&mut buffer[..most]) {
@@ -119,8 +119,8 @@ impl Read for RemoteReader {
                 Ok(got) => {
                     let is_slow = self.pace.is_slow(began.elapsed(), got as u64);
                     began = Instant::now();
-                    // Another connection may be better than a slow one.
-                    self.body = (!is_slow).then_some((body, skip.saturating_sub(got as u64)));
+                    // Another connection may be better than a slow one. The time before a new one was a pause, maybe one that was asked for.
+                    self.body = (is_new || !is_slow).then_some((body, skip.saturating_sub(got as u64)));
                     if skip > 0 {
                         continue;
                     }

@@ -144,7 +144,7 @@ impl Endpoint {
                 continue;
             }
             let after = http::retry_after(&response);
-            let said = http::said(response.body_mut());
+            let said = http::said(response.body_mut(), self.http.stall);
             let (host, what) = (self.host.clone(), ask.what.to_owned());
             return match status {
                 StatusCode::NOT_FOUND => Attempt::Failed(RegistryError::NotFound { host, what }),
@@ -271,7 +271,7 @@ fn ping(
             }
             Ok(mut response) => {
                 let (status, after) = (response.status(), http::retry_after(&response));
-                let said = http::said(response.body_mut());
+                let said = http::said(response.body_mut(), http.stall);
                 let error =
                     RegistryError::Status { host: host.into(), what: "/v2/".into(), status: status.as_u16(), said };
                 if http::may_pass(status) { Attempt::Again { error, after } } else { Attempt::Failed(error) }
@@ -289,6 +289,10 @@ fn unreachable(host: &str, cause: ureq::Error) -> RegistryError {
     match &cause {
         ureq::Error::Rustls(_) | ureq::Error::Tls(_) => RegistryError::Certificate { host, cause },
         ureq::Error::Io(error) if http::tls_trouble(error) => RegistryError::Certificate { host, cause },
+        // It was reached.
+        ureq::Error::TooManyRedirects | ureq::Error::RedirectFailed | ureq::Error::LargeResponseHeader(..) => {
+            RegistryError::Protocol { host, why: cause.to_string() }
+        }
         _ => RegistryError::Unreachable { host, cause },
     }
 }

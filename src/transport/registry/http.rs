@@ -1,5 +1,6 @@
 //! Requests that are made again where that may help, within the deadline.
 
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 use ureq::http::{Response, StatusCode};
@@ -184,8 +185,9 @@ pub(super) fn retry_after(response: &Response<Body>) -> Option<Duration> {
     moment.signed_duration_since(chrono::Utc::now()).to_std().ok()
 }
 
-/// What the registry says about an error, in its own words: `{"errors":[{"code":…,"message":…}]}`, one printable line.
-pub(super) fn said(body: &mut Body) -> String {
+/// What the registry says about an error, in its own words: `{"errors":[{"code":…,"message":…}]}`, one printable line. Nobody waits longer for it
+/// than a line may be silent, trickle as it may.
+pub(super) fn said(body: &mut Body, patience: Duration) -> String {
     #[derive(serde::Deserialize)]
     struct Answer {
         #[serde(default)]
@@ -198,8 +200,16 @@ pub(super) fn said(body: &mut Body) -> String {
         #[serde(default)]
         message: String,
     }
-    let Ok(text) = body.with_config().limit(16 << 10).read_to_string() else { return String::new() };
-    let Ok(answer) = serde_json::from_str::<Answer>(&text) else { return String::new() };
+    let (began, mut text, mut buffer) = (Instant::now(), Vec::new(), [0; 4 << 10]);
+    let mut reader = body.as_reader().take(16 << 10);
+    while began.elapsed() < patience {
+        match reader.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(got) => text.extend_from_slice(&buffer[..got]),
+            Err(_) => return String::new(),
+        }
+    }
+    let Ok(answer) = serde_json::from_slice::<Answer>(&text) else { return String::new() };
     let lines = answer.errors.into_iter().map(|item| if item.message.is_empty() { item.code } else { item.message });
     lines.collect::<Vec<_>>().join("; ").chars().filter(|c| !c.is_control()).take(200).collect()
 }
