@@ -107,7 +107,7 @@ pub fn relay(session: &mut Session, interrupt: Interrupt) -> Result<u8, Report> 
                 print::tell(&format!("gpurun: {line}{}", session.line_end()))
             }
             Event::Message(FromSupervisor::Restarting { code }) => {
-                print::say(&format!("gpurun: ended with status {code}, starting again\r"));
+                print::tell(&format!("gpurun: ended with status {code}, starting again{}", session.line_end()));
             }
             Event::Message(_) | Event::Extra | Event::TimedOut => {}
             Event::Detach => {

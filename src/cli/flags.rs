@@ -173,9 +173,10 @@ pub struct GpuWish {
     #[arg(long, value_name = "GPUS", allow_negative_numbers = true)]
     pub gpus: Option<String>,
     /// How they come in: NVIDIA's prestart hook, a CDI file, or the driver's files directly; auto: the first that works
-    #[arg(long, value_name = "MODE", value_parser = ["auto", "hook", "cdi", "native"])]
+    // Without GPUs it would be passed over, and nobody would be told that there are none.
+    #[arg(long, value_name = "MODE", value_parser = ["auto", "hook", "cdi", "native"], requires = "gpus")]
     pub gpu_mode: Option<String>,
     /// With --gpus N: take GPUs that are in use too, and leave them to others
-    #[arg(long)]
+    #[arg(long, requires = "gpus")]
     pub share_gpu: bool,
 }

@@ -1,13 +1,12 @@
 //! What `--gpus` becomes: the way in that this host has, and everything that it changes in a container.
 
-use super::{Explained, File, entry};
+use super::{Explained, File};
 use crate::gpu::Edits;
 
 /// Explains what a launch would be given right now.
 #[must_use]
 pub fn explain_gpus(edits: &Edits) -> Explained {
-    let mut all = Vec::new();
-    let one = entry(&mut all, "--gpus");
+    let mut one = Explained::new("--gpus");
     for hook in &edits.hooks {
         let words =
             [&[hook.command.path.display().to_string()], hook.command.args.get(1..).unwrap_or_default()].concat();
@@ -30,5 +29,5 @@ pub fn explain_gpus(edits: &Edits) -> Explained {
     }
     one.now.extend(edits.summary.iter().cloned());
     one.now.extend(edits.notices.iter().cloned());
-    one.clone()
+    one
 }

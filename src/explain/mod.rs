@@ -57,6 +57,24 @@ pub struct Explained {
     pub source: &'static str,
 }
 
+impl Explained {
+    /// With what its topic says.
+    fn new(flag: &'static str) -> Self {
+        let (why, source) = topic(flag).map_or(("", ""), |topic| (topic.why, topic.source));
+        Self {
+            flag,
+            oci: Vec::new(),
+            files: Vec::new(),
+            kernel: Vec::new(),
+            now: Vec::new(),
+            by_hand: Vec::new(),
+            refused: None,
+            why,
+            source,
+        }
+    }
+}
+
 /// Explains limits on a host of this version; `path` is the container's cgroup (`/gpurun/ID`).
 #[must_use]
 pub fn explain(limits: &Limits, here: Version, path: &str) -> Vec<Explained> {
@@ -101,18 +119,7 @@ pub fn sort(all: &mut [Explained]) {
 
 fn entry<'a>(all: &'a mut Vec<Explained>, flag: &'static str) -> &'a mut Explained {
     let index = all.iter().position(|one| one.flag == flag).unwrap_or_else(|| {
-        let (why, source) = topic(flag).map_or(("", ""), |topic| (topic.why, topic.source));
-        all.push(Explained {
-            flag,
-            oci: Vec::new(),
-            files: Vec::new(),
-            kernel: Vec::new(),
-            now: Vec::new(),
-            by_hand: Vec::new(),
-            refused: None,
-            why,
-            source,
-        });
+        all.push(Explained::new(flag));
         all.len() - 1
     });
     &mut all[index]

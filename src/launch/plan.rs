@@ -510,8 +510,7 @@ fn rlimits(asked: &[Ulimit], gpus: &[Rlimit]) -> Result<(Vec<Rlimit>, Vec<String
         let most = hard_limit(&limit);
         if ulimit.hard > most && !may_raise {
             return Err(Report::usage(format!(
-                "`--ulimit {}={}:{}` is above {most}, the hard limit of gpurun itself, which it may not raise",
-                ulimit.name, ulimit.soft, ulimit.hard
+                "`--ulimit {ulimit}` is above {most}, the hard limit of gpurun itself, which it may not raise"
             ))
             .with_hint(format!(
                 "ask for at most {most}, or raise the limit first (`ulimit -H`, systemd's `Limit…=`)"

@@ -1,5 +1,7 @@
 //! `--ulimit name=soft[:hard]`.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::report::{EXIT_USAGE, Explain};
@@ -11,6 +13,17 @@ pub struct Ulimit {
     pub name: String,
     pub soft: u64,
     pub hard: u64,
+}
+
+impl fmt::Display for Ulimit {
+    /// As a person writes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}:{}", self.name, shown(self.soft), shown(self.hard))
+    }
+}
+
+fn shown(value: u64) -> String {
+    if value == u64::MAX { "-1".to_owned() } else { value.to_string() }
 }
 
 /// docker's names, in the order of `getrlimit(2)`.
@@ -38,7 +51,7 @@ pub enum UlimitError {
     Shape(String),
     #[error("`--ulimit {text}`: there is no resource limit `{name}`")]
     Name { text: String, name: String },
-    #[error("`--ulimit {text}`: the soft limit {soft} is above the hard limit {hard}")]
+    #[error("`--ulimit {text}`: the soft limit {} is above the hard limit {}", shown(*.soft), shown(*.hard))]
     Order { text: String, soft: u64, hard: u64 },
 }
 
@@ -86,6 +99,11 @@ mod tests {
         assert_eq!(parse_ulimit("nofile=1024"), both("nofile", 1024, 1024));
         assert_eq!(parse_ulimit("memlock=-1"), both("memlock", u64::MAX, u64::MAX));
         assert_eq!(parse_ulimit("core=0:-1"), both("core", 0, u64::MAX));
+        for text in ["nofile=1024:2048", "memlock=-1:-1", "core=0:-1"] {
+            assert_eq!(parse_ulimit(text).expect(text).to_string(), text);
+        }
+        let error = parse_ulimit("nofile=-1:5").expect_err("wrong way round").to_string();
+        assert!(error.ends_with("the soft limit -1 is above the hard limit 5"), "{error}");
         for wrong in
             ["nofile", "nofile=", "nofile=a", "nofile=1:2:3", "files=1", "nofile=3:2", "nofile=-2", "nofile=-1:5"]
         {

@@ -333,6 +333,9 @@ const REFUSED: &[(&[&str], i32, &[&str], &str)] = &[
     ),
     (&["--cgroup-conf", "devices.allow=a"], 2, &["would go past the device filter"], "memory.oom.group=1"),
     (&["--cgroup-conf", "../x=1"], 2, &["`--cgroup-conf ../x=1` names no file of a cgroup"], "memory.oom.group=1"),
+    // Without GPUs they mean nothing, and would be taken for a wish for some.
+    (&["--gpu-mode", "cdi"], 2, &["--gpus <GPUS>"], ""),
+    (&["--share-gpu"], 2, &["--gpus <GPUS>"], ""),
     (&["--cgroup-parent", "/a/../b"], 2, &["`--cgroup-parent /a/../b` is not a plain path"], "`/lab/alice`"),
 ];
 

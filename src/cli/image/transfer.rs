@@ -149,8 +149,11 @@ impl RegistryFlags {
             settings: Settings::read(Path::new(SETTINGS), mirrors.as_deref())?,
             ..registry::Options::default()
         };
-        if let Some(seconds) = std::env::var("GPURUN_STALL_TIMEOUT").ok().and_then(|text| text.parse().ok()) {
-            options.stall = Duration::from_secs(seconds);
+        if let Some(text) = std::env::var_os("GPURUN_STALL_TIMEOUT").filter(|text| !text.is_empty()) {
+            let seconds =
+                text.to_str().and_then(|text| text.parse().ok()).filter(|seconds| (1..=86_400).contains(seconds));
+            let bad = || Report::usage(format!("`GPURUN_STALL_TIMEOUT={}` is no number of seconds", text.display()));
+            options.stall = Duration::from_secs(seconds.ok_or_else(bad)?);
         }
         if let Some(shown) = shown.cloned() {
             options.notice = std::sync::Arc::new(move |line| shown.line(line));
