@@ -117,7 +117,8 @@ fn registry_error(error: &io::Error) -> Option<&registry::RegistryError> {
     error.get_ref()?.downcast_ref()
 }
 
-/// Layers taken in at a time: each has two threads of its own, so two of them keep a small machine busy.
+/// Layers taken in at a time: each keeps two cores busy. On a machine with more cores more of them would need more memory than a load may take: four
+/// layers of `zstd -19`, with a window of 8 MiB each, were seen with 76 MiB, two with 63.
 const PARALLEL: usize = 2;
 /// The same where the network is what is waited for.
 const PARALLEL_REMOTE: usize = 4;
