@@ -2,7 +2,9 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use nix::sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::sys::termios::{
+    InputFlags, LocalFlags, SetArg, SpecialCharacterIndices, Termios, cfmakeraw, tcgetattr, tcsetattr,
+};
 
 nix::ioctl_read_bad!(tiocgwinsz, libc::TIOCGWINSZ, libc::winsize);
 
@@ -33,7 +35,9 @@ impl TerminalMode {
     /// Keys come one by one and are not shown, but ctrl-c still interrupts: for watching a log with detach keys.
     pub fn keys(fd: impl AsFd) -> std::io::Result<Self> {
         Self::change(fd, |mode| {
-            mode.local_flags.remove(LocalFlags::ICANON | LocalFlags::ECHO);
+            mode.local_flags.remove(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::IEXTEN);
+            // Terminals come with flow control on, which keeps ctrl-q (and ctrl-s) to itself: half of the usual detach keys.
+            mode.input_flags.remove(InputFlags::IXON);
             mode.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
             mode.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
         })
@@ -53,5 +57,26 @@ impl Drop for TerminalMode {
     fn drop(&mut self) {
         // A terminal that is gone needs no mode.
         let _ = tcsetattr(&self.terminal, SetArg::TCSADRAIN, &self.before);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    #[test]
+    fn the_detach_keys_come_through_a_terminal_as_it_is_by_default() {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let terminal = std::fs::File::from(pty.slave);
+        assert!(tcgetattr(&terminal).unwrap().input_flags.contains(InputFlags::IXON), "a terminal as people have it");
+        let mode = TerminalMode::keys(&terminal).unwrap();
+        std::fs::File::from(pty.master.try_clone().unwrap()).write_all(b"\x10\x11").unwrap();
+        let mut keys = [0; 2];
+        (&terminal).read_exact(&mut keys).unwrap();
+        assert_eq!(&keys, b"\x10\x11");
+        drop(mode);
+        assert!(tcgetattr(&terminal).unwrap().input_flags.contains(InputFlags::IXON), "and has back");
     }
 }
