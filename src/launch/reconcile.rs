@@ -15,6 +15,7 @@
 //! | GPU lease | the supervisor | pid and start time in it | the supervisor, reconcile, whoever takes a GPU next |
 //! | image mount | any launch | flock on its lease | every command, when nobody used it for [`IDLE_IMAGE`]; `image rm` |
 //! | `state.json` says `running` | the supervisor | record lock `alive` | the supervisor, reconcile |
+//! | `/run/gpurun/ID/state.json` | the supervisor, reconcile: a disk without room | record lock `alive` | whoever can write the state again |
 
 use std::path::Path;
 use std::time::Duration;
@@ -62,7 +63,11 @@ pub fn reconcile(records: &Records) -> Result<(), Report> {
     for id in &dead {
         match records.get(id) {
             Ok(Some(entry)) if !entry.record.request.auto_remove => {
-                bury(&entry)?;
+                // A disk without room must not stand in the way of the commands that make some.
+                if let Err(error) = bury(&entry) {
+                    let why = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+                    tracing::warn!("how `{}` ended is not on the disk yet: {error}{why}", entry.record.name);
+                }
                 clear_run_dir(&entry)?;
             }
             Ok(_) => remove_dirs(records, id)?,
@@ -95,9 +100,22 @@ pub fn remove_unreadable(records: &Records, id: &str) -> Result<(), Report> {
     remove_dirs(records, id)
 }
 
-/// Removes the directory in /run, which says that there is nothing left to clear away.
+/// Removes the directory in /run, which says that there is nothing left to clear away; but not a state that the disk had no room for.
 pub fn clear_run_dir(entry: &Entry) -> Result<(), Report> {
-    remove_tree(&entry.run_dir)
+    let spare = entry.spare_state();
+    if !spare.exists() {
+        return remove_tree(&entry.run_dir);
+    }
+    let failed = |error| Report::new(format!("cannot clear `{}`", entry.run_dir.display())).with_cause(error);
+    for item in std::fs::read_dir(&entry.run_dir).map_err(failed)? {
+        let path = item.map_err(failed)?.path();
+        if path.symlink_metadata().map_err(failed)?.is_dir() {
+            remove_tree(&path)?;
+        } else if path != spare {
+            std::fs::remove_file(&path).map_err(failed)?;
+        }
+    }
+    Ok(())
 }
 
 fn remove_dirs(records: &Records, id: &str) -> Result<(), Report> {
@@ -177,7 +195,7 @@ fn remove_cgroups(host: &cgroup::Host, id: &str) -> Result<(), Report> {
 }
 
 /// Writes the exit report that the supervisor could not write.
-fn bury(entry: &Entry) -> Result<(), Report> {
+fn bury(entry: &Entry) -> Result<(), RecordError> {
     let mut state = match entry.state() {
         Err(error @ RecordError::Damaged { .. }) => {
             let why = Report::from(error).under("how the container ended is not known any more");
@@ -191,12 +209,13 @@ fn bury(entry: &Entry) -> Result<(), Report> {
                 error: Some(Report { hint: None, ..why }),
                 ..State::default()
             };
-            return Ok(entry.write_state(&state)?);
+            return entry.write_state(&state);
         }
         state => state?,
     };
     if !matches!(state.phase, Phase::Running | Phase::Restarting) {
-        return Ok(());
+        // Once more what the disk had no room for.
+        return if entry.spare_state().exists() { entry.write_state(&state) } else { Ok(()) };
     }
     let same_boot = state.boot_id == super::boot_id();
     state.phase = Phase::Exited;
@@ -210,8 +229,7 @@ fn bury(entry: &Entry) -> Result<(), Report> {
     } else {
         "the host was restarted while the container ran"
     }));
-    entry.write_state(&state)?;
-    Ok(())
+    entry.write_state(&state)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 //!     alive                 record lock of the supervisor: its proof of life
 //!     launching             record lock of the command that is starting one
 //!     step.json             instead of record.json: a build's step
+//!     state.json            instead of the one above, while there is no room for that
 //! ```
 //!
 //! Rules. `record.json` is never changed in place (`rename` and `update` replace it whole). `state.json` has one writer: the living supervisor, else whoever holds the
@@ -101,6 +102,12 @@ impl Explain for RecordError {
             Self::Version { path, .. } => Some(format!("use the gpurun that made it; {}", way_out(path))),
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("gpurun needs root: try `sudo gpurun …`".into())
+            }
+            Self::Io { source, .. } if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => Some(
+                "the disk is full: `gpurun rm` containers that are not needed (`gpurun ps -a`), `gpurun image prune`, or choose another disk with `--root DIR`".into(),
+            ),
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                Some("choose places that can be written with `--root DIR` and `--run-dir DIR`".into())
             }
             Self::Io { path, .. } if path.ends_with("record.json") => Some(way_out(path)),
             Self::Io { .. } => None,
@@ -288,6 +295,9 @@ impl Records {
 impl Entry {
     /// Where the container stands by its file; a container that never ran has no state file.
     pub fn state(&self) -> Result<State, RecordError> {
+        if let Some(state) = get(&self.spare_state())? {
+            return Ok(state);
+        }
         Ok(get(&self.dir.join("state.json"))?.unwrap_or_default())
     }
 
@@ -301,9 +311,29 @@ impl Entry {
     }
 
     /// Replaces the state. Only the living supervisor, or the holder of [`Records::lock`] when there is none, may call this.
+    ///
+    /// What the disk has no room for lies in /run until it can be written: it is an error all the same, but nobody is told that a container
+    /// runs which has ended. (A container may be the one that filled the disk: with its log, say.)
     pub fn write_state(&self, state: &State) -> Result<(), RecordError> {
         let durable = !self.record.request.auto_remove && state.phase == Phase::Exited;
-        put(&self.dir.join("state.json"), state, durable)
+        let spare = self.spare_state();
+        if let Err(error) = put(&self.dir.join("state.json"), state, durable) {
+            // Where /run has no room either, reconcile finds what the file above says to be untrue.
+            let _ = put(&spare, state, false);
+            return Err(error);
+        }
+        match fs::remove_file(&spare) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(RecordError::Io { action: "remove", path: spare, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the state is while the disk has no room for it.
+    #[must_use]
+    pub fn spare_state(&self) -> PathBuf {
+        self.run_dir.join("state.json")
     }
 
     pub fn secrets(&self) -> Result<Option<Secrets>, RecordError> {

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::names::Names;
-use super::staging::remove as remove_path;
+use super::staging::{empty, remove as remove_path};
 use super::{Found, Image, ResolveError, Store, StoreError, is_there};
 use crate::names::{Digest, Reference};
 use crate::report::{Explain, Report};
@@ -130,6 +130,8 @@ impl Store {
         self.sync("images")?;
         let freed = self.collect_garbage()?;
         if !ids.is_empty() {
+            // The layers may be other images', or a mount may hold them: the documents' blocks are free for the names at any rate.
+            marks.iter().try_for_each(|mark| empty(mark))?;
             self.write_names(names)?;
         }
         marks.iter().try_for_each(|mark| remove_path(mark))?;

@@ -85,6 +85,8 @@ impl Store {
             return Ok(());
         }
         self.collect_garbage()?;
+        // The next command tries again what cannot be emptied.
+        dead.iter().filter(|path| path.is_dir()).for_each(|path| drop(empty(path)));
         if self.forget_names_of_nothing().is_ok() {
             // The marks last. What their owners remove at the same moment is as good as removed; what stays for another reason, the next
             // command tries.
@@ -155,6 +157,14 @@ fn is_dead(path: &Path) -> bool {
         // Not a workplace at all (a file, a removed image), or one that its owner is just taking away.
         Err(error) => is_gone(&error),
     }
+}
+
+/// Removes what is in a directory: as a mark it is as good without, and the disk may need the room.
+pub(super) fn empty(dir: &Path) -> Result<(), StoreError> {
+    for entry in fs::read_dir(dir).map_err(StoreError::io("read", dir))? {
+        remove(&entry.map_err(StoreError::io("read", dir))?.path())?;
+    }
+    Ok(())
 }
 
 /// Removes a file or a directory with all in it, if it is there.

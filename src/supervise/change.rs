@@ -41,14 +41,23 @@ impl Supervisor {
         container: Option<&mut Container>,
     ) -> Result<Vec<LimitRow>, Report> {
         let request = &self.entry.record.request;
-        let merged = request.limits.updated_by(asked);
+        let before = request.limits.clone();
+        let merged = before.updated_by(asked);
         let restart = restart.unwrap_or(request.restart);
-        let rows = match container {
-            Some(container) => Some(container.update(&request.limits, &merged)?),
+        let mut container = container;
+        let rows = match &mut container {
+            Some(container) => Some(container.update(&before, &merged)?),
             None => launch::check_limits(&merged).map(|()| None)?,
         };
         // On the disk last: a record may be behind the kernel for a moment, never ahead of it.
-        self.entry.change(merged, restart)?;
+        if let Err(error) = self.entry.change(merged.clone(), restart) {
+            let mut report = Report::from(error);
+            // A limit that the next start would not know shall not hold now.
+            if let Some(Err(back)) = container.map(|container| container.update(&merged, &before)) {
+                report.afterwards.push(back.message);
+            }
+            return Err(report);
+        }
         if let Some(rows) = rows {
             self.state.limits = rows;
             self.save();

@@ -29,7 +29,7 @@ fn limit(host: &Host, name: &str, flag: &str) -> String {
 }
 
 /// A file of the container's cgroup, in whichever hierarchy has it.
-fn file(host: &Host, name: &str, files: &[&str]) -> String {
+pub fn file(host: &Host, name: &str, files: &[&str]) -> String {
     let id = host.inspect(name)["Id"].as_str().unwrap().to_owned();
     let dirs = cgroups_of(&id);
     let found = dirs.iter().flat_map(|dir| files.iter().map(move |file| dir.join(file))).find(|path| path.exists());

@@ -19,6 +19,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("removing_a_running_container_needs_force", rm_running),
     ("nobody_reads_what_it_says", deaf),
     ("an_unreadable_record_is_removed_by_its_id", unreadable),
+    ("a_full_disk_stands_in_nobodys_way", full_disk),
 ];
 
 fn up(host: &Host, name: &str, rest: &[&str]) {
@@ -42,6 +43,46 @@ fn detached() {
     assert_eq!((state["Status"].as_str(), state["ExitCode"].as_u64()), (Some("exited"), Some(137)));
     assert_eq!(state["OOMKilled"], false, "137 alone is not OOM");
     assert_eq!(host.leftovers(), "");
+}
+
+/// The disk below `--root` is full (a container's own log can do that): what has ended is told to have ended, and how; what makes room works.
+fn full_disk() {
+    let host = Host::new();
+    let root = host.dir.join("root");
+    std::fs::create_dir_all(&root).unwrap();
+    host::sh(&format!("mount -t tmpfs -o size=24m,mode=700 none {}", root.display()));
+    // All but the disk itself.
+    let left = || -> String {
+        let all = host.leftovers();
+        all.lines().filter(|line| !line.contains(&format!(" {} ", root.display()))).collect()
+    };
+    let archive = host.dir.join("box.tar");
+    std::fs::copy(host::box_archive(), &archive).unwrap();
+    host.ok(&["image", "load", archive.to_str().unwrap()]);
+    up(&host, "live", &["--memory", "64m", "box", "sleep", "1000"]);
+    up(&host, "brief", &["box", "sh", "-c", "until [ -e /dev/shm/go ]; do sleep 0.1; done; exit 3"]);
+    let ballast = root.join("ballast");
+    host::sh(&format!("dd if=/dev/zero of={} bs=4k 2>/dev/null || true", ballast.display()));
+    host.ok(&["exec", "brief", "touch", "/dev/shm/go"]);
+    eventually("its end is told", 10, || host.ok(&["ps", "-a"]).contains("Exited (3)"));
+    // All or nothing: a limit that cannot be written down does not hold either.
+    let said = host.fails(125, &["update", "live", "--memory", "96m"]);
+    assert!(said.contains("record.json") && said.contains("the disk is full"), "{said}");
+    let files = ["memory.max", "memory.limit_in_bytes"];
+    assert_eq!(crate::change::file(&host, "live", &files), "67108864");
+    let said = host.fails(125, &["run", "--rm", "--network", "none", "box", "true"]);
+    assert!(said.contains("No space left") && said.contains("the disk is full"), "{said}");
+    host.ok(&["kill", "live"]);
+    eventually("the other's too", 10, || host.ok(&["ps", "-a"]).contains("Exited (137)"));
+    host.ok(&["rm", "brief"]);
+    // With room again, the next command puts everything where it belongs.
+    std::fs::remove_file(&ballast).unwrap();
+    assert!(host.ok(&["ps", "-a"]).contains("Exited (137)"));
+    assert_eq!(left(), "");
+    host.ok(&["start", "live"]);
+    assert_eq!(host.inspect("live")["State"]["Running"], true);
+    host.ok(&["rm", "-f", "live"]);
+    assert_eq!(left(), "");
 }
 
 fn deaf() {

@@ -226,4 +226,15 @@ fn full_disk() {
         let _ = std::fs::remove_file(&saved);
     }
     assert!(failed > 5 && done > 5, "{failed} failed, {done} done");
+    // An image whose layers are all another's frees none of them, and its name must go all the same.
+    std::fs::write(desk.path("Containerfile"), "FROM localhost/other:1\nENV a=b\n").unwrap();
+    desk.ok(&["build", "-q", "-t", "localhost/twin:1", "."]);
+    sh(&format!(
+        "for size in 1M 4k 1k; do dd if=/dev/zero bs=$size >>{} 2>/dev/null || true; sync; done",
+        ballast.display()
+    ));
+    desk.ok(&["image", "rm", "localhost/twin:1"]);
+    std::fs::remove_file(&ballast).unwrap();
+    desk.assert_whole_after("a twin was removed");
+    assert!(desk.names() == ["localhost/other:1"]);
 }
