@@ -78,15 +78,26 @@ pub fn need_terminal() -> Result<(), Report> {
         .with_hint("leave `-t` out where the input is a pipe or a file"))
 }
 
+/// What becomes of a container whose output cannot be shown any more.
+const LEFT: &str = "the container goes on; `gpurun ps` shows it, `gpurun stop` ends it";
+/// The kernel keeps signals from a pid 1 that has no handler for them: ctrl-c then does nothing at all, and nothing says so.
+const DEAF: &str = "\ngpurun: the container's process does not end by ctrl-c; `gpurun stop` ends it, and with `--init` it hears signals";
+
 /// Passes everything to and fro until the container ends or the person leaves; the exit code is the container's.
 pub fn relay(session: &mut Session, interrupt: Interrupt) -> Result<u8, Report> {
     let mut interrupts = 0;
     loop {
         match session.next(None, None)? {
             Event::Message(message @ (FromSupervisor::Stdout(_) | FromSupervisor::Stderr(_))) => {
-                if pass_on(&message).is_err() {
-                    // Our own reader went away: end as a program in a pipe does.
+                if let Err(error) = pass_on(&message) {
                     session.end_keys();
+                    if error.kind() != io::ErrorKind::BrokenPipe {
+                        return Err(Report::new("cannot write the container's output")
+                            .with_cause(error)
+                            .with_hint(LEFT));
+                    }
+                    // Our own reader went away: end as a program in a pipe does.
+                    print::say(&format!("gpurun: nobody reads the container's output any more: {LEFT}"));
                     return Ok(128 + Signal::SIGPIPE as u8);
                 }
             }
@@ -124,6 +135,10 @@ pub fn relay(session: &mut Session, interrupt: Interrupt) -> Result<u8, Report> 
                     session.send(&ToSupervisor::Stop { timeout: (interrupts > 1).then_some(0) })?;
                 }
                 Interrupt::Forward | Interrupt::Ignore => {
+                    interrupts += i32::from(signal == Signal::SIGINT);
+                    if interrupts == 2 {
+                        print::say(DEAF);
+                    }
                     session.send(&ToSupervisor::Signal { number: signal as i32, stops: false })?;
                 }
             },

@@ -94,6 +94,8 @@ enum Progress {
 
 pub fn run(args: &BuildArgs, context: &Context) -> Result<u8, Report> {
     let options = options(args, context)?;
+    // Here, too, where every step is in the cache and no limit is ever set.
+    crate::launch::check_limits(&args.limits.asked())?;
     let store = context.store()?;
     // Once, at the beginning: see `build::run`.
     let records = context.records()?;

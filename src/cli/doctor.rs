@@ -35,7 +35,10 @@ fn text(findings: &[Finding]) -> String {
             Level::Advice => "advice",
             Level::Problem => "PROBLEM",
         };
-        text.push_str(&format!("{mark:<8} {:<10} {}\n", finding.area, finding.what));
+        let head = format!("{mark:<8} {:<10} ", finding.area);
+        let lines = print::wrapped(&finding.what, &" ".repeat(head.len()), 80);
+        text.push_str(&head);
+        text.push_str(lines.trim_start_matches(' '));
         if let Some(hint) = &finding.hint {
             text.push_str(&print::wrapped(&format!("hint: {hint}"), "                    ", 80));
         }

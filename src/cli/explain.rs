@@ -38,6 +38,14 @@ pub struct ExplainArgs {
     container: Option<String>,
 }
 
+impl ExplainArgs {
+    /// Whether it is about flags alone (and not about GPUs, whose driver is asked).
+    #[must_use]
+    pub fn names_no_container(&self) -> bool {
+        self.container.is_none() && self.gpu.gpus.is_none()
+    }
+}
+
 pub fn run(args: &ExplainArgs, context: &Context) -> Result<u8, Report> {
     let host = Host::probe(Path::new("/"))?;
     let asked = args.limits.cgroup.asked();

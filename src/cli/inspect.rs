@@ -13,6 +13,9 @@ pub struct InspectArgs {
     /// Containers (or images): names, ids, or unambiguous beginnings
     #[arg(required = true)]
     names: Vec<String>,
+    /// For those who ask for it everywhere: it is always JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub fn run(args: &InspectArgs, context: &Context) -> Result<u8, Report> {

@@ -18,6 +18,14 @@ pub struct LabArgs {
     command: LabCommand,
 }
 
+impl LabArgs {
+    /// Whether nothing is run.
+    #[must_use]
+    pub fn lists(&self) -> bool {
+        matches!(self.command, LabCommand::List { .. })
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum LabCommand {
     /// The experiments, a line each

@@ -23,10 +23,35 @@ pub fn explain(error: &clap::Error, args: &[String]) -> Option<Report> {
                     .with_hint(format!("`gpurun run {image} {}` runs it there", args[at..].join(" "))),
             )
         }
+        ErrorKind::UnknownArgument => {
+            let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else { return None };
+            let (_, instead) = DOCKERS.iter().find(|(name, _)| name == flag)?;
+            Some(Report::usage(format!("gpurun has no `{flag}`, which docker has")).with_hint(*instead))
+        }
         ErrorKind::TooManyValues if args.iter().any(|arg| arg.starts_with("--password=")) => Some(password()),
         _ => None,
     }
 }
+
+/// Flags of `docker run` that a pasted command line may hold, and what to write here instead.
+const DOCKERS: &[(&str, &str)] = &[
+    (
+        "--privileged",
+        "give it what it needs: `--cap-add SYS_ADMIN`, `--device /dev/NODE`, `--security-opt seccomp=unconfined`",
+    ),
+    ("--runtime", "leave it out: `--gpus all` alone brings the GPUs, whatever way the host has"),
+    ("--ipc", "for PyTorch's data loaders, `--shm-size 8g`; with `--gpus` it is half of the memory anyway"),
+    ("--userns", "leave it out; `--user UID:GID` says who runs in the container"),
+    ("--cidfile", "`-d` prints the id: `gpurun run -d … >FILE`"),
+    ("--volumes-from", "name the volumes again: `-v NAME:/DIR`"),
+    ("--link", "`--add-host NAME:IP`, or `--network host` for both"),
+    ("--log-driver", "leave it out: the log is a file, rotated; `gpurun logs NAME` shows it"),
+    ("--log-opt", "leave it out: the log is a file, rotated; `gpurun logs NAME` shows it"),
+    ("--publish-all", "name the ports: `-p 8888:8888`"),
+    ("-P", "name the ports: `-p 8888:8888`"),
+    ("--expose", "leave it out, and publish the port: `-p 8888:8888`"),
+    ("--attach", "leave it out: `gpurun run` shows the output unless `-d` is given"),
+];
 
 /// The word itself is not repeated: it may be somebody's password.
 fn password() -> Report {
@@ -70,6 +95,19 @@ mod tests {
         hint: `gpurun run jupyter bash -l` runs it there
         ");
         assert!(said("--image=jupyter bash").unwrap().contains("`gpurun run jupyter bash`"));
+    }
+
+    #[test]
+    fn dockers_flags_are_known_with_what_to_write_instead() {
+        insta::assert_snapshot!(said("run --rm --ipc=host --gpus all torch python").unwrap(), @r"
+        error: gpurun has no `--ipc`, which docker has
+
+        hint: for PyTorch's data loaders, `--shm-size 8g`; with `--gpus` it is half of the memory anyway
+        ");
+        for (flag, _) in DOCKERS {
+            let said = said(&format!("run {flag} x y")).unwrap_or_else(|| panic!("{flag} is known here by now"));
+            assert!(said.contains(&format!("has no `{flag}`")), "{said}");
+        }
     }
 
     #[test]

@@ -84,7 +84,8 @@ fn environment(flags: &ContainerFlags) -> Result<Vec<(String, String)>, Report> 
     let lookup = |name: &str| std::env::var(name).ok();
     let mut all = Vec::new();
     for path in &flags.env_file {
-        let text = read_small_text(path, ENV_FILE_MAX)?;
+        let text = read_small_text(path, ENV_FILE_MAX)
+            .map_err(|report| report.under(format!("cannot use `--env-file {}`", path.display())))?;
         all.extend(parse_env_file(&text, lookup).map_err(|error| {
             Report::from(error).under(format!("cannot use the environment file `{}`", path.display()))
         })?);
@@ -169,7 +170,11 @@ fn security_options(flags: &SecurityFlags) -> Result<(bool, Seccomp), Report> {
             ("no-new-privileges", Some("false")) => no_new_privileges = false,
             ("seccomp", Some("unconfined")) => seccomp = Seccomp::Unconfined,
             ("seccomp", Some("builtin")) => seccomp = Seccomp::Default,
-            ("seccomp", Some(path)) => seccomp = Seccomp::Profile(read_small_text(Path::new(path), 4 << 20)?),
+            ("seccomp", Some(path)) => {
+                let text = read_small_text(Path::new(path), 4 << 20)
+                    .map_err(|report| report.under(format!("cannot use `--security-opt seccomp={path}`")))?;
+                seccomp = Seccomp::Profile(text);
+            }
             _ => {
                 return Err(Report::usage(format!("`--security-opt {option}` is not known"))
                     .with_hint("use `no-new-privileges=true|false` or `seccomp=unconfined|FILE`"));
@@ -229,13 +234,15 @@ pub fn oom_score(score: i32) -> Result<i32, Report> {
 }
 
 fn name_server(text: &str) -> Result<String, Report> {
-    text.parse::<std::net::IpAddr>()
-        .map(|ip| ip.to_string())
-        .map_err(|_| Report::usage(format!("`--dns {text}` is not an IP address")))
+    text.parse::<std::net::IpAddr>().map(|ip| ip.to_string()).map_err(|_| {
+        Report::usage(format!("`--dns {text}` is not an IP address")).with_hint("for example `--dns 1.1.1.1`")
+    })
 }
 
 pub fn host_line(text: &str) -> Result<String, Report> {
-    let wrong = || Report::usage(format!("`--add-host {text}` is not `NAME:IP`"));
+    let wrong = || {
+        Report::usage(format!("`--add-host {text}` is not `NAME:IP`")).with_hint("for example `--add-host db:10.0.0.7`")
+    };
     let (name, ip) = text.split_once([':', '=']).ok_or_else(wrong)?;
     if name.is_empty() || name.contains(char::is_whitespace) || ip.parse::<std::net::IpAddr>().is_err() {
         return Err(wrong());

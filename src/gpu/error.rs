@@ -83,6 +83,7 @@ impl Explain for GpuError {
             Self::Cdi(error) => return error.hint(),
             Self::Lease(error) => return error.hint(),
             Self::Mode(_) => "use `auto`, `hook`, `cdi` or `native`",
+            Self::NoDriver { asked: None, .. } => "install NVIDIA's driver so that `nvidia-smi` works on the host",
             Self::NoDriver { .. } => {
                 "install NVIDIA's driver so that `nvidia-smi` works on the host, or leave `--gpus` out"
             }

@@ -245,8 +245,8 @@ pub fn zombies(bench: &mut Bench<'_>) -> Result<Verdict, Report> {
     for kind in ["lazy", "careful"] {
         let group = bench.group(&Limits { pids: Some(Some(100)), ..Limits::default() }, &[])?;
         bench.say(format!(
-            "a {kind} pid 1 gets five orphans, which end at once; it {}",
-            if kind == "lazy" { "never asks for them" } else { "asks for each" }
+            "a {kind} pid 1 has five children, and each leaves it an orphan; all ten end at once; it {}",
+            if kind == "lazy" { "never asks how" } else { "asks how, each time" }
         ));
         let running = group.start(&["namespace", "pid1", kind])?;
         let zombies = settled(bench, running.pid(), kind == "careful")?;

@@ -278,7 +278,10 @@ impl Explain for ResolveError {
             }
             Self::Ambiguous { .. } => Some("give more digits".into()),
             Self::Store { cause, .. } => cause.hint(),
-            Self::BadName(_) => None,
+            Self::BadName(_) => Some(
+                "write `name`, `name:tag`, `registry:port/name:tag`, the name in lower case, or an id; `gpurun image ls` lists them"
+                    .into(),
+            ),
         }
     }
 }

@@ -189,6 +189,28 @@ fn interrupted_lab() {
     assert!(!of_child(), "by itself, without another command");
 }
 
+/// What only teaches asks for no rights, and leaves nothing that a student could not remove.
+fn students() {
+    // Where a build lies others may not look.
+    let open = std::env::temp_dir().join(format!("gpurun-e2e-student-{}", std::process::id()));
+    std::fs::copy(crate::host::binary(), &open).unwrap();
+    let student = |args: &[&str]| {
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&open).args(args);
+        crate::host::answer(command.current_dir("/").output().unwrap())
+    };
+    for (args, words) in [
+        (&["explain", "--memory", "1g"][..], "memory.max = 1073741824"),
+        (&["explain"], "--cpuset-cpus"),
+        (&["lab", "list"], "zombies"),
+    ] {
+        let answer = student(args);
+        assert!(answer.code == 0 && answer.out.contains(words), "{args:?}: {}{}", answer.out, answer.err);
+    }
+    assert!(student(&["lab", "run", "pids"]).err.contains("gpurun needs root"));
+    std::fs::remove_file(&open).unwrap();
+}
+
 fn doctor() {
     let host = Host::new();
     let answer = host.run(&["doctor", "--json"]);
@@ -202,6 +224,10 @@ fn doctor() {
     for finding in all {
         assert!(finding["level"] == "fine" || finding["hint"].is_string(), "no way out of {finding}");
     }
-    assert!(host.ok(&["doctor"]).contains("overlayfs works"));
+    let text = host.ok(&["doctor"]);
+    assert!(text.contains("overlayfs works"), "{text}");
+    let long: Vec<&str> = text.lines().filter(|line| line.chars().count() > 80).collect();
+    assert!(long.is_empty(), "longer than 80 columns: {long:?}");
+    students();
     assert_eq!(host.leftovers(), "");
 }
