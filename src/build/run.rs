@@ -25,7 +25,7 @@ use crate::names;
 use crate::names::Digest;
 use crate::record::{Entry, Record, Records, State};
 use crate::report::Report;
-use crate::request::{MountRequest, MountSource, NetworkMode, Payload, Request, RestartPolicy, Seccomp};
+use crate::request::{MountRequest, MountSource, NetworkMode, Payload, Request};
 use crate::spec::AskedLimits;
 use crate::store::{Draft, StoreError};
 use crate::supervise::log;
@@ -145,47 +145,15 @@ fn lay_out(dir: &Path, files: &[HostFile]) -> Result<(), Report> {
 
 /// A container as a build wants it: root's usual capabilities, and set-uid programs that work (an image's `sudo` is part of many recipes).
 fn request(image_id: Digest, words: Vec<String>, env: Vec<(String, String)>, mounts: Vec<MountRequest>) -> Request {
+    let image = image_id.to_string();
     Request {
-        image: image_id.to_string(),
-        image_id: image_id.to_string(),
-        payload: Payload::Command(words),
         entrypoint: Some(Vec::new()),
         env,
-        workdir: None,
-        user: None,
-        group_add: Vec::new(),
-        hostname: None,
-        labels: Vec::new(),
-        tty: false,
-        interactive: false,
         auto_remove: true,
-        restart: RestartPolicy::No,
-        stop_signal: None,
-        stop_timeout: 10,
-        init: false,
         mounts,
-        read_only: false,
-        shm_size: None,
-        limits: AskedLimits::default(),
-        cgroup_parent: None,
-        ulimits: Vec::new(),
-        oom_score_adj: None,
         network: NetworkMode::Host,
-        publish: Vec::new(),
-        dns: Vec::new(),
-        add_hosts: Vec::new(),
-        pid_host: false,
-        cap_add: Vec::new(),
-        cap_drop: Vec::new(),
         no_new_privileges: false,
-        seccomp: Seccomp::Default,
-        sysctls: Vec::new(),
-        gpus: None,
-        gpu_mode: None,
-        share_gpu: false,
-        devices: Vec::new(),
-        hooks_dirs: Vec::new(),
-        invoker: None,
+        ..Request::bare(image.clone(), image, Payload::Command(words))
     }
 }
 

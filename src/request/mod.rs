@@ -23,6 +23,9 @@ pub use ulimit::{Ulimit, UlimitError, parse_ulimit};
 
 use crate::spec::AskedLimits;
 
+/// docker's patience between the stop signal and SIGKILL, in seconds.
+pub const STOP_TIMEOUT: u64 = 10;
+
 /// Everything about one container that its owner chose.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Request {
@@ -127,6 +130,53 @@ pub enum Seccomp {
 }
 
 impl Request {
+    /// A container for which nothing was asked but what runs in it: no network, root's usual rights.
+    #[must_use]
+    pub fn bare(image: String, image_id: String, payload: Payload) -> Self {
+        Self {
+            image,
+            image_id,
+            payload,
+            entrypoint: None,
+            env: Vec::new(),
+            workdir: None,
+            user: None,
+            group_add: Vec::new(),
+            hostname: None,
+            labels: Vec::new(),
+            tty: false,
+            interactive: false,
+            auto_remove: false,
+            restart: RestartPolicy::No,
+            stop_signal: None,
+            stop_timeout: STOP_TIMEOUT,
+            init: false,
+            mounts: Vec::new(),
+            read_only: false,
+            shm_size: None,
+            limits: AskedLimits::default(),
+            cgroup_parent: None,
+            ulimits: Vec::new(),
+            oom_score_adj: None,
+            network: NetworkMode::None,
+            publish: Vec::new(),
+            dns: Vec::new(),
+            add_hosts: Vec::new(),
+            pid_host: false,
+            cap_add: Vec::new(),
+            cap_drop: Vec::new(),
+            no_new_privileges: true,
+            seccomp: Seccomp::Default,
+            sysctls: Vec::new(),
+            gpus: None,
+            gpu_mode: None,
+            share_gpu: false,
+            devices: Vec::new(),
+            hooks_dirs: Vec::new(),
+            invoker: None,
+        }
+    }
+
     /// Whether the container's processes are told what to read on standard input.
     #[must_use]
     pub fn wants_stdin(&self) -> bool {
