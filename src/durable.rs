@@ -84,8 +84,16 @@ impl FileLock {
         }
     }
 
+    /// Waits for a directory's own lock, alone: it needs no file, and goes with the directory.
+    pub fn of_dir(dir: &Path) -> io::Result<Self> {
+        Self::hold(OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(dir)?, FlockArg::LockExclusive)
+    }
+
     fn take(path: &Path, arg: FlockArg) -> io::Result<Self> {
-        let mut file = open_lock(path)?;
+        Self::hold(open_lock(path)?, arg)
+    }
+
+    fn hold(mut file: File, arg: FlockArg) -> io::Result<Self> {
         loop {
             match Flock::lock(file, arg) {
                 Ok(lock) => return Ok(Self(lock)),

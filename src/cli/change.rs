@@ -79,15 +79,11 @@ fn at_rest(
     restart: Option<RestartPolicy>,
 ) -> Result<Vec<LimitRow>, Report> {
     let _lock = records.lock()?;
-    let mut entry = records.again(entry)?;
-    if !entry.is_idle()? {
-        return Err(Report::new(format!("container `{}` is being started by another command", entry.record.name)));
-    }
-    let request = &entry.record.request;
-    let merged = request.limits.updated_by(asked);
-    launch::check_limits(&merged)?;
-    let restart = restart.unwrap_or(request.restart);
-    entry.change(merged, restart)?;
+    records.again(entry)?.change_at_rest(|request| {
+        let merged = request.limits.updated_by(asked);
+        launch::check_limits(&merged)?;
+        Ok((merged, restart.unwrap_or(request.restart)))
+    })?;
     Ok(Vec::new())
 }
 

@@ -227,7 +227,8 @@ pub fn rename(args: &RenameArgs, context: &Context) -> Result<u8, Report> {
     records.check_name(&name.to_string(), Some(&entry.record.id))?;
     entry.rename(&name.to_string())?;
     if let Ok(connection) = Connection::connect(&entry.control_socket()) {
-        tell(&connection, &ToSupervisor::Rename { name: name.to_string() })?;
+        // For what it says from now on. One that goes at this moment says nothing more.
+        let _ = connection.send(&ToSupervisor::Rename { name: name.to_string() });
     }
     Ok(0)
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! /var/lib/gpurun/containers/
 //!     .lock                 flock: names are reserved and records removed under it
-//!     ID/
+//!     ID/                   flock: its record is being changed, or read by its supervisor
 //!         record.json       what was asked: written before anything is made (intent first); its line `check` is the digest of the others
 //!         state.json        where it stands: replaced whole by the supervisor, or by reconcile when the supervisor died
 //!         secrets.json      mode 0600: how a person logs in to this container's Jupyter
@@ -16,7 +16,8 @@
 //!     state.json            instead of the one above, while there is no room for that
 //! ```
 //!
-//! Rules. `record.json` is never changed in place (`rename` and `update` replace it whole). `state.json` has one writer: the living supervisor, else whoever holds the
+//! Rules. `record.json` is never changed in place: who changes it (`rename`, `update`, a supervisor) takes the lock of the container's directory, reads it anew
+//! and replaces it whole, so that none writes over what another wrote. That lock is held for as long as this takes, and no other is waited for under it. `state.json` has one writer: the living supervisor, else whoever holds the
 //! reconcile lock. A container whose state says `running` and whose `alive` lock nobody holds is dead, whatever the file says.
 //! `/run/gpurun/ID` exists as long as anything of the container might have to be cleared away, and is removed last.
 //!
@@ -342,18 +343,52 @@ impl Entry {
 
     /// Renames the container. The caller holds [`Records::lock`] and has checked the name.
     pub fn rename(&mut self, name: &str) -> Result<(), RecordError> {
-        name.clone_into(&mut self.record.name);
-        put_record(&self.dir.join("record.json"), &self.record, true)
+        self.amend(|record| {
+            name.clone_into(&mut record.name);
+            Ok(())
+        })
     }
 
-    /// Replaces the limits and the restart policy. Only the living supervisor, or the holder of [`Records::lock`] when there is none, may
-    /// call this. A failure leaves the record as it was.
+    /// Replaces the limits and the restart policy. Only the living supervisor may call this. A failure leaves the record as it was.
     pub fn change(&mut self, limits: AskedLimits, restart: RestartPolicy) -> Result<(), RecordError> {
-        let mut record = self.record.clone();
-        (record.request.limits, record.request.restart) = (limits, restart);
-        put_record(&self.dir.join("record.json"), &record, true)?;
+        self.amend(|record| {
+            (record.request.limits, record.request.restart) = (limits, restart);
+            Ok(())
+        })
+    }
+
+    /// The same for a container that nobody runs or starts, by what is to become of its request. A supervisor that starts meanwhile reads the
+    /// record when this is done, or is met here: it does not run by limits that the record has no more.
+    pub fn change_at_rest(
+        &mut self,
+        change: impl FnOnce(&Request) -> Result<(AskedLimits, RestartPolicy), Report>,
+    ) -> Result<(), Report> {
+        let run_dir = self.run_dir.clone();
+        self.amend(|record| {
+            if !is_idle(&run_dir)? {
+                return Err(Report::new(format!("container `{}` is being started by another command", record.name)));
+            }
+            (record.request.limits, record.request.restart) = change(&record.request)?;
+            Ok(())
+        })
+    }
+
+    /// Changes the record as it is on the disk now, whatever was read of it before: a supervisor's `update` and another command's `rename` may come
+    /// at the same moment, and each keeps what the other wrote.
+    fn amend<E: From<RecordError>>(&mut self, change: impl FnOnce(&mut Record) -> Result<(), E>) -> Result<(), E> {
+        let _lock = self.record_lock()?;
+        let path = self.dir.join("record.json");
+        let gone = || RecordError::Io { action: "read", path: path.clone(), source: io::ErrorKind::NotFound.into() };
+        let mut record = read_record(&path, &self.record.id)?.ok_or_else(gone)?;
+        change(&mut record)?;
+        put_record(&path, &record, true)?;
         self.record = record;
         Ok(())
+    }
+
+    /// Held while the record is changed. What is decided by the record and by who runs the container is decided under it: see `Supervisor::new`.
+    pub fn record_lock(&self) -> Result<FileLock, RecordError> {
+        FileLock::of_dir(&self.dir).map_err(|source| RecordError::Io { action: "lock", path: self.dir.clone(), source })
     }
 
     /// The lock that says "a command is starting this container".
@@ -604,6 +639,35 @@ mod tests {
         assert_eq!((now.name.as_str(), now.request.limits), ("other", limits));
         fs::remove_dir_all(&found.dir).unwrap();
         assert_eq!(records.again(&found).unwrap_err().message, "there is no container `web`");
+    }
+
+    #[test]
+    fn two_who_change_a_record_at_once_keep_each_others_change() {
+        let (_base, records) = records();
+        let record = crate::testing::record(&"a".repeat(64), "web");
+        let (mut rename, launching) = records.create(&record, None).unwrap();
+        drop(launching);
+        let limits = AskedLimits { memory: Some("64m".into()), ..AskedLimits::default() };
+        let mut update = rename.clone();
+        let (wanted, (done, is_done)) = (limits.clone(), std::sync::mpsc::channel());
+        let mut other = None;
+        rename
+            .amend(|record| {
+                // The record is read, and not written yet: the worst moment for somebody else to write it.
+                other = Some(std::thread::spawn(move || {
+                    update.change(limits, RestartPolicy::Always).unwrap();
+                    done.send(()).unwrap();
+                    update
+                }));
+                assert!(is_done.recv_timeout(std::time::Duration::from_millis(200)).is_err(), "it has to wait");
+                record.name = "other".into();
+                Ok::<(), RecordError>(())
+            })
+            .unwrap();
+        let update = other.unwrap().join().unwrap();
+        let now = records.get(&record.id).unwrap().unwrap().record;
+        assert_eq!((&*now.name, &now.request.limits, now.request.restart), ("other", &wanted, RestartPolicy::Always));
+        assert_eq!(update.record.name, "other", "who comes second knows of the first");
     }
 
     #[test]

@@ -107,7 +107,8 @@ impl Supervisor {
             move |error: std::io::Error| Report::new(format!("cannot {what}")).with_cause(error)
         };
         let records = Records::open(root, run_dir)?;
-        let entry = records.get(id)?.ok_or_else(|| Report::new(format!("there is no record of the container {id}")))?;
+        let known = || records.get(id)?.ok_or_else(|| Report::new(format!("there is no record of the container {id}")));
+        let entry = known()?;
         std::fs::create_dir_all(&entry.run_dir).map_err(failed("make the container's directory in /run"))?;
         let alive = ProcessLock::try_take(&entry.run_dir.join("alive"))
             .map_err(failed("take the supervisor's lock"))?
@@ -120,6 +121,14 @@ impl Supervisor {
         let signals = SignalFd::with_flags(&handled, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(|errno| Report::new("cannot make a signalfd").with_cause(errno))?;
         let listener = Listener::bind(&entry.control_socket()).map_err(failed("bind the control socket"))?;
+        // Once more: a command that took nobody for alive, a moment ago, may just write it. Who comes later finds the lock above and the socket.
+        let entry = match entry.record.step {
+            true => entry,
+            false => {
+                let _lock = entry.record_lock()?;
+                known()?
+            }
+        };
         let log = Log::open(&entry.log()).map_err(failed("open the container's log"))?;
         let ran = entry.state()?.started.is_some();
         Ok(Self {

@@ -10,6 +10,7 @@ use crate::host::{Host, cgroups_of, eventually};
 pub const TESTS: &[(&str, fn())] = &[
     ("update_changes_the_kernel_the_record_and_a_restart", update),
     ("a_refused_update_changes_nothing", rolled_back),
+    ("a_rename_and_an_update_at_once_are_both_kept", renamed_meanwhile),
     ("a_lifted_limit_is_gone", lifted),
     ("update_keeps_the_device_filter", devices),
     ("a_paused_container_stands_still_and_can_be_stopped", pause),
@@ -109,6 +110,24 @@ fn rolled_back() {
     assert!(error.contains("--memory") && error.contains("hint:"), "{error}");
     assert_eq!(held(&host, "lab"), before);
     assert_eq!(host.ok(&["exec", "lab", "sh", "-c", "wc -c < /dev/shm/held"]), (40 << 20).to_string());
+}
+
+/// Two write one record: the command that renames, and the supervisor whose limits change.
+fn renamed_meanwhile() {
+    let host = Host::with_box();
+    sleeper(&host, "lab-0", &[]);
+    let id = host.inspect("lab-0")["Id"].as_str().unwrap().to_owned();
+    for round in 1..=30 {
+        let (name, limit) = (format!("lab-{round}"), (100 + round).to_string());
+        let children = [&["rename", &id, &name][..], &["update", &id, "--pids-limit", &limit]]
+            .map(|args| host.command(args).stdout(Stdio::null()).spawn().unwrap());
+        children.into_iter().for_each(|mut child| assert!(child.wait().unwrap().success(), "round {round}"));
+        let now = host.inspect(&id);
+        let asked = now["Request"]["limits"]["pids_limit"].to_string();
+        assert_eq!((now["Name"].as_str().unwrap(), &*asked), (&*name, &*limit), "round {round}");
+    }
+    host.ok(&["restart", "-t", "0", &id]);
+    assert_eq!(file(&host, "lab-30", &["pids.max"]), "130");
 }
 
 fn lifted() {
