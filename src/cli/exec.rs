@@ -1,6 +1,6 @@
 //! `gpurun exec`: another command in a running container, held as its pid 1 is.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use crate::record::{Entry, OomRow, State};
 use crate::report::Report;
 use crate::request::{parse_env, parse_env_file};
 use crate::rootfs::{self, users};
-use crate::runtime::{self, ExecChild, ExecRequest, Stdio};
+use crate::runtime::{self, ExecChild, ExecRequest, RuntimeError, Stdio};
 use crate::spec::seccomp::Filter;
 use crate::spec::{Capabilities, Rlimit};
 use crate::supervise::oom::{Victim, lines};
@@ -88,7 +88,7 @@ pub fn run(args: &ExecArgs, context: &Context) -> Result<u8, Report> {
     let mut request = request(args, &entry, &target, pid, filter.as_ref())?;
     request.stdio = stdio(args)?;
     let kills = oom_kills(&entry)?;
-    let child = runtime::exec(&request)?;
+    let child = runtime::exec(&request).map_err(|error| no_directory(error, &entry.record.name))?;
     if args.detach {
         return Ok(0);
     }
@@ -97,6 +97,21 @@ pub fn run(args: &ExecArgs, context: &Context) -> Result<u8, Report> {
         tell_of_oom(&entry, &state, kills)?;
     }
     Ok(code)
+}
+
+/// A working directory that is not there, in words that name the container and a way out.
+fn no_directory(error: RuntimeError, name: &str) -> Report {
+    let RuntimeError::Directory { path, source } = error else { return error.into() };
+    let path = path.display();
+    match source.kind() {
+        ErrorKind::NotFound => Report::new(format!("container `{name}` has no directory `{path}`"))
+            .with_hint(format!("`gpurun exec {name} mkdir -p {path}` makes it; `-w DIR` names another")),
+        ErrorKind::NotADirectory => Report::new(format!("`{path}` in container `{name}` is not a directory"))
+            .with_hint("name another with `-w DIR`"),
+        _ => Report::new(format!("cannot enter the directory `{path}` in container `{name}`"))
+            .with_cause(source)
+            .with_hint("name another with `-w DIR`"),
+    }
 }
 
 /// The exit code of what was killed by SIGKILL, here or one process further down.
@@ -188,7 +203,7 @@ fn request<'a>(
         cgroup_procs: cgroup.procs_files(),
         args: args.command.clone(),
         env,
-        cwd: args.workdir.clone().unwrap_or_else(|| process.cwd().clone()),
+        cwd: args.workdir.as_deref().map_or_else(|| Ok(process.cwd().clone()), super::request::workdir)?,
         uid,
         gid,
         groups,

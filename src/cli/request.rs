@@ -129,7 +129,7 @@ fn mounts(flags: &ContainerFlags, cwd: &Path) -> Result<Vec<crate::request::Moun
     Ok(mounts)
 }
 
-fn workdir(path: &Path) -> Result<PathBuf, Report> {
+pub fn workdir(path: &Path) -> Result<PathBuf, Report> {
     if path.is_absolute() {
         return Ok(path.to_path_buf());
     }

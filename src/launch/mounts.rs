@@ -93,6 +93,18 @@ pub fn at_rest(
     Ok(())
 }
 
+/// Makes a working directory that lies in what is mounted, where the container could make it itself: in docker it is made after the mounts, too.
+pub fn make_workdir(cwd: &Path, mounts: &[Mount]) -> Result<(), Report> {
+    let above = mounts.iter().filter(|mount| cwd.starts_with(&mount.destination));
+    let Some(mount) = above.max_by_key(|mount| mount.destination.components().count()) else { return Ok(()) };
+    let inside = cwd.strip_prefix(&mount.destination).unwrap_or(cwd);
+    let writable = mount.kind == "bind" && !mount.options.iter().any(|option| option == "ro");
+    if writable && !inside.as_os_str().is_empty() && mount.source.is_dir() {
+        rootfs::create_dir_in_root(&rootfs::open_root(&mount.source)?, inside)?;
+    }
+    Ok(())
+}
+
 /// Binds a clone of the source in which the person behind sudo and the container's user are exchanged, so that what a notebook writes is the
 /// person's. A file system that cannot do that (NFS, FUSE) gets a plain bind, and a word.
 fn exchange(

@@ -134,6 +134,7 @@ pub(super) fn make(
         Payload::Command(_) => None,
     };
     all_mounts.extend(mounts::plan(root, entry, &root_fd, &rootfs, &config.volumes, owners, tell)?);
+    mounts::make_workdir(&cwd, &all_mounts)?;
 
     let about = About {
         entry,

@@ -35,7 +35,7 @@ pub enum RootError {
     TooLarge { path: PathBuf, max: usize },
     #[error("cannot make `{}` in the container", .path.display())]
     Make { path: PathBuf, source: io::Error },
-    #[error("`{}` in the container is {found}, but {wanted} is to be mounted there", .path.display())]
+    #[error("`{}` in the container is {found}, but {wanted} has to be there", .path.display())]
     Mismatch { path: PathBuf, found: &'static str, wanted: &'static str },
     #[error("`{}` cannot be mounted over: it is the container's root", .path.display())]
     IsRoot { path: PathBuf },

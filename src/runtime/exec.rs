@@ -204,10 +204,10 @@ fn set_rlimit(limit: &Rlimit) -> Step {
 /// The directory is entered before the user changes, as runtimes do, so that root may use one that the user cannot; and it must lie in the
 /// container (CVE-2024-21626: a path such as /proc/self/fd/7 leads out of it).
 fn enter_directory(request: &ExecRequest<'_>) -> Step {
-    let what = format!("enter the directory `{}`", request.cwd.display());
-    nix::unistd::chdir(&request.cwd).map_err(failed_nix(&what))?;
+    nix::unistd::chdir(&request.cwd).map_err(|errno| Failure::directory(&request.cwd, errno as i32))?;
     let inside = nix::unistd::getcwd().is_ok_and(|path| path.starts_with(Path::new("/")));
-    if inside { Ok(()) } else { Err(Failure::step(what + ", which is not in the container", libc::EXDEV)) }
+    let what = || format!("enter the directory `{}`, which is not in the container", request.cwd.display());
+    if inside { Ok(()) } else { Err(Failure::step(what(), libc::EXDEV)) }
 }
 
 fn identity(request: &ExecRequest<'_>) -> Step {

@@ -22,18 +22,28 @@ pub(super) struct Failure {
     /// What was being done; the empty text: executing the program itself.
     pub step: String,
     pub errno: i32,
-    /// The file that was found, where it is the program that failed.
+    /// The file that was found, where it is the program that failed; the working directory, where that cannot be entered.
     pub found: Option<String>,
 }
+
+/// The step of entering the working directory.
+const DIRECTORY: &str = "enter the working directory";
 
 impl Failure {
     pub(super) fn step(step: impl Into<String>, errno: i32) -> Self {
         Self { step: step.into(), errno, found: None }
     }
 
+    pub(super) fn directory(path: &Path, errno: i32) -> Self {
+        Self { step: DIRECTORY.to_owned(), errno, found: Some(path.display().to_string()) }
+    }
+
     /// `words`: what libcontainer had to say, which is nothing for the program's own failures.
     pub(super) fn into_error(self, program: &str, words: &[String]) -> RuntimeError {
         let source = std::io::Error::from_raw_os_error(self.errno);
+        if let (DIRECTORY, Some(path)) = (&*self.step, &self.found) {
+            return RuntimeError::Directory { path: path.into(), source };
+        }
         if !self.step.is_empty() {
             let step = if words.is_empty() { self.step } else { format!("{} ({})", self.step, words.join("; ")) };
             return RuntimeError::Enter { step, source };

@@ -100,6 +100,8 @@ pub enum RuntimeError {
     Delete { id: String, said: String, source: Box<libcontainer::error::LibcontainerError> },
     #[error("cannot execute `{program}`: {why}")]
     Execute { program: String, why: String, not_found: bool },
+    #[error("cannot enter the working directory `{}` of the container", path.display())]
+    Directory { path: PathBuf, source: std::io::Error },
     #[error("cannot enter the container: {step}")]
     Enter { step: String, source: std::io::Error },
 }
@@ -109,6 +111,9 @@ impl Explain for RuntimeError {
         match self {
             Self::Execute { not_found: true, .. } => {
                 Some("is it in the image, and in its PATH? `gpurun run … IMAGE ls /bin` shows what there is".into())
+            }
+            Self::Directory { .. } => {
+                Some("make it in the image, or in what is mounted there; or name another with `-w DIR`".into())
             }
             _ => None,
         }
@@ -194,7 +199,7 @@ impl Prepared<'_> {
             Err(source) => {
                 end_strays(&before);
                 clear(request.state_root, request.id);
-                return Err(create_error(failures, source, &words.take(), request.check));
+                return Err(create_error(failures, source, &words.take(), request.check, &inner.cwd));
             }
         };
         let pid = container.pid().map_or(0, |pid| pid.as_raw());
@@ -318,6 +323,7 @@ struct Inner {
     dir: PathBuf,
     /// The process's arguments.
     args: Vec<String>,
+    cwd: PathBuf,
     has_poststop: bool,
 }
 
@@ -337,6 +343,7 @@ fn write_inner_spec(request: &CreateRequest<'_>) -> Result<Inner, RuntimeError> 
         .flatten()
         .filter_map(|arg| arg.as_str().map(str::to_owned))
         .collect();
+    let cwd = spec["process"]["cwd"].as_str().unwrap_or("/").into();
     let has_poststop = spec["hooks"]["poststop"].as_array().is_some_and(|hooks| !hooks.is_empty());
     // libcontainer would only warn about it; the filter is loaded by our executor.
     if let Some(linux) = spec["linux"].as_object_mut() {
@@ -362,7 +369,7 @@ fn write_inner_spec(request: &CreateRequest<'_>) -> Result<Inner, RuntimeError> 
     std::fs::create_dir_all(&dir).map_err(io("make the directory", &dir))?;
     let copy = dir.join("config.json");
     std::fs::write(&copy, spec.to_string()).map_err(io("write", &copy))?;
-    Ok(Inner { dir, args, has_poststop })
+    Ok(Inner { dir, args, cwd, has_poststop })
 }
 
 fn pipe() -> Result<(File, OwnedFd), RuntimeError> {
@@ -384,11 +391,23 @@ fn create_error(
     source: Box<libcontainer::error::LibcontainerError>,
     words: &[String],
     program: &str,
+    cwd: &Path,
 ) -> RuntimeError {
     if let Some(failure) = read_failure(&mut failures) {
         return failure.into_error(program, words);
     }
+    if let Some(errno) = words.iter().find_map(|word| no_directory(word)) {
+        return RuntimeError::Directory { path: cwd.to_path_buf(), source: errno.into() };
+    }
     RuntimeError::Create { said: said(words), source }
+}
+
+/// The error of libcontainer's chdir, which it tells by its name: `failed to chdir (e: ENOENT)`.
+fn no_directory(word: &str) -> Option<nix::Error> {
+    let name = word.strip_prefix("failed to chdir")?;
+    let known =
+        [nix::Error::ENOENT, nix::Error::ENOTDIR, nix::Error::EACCES, nix::Error::ELOOP, nix::Error::ENAMETOOLONG];
+    Some(known.into_iter().find(|errno| name.contains(&format!("{errno:?}"))).unwrap_or(nix::Error::EIO))
 }
 
 /// The first word is the closest to the cause. These frames only say it again, from the processes further out; alone they are kept.

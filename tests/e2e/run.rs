@@ -11,6 +11,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("output_and_input_pass_through", streams),
     ("the_environment_is_dockers", environment),
     ("user_workdir_hostname_entrypoint", identity),
+    ("a_working_directory_is_made_or_named", workdir),
     ("mounts_of_every_kind", mounts),
     ("a_missing_host_path_is_an_error", missing_path),
     ("an_unknown_image_is_an_error", unknown_image),
@@ -99,6 +100,34 @@ fn mounts() {
     assert!(error.contains("Read-only"), "{error}");
     let shm = host.ok(&run(&["--shm-size", "128m", "box", "sh", "-c", "df -k /dev/shm | tail -1"]));
     assert!(shm.contains("131072"), "{shm}");
+}
+
+fn workdir() {
+    let host = Host::with_box();
+    // Where docker makes it: in what is mounted, too.
+    let data = host.dir.join("data");
+    std::fs::create_dir(&data).unwrap();
+    let bind = format!("{}:/data", data.display());
+    assert_eq!(host.ok(&run(&["-v", &bind, "-w", "/data/a/b", "box", "pwd"])), "/data/a/b");
+    assert!(data.join("a/b").is_dir());
+    assert_eq!(host.ok(&run(&["-v", "vol:/vol", "-w", "/vol/a", "box", "pwd"])), "/vol/a");
+    // Where nobody may, or can.
+    let read_only = format!("{bind}:ro");
+    for (flags, dir) in [(&["-v", &*read_only][..], "/data/new"), (&[], "/proc/new")] {
+        let error = host.fails(125, &run(&[flags, &["-w", dir, "box", "pwd"]].concat()));
+        assert!(error.contains(&format!("cannot enter the working directory `{dir}` of the container")), "{error}");
+        assert!(error.contains("No such file or directory") && error.contains("hint: make it"), "{error}");
+    }
+    assert!(!data.join("new").exists());
+    host.ok(&["run", "-d", "--name", "lab", "--network", "none", "box", "sleep", "1000"]);
+    let error = host.fails(125, &["exec", "-w", "/new", "lab", "pwd"]);
+    assert!(error.contains("container `lab` has no directory `/new`"), "{error}");
+    let (_, way_out) = error.split_once("hint: `gpurun ").unwrap_or_else(|| panic!("no way out in {error}"));
+    host.ok(&way_out.split_once('`').unwrap().0.split(' ').collect::<Vec<_>>());
+    assert_eq!(host.ok(&["exec", "-w", "/new", "lab", "pwd"]), "/new");
+    let error = host.fails(125, &["exec", "-w", "/bin/busybox", "lab", "pwd"]);
+    assert!(error.contains("`/bin/busybox` in container `lab` is not a directory"), "{error}");
+    assert!(host.fails(2, &["exec", "-w", "new", "lab", "pwd"]).contains("`--workdir new` is not an absolute path"));
 }
 
 fn missing_path() {
