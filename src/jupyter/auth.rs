@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::password::{self, HashError};
 use crate::report::{EXIT_USAGE, Explain};
+use crate::sys::tty::Hidden;
 
 /// A password file larger than this is another file.
 const MAX_PASSWORD: u64 = 4096;
@@ -162,14 +163,17 @@ fn prompt() -> Result<Secret, AuthError> {
     if File::open("/dev/tty").is_err() || !(io::stdin().is_terminal() || io::stderr().is_terminal()) {
         return Err(AuthError::NoTerminal);
     }
-    let ask = |text: &str| {
-        rpassword::prompt_password(text).map_err(|source| AuthError::Read { place: "the terminal".into(), source })
-    };
-    let first = ask("Password for the notebook: ")?;
+    let read = |source| AuthError::Read { place: "the terminal".into(), source };
+    let mut terminal = Hidden::open().map_err(read)?;
+    let first = terminal.ask("Password for the notebook: ").map_err(read)?;
     if first.is_empty() {
         return Err(AuthError::Empty);
     }
-    if ask("The same again: ")? == first { Ok(Secret::new(first)) } else { Err(AuthError::Differ) }
+    if terminal.ask("The same again: ").map_err(read)? == first {
+        Ok(Secret::new(first))
+    } else {
+        Err(AuthError::Differ)
+    }
 }
 
 #[cfg(test)]
