@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::num::IntErrorKind;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use crate::report::{EXIT_USAGE, Explain};
@@ -18,10 +20,19 @@ pub enum UnitError {
     TooPrecise(String),
     #[error("`{0}` is not a list of CPU or node numbers")]
     CpuSet(String),
+    #[error("`{text}` is not a whole number")]
+    Whole { text: String, least: i64, most: i64 },
+    #[error("`{text}` is outside of {least} to {most}")]
+    Outside { text: String, least: i64, most: i64 },
+    #[error("`{0}` is not a number of seconds from 0.1 to 3600")]
+    Seconds(String),
 }
 
 impl Explain for UnitError {
     fn hint(&self) -> Option<String> {
+        if let Self::Whole { least, most, .. } | Self::Outside { least, most, .. } = self {
+            return Some(format!("write a number from {least} to {most}, in digits"));
+        }
         Some(
             match self {
                 Self::Size(_) | Self::SizeOverflow(_) => {
@@ -29,12 +40,26 @@ impl Explain for UnitError {
                 }
                 Self::Cpus(_) | Self::TooPrecise(_) => "write a decimal number: `2`, `1.5`, `.5`",
                 Self::CpuSet(_) => "write numbers and ranges with commas between: `0-3,7`",
+                Self::Seconds(_) => "write a decimal number: `2`, `.5`",
+                Self::Whole { .. } | Self::Outside { .. } => unreachable!("answered above"),
             }
             .into(),
         )
     }
     fn exit_code(&self) -> u8 {
         EXIT_USAGE
+    }
+}
+
+/// A whole number within bounds, in digits: neither `0x10` nor `1e3` nor `1k`.
+pub fn parse_whole(text: &str, bounds: &RangeInclusive<i64>) -> Result<i64, UnitError> {
+    let (least, most) = (*bounds.start(), *bounds.end());
+    match text.parse::<i64>() {
+        Ok(number) if bounds.contains(&number) => Ok(number),
+        Err(error) if !matches!(error.kind(), IntErrorKind::PosOverflow | IntErrorKind::NegOverflow) => {
+            Err(UnitError::Whole { text: text.to_owned(), least, most })
+        }
+        _ => Err(UnitError::Outside { text: text.to_owned(), least, most }),
     }
 }
 
@@ -258,6 +283,21 @@ mod tests {
         }
         assert_eq!("1.5".parse::<Cpus>().unwrap().quota_us(100_000), 150_000);
         assert_eq!("1.50".parse::<Cpus>().unwrap().to_string(), "1.5");
+    }
+
+    #[test]
+    fn whole_numbers_are_digits_within_bounds() {
+        for (text, number) in [("0", 0), ("7", 7), ("-1", -1), ("+7", 7), ("007", 7)] {
+            assert_eq!(parse_whole(text, &(-1..=7)), Ok(number), "{text}");
+        }
+        for text in ["", " 7", "7 ", "1e0", "0x1", "1k", "1.0", "٣", "-", "1_0"] {
+            let wrong = UnitError::Whole { text: text.into(), least: -1, most: 7 };
+            assert_eq!(parse_whole(text, &(-1..=7)), Err(wrong), "{text}");
+        }
+        for text in ["8", "-2", "99999999999999999999", "-99999999999999999999"] {
+            let outside = UnitError::Outside { text: text.into(), least: -1, most: 7 };
+            assert_eq!(parse_whole(text, &(-1..=7)), Err(outside), "{text}");
+        }
     }
 
     #[test]

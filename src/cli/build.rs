@@ -169,7 +169,7 @@ fn options(args: &BuildArgs, context: &Context) -> Result<Options, Report> {
         names: args.tag.clone(),
         args: build_args,
         target: args.target.clone(),
-        labels: args.label.iter().map(|label| request::pair(label)).collect(),
+        labels: args.label.iter().map(|text| request::label(text)).collect::<Result<_, _>>()?,
         no_cache: args.no_cache,
         network: request::network_mode(&args.network)?,
         limits: args.limits.asked(),

@@ -14,7 +14,7 @@ use crate::supervise::protocol::{Connection, FromSupervisor, ToSupervisor};
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The new limits are read back from the kernel; if one is refused, all stay as they were. 0 lifts a limit of memory or CPUs.\n\n\
+    after_help = "The new limits are read back from the kernel; if one is refused, all stay as they were. 0 lifts a limit of memory or CPUs; `--cpuset-cpus` is lifted by naming all.\n\n\
     Examples:\n  gpurun update lab --memory 4g\n  gpurun update lab --cpus 2 --pids-limit 500 --verbose"
 )]
 pub struct UpdateArgs {

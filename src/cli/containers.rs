@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::attach::{self, Interrupt, connect};
 use super::detach::DetachKeys;
+use super::resources::seconds;
 use super::session::{Event, Keys, Session, take_signals};
 use super::{Context, print};
 use crate::launch::{self, Spawned};
@@ -36,7 +37,7 @@ pub struct StartArgs {
 #[derive(Debug, Args)]
 pub struct RestartArgs {
     /// Seconds from the stop signal to SIGKILL (default: the container's own)
-    #[arg(short, long, value_name = "SECONDS")]
+    #[arg(short, long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
     time: Option<u64>,
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -45,7 +46,7 @@ pub struct RestartArgs {
 #[derive(Debug, Args)]
 pub struct StopArgs {
     /// Seconds from the stop signal to SIGKILL (default: the container's own)
-    #[arg(short, long, value_name = "SECONDS")]
+    #[arg(short, long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
     time: Option<u64>,
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,

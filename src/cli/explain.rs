@@ -101,7 +101,7 @@ fn process_limits(flags: &LimitFlags) -> Result<ProcessLimits, Report> {
     Ok(ProcessLimits {
         shm_size: flags.shm_size.as_deref().map(request::shm_size).transpose()?.flatten(),
         ulimits: flags.ulimit.iter().map(|text| parse_ulimit(text)).collect::<Result<_, _>>()?,
-        oom_score_adj: flags.oom_score_adj.map(request::oom_score).transpose()?,
+        oom_score_adj: flags.oom_score_adj,
         cgroup_parent: flags.cgroup_parent.as_deref().map(request::cgroup_parent).transpose()?,
     })
 }

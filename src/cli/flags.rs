@@ -3,8 +3,15 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser as Text;
 
-use super::resources::ResourceFlags;
+use super::resources::{ResourceFlags, seconds};
+use crate::units::{UnitError, parse_whole};
+
+/// proc_pid_oom_score_adj(5)
+fn oom_score(text: &str) -> Result<i32, UnitError> {
+    parse_whole(text, &(-1000..=1000)).map(|score| score as i32)
+}
 
 /// docker's flags, with docker's meanings.
 #[derive(Debug, Clone, Args, Default)]
@@ -50,7 +57,7 @@ pub struct ContainerFlags {
     #[arg(long)]
     pub init: bool,
     /// Attach a label
-    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    #[arg(short, long, value_name = "KEY[=VALUE]", value_parser = Text::new())]
     pub label: Vec<String>,
     /// What to do when the container's process ends: no, always, unless-stopped, on-failure[:N]
     #[arg(long, value_name = "POLICY", default_value = "no")]
@@ -59,7 +66,7 @@ pub struct ContainerFlags {
     #[arg(long, value_name = "SIGNAL")]
     pub stop_signal: Option<String>,
     /// Seconds from the stop signal to SIGKILL
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, value_name = "SECONDS", default_value_t = crate::request::STOP_TIMEOUT, allow_negative_numbers = true, value_parser = seconds)]
     pub stop_timeout: u64,
     /// Keys that leave a running container to itself
     #[arg(long, value_name = "KEYS", env = "GPURUN_DETACH_KEYS", default_value = "ctrl-p,ctrl-q")]
@@ -85,16 +92,16 @@ pub struct LimitFlags {
     #[command(flatten)]
     pub cgroup: ResourceFlags,
     /// The cgroup below which the container's is made [default: /gpurun]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = Text::new())]
     pub cgroup_parent: Option<String>,
     /// Size of /dev/shm [default: 64m; with --gpus half of the memory]
-    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, value_parser = Text::new())]
     pub shm_size: Option<String>,
     /// A resource limit, name=soft[:hard]: nofile=1024:4096, memlock=-1
-    #[arg(long, value_name = "LIMIT")]
+    #[arg(long, value_name = "LIMIT", value_parser = Text::new())]
     pub ulimit: Vec<String>,
     /// Which processes the kernel kills first when memory is short (-1000 to 1000)
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = oom_score)]
     pub oom_score_adj: Option<i32>,
 }
 

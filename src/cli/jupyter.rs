@@ -15,6 +15,7 @@ use super::attach::{self, Interrupt};
 use super::containers::stop_session;
 use super::detach::DetachKeys;
 use super::flags::ContainerFlags;
+use super::resources::seconds;
 use super::run::{start_new, wait_running};
 use super::session::{Event, Keys, Session, pass_on, take_signals};
 use super::{Context, print};
@@ -51,7 +52,7 @@ pub struct JupyterArgs {
     #[arg(long, value_name = "HASH", group = "auth")]
     password_hash: Option<String>,
     /// Seconds to wait for Jupyter's first answer
-    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, allow_negative_numbers = true, value_parser = seconds)]
     ready_timeout: u64,
     /// A further argument for Jupyter itself
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]

@@ -25,7 +25,7 @@ pub struct LogsArgs {
     #[arg(short, long)]
     timestamps: bool,
     /// Only the last N lines
-    #[arg(short = 'n', long, value_name = "N", default_value = "all")]
+    #[arg(short = 'n', long, value_name = "N", default_value = "all", allow_negative_numbers = true)]
     tail: String,
     /// The container: name, id, or an unambiguous beginning of one
     container: String,
@@ -34,7 +34,10 @@ pub struct LogsArgs {
 pub fn run(args: &LogsArgs, context: &Context) -> Result<u8, Report> {
     let tail = match args.tail.as_str() {
         "all" => usize::MAX,
-        number => number.parse().map_err(|_| Report::usage(format!("`--tail {number}` is not a number")))?,
+        number => number.parse().map_err(|_| {
+            Report::usage(format!("`--tail {number}` is not a number of lines"))
+                .with_hint("write a number from 0 in digits, or `all`")
+        })?,
     };
     let entry = context.records()?.find(&args.container)?;
     match show(args, &entry, tail) {

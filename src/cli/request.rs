@@ -38,7 +38,7 @@ pub fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Result<Re
         user: flags.user.clone(),
         group_add: flags.group_add.clone(),
         hostname: flags.hostname.as_deref().map(hostname).transpose()?,
-        labels: flags.label.iter().map(|label| pair(label)).collect(),
+        labels: flags.label.iter().map(|text| label(text)).collect::<Result<_, _>>()?,
         tty: flags.tty,
         interactive: flags.interactive,
         auto_remove: flags.rm,
@@ -52,7 +52,7 @@ pub fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Result<Re
         limits: flags.limits.cgroup.asked(),
         cgroup_parent: flags.limits.cgroup_parent.as_deref().map(cgroup_parent).transpose()?,
         ulimits: flags.limits.ulimit.iter().map(|text| parse_ulimit(text)).collect::<Result<_, _>>()?,
-        oom_score_adj: flags.limits.oom_score_adj.map(oom_score).transpose()?,
+        oom_score_adj: flags.limits.oom_score_adj,
         network: network_mode(&flags.network.network)?,
         publish: flags.network.publish.clone(),
         dns: flags.network.dns.iter().map(|text| name_server(text)).collect::<Result<_, _>>()?,
@@ -225,14 +225,6 @@ pub fn cgroup_parent(text: &str) -> Result<String, Report> {
     Ok(format!("/{relative}"))
 }
 
-pub fn oom_score(score: i32) -> Result<i32, Report> {
-    if (-1000..=1000).contains(&score) {
-        return Ok(score);
-    }
-    Err(Report::usage(format!("`--oom-score-adj {score}` is outside of -1000 to 1000"))
-        .with_hint("use a number from -1000 (never chosen) to 1000 (chosen first)"))
-}
-
 fn name_server(text: &str) -> Result<String, Report> {
     text.parse::<std::net::IpAddr>().map(|ip| ip.to_string()).map_err(|_| {
         Report::usage(format!("`--dns {text}` is not an IP address")).with_hint("for example `--dns 1.1.1.1`")
@@ -257,9 +249,18 @@ fn key_value(flag: &str, text: &str) -> Result<(String, String), Report> {
     }
 }
 
-pub fn pair(text: &str) -> (String, String) {
+/// A label's name is not empty and has no blanks (docker's ValidateLabel); the value is any text.
+pub fn label(text: &str) -> Result<(String, String), Report> {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
-    (key.to_owned(), value.to_owned())
+    let key = key.trim_start();
+    let wrong = |how: &str| {
+        Err(Report::usage(format!("`--label {text}` has {how}")).with_hint("for example `--label course=cgroups`"))
+    };
+    match key {
+        "" => wrong("no name"),
+        key if key.contains(char::is_whitespace) => wrong("a blank in its name"),
+        key => Ok((key.to_owned(), value.to_owned())),
+    }
 }
 
 /// The person behind `sudo`.
@@ -288,9 +289,16 @@ mod tests {
     }
 
     #[test]
+    fn a_label_is_a_name_and_any_text() {
+        let request = request(|f| f.label = vec!["a".into(), "b=".into(), " c= x=y ".into()]).unwrap();
+        let labels: Vec<(&str, &str)> = request.labels.iter().map(|(key, value)| (&**key, &**value)).collect();
+        assert_eq!(labels, [("a", ""), ("b", ""), ("c", " x=y ")]);
+    }
+
+    #[test]
     fn contradictions_and_nonsense_are_usage_errors() {
         type Change = fn(&mut ContainerFlags);
-        let cases: [(&str, Change); 10] = [
+        let cases: [(&str, Change); 13] = [
             ("--rm --restart", |f| (f.rm, f.restart) = (true, "always".into())),
             ("--workdir", |f| f.workdir = Some("x".into())),
             ("--network", |f| f.network.network = "mynet".into()),
@@ -299,6 +307,9 @@ mod tests {
             ("--dns", |f| f.network.dns = vec!["x".into()]),
             ("--add-host", |f| f.network.add_host = vec!["x".into()]),
             ("--hostname", |f| f.hostname = Some("-x".into())),
+            ("label without a name", |f| f.label = vec!["=x".into()]),
+            ("label of a blank", |f| f.label = vec![" =x".into()]),
+            ("label with a blank", |f| f.label = vec!["a b=x".into()]),
             ("--stop-signal", |f| f.stop_signal = Some("SIGNOPE".into())),
             ("same place", |f| f.files.volume = vec!["/a:/x".into(), "/b:/x/".into()]),
         ];

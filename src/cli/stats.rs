@@ -16,7 +16,7 @@ use crate::launch;
 use crate::record::{Entry, Phase, Records, short};
 use crate::report::Report;
 use crate::request::NetworkMode;
-use crate::units::format_memory;
+use crate::units::{UnitError, format_memory};
 
 #[derive(Debug, Args)]
 #[command(
@@ -29,7 +29,7 @@ pub struct StatsArgs {
     #[arg(long)]
     no_stream: bool,
     /// Seconds between samples
-    #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, allow_negative_numbers = true, value_parser = interval)]
     interval: f64,
     /// JSON: with --no-stream an array, else a line for each container and sample
     #[arg(long)]
@@ -60,10 +60,14 @@ struct Sample {
     gpus: Vec<Share>,
 }
 
+fn interval(text: &str) -> Result<f64, UnitError> {
+    text.parse()
+        .ok()
+        .filter(|seconds| (0.1..=3600.0).contains(seconds))
+        .ok_or_else(|| UnitError::Seconds(text.to_owned()))
+}
+
 pub fn run(args: &StatsArgs, context: &Context) -> Result<u8, Report> {
-    if !(args.interval >= 0.1 && args.interval <= 3600.0) {
-        return Err(Report::usage(format!("`--interval {}` is outside of 0.1 to 3600 seconds", args.interval)));
-    }
     let host = Host::probe(Path::new("/"))?;
     let records = context.records()?;
     let mut before: BTreeMap<String, (Instant, Stats)> = BTreeMap::new();

@@ -2,6 +2,7 @@
 //!
 //! Meanings and error cases: docker/cli `opts`, moby's verifyPlatformContainerResources.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,18 @@ pub struct HostFacts {
 /// How a path becomes a block device's numbers: the disk is the caller's to touch.
 pub type BlockDevice = fn(&Path) -> Result<(u64, u64), String>;
 
+/// What `--memory-swappiness` takes.
+pub const SWAPPINESS: RangeInclusive<i64> = 0..=100;
+/// What `--cpu-period` takes, in microseconds (kernel/sched/core.c, max_cfs_quota_period).
+pub const CPU_PERIODS_US: RangeInclusive<i64> = 1000..=1_000_000;
+/// What `--cpu-shares` takes; the kernel would quietly move what is outside to the bound.
+pub const CPU_SHARES: RangeInclusive<i64> = 2..=262_144;
+/// What `--blkio-weight` takes.
+pub const BLKIO_WEIGHTS: RangeInclusive<i64> = 10..=1000;
+/// What `--cpu-quota` takes, in microseconds (kernel/sched/core.c, max_cfs_runtime).
+pub const CPU_QUOTAS_US: RangeInclusive<i64> = MINIMUM_QUOTA_US as i64..=(1 << 44) - 1;
+/// What `--pids-limit` takes: as many processes as a host can number (PID_MAX_LIMIT).
+pub const PIDS: RangeInclusive<i64> = -1..=4_194_304;
 /// docker's smallest memory limit.
 pub const MINIMUM_MEMORY: u64 = 6 << 20;
 /// The period that `--cpus` is measured in, microseconds.
@@ -201,16 +214,15 @@ impl AskedLimits {
             memory_swappiness: in_range(
                 "--memory-swappiness",
                 self.memory_swappiness.filter(|n| *n != -1),
-                0,
-                100,
+                &SWAPPINESS,
                 "",
             )?,
             oom_kill_disable: self.oom_kill_disable,
             cpu_quota_us,
             cpu_period_us,
             cpu_quota_given,
-            // docker's 0 is "not asked for"; the kernel would quietly move what is outside to the bound.
-            cpu_shares: in_range("--cpu-shares", self.cpu_shares.filter(|n| *n != 0), 2, 262_144, "")?,
+            // docker's 0 is "not asked for".
+            cpu_shares: in_range("--cpu-shares", self.cpu_shares.filter(|n| *n != 0), &CPU_SHARES, "")?,
             cpuset_cpus: subset("--cpuset-cpus", self.cpuset_cpus.as_deref(), &host.cpus, |asked, available| {
                 LimitsError::CpusNotThere { asked, available }
             })?,
@@ -218,7 +230,7 @@ impl AskedLimits {
                 LimitsError::MemsNotThere { asked, available }
             })?,
             pids: self.pids()?.map(|limit| u64::try_from(limit).ok().filter(|limit| *limit > 0)),
-            blkio_weight: in_range("--blkio-weight", self.blkio_weight.filter(|n| *n != 0), 10, 1000, "")?,
+            blkio_weight: in_range("--blkio-weight", self.blkio_weight.filter(|n| *n != 0), &BLKIO_WEIGHTS, "")?,
             io: self.io_limits(host)?,
             conf: self.cgroup_conf.iter().map(|text| conf(text)).collect::<Result<_, _>>()?,
         })
@@ -228,6 +240,10 @@ impl AskedLimits {
     fn pids(&self) -> Result<Option<i64>, LimitsError> {
         match self.pids_limit {
             Some(1) => Err(LimitsError::OnePid),
+            Some(value) if value > *PIDS.end() => {
+                let (least, most) = (*PIDS.start(), *PIDS.end());
+                Err(LimitsError::Range { flag: "--pids-limit", value, least, most, unit: "" })
+            }
             limit => Ok(limit),
         }
     }
@@ -251,7 +267,8 @@ impl AskedLimits {
     fn cpu_time(&self, host: &HostFacts) -> Result<(Option<u64>, Option<u64>, bool), Report> {
         let cpus = self.cpus.as_deref().map(|text| quota(text, host)).transpose()?.flatten();
         // docker's 0 is "not asked for", and so is a quota of -1.
-        let period = in_range("--cpu-period", self.cpu_period.filter(|n| *n != 0), 1000, 1_000_000, " microseconds")?;
+        let period = self.cpu_period.filter(|n| *n != 0);
+        let period = in_range("--cpu-period", period, &CPU_PERIODS_US, " microseconds")?;
         let quota = self.cpu_quota.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0);
         if let Some(asked) = quota.filter(|quota| *quota < MINIMUM_QUOTA_US) {
             return Err(LimitsError::QuotaTooSmall(asked).into());
@@ -325,12 +342,13 @@ fn under(flag: &str, text: &str, error: UnitError) -> Report {
 fn in_range(
     flag: &'static str,
     value: Option<i64>,
-    least: i64,
-    most: i64,
+    bounds: &RangeInclusive<i64>,
     unit: &'static str,
 ) -> Result<Option<u64>, LimitsError> {
     match value {
-        Some(value) if !(least..=most).contains(&value) => Err(LimitsError::Range { flag, value, least, most, unit }),
+        Some(value) if !bounds.contains(&value) => {
+            Err(LimitsError::Range { flag, value, least: *bounds.start(), most: *bounds.end(), unit })
+        }
         value => Ok(value.and_then(|value| u64::try_from(value).ok())),
     }
 }
@@ -371,6 +389,7 @@ fn subset(
     available: &CpuSet,
     missing: fn(CpuSet, CpuSet) -> LimitsError,
 ) -> Result<Option<CpuSet>, Report> {
+    // The command line refuses the empty text; records of older versions may hold it, for "none".
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
     let asked: CpuSet = text.parse().map_err(|error| under(flag, text, error))?;
     if asked.0.is_subset(&available.0) { Ok(Some(asked)) } else { Err(missing(asked, available.clone()).into()) }

@@ -10,7 +10,10 @@ mod plan;
 mod resources;
 pub mod seccomp;
 
-pub use asked::{AskedLimits, BlockDevice, HostFacts, LimitsError, MINIMUM_MEMORY};
+pub use asked::{
+    AskedLimits, BLKIO_WEIGHTS, BlockDevice, CPU_PERIODS_US, CPU_QUOTAS_US, CPU_SHARES, HostFacts, LimitsError,
+    MINIMUM_MEMORY, PIDS, SWAPPINESS,
+};
 pub use capabilities::{Capabilities, CapabilityError};
 pub use device::{Device, DeviceRule, device_rules};
 pub use limits::{IoKind, IoLimit, Limits, Swap};

@@ -244,8 +244,9 @@ impl Supervisor {
         let patience = Duration::from_secs(timeout.unwrap_or(self.entry.record.request.stop_timeout));
         container.stop();
         self.thaw(container);
-        let at = Instant::now() + patience;
-        self.kill_at = Some(self.kill_at.map_or(at, |before| before.min(at)));
+        // Records of older versions may hold more seconds than the clock can count: patience for ever.
+        let at = Instant::now().checked_add(patience);
+        self.kill_at = self.kill_at.into_iter().chain(at).min();
     }
 }
 

@@ -167,6 +167,11 @@ fn every_row() {
             assert!(holds, "{flags:?}: {file} holds {held}, not {value}");
         }
     }
+    // Nothing is no wish to lift a limit.
+    for flag in ["--cpuset-cpus", "--cpuset-mems"] {
+        assert!(host.fails(2, &["update", "lab", flag, ""]).contains(&format!("`{flag}` has no value")));
+    }
+    assert_eq!(read("cpuset.cpus").trim(), "0-1");
     // What is written by name, and contradicts a flag: neither is dropped in silence.
     let error = host.fails(125, &["update", "lab", "--pids-limit", "50", "--cgroup-conf", "pids.max=40"]);
     assert!(
@@ -288,6 +293,18 @@ const REFUSED: &[(&[&str], i32, &[&str], &str)] = &[
         2,
         &["requested memory nodes are not available - requested 63, available: 0"],
         "`--cpuset-mems 0",
+    ),
+    // An unset variable of a script: never a limit that is silently none.
+    (&["--cpuset-cpus", ""], 2, &["`--cpuset-cpus` has no value"], "shell variable"),
+    (&["--cpuset-mems", ""], 2, &["`--cpuset-mems` has no value"], "shell variable"),
+    (&["--memory="], 2, &["`--memory` has no value"], "shell variable"),
+    (&["--pids-limit", "1e3"], 2, &["`--pids-limit 1e3` is not a whole number"], "from -1 to 4194304"),
+    (&["--pids-limit", "5000000"], 2, &["`--pids-limit 5000000` is outside of -1 to 4194304"], "from -1 to 4194304"),
+    (
+        &["--stop-timeout", "18446744073709551615"],
+        2,
+        &["`--stop-timeout 18446744073709551615` is outside of 0 to 2147483647"],
+        "from 0 to",
     ),
     (&["--pids-limit", "1"], 2, &["`--pids-limit 1` leaves no room"], "`--pids-limit 2`"),
     (&["--blkio-weight", "9"], 2, &["`--blkio-weight 9` is outside of 10 to 1000"], "from 10 to 1000"),

@@ -10,11 +10,13 @@ use serde_json::{Value, json};
 use super::progress::Shown;
 use super::{names, print, print_json};
 use crate::cli::print::say;
+use crate::cli::resources::seconds;
 use crate::durable::FileLock;
 use crate::image::Platform;
 use crate::names::Reference;
 use crate::report::Report;
 use crate::store::{Image, LoadOptions, Loaded, Source, Store};
+use crate::sys::tty::Hidden;
 use crate::transport::registry::{self, Credentials, Settings};
 
 /// Where mirrors are listed.
@@ -48,7 +50,7 @@ pub struct PullArgs {
     #[arg(required = true, value_name = "NAME[:TAG|@DIGEST]")]
     pub images: Vec<String>,
     /// Seconds for the whole pull, all waiting included (default: as long as it takes)
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
     pub timeout: Option<u64>,
     /// Print the ids alone, and no progress
     #[arg(short, long)]
@@ -72,7 +74,7 @@ pub struct PushArgs {
     #[arg(long, value_name = "gzip|zstd|none", default_value = "gzip")]
     pub compression: Packing,
     /// Seconds for the whole push, all waiting included (default: as long as it takes)
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
     pub timeout: Option<u64>,
     /// Print the manifest's digest alone, and no progress
     #[arg(short, long)]
@@ -135,7 +137,8 @@ impl RegistryFlags {
             None => None,
             Some(Ok((user, password))) => Some(Credentials::Password { user: user.into(), password: password.into() }),
             Some(Err(user)) => {
-                let password = rpassword::prompt_password(format!("Password for {user}: "))
+                let password = Hidden::open()
+                    .and_then(|mut terminal| terminal.ask(&format!("Password for {user}: ")))
                     .map_err(|error| Report::new("cannot ask for the password").with_cause(error))?;
                 Some(Credentials::Password { user: user.into(), password })
             }
