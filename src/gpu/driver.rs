@@ -22,6 +22,7 @@ const LIBRARY_DIRS: [&str; 8] = [
     "/run/opengl-driver/lib",
     "/opt/nvidia/lib64",
 ];
+/// Where programs lie that are not beside the libraries.
 const PROGRAM_DIRS: [&str; 6] = [
     "/usr/bin",
     "/usr/local/bin",
@@ -84,14 +85,14 @@ const PROGRAMS: [(&str, &[&str]); 2] = [
     ("compute", &["nvidia-cuda-mps-control", "nvidia-cuda-mps-server"]),
 ];
 
-/// Files that GLVND and Vulkan loaders find the driver by.
+/// Files that GLVND and Vulkan loaders find the driver by, below `share`.
 const GRAPHICS_FILES: [&str; 6] = [
-    "/usr/share/glvnd/egl_vendor.d/10_nvidia.json",
-    "/usr/share/vulkan/icd.d/nvidia_icd.json",
-    "/usr/share/vulkan/implicit_layer.d/nvidia_layers.json",
-    "/usr/share/egl/egl_external_platform.d/10_nvidia_wayland.json",
-    "/usr/share/egl/egl_external_platform.d/15_nvidia_gbm.json",
-    "/usr/share/nvidia/nvoptix.bin",
+    "glvnd/egl_vendor.d/10_nvidia.json",
+    "vulkan/icd.d/nvidia_icd.json",
+    "vulkan/implicit_layer.d/nvidia_layers.json",
+    "egl/egl_external_platform.d/10_nvidia_wayland.json",
+    "egl/egl_external_platform.d/15_nvidia_gbm.json",
+    "nvidia/nvoptix.bin",
 ];
 
 /// One library of the driver.
@@ -134,20 +135,27 @@ pub fn files(root: &Path, version: &str, capabilities: &BTreeSet<String>) -> Fil
             ours && (library.flags == NATIVE || wanted("compat32"))
         })
         .collect();
+    let home = home(root, version);
     let mut others = Vec::new();
     for (_, names) in PROGRAMS.iter().filter(|(capability, _)| wanted(capability)) {
         for name in *names {
-            let found = PROGRAM_DIRS.iter().find_map(|dir| real(root, &Path::new(dir).join(name)));
+            let mut dirs = std::iter::once(home.join("bin")).chain(PROGRAM_DIRS.map(PathBuf::from));
+            let found = dirs.find_map(|dir| real(root, &dir.join(name)));
             others.extend(found.map(|source| File { source, destination: Path::new("/usr/bin").join(name) }));
         }
     }
     if wanted("graphics") || wanted("display") {
-        let found = GRAPHICS_FILES.iter().filter_map(|path| Some((path, real(root, Path::new(path))?)));
-        others.extend(found.map(|(path, source)| File { source, destination: path.into() }));
+        for path in GRAPHICS_FILES {
+            let places = [home.join("share"), "/usr/share".into()];
+            let found = places.iter().find_map(|share| real(root, &share.join(path)));
+            others.extend(found.map(|source| File { source, destination: Path::new("/usr/share").join(path) }));
+        }
     }
     // The GSP's firmware of exactly this driver: its user-space half looks for it on some GPUs.
     let firmware = Path::new("/lib/firmware/nvidia").join(version);
-    for entry in std::fs::read_dir(inside(root, &firmware)).into_iter().flatten().flatten() {
+    let places = [home.join("firmware/nvidia").join(version), firmware.clone()];
+    let found = places.iter().find_map(|dir| std::fs::read_dir(inside(root, dir)).ok());
+    for entry in found.into_iter().flatten().flatten() {
         others.push(File { source: entry.path(), destination: firmware.join(entry.file_name()) });
     }
     others.sort_by(|one, other| one.destination.cmp(&other.destination));
@@ -157,6 +165,23 @@ pub fn files(root: &Path, version: &str, capabilities: &BTreeSet<String>) -> Fil
 fn is_named(stem: &str, name: &str) -> bool {
     stem.strip_prefix(name)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with(|c: char| c == '-' || c.is_ascii_digit()))
+}
+
+/// The directory that the driver was installed into, by where its libraries are: `/usr`, `/usr/local/nvidia`. What else belongs to it lies beside
+/// them; on a host whose driver is elsewhere, `/usr/bin/nvidia-smi` may be no more than a script that looks for it there.
+fn home(root: &Path, version: &str) -> PathBuf {
+    let theirs = |path: &Path| real(root, path).is_some_and(|file| file.to_string_lossy().ends_with(version));
+    let library = candidates(root)
+        .into_iter()
+        .find(|(name, path, flags)| (name == NVML || name == "libcuda.so.1") && *flags == NATIVE && theirs(path));
+    let Some((_, path, _)) = library else { return "/usr".into() };
+    let is_libraries = |dir: &Path| {
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        name == "lib" || name == "lib64" || name.ends_with("-linux-gnu")
+    };
+    // ld.so.cache knows a merged /usr/lib as /lib.
+    let home = path.ancestors().skip(1).find(|dir| !is_libraries(dir)).filter(|dir| *dir != Path::new("/"));
+    home.unwrap_or(Path::new("/usr")).to_owned()
 }
 
 /// All libraries of this version.

@@ -451,10 +451,30 @@ fn a_driver_outside_usr_is_found_without_a_cache() {
     std::fs::create_dir_all(root.join("usr/local/nvidia")).unwrap();
     std::fs::rename(root.join(LIBRARY_DIR), root.join("usr/local/nvidia/lib64")).unwrap();
     std::fs::rename(root.join("usr/bin"), root.join("usr/local/nvidia/bin")).unwrap();
-    let edits = world.plan("all", "a").unwrap();
-    assert_eq!(edits.libraries.len(), 4);
+    // As seen on such a host: a script in the PATH that runs the driver's program, and would find nothing in a container.
+    world.driver.program("nvidia-smi", "exec /usr/local/nvidia/bin/nvidia-smi");
+    world.driver.write("usr/local/nvidia/share/vulkan/icd.d/nvidia_icd.json", "{}");
+    world.driver.write("usr/local/nvidia/firmware/nvidia/550.54.15/gsp.bin", "");
+    let edits = world.plan("all,capabilities=all", "a").unwrap();
+    assert_eq!(edits.libraries.len(), 7);
     assert!(edits.libraries.iter().all(|library| library.source.starts_with(root.join("usr/local/nvidia/lib64"))));
-    assert_eq!(edits.mounts.len(), 2);
+    let mounts: Vec<String> = edits
+        .mounts
+        .iter()
+        .map(|mount| {
+            let source = mount.source.strip_prefix(root).unwrap();
+            format!("{} at {}", source.display(), mount.destination.display())
+        })
+        .collect();
+    assert_eq!(
+        mounts,
+        [
+            "usr/local/nvidia/firmware/nvidia/550.54.15/gsp.bin at /lib/firmware/nvidia/550.54.15/gsp.bin",
+            "usr/local/nvidia/bin/nvidia-cuda-mps-control at /usr/bin/nvidia-cuda-mps-control",
+            "usr/local/nvidia/bin/nvidia-smi at /usr/bin/nvidia-smi",
+            "usr/local/nvidia/share/vulkan/icd.d/nvidia_icd.json at /usr/share/vulkan/icd.d/nvidia_icd.json",
+        ]
+    );
     assert!(edits.notices.is_empty(), "NVML was found there, too");
 }
 
