@@ -4,13 +4,16 @@ use std::io::IsTerminal;
 use std::path::Path;
 
 use clap::Args;
+use oci_spec::runtime::Spec;
 
 use super::flags::{GpuWish, LimitFlags};
 use super::{Context, print, request};
 use crate::cgroup::{Cgroup, Host, Version};
 use crate::explain::{self, Explained, MountPoint, ProcessLimits, TOPICS, Tree};
+use crate::gpu::Inventory;
+use crate::gpu::usage;
 use crate::launch;
-use crate::record::Entry;
+use crate::record::{Entry, Records};
 use crate::report::Report;
 use crate::request::{Request, parse_ulimit};
 use crate::units::format_memory;
@@ -19,7 +22,7 @@ use crate::units::format_memory;
 #[command(
     after_help = "Examples:\n  gpurun explain --memory 2g --cpus 1.5        what these flags would become; changes nothing\n  \
     gpurun explain --gpus 1                      which GPU it would be, how it would come in, what it changes\n  \
-    gpurun explain lab                           a running container's limits, and what they do right now\n  \
+    gpurun explain lab                           a running container's limits and GPUs, and what they do right now\n  \
     gpurun explain --tree lab                    its cgroup, namespaces, mounts and devices\n  \
     gpurun explain                               every limit in a paragraph"
 )]
@@ -89,6 +92,7 @@ pub fn run(args: &ExplainArgs, context: &Context) -> Result<u8, Report> {
             explain::add_kernel(&mut all, &cgroup.verify(&limits)?, &cgroup.stats());
             add_process(&mut all, &entry)?;
         }
+        all.extend(given_gpus(&entry, &context.records()?)?);
     }
     if all.is_empty() && !args.json {
         print::out(&format!("container `{name}` has no limits; `gpurun update {name} --memory 2g` gives it one\n"))?;
@@ -128,6 +132,18 @@ fn add_process(all: &mut [Explained], entry: &Entry) -> Result<(), Report> {
         }
     }
     Ok(())
+}
+
+/// The GPUs that it was given, if any; what it has of their memory, where NVML tells.
+fn given_gpus(entry: &Entry, records: &Records) -> Result<Option<Explained>, Report> {
+    let state = entry.state()?;
+    if state.gpus.is_empty() {
+        return Ok(None);
+    }
+    let inventory = state.pid.and_then(|_| Inventory::read(&launch::driver_root()).ok());
+    let all = inventory.map(|inventory| super::gpus::look(&inventory, records)).transpose()?.unwrap_or_default();
+    let spec = Spec::load(entry.run_dir.join("config.json")).ok();
+    Ok(Some(explain::explain_given(spec.as_ref(), state.gpus_by.as_deref(), &usage::shares(&all, &entry.record.id))))
 }
 
 fn show(mut all: Vec<Explained>, words: &[String], json: bool, id: Option<&str>) -> Result<u8, Report> {

@@ -1,7 +1,10 @@
 //! What `--gpus` becomes: the way in that this host has, and everything that it changes in a container.
 
+use oci_spec::runtime::Spec;
+
 use super::{Explained, File};
-use crate::gpu::Edits;
+use crate::gpu::usage::Share;
+use crate::gpu::{Edits, gib};
 
 /// Explains what a launch would be given right now.
 #[must_use]
@@ -15,10 +18,8 @@ pub fn explain_gpus(edits: &Edits) -> Explained {
     one.oci.extend(edits.env.iter().map(|(name, value)| format!("process.env: {name}={value}")));
     one.oci.extend(edits.default_env.iter().map(|(name, value)| format!("process.env, if unset: {name}={value}")));
     for device in &edits.devices {
-        one.oci.push(format!("linux.devices: {} {} {}:{}", device.path, device.kind, device.major, device.minor));
-        let rule = format!("{} {}:{} {}", device.kind, device.major, device.minor, device.access);
-        one.files.push(File { version: "v1", file: "devices/devices.allow".into(), value: rule.clone() });
-        one.files.push(File { version: "v2", file: "device filter (BPF)".into(), value: format!("allow {rule}") });
+        let number = format!("{} {}:{}", device.kind, device.major, device.minor);
+        add_device(&mut one, &device.path, &number, &device.access);
     }
     let count = |count: usize, what: &str| (count > 0).then(|| format!("{what}: {count}"));
     one.oci.extend(count(edits.mounts.len() + edits.libraries.len(), "mounts, the driver's files"));
@@ -30,4 +31,36 @@ pub fn explain_gpus(edits: &Edits) -> Explained {
     one.now.extend(edits.summary.iter().cloned());
     one.now.extend(edits.notices.iter().cloned());
     one
+}
+
+/// Explains what a container has: its OCI spec, how its GPUs came in, and what it does with them right now.
+#[must_use]
+pub fn explain_given(spec: Option<&Spec>, by: Option<&str>, shares: &[Share]) -> Explained {
+    let mut one = Explained::new("--gpus");
+    let env = spec.and_then(|spec| spec.process().as_ref()?.env().as_ref());
+    let about_gpus = |entry: &&String| entry.starts_with("NVIDIA_") || entry.starts_with("CUDA_DEVICE_ORDER=");
+    one.oci.extend(env.into_iter().flatten().filter(about_gpus).map(|entry| format!("process.env: {entry}")));
+    let linux = spec.and_then(|spec| spec.linux().as_ref());
+    let rules = linux.and_then(|linux| linux.resources().as_ref()?.devices().as_ref());
+    for device in linux.and_then(|linux| linux.devices().as_ref()).into_iter().flatten() {
+        let (major, minor) = (device.major(), device.minor());
+        let rule = rules.into_iter().flatten().find(|rule| (rule.major(), rule.minor()) == (Some(major), Some(minor)));
+        let access = rule.and_then(|rule| rule.access().as_deref()).unwrap_or("rwm");
+        let number = format!("{} {major}:{minor}", device.typ().as_str());
+        add_device(&mut one, &device.path().display().to_string(), &number, access);
+    }
+    one.now.extend(by.map(str::to_owned));
+    for share in shares {
+        let busy =
+            share.utilization.map_or_else(String::new, |percent| format!("; all its users keep it {percent} % busy"));
+        one.now.push(format!("{} of GPU {}'s memory is this container's{busy}", gib(share.memory), share.index));
+    }
+    one
+}
+
+fn add_device(one: &mut Explained, path: &str, number: &str, access: &str) {
+    one.oci.push(format!("linux.devices: {path} {number}"));
+    let rule = format!("{number} {access}");
+    one.files.push(File { version: "v1", file: "devices/devices.allow".into(), value: rule.clone() });
+    one.files.push(File { version: "v2", file: "device filter (BPF)".into(), value: format!("allow {rule}") });
 }

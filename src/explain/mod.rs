@@ -9,7 +9,7 @@ mod tree;
 
 use serde::Serialize;
 
-pub use gpus::explain_gpus;
+pub use gpus::{explain_given, explain_gpus};
 pub use process::{ProcessLimits, explain_process};
 pub use topics::{TOPICS, Topic, topic};
 pub use tree::{Device, MountPoint, Namespace, Tree, tree};

@@ -94,6 +94,21 @@ fn explained() {
     lab.ok(&["run", "-d", "--name", "lab", "--network", "none", "--gpus", "1", "box", "sleep", "1000"]);
     let (oci, ..) = look(&["--gpus", "1"]);
     assert!(oci.contains(&format!("process.env: NVIDIA_VISIBLE_DEVICES={}", uuid(1))), "{oci:?}");
+    // A running container tells what it has, and how it came in.
+    lab.driver.nvml(&format!(
+        "driver {VERSION}\ncuda 12040\n{}{}",
+        driver::gpu(0, 3 * GIB, 40, false),
+        driver::gpu(1, 0, 0, false)
+    ));
+    let (oci, now, files) = look(&["lab"]);
+    assert!(oci.contains(&format!("process.env: NVIDIA_VISIBLE_DEVICES={}", uuid(0))), "{oci:?}");
+    assert!(oci.contains(&"linux.devices: /dev/nvidia0 c 195:0".to_owned()), "{oci:?}");
+    assert!(!oci.iter().any(|line| line.contains("/dev/nvidia1 ")), "{oci:?}");
+    assert!(files.iter().any(|file| file["version"] == "v2" && file["value"] == "allow c 195:0 rwm"), "{files:?}");
+    assert!(now.contains("by native injection"), "{now}");
+    assert!(now.contains("0.0 GiB of GPU 0's memory is this container's; all its users keep it 40 % busy"), "{now}");
+    let text = lab.ok(&["explain", "lab"]);
+    assert!(text.starts_with("--gpus\n"), "it has no limits, and a GPU: {text}");
     // What cannot be had is refused as a launch would be.
     let asked = lab.run(&["explain", "--gpus", "2"]);
     let launched = lab.run(&["run", "--rm", "--network", "none", "--gpus", "2", "box", "true"]);

@@ -26,7 +26,7 @@ type Node<'a> = (&'a str, String, u32, u32);
 fn probe(nodes: &[Node<'_>]) -> String {
     let mut line = String::from(
         "probe() { p=$2; if [ ! -e $p ]; then p=/tmp/$1; mknod $p c $3 $4 2>/dev/null || { echo $1=no; return; }; fi
-         if dd if=$p of=/dev/null count=1 2>&1 | grep -q 'No such device or address'; then echo $1=open; else echo $1=denied; fi; }
+         if dd if=$p of=/dev/null count=0 2>&1 | grep -q 'Operation not permitted'; then echo $1=denied; else echo $1=open; fi; }
          echo visible=$NVIDIA_VISIBLE_DEVICES; echo capabilities=$NVIDIA_DRIVER_CAPABILITIES; echo order=$CUDA_DEVICE_ORDER; \
          ls /usr/lib/libcuda.so.1 >/dev/null 2>&1 && echo cuda=yes || echo cuda=no; ",
     );
