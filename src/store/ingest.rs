@@ -14,6 +14,7 @@
 mod buffer;
 mod packed;
 mod unpacker;
+mod unzstd;
 
 use std::fs::File;
 use std::io;
@@ -33,6 +34,7 @@ use buffer::DirectWriter;
 pub(super) use packed::Here;
 use packed::{Ahead, Packed};
 pub(super) use unpacker::Unpacker;
+pub(super) use unzstd::Windows;
 
 /// Large enough that a system call, a hand-over and a write past the page cache cost nothing.
 pub(super) const CHUNK: usize = 1 << 20;
@@ -76,14 +78,30 @@ impl IngestError {
 
 /// What the layers of one load share.
 pub(super) struct Shared<'a> {
-    pub progress: &'a dyn Progress,
-    pub stop: AtomicBool,
-    pub header_memory: AtomicUsize,
+    progress: &'a dyn Progress,
+    stop: AtomicBool,
+    header_memory: AtomicUsize,
+    windows: Windows,
 }
 
-impl Shared<'_> {
+impl<'a> Shared<'a> {
     /// For all layers together.
     const HEADER_MEMORY: usize = 768 << 20;
+
+    pub fn new(progress: &'a dyn Progress) -> Self {
+        let (stop, header_memory) = (AtomicBool::new(false), AtomicUsize::new(0));
+        Self { progress, stop, header_memory, windows: Windows::new() }
+    }
+
+    /// One layer failed: the others need not go on.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.windows.end();
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
 }
 
 #[derive(Debug)]
@@ -142,7 +160,7 @@ fn unpack<'scope>(
 ) -> Result<Option<Digest>, IngestError> {
     let packed = Packed::new(layer.blob.open().map_err(IngestError::Unpack)?, shared.progress, at);
     let mut reading = None;
-    let mut unpacker = Unpacker::new(packed, |packed, first| {
+    let mut unpacker = Unpacker::new(packed, &shared.windows, |packed, first| {
         let packed = if layer.digest.is_some() { packed.hash(first) } else { packed };
         let (ahead, thread) = Ahead::spawn(scope, packed);
         reading = Some(thread);
@@ -152,10 +170,11 @@ fn unpack<'scope>(
     // The diff id says whether it came out right.
     unpacker.ignore_checksums();
     for mut chunk in buffers {
-        if shared.stop.load(Ordering::Relaxed) {
-            return Err(IngestError::Stopped);
-        }
-        let filled = unpacker.fill(&mut chunk).map_err(IngestError::Unpack)?;
+        let filled = match unpacker.fill(&mut chunk) {
+            // Whatever became of this layer, it is not why.
+            _ if shared.is_stopped() => return Err(IngestError::Stopped),
+            filled => filled.map_err(IngestError::Unpack)?,
+        };
         if filled < CHUNK {
             // Before the last chunk goes: only what is known to be right is finished.
             unpacker.finish().map_err(IngestError::Unpack)?;

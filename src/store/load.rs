@@ -6,10 +6,10 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::ingest::{self, Buffer, CHUNK, Here, IngestError, Ingested, Shared, Unpacker};
+use super::ingest::{self, Buffer, CHUNK, Here, IngestError, Ingested, Shared, Unpacker, Windows};
 use super::{ImageRecord, Staging, Store, StoreError, Stretch, make_dir, merge_layers, scan_layers};
 use crate::durable;
 use crate::image::{Compression, Platform, digest_of};
@@ -117,8 +117,7 @@ fn registry_error(error: &io::Error) -> Option<&registry::RegistryError> {
     error.get_ref()?.downcast_ref()
 }
 
-/// Layers taken in at a time: each keeps two cores busy. On a machine with more cores more of them would need more memory than a load may take: four
-/// layers of `zstd -19`, with a window of 8 MiB each, were seen with 76 MiB, two with 63.
+/// Layers taken in at a time: each keeps two cores busy.
 const PARALLEL: usize = 2;
 /// The same where the network is what is waited for.
 const PARALLEL_REMOTE: usize = 4;
@@ -446,21 +445,17 @@ pub(super) fn create(path: &Path) -> io::Result<File> {
 
 /// Takes the layers in, a few at a time; the first failure stops the others.
 fn ingest_all(jobs: &[Job<'_>], progress: &dyn Progress) -> Result<Vec<Ingested>, LoadError> {
-    let shared = Shared { progress, stop: AtomicBool::new(false), header_memory: AtomicUsize::new(0) };
+    let shared = Shared::new(progress);
     let next = AtomicUsize::new(0);
     let results: Mutex<Vec<Option<Result<Ingested, LoadError>>>> = Mutex::new(jobs.iter().map(|_| None).collect());
     let work = || {
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(job) = jobs.get(at) else { return };
-            let done = if shared.stop.load(Ordering::Relaxed) {
-                Err(IngestError::Stopped)
-            } else {
-                ingest_one(at, job, &shared)
-            };
+            let done = if shared.is_stopped() { Err(IngestError::Stopped) } else { ingest_one(at, job, &shared) };
             match done {
                 Ok(_) => progress.done(at),
-                Err(_) => shared.stop.store(true, Ordering::Relaxed),
+                Err(_) => shared.stop(),
             }
             let done = done.map_err(|cause| LoadError::Layer { layer: job.layer.diff_id, cause });
             results.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[at] = Some(done);
@@ -544,7 +539,8 @@ fn find_images(
 /// Unpacks a whole stream into a file of the workplace.
 fn spool(input: impl Read, staging: &Staging, progress: &dyn Progress) -> Result<File, IngestError> {
     let mut file = create(&staging.path().join("archive")).map_err(IngestError::Write)?;
-    let mut unpacker = Unpacker::new(input, |rest, _| Here(rest)).map_err(IngestError::Unpack)?;
+    let windows = Windows::new();
+    let mut unpacker = Unpacker::new(input, &windows, |rest, _| Here(rest)).map_err(IngestError::Unpack)?;
     let mut buffer = Buffer::new(CHUNK);
     let mut checked = 0u64;
     loop {

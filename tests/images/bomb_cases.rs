@@ -13,10 +13,12 @@ use crate::Test;
 use crate::desk::{Answer, Desk, answer, sh};
 use crate::layer::{Head, Layer};
 use crate::picture::{Packing, Picture, digest};
+use crate::rogue::{Reply, Rogue};
 
 pub const TESTS: &[Test] = &[
     ("a_layer_that_unpacks_to_more_than_the_disk", &[], layers),
     ("a_zstd_window_of_two_gigabytes", &[], window),
+    ("large_zstd_windows_share_the_memory", &[], windows),
     ("standard_input_without_end", &[], endless),
     ("files_that_claim_terabytes", &[], terabytes),
     ("members_that_claim_more_than_there_is", &[], claims),
@@ -117,6 +119,19 @@ fn window() {
     let began = Instant::now();
     let told = answer(bounded(&desk, &["image", "load", "bomb"]).output().unwrap());
     ended(&desk, "a window", began, &told, &["memory"]);
+}
+
+/// Four layers come at a time, but not four windows of 8 MiB.
+fn windows() {
+    let desk = Desk::new();
+    let rogue = Rogue::new(|_| Reply::Right);
+    let layer = |at: u8| Layer::new().head(Head::new(b'0', b"data", b"", 32 << 20)).data(&vec![at; 32 << 20]).end();
+    let picture = Picture { layers: (0..8).map(layer).collect(), architecture: crate::picture::host() };
+    rogue.with("wide:1", &picture, Packing::ZstdWide);
+    let (pulled, peak) = desk.peak(&["image", "pull", "-q", &rogue.name("wide:1")]);
+    assert_eq!((pulled.code, pulled.out.trim()), (0, &*picture.id()), "{}", pulled.err);
+    assert!(peak < 64 << 20, "{} MiB", peak >> 20);
+    desk.assert_whole();
 }
 
 fn endless() {

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -52,6 +53,22 @@ impl Desk {
 
     pub fn run(&self, args: &[&str]) -> Answer {
         answer(self.command(args).output().unwrap())
+    }
+
+    /// Runs, and answers with the most memory that it had at a time, too. (Not by `wait4`: its number begins with the memory of whoever
+    /// called `exec`, which are these tests.)
+    pub fn peak(&self, args: &[&str]) -> (Answer, u64) {
+        let mut child = self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let status = format!("/proc/{}/status", child.id());
+        let mut peak = 0;
+        while child.try_wait().unwrap().is_none() {
+            let text = fs::read_to_string(&status).unwrap_or_default();
+            let high =
+                text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
+            peak = high.unwrap_or(peak);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        (answer(child.wait_with_output().unwrap()), peak * 1024)
     }
 
     /// Runs, and insists that it works; answers with standard output, trimmed.

@@ -16,6 +16,8 @@ pub enum Packing {
     None,
     Gzip,
     Zstd,
+    /// With a window of 8 MiB, as `zstd -19` takes it.
+    ZstdWide,
 }
 
 /// An image as its layers' tars.
@@ -102,7 +104,7 @@ impl Picture {
             match packing {
                 Packing::None => "application/vnd.oci.image.layer.v1.tar",
                 Packing::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
-                Packing::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
+                Packing::Zstd | Packing::ZstdWide => "application/vnd.oci.image.layer.v1.tar+zstd",
             },
         )
     }
@@ -158,6 +160,12 @@ fn pack(tar: &[u8], packing: Packing) -> Vec<u8> {
             encoder.finish().unwrap()
         }
         Packing::Zstd => zstd::encode_all(tar, 1).unwrap(),
+        Packing::ZstdWide => {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.set_parameter(zstd::zstd_safe::CParameter::WindowLog(23)).unwrap();
+            encoder.write_all(tar).unwrap();
+            encoder.finish().unwrap()
+        }
     }
 }
 

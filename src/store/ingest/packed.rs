@@ -1,6 +1,6 @@
 //! A layer's packed bytes, in pieces: hashed and counted where they are read, on a thread of their own if wanted.
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 
@@ -180,25 +180,13 @@ impl<P: Pieces> inflate::Input for Stream<P> {
     }
 }
 
-/// zstd's way to read.
-impl<P: Pieces> Read for Stream<P> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.fill_buf()?.read(buffer)?;
-        self.consume(count);
-        Ok(count)
-    }
-}
-
-impl<P: Pieces> BufRead for Stream<P> {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+impl<P: Pieces> Stream<P> {
+    /// What comes next: nothing at the end alone.
+    pub fn next(&mut self) -> io::Result<&[u8]> {
         if self.piece.bytes().is_empty() && !self.ended {
             inflate::Input::more(self)?;
         }
         Ok(self.piece.bytes())
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.piece.used(count);
     }
 }
 

@@ -1,22 +1,24 @@
 //! From packed bytes to whole buffers of a tar stream, by what the first bytes say.
 
-use std::io::{self, BufRead as _, Read};
+use std::io::{self, Read};
 
 use super::Buffer;
 use super::packed::{Piece, Pieces, Stream, until_read};
+use super::unzstd::{Unzstd, Windows};
 use crate::image::Compression;
 use crate::inflate::Gunzip;
 
-pub enum Unpacker<R, P: Pieces> {
+pub enum Unpacker<'a, R, P: Pieces> {
     /// What was read to find that out, and the rest.
     Plain(Piece, R),
     Gzip(Box<Gunzip>, Stream<P>),
-    Zstd(Box<zstd::stream::read::Decoder<'static, Stream<P>>>),
+    Zstd(Unzstd<'a>, Stream<P>),
 }
 
-impl<R: Read, P: Pieces> Unpacker<R, P> {
-    /// Looks at the first piece. `pieces` makes of the reader what the others come from, where there is something to unpack.
-    pub fn new(mut reader: R, pieces: impl FnOnce(R, &Piece) -> P) -> io::Result<Self> {
+impl<'a, R: Read, P: Pieces> Unpacker<'a, R, P> {
+    /// Looks at the first piece. `pieces` makes of the reader what the others come from, where there is something to unpack; a window's memory
+    /// comes out of `windows`.
+    pub fn new(mut reader: R, windows: &'a Windows, pieces: impl FnOnce(R, &Piece) -> P) -> io::Result<Self> {
         let mut first = Piece::new();
         first.fill(&mut reader)?;
         Ok(match Compression::sniff(first.bytes()) {
@@ -27,8 +29,8 @@ impl<R: Read, P: Pieces> Unpacker<R, P> {
             }
             Compression::Zstd => {
                 let pieces = pieces(reader, &first);
-                // Its window is bounded to 128 MiB by the library.
-                Self::Zstd(Box::new(zstd::stream::read::Decoder::with_buffer(Stream::new(first, pieces))?))
+                // A window is bounded to 128 MiB by the library.
+                Self::Zstd(Unzstd::new(windows), Stream::new(first, pieces))
             }
         })
     }
@@ -42,22 +44,21 @@ impl<R: Read, P: Pieces> Unpacker<R, P> {
 
     /// Fills the buffer; less than all of it only at the end of the stream.
     pub fn fill(&mut self, chunk: &mut Buffer) -> io::Result<usize> {
-        if let Self::Gzip(gunzip, stream) = self {
-            return gunzip.fill(stream, chunk.with_margins());
-        }
+        let (first, reader) = match self {
+            Self::Plain(first, reader) => (first, reader),
+            Self::Gzip(gunzip, stream) => return gunzip.fill(stream, chunk.with_margins()),
+            Self::Zstd(unzstd, stream) => return unzstd.fill(stream, chunk.bytes_mut()),
+        };
         let room = chunk.bytes_mut();
         let mut filled = 0;
         while filled < room.len() {
             let rest = &mut room[filled..];
-            let got = match self {
-                Self::Plain(first, reader) if first.bytes().is_empty() => until_read(|| reader.read(rest))?,
-                Self::Plain(first, _) => {
-                    let got = first.bytes().read(rest)?;
-                    first.used(got);
-                    got
-                }
-                Self::Zstd(decoder) => until_read(|| decoder.read(rest))?,
-                Self::Gzip(..) => 0,
+            let got = if first.bytes().is_empty() {
+                until_read(|| reader.read(rest))?
+            } else {
+                let got = first.bytes().read(rest)?;
+                first.used(got);
+                got
             };
             if got == 0 {
                 break;
@@ -71,10 +72,9 @@ impl<R: Read, P: Pieces> Unpacker<R, P> {
     pub fn finish(self) -> io::Result<()> {
         let mut stream = match self {
             Self::Plain(..) => return Ok(()),
-            Self::Gzip(_, stream) => stream,
-            Self::Zstd(decoder) => decoder.finish(),
+            Self::Gzip(_, stream) | Self::Zstd(_, stream) => stream,
         };
-        if stream.fill_buf()?.is_empty() {
+        if stream.next()?.is_empty() {
             return Ok(());
         }
         Err(io::Error::new(io::ErrorKind::InvalidData, "garbage after the end of the stream"))
@@ -114,6 +114,7 @@ mod tests {
 
     #[test]
     fn every_packing_fills_whole_buffers_up_to_the_end() {
+        let windows = Windows::new();
         for length in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 777] {
             let bytes = noise(length);
             let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -124,11 +125,11 @@ mod tests {
                 ("zstd", zstd::encode_all(&bytes[..], 1).expect("packed")),
             ];
             for (name, packed) in packings {
-                let here = Unpacker::new(&packed[..], |rest, _| Here(rest)).expect("a stream");
+                let here = Unpacker::new(&packed[..], &windows, |rest, _| Here(rest)).expect("a stream");
                 assert!(all_of(here).expect("unpacked") == bytes, "{name}, {length}");
                 std::thread::scope(|scope| {
                     let mut reading = None;
-                    let ahead = Unpacker::new(Packed::new(&packed[..], &(), 0), |rest, first| {
+                    let ahead = Unpacker::new(Packed::new(&packed[..], &(), 0), &windows, |rest, first| {
                         let (ahead, thread) = Ahead::spawn(scope, rest.hash(first));
                         reading = Some(thread);
                         ahead
@@ -158,10 +159,12 @@ mod tests {
 
     #[test]
     fn a_reader_that_fails_is_heard_across_threads() {
+        let windows = Windows::new();
         let packed = zstd::encode_all(&noise(5 * CHUNK)[..], 1).expect("packed");
         let half = &packed[..packed.len() / 2];
         let error = std::thread::scope(|scope| {
-            let unpacker = Unpacker::new(Packed::new(Failing(half), &(), 0), |rest, _| Ahead::spawn(scope, rest).0);
+            let unpacker =
+                Unpacker::new(Packed::new(Failing(half), &(), 0), &windows, |rest, _| Ahead::spawn(scope, rest).0);
             all_of(unpacker.expect("a stream")).expect_err("a failure")
         });
         assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
@@ -169,10 +172,12 @@ mod tests {
 
     #[test]
     fn one_who_stops_early_ends_the_reader() {
+        let windows = Windows::new();
         let packed = zstd::encode_all(&noise(8 * CHUNK)[..], 1).expect("packed");
         // The scope would not end if the reader waited for somebody to take what it has.
         std::thread::scope(|scope| {
-            let unpacker = Unpacker::new(Packed::new(&packed[..], &(), 0), |rest, _| Ahead::spawn(scope, rest).0);
+            let unpacker =
+                Unpacker::new(Packed::new(&packed[..], &(), 0), &windows, |rest, _| Ahead::spawn(scope, rest).0);
             let filled = unpacker.expect("a stream").fill(&mut Buffer::new(CHUNK)).expect("a buffer");
             assert_eq!(filled, CHUNK);
         });
