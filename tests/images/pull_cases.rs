@@ -14,6 +14,7 @@ pub const TESTS: &[Test] = &[
     ("a_certificate_must_be_trusted", &["docker-registry", "openssl"], certificates),
     ("logins_from_everywhere", &["docker-registry", "htpasswd"], logins),
     ("run_pulls_what_is_missing", &["docker-registry", "busybox"], run_pulls),
+    ("a_platform_that_the_stored_image_is_not_for", &["docker-registry", "busybox"], platforms),
 ];
 
 fn every_packing() {
@@ -194,4 +195,54 @@ fn run_pulls() {
         "{}",
         absent.err
     );
+}
+
+/// What is in the store under the name is no answer to whoever asks for another platform.
+fn platforms() {
+    let desk = Desk::new();
+    let registry = Registry::start(&desk.dir, false, false);
+    let name = registry.name("hello:1");
+    // Both run here; what they are for is what they say.
+    let own = Picture::bootable();
+    let other = Picture { architecture: if own.architecture == "arm64" { "amd64" } else { "arm64" }, ..own.clone() };
+    let (here, there) = (format!("linux/{}", own.architecture), format!("linux/{}", other.architecture));
+    for (picture, platform) in [(&other, &there), (&own, &here)] {
+        picture.layout(&desk.path(picture.architecture), &name, Packing::Gzip);
+        desk.ok(&["image", "load", "--platform", platform, picture.architecture]);
+        if picture.architecture == other.architecture {
+            desk.ok(&["image", "push", &name, &name]);
+        }
+    }
+    let of = |name: &str| desk.json(&["image", "inspect", name])[0]["Architecture"].as_str().unwrap().to_owned();
+    let run = |args: &[&str]| desk.run(&[&["run", "--rm", "--network", "none"], args].concat());
+    // The stored one's own platform, or none: nothing is asked for.
+    for args in [&[&*name][..], &["--platform", &here, &name]] {
+        let ran = run(args);
+        assert!(ran.code == 0 && !ran.err.contains("pulling"), "{args:?}: {}", ran.err);
+    }
+    // Nothing may be pulled: said, with a way out.
+    let words = format!("the image `{name}` in the store is for {here}, not for {there}");
+    let way_out = format!("`gpurun image pull --platform {there} {name}`");
+    let refused = run(&["--pull", "never", "--platform", &there, &name]);
+    assert!(refused.code == 125 && refused.err.contains(&words) && refused.err.contains(&way_out), "{}", refused.err);
+    let refused = desk.fails(&["image", "mount", "--platform", &there, &name]);
+    assert!(refused.contains(&words) && refused.contains(&way_out), "{refused}");
+    // An id is this image.
+    let refused = run(&["--platform", &there, &own.id()]);
+    assert!(refused.code == 125 && refused.err.contains("do without `--platform`"), "{}", refused.err);
+    assert_eq!(of(&name), own.architecture, "nothing was changed");
+    // A registry that has it not: both are said.
+    desk.ok(&["image", "tag", &name, "127.0.0.1:1/x:1"]);
+    let failed = run(&["--platform", &there, "127.0.0.1:1/x:1"]);
+    assert!(failed.code == 125 && failed.err.contains("in the store is for"), "{}", failed.err);
+    assert!(failed.err.contains("the registry `127.0.0.1:1` cannot be reached"), "{}", failed.err);
+    // By default the other one is pulled, and the name then means it.
+    let ran = run(&["--platform", &there, &name]);
+    assert_eq!((ran.code, ran.out.as_str()), (0, "hi\n"), "{}", ran.err);
+    let told = format!("`{name}` is in the store for {here}, not for {there}: pulling {name}");
+    assert!(ran.err.contains(&told), "{}", ran.err);
+    assert_eq!(of(&name), other.architecture);
+    let again = run(&["--platform", &there, &name]);
+    assert!(again.code == 0 && !again.err.contains("pulling"), "{}", again.err);
+    assert_eq!(of("127.0.0.1:1/x:1"), own.architecture, "the other name keeps its image");
 }

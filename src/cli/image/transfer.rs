@@ -108,7 +108,7 @@ impl From<Packing> for crate::image::Compression {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Registry")]
 pub struct RegistryFlags {
-    /// Take the image for this platform out of a multi-platform one: linux/arm64
+    /// Take the image for this platform: linux/arm64
     #[arg(long, value_name = "OS/ARCH")]
     pub platform: Option<Platform>,
     /// `false`: trust any certificate, and speak plain HTTP where there is no TLS
@@ -325,17 +325,65 @@ pub fn provide(store: &Store, name: &str, policy: PullPolicy, registry: &Registr
         };
     }
     let there = store.contains(name)?;
-    if policy == PullPolicy::Never || (there && policy == PullPolicy::Missing) {
-        return Ok(name.to_owned());
+    let other = Other::find(store, name, registry.platform.as_ref());
+    match &other {
+        None if policy == PullPolicy::Never || (there && policy == PullPolicy::Missing) => return Ok(name.to_owned()),
+        // Its id means this image alone.
+        Some(other) if policy == PullPolicy::Never || !other.by_name => return Err(other.refusal(name)),
+        _ => {}
     }
     // What is no name at all is for the look-up to refuse, in its own words.
     let Ok(reference) = name.parse::<Reference>() else { return Ok(name.to_owned()) };
-    let why = if there { "always pulled" } else { "not in the store" };
+    let why = match &other {
+        Some(other) => format!("in the store for {}, not for {}", other.found, other.wanted),
+        None if there => "always pulled".into(),
+        None => "not in the store".into(),
+    };
     say(&format!("gpurun: `{name}` is {why}: pulling {reference}"));
     match take(store, &Source::Registry(reference), &[], None, registry, false) {
         Ok(_) => Ok(name.to_owned()),
-        Err(report) if there => Err(report),
-        Err(report) => Err(not_there(store, name, report)),
+        Err(report) => Err(match &other {
+            Some(other) => report.under(other.message(name)),
+            None if there => report,
+            None => not_there(store, name, report),
+        }),
+    }
+}
+
+/// An image of the store that is for another platform than the one that was asked for.
+struct Other {
+    found: Platform,
+    wanted: Platform,
+    /// It was asked for by a name, which may come to mean another image.
+    by_name: bool,
+}
+
+impl Other {
+    fn find(store: &Store, name: &str, wanted: Option<&Platform>) -> Option<Self> {
+        let (wanted, image) = (wanted?.clone(), store.resolve(name).ok()?);
+        let by_name = image.names.iter().any(|known| store.is_name(name, known));
+        // The store does not look at variants.
+        let found = Platform { os: image.os, architecture: image.architecture, variant: None };
+        // Old images do not say what they are for.
+        let fits = found.architecture.is_empty() || found.runs_on(&wanted);
+        (!fits).then_some(Self { found, wanted, by_name })
+    }
+
+    fn message(&self, name: &str) -> String {
+        format!("the image `{name}` in the store is for {}, not for {}", self.found, self.wanted)
+    }
+
+    fn refusal(&self, name: &str) -> Report {
+        let hint = if self.by_name {
+            format!(
+                "`gpurun image pull --platform {} {name}` gets that one, and the name then means it; `gpurun image tag` keeps another for \
+                 this one",
+                self.wanted
+            )
+        } else {
+            "do without `--platform`, or name the image to pull".to_owned()
+        };
+        Report::new(self.message(name)).with_hint(hint)
     }
 }
 
