@@ -4,8 +4,11 @@ use std::error::Error;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::rc::Rc;
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
+use ureq::Body;
+use ureq::http::Response;
 
 use super::context::ContextError;
 use super::copy::{Content, Item, Thing};
@@ -14,6 +17,7 @@ use crate::layer::{Data, EntryKind, Merger, Segment, Tree, tar};
 use crate::names::Digest;
 use crate::report::Report;
 use crate::store::{IngestError, Store};
+use crate::transport::registry::{DownloadError, download};
 
 /// Whether a source of `ADD` is fetched.
 #[must_use]
@@ -46,22 +50,24 @@ pub struct Fetched {
     modified: Option<i64>,
 }
 
-/// Fetches a URL.
-pub fn fetch(store: &Store, url: &str) -> Result<Fetched, Report> {
-    let failed = |cause: &dyn std::fmt::Display| Report::new(format!("cannot fetch `{url}`")).with_cause(cause);
-    let host = url.split('/').nth(2).unwrap_or_default();
-    let agent = crate::transport::registry::agent(host)?;
-    let response = agent.get(url).call().map_err(|error| failed(&error))?;
-    if !response.status().is_success() {
-        return Err(failed(&format!("the server answered {}", response.status())));
-    }
-    let modified = response.headers().get("last-modified").and_then(|value| value.to_str().ok());
-    let modified = modified.and_then(|text| chrono::DateTime::parse_from_rfc2822(text).ok());
-    let modified = modified.map(|time| time.timestamp());
-    let mut hash = Sha256::new();
-    let file = store.pour(response.into_body().into_reader(), |bytes| hash.update(bytes));
-    let file = file.map_err(|error| not_poured(format!("cannot fetch `{url}`"), &error))?;
-    Ok(Fetched { file, digest: hash.finalize().into(), modified })
+/// Fetches a URL, again where that may help; `wait` lets time go by between two attempts.
+pub fn fetch(
+    store: &Store,
+    url: &str,
+    wait: &mut dyn FnMut(Duration, &DownloadError) -> Result<(), Report>,
+) -> Result<Fetched, Report> {
+    let mut take = |response: Response<Body>| {
+        let modified = response.headers().get("last-modified").and_then(|value| value.to_str().ok());
+        let modified = modified.and_then(|text| chrono::DateTime::parse_from_rfc2822(text).ok());
+        let modified = modified.map(|time| time.timestamp());
+        let mut hash = Sha256::new();
+        match store.pour(response.into_body().into_reader(), |bytes| hash.update(bytes)) {
+            Ok(file) => Ok(Ok(Fetched { file, digest: hash.finalize().into(), modified })),
+            Err(IngestError::Unpack(error)) => Err(error),
+            Err(error) => Ok(Err(not_poured(format!("cannot fetch `{url}`"), &error))),
+        }
+    };
+    download(url, &mut take, wait)
 }
 
 /// A fetched file, as `ADD` puts it: mode 0600, named by the last part of the URL. Without a time of the server's its time is 0, in every

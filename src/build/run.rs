@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
@@ -203,6 +204,27 @@ pub fn take_interrupt(signals: &SignalFd) -> bool {
         interrupted |= info.ssi_signo != nix::sys::signal::Signal::SIGWINCH as u32;
     }
     interrupted
+}
+
+/// Lets time go by, unless a person wants the build to end meanwhile.
+pub fn pause(signals: Option<&SignalFd>, time: Duration) -> Result<(), Report> {
+    let Some(signals) = signals else {
+        std::thread::sleep(time);
+        return Ok(());
+    };
+    let end = Instant::now() + time;
+    loop {
+        // What ends it early is looked at here, in whatever way it ends.
+        let left = end.saturating_duration_since(Instant::now());
+        let milliseconds = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let _ = poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], milliseconds);
+        if take_interrupt(signals) {
+            return Err(interruption());
+        }
+        if Instant::now() >= end {
+            return Ok(());
+        }
+    }
 }
 
 /// How an interrupted build ends.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::copy::{Plan, Target, Thing, now};
 use super::engine::{Current, Engine};
@@ -126,8 +127,14 @@ impl Engine<'_> {
         Ok(context.select(source)?.into_iter().map(Thing::from_context).collect())
     }
 
-    fn fetch(&self, url: &str, checksum: Option<&str>) -> Result<Thing, Report> {
-        let fetched = fetch::fetch(self.store, url)?;
+    fn fetch(&mut self, url: &str, checksum: Option<&str>) -> Result<Thing, Report> {
+        let (signals, output) = (self.signals, &mut *self.output);
+        let fetched = fetch::fetch(self.store, url, &mut |pause, error| {
+            if pause >= Duration::from_secs(1) {
+                output.notice(&format!("{error}: {}; trying again in {} s", error.cause, pause.as_secs()));
+            }
+            run::pause(signals, pause)
+        })?;
         let found = format!("sha256:{}", hex::encode(fetched.digest));
         match checksum {
             Some(wanted) if wanted != found => {

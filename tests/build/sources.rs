@@ -3,13 +3,20 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::place::Place;
 
 pub const TESTS: &[(&str, fn())] = &[
     ("sources::add_fetches_urls", urls),
+    ("sources::add_fetches_again_what_may_work_later", later),
+    ("sources::a_wait_for_a_server_can_be_interrupted", interrupted),
     ("sources::ignore_files_have_an_order", ignore_files),
     ("sources::an_ignore_file_that_cannot_be_read_is_an_error", unreadable_ignore_file),
     ("sources::a_bind_mount_shows_nothing_that_is_ignored", bound),
@@ -20,6 +27,14 @@ pub const TESTS: &[(&str, fn())] = &[
 
 /// A server that says the same to everybody, and how often it was asked.
 fn server(status: &'static str, headers: &'static str, body: &'static str) -> (String, Arc<AtomicUsize>) {
+    let length = body.len();
+    answering(move |_| {
+        format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n{body}")
+    })
+}
+
+/// A server that gives the first, second and each further one who asks the answer for that number.
+fn answering(answer: impl Fn(usize) -> String + Send + 'static) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let asked = Arc::new(AtomicUsize::new(0));
@@ -29,12 +44,7 @@ fn server(status: &'static str, headers: &'static str, body: &'static str) -> (S
             let Ok(mut stream) = stream else { continue };
             let lines = BufReader::new(stream.try_clone().unwrap()).lines();
             lines.map_while(Result::ok).take_while(|line| !line.is_empty()).for_each(drop);
-            count.fetch_add(1, Ordering::Relaxed);
-            let length = body.len();
-            let _ = write!(
-                stream,
-                "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n{body}"
-            );
+            let _ = stream.write_all(answer(count.fetch_add(1, Ordering::Relaxed)).as_bytes());
         }
     });
     (format!("http://{address}"), asked)
@@ -65,6 +75,69 @@ fn urls() {
     let (url, _) = server("404 Not Found", "", "no");
     let answer = place.build(&context, &format!("FROM box\nADD {url}/x /x\n"), &[]);
     assert!(answer.code == 1 && answer.err.contains("line 2") && answer.err.contains("404"), "{}", answer.err);
+}
+
+fn later() {
+    let place = Place::shared();
+    let context = place.context(&[]);
+    let head = |status: &str, more: &str| format!("HTTP/1.1 {status}\r\nConnection: close\r\n{more}\r\n\r\n");
+    let (url, asked) = answering(move |nth| match nth {
+        0 => head("503 Service Unavailable", "Retry-After: 1\r\nContent-Length: 0"),
+        // It breaks off: asked for again, from the beginning.
+        1 => head("200 OK", "Content-Length: 9") + "half",
+        2 => String::new(),
+        _ => head("200 OK", "Content-Length: 9") + "the whole",
+    });
+    let answer = place.build(&context, &format!("FROM box\nADD {url}/a /d/b\n"), &[]);
+    assert_eq!((answer.code, asked.load(Ordering::Relaxed)), (0, 4), "{}", answer.err);
+    assert_eq!(place.news(answer.out.trim()), ["d 755 0:0 /d", "f 600 0:0 /d/b the whole"]);
+    let told = format!(
+        "cannot fetch `{url}/a`: the server answered 503 Service Unavailable, and asks to wait 1 s; trying again in 1 s"
+    );
+    assert!(answer.err.contains(&told), "{}", answer.err);
+
+    // An end there is, and what will not pass is not asked for again.
+    for (status, more, times, words) in [
+        ("500 Internal Server Error", "", 6, "hint: it was tried several times"),
+        (
+            "429 Too Many Requests",
+            "Retry-After: 3600\r\n",
+            1,
+            "answered 429 Too Many Requests, and asks to wait 3600 s",
+        ),
+        ("410 Gone", "", 1, "answered 410 Gone"),
+    ] {
+        let (url, asked) = answering(move |_| head(status, &format!("{more}Content-Length: 0")));
+        let answer = place.build(&context, &format!("FROM box\nADD {url}/a /d/b\n"), &[]);
+        assert_eq!((answer.code, asked.load(Ordering::Relaxed)), (1, times), "{status}: {}", answer.err);
+        assert!(
+            answer.err.contains(words) && answer.err.contains(&format!("cannot fetch `{url}/a`")),
+            "{}",
+            answer.err
+        );
+    }
+    // Nobody is there: that is the answer.
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let answer = place.build(&context, &format!("FROM box\nADD http://{nobody}/a /d/b\n"), &[]);
+    assert!(answer.code == 1 && !answer.err.contains("several times"), "{}", answer.err);
+    assert!(answer.err.contains("refused"), "{}", answer.err);
+}
+
+fn interrupted() {
+    let place = Place::shared();
+    let context = place.context(&[]);
+    let (url, _) = server("503 Service Unavailable", "Retry-After: 200\r\n", "");
+    let file = context.with_extension("file-waits");
+    fs::write(&file, format!("FROM box\nADD {url}/a /d/b\n")).unwrap();
+    let mut build = place.command(&["build", "-f", file.to_str().unwrap(), context.to_str().unwrap()]);
+    let mut build = build.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(build.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("trying again in 200 s")));
+    let began = Instant::now();
+    kill(Pid::from_raw(build.id() as i32), Signal::SIGINT).unwrap();
+    let last = lines.last();
+    assert_eq!(build.wait().unwrap().code(), Some(130), "{last:?}");
+    assert!(last.is_some_and(|line| line.contains("interrupted")) && began.elapsed() < Duration::from_secs(20));
 }
 
 fn ignore_files() {

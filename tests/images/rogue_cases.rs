@@ -95,6 +95,9 @@ fn retry_after() {
     let began = Instant::now();
     let error = desk.fails(&["image", "pull", "--timeout", "20", &rogue.name("t:later")]);
     assert!(error.contains("not done within 20 seconds") && began.elapsed() < Duration::from_secs(10), "{error}");
+    // Nor is it a secret what was in the way.
+    assert!(error.contains("the registry asks to wait 3600 s") && error.contains("`--timeout 3620`"), "{error}");
+    assert!(error.contains("answered 429 for") && error.contains("too many requests"), "{error}");
     // Without a deadline an hour is too long, too.
     let error = desk.fails(&["image", "pull", &rogue.name("t:later")]);
     assert!(error.contains("429") && error.contains("mirror"), "{error}");

@@ -14,7 +14,7 @@ pub(super) const ATTEMPTS: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 /// What `Retry-After` may ask for where no deadline is set.
-const LONGEST_WAIT: Duration = Duration::from_secs(300);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 /// How many times [`Http::stall`] a small answer may take.
 const SMALL: u32 = 4;
@@ -55,7 +55,7 @@ impl Http {
         let Some((deadline, whole)) = self.deadline else { return Ok(None) };
         match deadline.checked_duration_since(Instant::now()) {
             Some(left) if !left.is_zero() => Ok(Some(left)),
-            _ => Err(RegistryError::Deadline(whole.as_secs())),
+            _ => Err(RegistryError::Deadline { seconds: whole.as_secs(), wait: None, cause: None }),
         }
     }
 
@@ -86,17 +86,15 @@ impl Http {
         error: RegistryError,
         after: Option<Duration>,
     ) -> Result<(), RegistryError> {
-        *failures += 1;
-        if *failures >= ATTEMPTS {
+        let Some(wait) = next_pause(failures, after) else {
             // What ended because the time was over is told so, whatever it looked like.
-            self.left()?;
-            return Err(error);
-        }
-        let wait = after.unwrap_or_else(|| back_off(*failures));
+            return Err(self.left().err().unwrap_or(error));
+        };
         match self.left()? {
             // No use in waiting for what comes too late.
             Some(left) if wait >= left => {
-                return Err(self.deadline.map_or(error, |(_, whole)| RegistryError::Deadline(whole.as_secs())));
+                let seconds = self.deadline.map_or(0, |(_, whole)| whole.as_secs());
+                return Err(RegistryError::Deadline { seconds, wait: after, cause: Some(error.into()) });
             }
             None if wait > LONGEST_WAIT => return Err(error),
             _ => {}
@@ -108,6 +106,12 @@ impl Http {
         std::thread::sleep(wait);
         Ok(())
     }
+}
+
+/// One more failure: how long to wait before the next attempt (`after`: what was asked for); nothing when there should be none.
+pub(super) fn next_pause(failures: &mut u32, after: Option<Duration>) -> Option<Duration> {
+    *failures += 1;
+    (*failures < ATTEMPTS).then(|| after.unwrap_or_else(|| back_off(*failures)))
 }
 
 /// Doubled each time, and spread, so that many clients do not come back at once.
@@ -239,7 +243,11 @@ mod tests {
                 after: Some(Duration::from_secs(60)),
             }
         });
-        assert!(matches!(result, Err(RegistryError::Deadline(5))));
+        let Err(error) = result else { panic!("there was no time") };
+        let report = crate::report::Report::from(error);
+        assert_eq!(report.message, "it was not done within 5 seconds, and the registry asks to wait 60 s");
+        assert_eq!(report.causes, ["the registry `x` sent an answer that makes no sense: busy"]);
+        assert!(report.hint.is_some_and(|hint| hint.contains("`--timeout 70`")));
         assert_eq!(attempts, 1);
         assert!(began.elapsed() < Duration::from_secs(2));
     }

@@ -18,6 +18,7 @@
 mod auth;
 mod blob;
 mod credentials;
+mod download;
 mod endpoint;
 mod http;
 mod push;
@@ -31,6 +32,7 @@ use std::time::Duration;
 
 pub use blob::{RemoteBlob, RemoteReader};
 pub use credentials::Credentials;
+pub use download::{DownloadError, download};
 pub use push::{PushImage, PushLayer, PushProgress, Pushed, push};
 pub use settings::{Settings, SettingsError};
 
@@ -122,8 +124,15 @@ pub enum RegistryError {
     Digest { host: String, what: String, expected: Digest, found: Digest },
     #[error("the registry `{host}` sent an answer that makes no sense: {why}")]
     Protocol { host: String, why: String },
-    #[error("it was not done within {0} seconds")]
-    Deadline(u64),
+    #[error("it was not done within {seconds} seconds{}", asked(.wait))]
+    Deadline {
+        seconds: u64,
+        /// What the registry asked to wait, where that was too long.
+        wait: Option<Duration>,
+        /// What was in the way.
+        #[source]
+        cause: Option<Box<RegistryError>>,
+    },
     #[error("`{}` cannot be read", path.display())]
     File {
         path: PathBuf,
@@ -140,6 +149,10 @@ pub enum RegistryError {
         #[source]
         cause: std::io::Error,
     },
+}
+
+fn asked(wait: &Option<Duration>) -> String {
+    wait.map_or_else(String::new, |wait| format!(", and the registry asks to wait {} s", wait.as_secs()))
 }
 
 fn behind_colon(text: &str) -> String {
@@ -170,20 +183,21 @@ impl Explain for RegistryError {
             Self::Digest { .. } | Self::Size { .. } => {
                 Some("the registry, or somebody in between, is broken or lies; nothing of it was kept".into())
             }
-            Self::Deadline(_) => Some("give it more time with `--timeout SECONDS`".into()),
+            Self::Deadline { wait: Some(wait), cause, seconds } => {
+                let more = (wait.as_secs() + seconds).next_multiple_of(10);
+                let also = cause.as_ref().and_then(|cause| cause.hint());
+                Some(format!(
+                    "give it more time with `--timeout {more}`{}",
+                    also.map_or_else(String::new, |hint| format!("; {hint}"))
+                ))
+            }
+            Self::Deadline { .. } => Some("give it more time with `--timeout SECONDS`".into()),
             Self::File { .. } | Self::BadFile { .. } | Self::Helper { .. } => {
                 Some("`--creds USER:PASSWORD` or `--authfile FILE` does without it".into())
             }
             Self::TooLarge { .. } | Self::Protocol { .. } | Self::Pack { .. } => None,
         }
     }
-}
-
-/// A client for plain downloads from `host`, with the host's certificates: what `ADD` of a build fetches with. Redirects are followed; what
-/// status an answer has is for the caller to see.
-pub fn agent(host: &str) -> Result<ureq::Agent, RegistryError> {
-    let options = Options::default();
-    Ok(http::agent(tls::config(host, true, &options)?, options.stall))
 }
 
 /// Finds an image in its registry, or in a mirror of it.
@@ -197,7 +211,7 @@ pub fn find(reference: &Reference, platform: &Platform, options: &Options) -> Re
             .and_then(|endpoint| find_at(endpoint, reference, platform));
         match found {
             Ok(image) => return Ok(image),
-            Err(error @ SourceError::Registry(RegistryError::Deadline(_))) => return Err(error),
+            Err(error @ SourceError::Registry(RegistryError::Deadline { .. })) => return Err(error),
             Err(error) => (options.notice)(&format!("the mirror `{}` is passed over: {error}", place.host)),
         }
     }
