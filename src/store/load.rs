@@ -16,6 +16,7 @@ use crate::image::{Compression, Platform, digest_of};
 use crate::layer::{Entry, Tree, erofs, merge};
 use crate::names::{Digest, Reference};
 use crate::report::Explain;
+use crate::sys;
 use crate::transport::{self, Source, SourceError, SourceImage, SourceLayer, registry};
 
 #[derive(Debug, Clone)]
@@ -121,6 +122,9 @@ fn registry_error(error: &io::Error) -> Option<&registry::RegistryError> {
 const PARALLEL: usize = 2;
 /// The same where the network is what is waited for.
 const PARALLEL_REMOTE: usize = 4;
+
+/// What is smaller than the smallest of a layer's buffers may stay with malloc.
+const LARGE: usize = 256 << 10;
 
 /// A layer that the load needs.
 struct Job<'a> {
@@ -445,6 +449,7 @@ pub(super) fn create(path: &Path) -> io::Result<File> {
 
 /// Takes the layers in, a few at a time; the first failure stops the others.
 fn ingest_all(jobs: &[Job<'_>], progress: &dyn Progress) -> Result<Vec<Ingested>, LoadError> {
+    sys::memory::give_back_blocks_of(LARGE);
     let shared = Shared::new(progress);
     let next = AtomicUsize::new(0);
     let results: Mutex<Vec<Option<Result<Ingested, LoadError>>>> = Mutex::new(jobs.iter().map(|_| None).collect());

@@ -1,5 +1,13 @@
 //! This process's own memory.
 
+/// From now on a block of this size or more is given back to the kernel when it is freed. By itself malloc keeps such blocks for the next one as
+/// soon as it has seen one come and go, in an arena for each few threads: of a load's buffers and windows every thread then holds a set.
+pub fn give_back_blocks_of(size: usize) {
+    let size = libc::c_int::try_from(size).unwrap_or(libc::c_int::MAX);
+    // SAFETY: mallopt sets a number of malloc's own, under malloc's lock.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, size) };
+}
+
 /// Gives back what a process needs no more once it has settled: free heap, and the resident pages of program code and constants, which the
 /// kernel maps again from its page cache one by one as they are used.
 pub fn release_unused() {
