@@ -30,7 +30,7 @@ pub use container::{Container, Ending};
 pub use gpus::{driver_root, preview as preview_gpus};
 pub use inside::{Inside, inside};
 pub use plan::{check, check_limits};
-pub use reconcile::{clear_run_dir, reconcile, remove, remove_unreadable};
+pub use reconcile::{clear_run_dir, reconcile, remove, remove_unreadable, sweep_images};
 pub use scaffold::Scaffold;
 pub use spawn::{Spawned, spawn};
 pub use streams::{Stream, Streams};

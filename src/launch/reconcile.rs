@@ -13,7 +13,7 @@
 //! | network namespace, veth | the supervisor | held by its descriptor | the kernel |
 //! | address lease, nft elements | the supervisor | record lock `alive` | the supervisor, `net::reconcile` |
 //! | GPU lease | the supervisor | pid and start time in it | the supervisor, reconcile, whoever takes a GPU next |
-//! | image mount | any launch | flock on its lease | every command, when nobody used it for [`IDLE_IMAGE`]; `image rm` |
+//! | image mount | any launch | flock on its lease | every command, when nobody used it for [`IDLE_IMAGE`] or its index is gone; `image rm` |
 //! | `state.json` says `running` | the supervisor | record lock `alive` | the supervisor, reconcile |
 //! | `/run/gpurun/ID/state.json` | the supervisor, reconcile: a disk without room | record lock `alive` | whoever can write the state again |
 
@@ -28,15 +28,21 @@ use crate::{cgroup, net, rootfs};
 /// How long an unused image stays mounted: a mount's pages go with it, and what was just used is often used again.
 pub const IDLE_IMAGE: Duration = Duration::from_secs(600);
 
+/// Takes away the image mounts that nobody needs. One that will not go stands in nobody's way: the next command tries again.
+pub fn sweep_images(run_dir: &Path) {
+    let images = run_dir.join("images");
+    match rootfs::images::sweep(&images, IDLE_IMAGE) {
+        Ok(gone) => gone.iter().for_each(|chain| tracing::info!("unmounted the idle image {chain}")),
+        // Who may not look there may not unmount.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
+        Err(error) => tracing::warn!("cannot unmount idle images below `{}`: {error}", images.display()),
+    }
+}
+
 /// Clears away everything that belongs to containers whose supervisor is dead, and image mounts that nobody needs. Costs a few reads where
 /// there is nothing to do.
 pub fn reconcile(records: &Records) -> Result<(), Report> {
-    let images = records.run_dir().join("images");
-    // A mount that will not go stands in nobody's way: the next command tries again.
-    match rootfs::images::sweep(&images, IDLE_IMAGE) {
-        Ok(gone) => gone.iter().for_each(|chain| tracing::info!("unmounted the idle image {chain}")),
-        Err(error) => tracing::warn!("cannot unmount idle images below `{}`: {error}", images.display()),
-    }
+    sweep_images(records.run_dir());
     if dead(records)?.is_empty() {
         return Ok(());
     }

@@ -3,7 +3,7 @@
 //! Two mounts of one index would be two superblocks with two page caches, so an image is mounted once, in the host's namespace, and
 //! every container's overlay stands on it. The lease is a shared lock on `<chain>.lease`, held for as long as its descriptor lives
 //! (init inherits it and dies with its supervisor); whoever gets that lock alone may unmount. All making and unmaking happens under
-//! `.lock`, for the millisecond it takes. The mount is nosuid and nodev, in a directory that only root can enter: nobody on the host runs
+//! `.lock`, for the millisecond it takes. In the lease stands where the index lies: a mount whose index is gone is nobody's. The mount is nosuid and nodev, in a directory that only root can enter: nobody on the host runs
 //! a setuid program of an image. An overlay does not inherit that.
 //!
 //! Ways to mount, found out by trying in this order:
@@ -78,6 +78,14 @@ pub struct Lease {
     file: Flock<File>,
 }
 
+impl Lease {
+    /// Writes down which index is mounted.
+    fn name(&self, index: &Path) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.write_all_at(index.as_os_str().as_bytes(), 0)
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         // The time of the last use, for `sweep`'s idle time: a wish, not a promise.
@@ -136,6 +144,8 @@ pub fn mount(image: &Image<'_>, render: impl FnOnce() -> Result<PathBuf, Report>
             let attach = |source| MountError::Attach { target: target.clone(), source };
             DirBuilder::new().recursive(true).mode(0o700).create(&target).map_err(attach)?;
             let point = File::open(&target).map_err(attach)?;
+            // Before the mount: whoever finds that can ask whether its image is still there.
+            lease.name(image.index).map_err(prepare)?;
             mount::attach(mounted.as_fd(), point.as_fd()).map_err(attach)?;
             return Ok(Lower { dir: target, backing, lease });
         }
@@ -189,35 +199,55 @@ pub fn is_kept(images: &Path, chain: &str) -> bool {
     images.join(format!("{chain}.kept")).try_exists().unwrap_or(true)
 }
 
-/// Unmounts every image that nobody leases or keeps and nobody used for `idle`; answers their chain ids. Call it in the host's namespace.
-/// A mount that somebody on the host stands in is left for the next sweep. Costs one look into a directory where nothing is that old.
+/// Unmounts every image that nobody leases or keeps and nobody used for `idle`, or whose index is gone: then the image is, and its files'
+/// space is free only without the mount. (The removal takes the mount away itself; but it may be killed before, and it cannot where a
+/// build's step leases it.) Answers their chain ids. Call it in the host's namespace. A mount that somebody on the host stands in is
+/// left for the next sweep. Costs a look at each lease.
 pub fn sweep(images: &Path, idle: Duration) -> io::Result<Vec<String>> {
     let leases = match leases(images) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
     };
-    let is_idle = |file: &Path| -> io::Result<bool> {
-        let used = file.metadata()?.modified()?;
-        Ok(SystemTime::now().duration_since(used).unwrap_or_default() >= idle)
-    };
-    let path = |chain: &String| images.join(format!("{chain}.lease"));
-    let mut gone = Vec::new();
-    // Swept by somebody else in between: nothing to do.
-    for chain in leases.into_iter().filter(|chain| is_idle(&path(chain)).unwrap_or(false)) {
-        let _lock = FileLock::exclusive(&images.join(".lock"))?;
-        let lease = match open_lease(images, &chain, FlockArg::LockExclusiveNonblock) {
-            Err(error) if error.raw_os_error() == Some(libc::EWOULDBLOCK) => continue,
-            other => other?,
-        };
-        if is_kept(images, &chain) || !is_idle(&path(&chain))? {
-            continue;
-        }
-        if unmount_leased(images, &chain)? {
-            drop(lease);
-            gone.push(chain);
+    let (mut gone, mut failed) = (Vec::new(), None);
+    for chain in leases {
+        match sweep_idle(images, &chain, idle) {
+            Ok(true) => gone.push(chain),
+            Ok(false) => {}
+            // The others are none the worse for it.
+            Err(error) => failed = failed.or(Some(error)),
         }
     }
-    Ok(gone)
+    failed.map_or(Ok(gone), Err)
+}
+
+fn sweep_idle(images: &Path, chain: &str, idle: Duration) -> io::Result<bool> {
+    let path = images.join(format!("{chain}.lease"));
+    let is_idle = || -> io::Result<bool> {
+        // A lease from the future says nothing: the clock was set back.
+        let age = SystemTime::now().duration_since(path.metadata()?.modified()?).unwrap_or(idle);
+        Ok(age >= idle || is_index_gone(&path))
+    };
+    // Swept by somebody else in between: nothing to do.
+    if !is_idle().unwrap_or(false) {
+        return Ok(false);
+    }
+    let _lock = FileLock::exclusive(&images.join(".lock"))?;
+    let lease = match open_lease(images, chain, FlockArg::LockExclusiveNonblock) {
+        Err(error) if error.raw_os_error() == Some(libc::EWOULDBLOCK) => return Ok(false),
+        other => other?,
+    };
+    if is_kept(images, chain) || !is_idle()? || !unmount_leased(images, chain)? {
+        return Ok(false);
+    }
+    drop(lease);
+    Ok(true)
+}
+
+/// Whether the index that a lease names is no more. Where that cannot be told (or an older gpurun has made the lease), it is there.
+fn is_index_gone(lease: &Path) -> bool {
+    let Ok(named) = std::fs::read(lease) else { return false };
+    let index = Path::new(std::ffi::OsStr::from_bytes(&named));
+    index.is_absolute() && matches!(index.try_exists(), Ok(false))
 }
 
 /// Unmounts one image now, unless somebody leases, keeps or stands in it.

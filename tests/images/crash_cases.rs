@@ -8,8 +8,12 @@ use crate::desk::{Desk, answer, sh};
 use crate::picture::{Packing, Picture, noise};
 use crate::rogue::{Reply, Rogue};
 
-pub const TESTS: &[Test] =
-    &[("sigkill_anywhere", &[], sigkill), ("two_at_once", &[], two_at_once), ("a_full_disk", &[], full_disk)];
+pub const TESTS: &[Test] = &[
+    ("sigkill_anywhere", &[], sigkill),
+    ("two_at_once", &[], two_at_once),
+    ("a_full_disk", &[], full_disk),
+    ("a_removal_that_is_killed_before_it_unmounts", &["strace", "busybox"], mounted),
+];
 
 fn rounds(few: usize, many: usize) -> usize {
     if std::env::var_os("GPURUN_BIG").is_some() { many } else { few }
@@ -26,6 +30,30 @@ fn prepared() -> (Desk, Rogue, String) {
     rogue.with("victim:1", &picture, Packing::Gzip);
     let name = rogue.name("victim:1");
     (desk, rogue, name)
+}
+
+/// The next command, whichever that is, takes the mount away: the space of the image's files is free only then, and nobody waits ten minutes.
+fn mounted() {
+    let desk = Desk::new();
+    let name = "localhost/hello:1";
+    Picture::bootable().layout(&desk.path("layout"), name, Packing::Gzip);
+    desk.ok(&["image", "load", "layout"]);
+    assert_eq!(desk.run(&["run", "--rm", "--network", "none", name]).out, "hi\n");
+    let mounts = || {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        mounts.lines().filter(|line| line.contains(desk.path("run/images").to_str().unwrap())).count()
+    };
+    let ls = || desk.ok(&["image", "ls", "-q"]);
+    assert_eq!((ls(), mounts()), (Picture::bootable().id()[7..19].to_owned(), 1), "it stays for the next container");
+    let rm = desk.command(&["image", "rm", name]);
+    let mut traced = Command::new("strace");
+    traced.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=umount2", "-e", "inject=umount2:signal=SIGKILL"]);
+    traced.arg(rm.get_program()).args(rm.get_args()).current_dir(&desk.dir);
+    traced.envs(rm.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    assert!(!traced.status().unwrap().success());
+    assert_eq!(mounts(), 1, "it was killed before");
+    assert_eq!((ls(), mounts()), (String::new(), 0));
+    desk.assert_whole();
 }
 
 /// Kills each command at moments spread over the time that it takes, and looks at what is left.

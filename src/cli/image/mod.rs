@@ -18,6 +18,7 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use super::Context;
+use crate::launch;
 use crate::names::{Digest, Reference};
 use crate::record::Records;
 use crate::report::Report;
@@ -111,6 +112,7 @@ pub fn run(args: &ImageArgs, context: &Context) -> Result<u8, Report> {
     let store = context.store()?;
     let place = Place { images: context.run_dir.join("images"), context };
     let users = |id: &Digest| place.user_of(id, &store);
+    launch::sweep_images(&context.run_dir);
     match &args.command {
         ImageCommand::Load(args) => transfer::load(&store, args),
         ImageCommand::Bootstrap(args) => bootstrap::run(&store, args),

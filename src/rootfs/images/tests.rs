@@ -114,6 +114,39 @@ fn what_a_killed_process_leaves_is_swept_or_mounted_over() {
     });
 }
 
+/// Nobody waits until it is idle: the space of its files is free only without it.
+#[test]
+fn a_mount_whose_index_is_gone_goes_as_soon_as_nobody_leases_it() {
+    if !erofs_here() {
+        return;
+    }
+    in_own_mounts(|| {
+        let fixture = Fixture::new();
+        let hour = Duration::from_secs(3600);
+        let lower = mount(&fixture.image("aa"), no_render).unwrap();
+        let shared = mount(&fixture.image("aa"), no_render).unwrap();
+        drop(lower);
+        assert!(sweep(&fixture.images, hour).unwrap().is_empty(), "the index is there");
+        std::fs::rename(&fixture.index, fixture.base.path().join("removed")).unwrap();
+        assert!(sweep(&fixture.images, hour).unwrap().is_empty(), "somebody leases it");
+        drop(shared);
+        // One whose lease says nothing waits for its time: an older gpurun has made it.
+        std::fs::write(fixture.images.join("bb.lease"), "").unwrap();
+        // One that cannot be swept stands in no other's way.
+        std::fs::create_dir_all(fixture.images.join("00/full")).unwrap();
+        std::fs::write(fixture.images.join("00.lease"), "/nowhere/index").unwrap();
+        eventually("the sweep", || sweep(&fixture.images, hour).is_err().then_some(()));
+        assert!(!fixture.images.join("aa").exists() && !fixture.images.join("aa.lease").exists());
+        assert!(fixture.images.join("bb.lease").exists());
+        std::fs::remove_dir(fixture.images.join("00/full")).unwrap();
+        assert_eq!(sweep(&fixture.images, hour).unwrap(), ["00"]);
+        // The clock was set back meanwhile.
+        let future = SystemTime::now() + hour * 24;
+        File::options().write(true).open(fixture.images.join("bb.lease")).unwrap().set_modified(future).unwrap();
+        assert_eq!(sweep(&fixture.images, hour).unwrap(), ["bb"]);
+    });
+}
+
 #[test]
 fn a_busy_mount_waits_for_the_next_sweep() {
     if !erofs_here() {
