@@ -15,12 +15,13 @@ use super::stages::{self, Base, Stages};
 use super::state::State;
 use super::words::Expander;
 use super::{Built, Options, Output, Pull, StepName};
+use crate::durable::FileLock;
 use crate::image::{Config, History, ImageDocument, Platform, architecture};
 use crate::layer::{Tree, merge};
 use crate::names::Digest;
 use crate::record::Records;
 use crate::report::Report;
-use crate::store::{Draft, Image, Store};
+use crate::store::{Draft, Pins, Store};
 use crate::supervise::log::rfc3339;
 
 /// A merged tree and the tars that it points into.
@@ -41,7 +42,9 @@ pub(super) struct Engine<'a> {
     pull: Pull<'a>,
     /// The stages that are finished, by their place.
     finished: BTreeMap<usize, State>,
-    bases: BTreeMap<String, Image>,
+    bases: BTreeMap<String, ImageDocument>,
+    /// Every layer that the build knows: nobody's removal takes it away.
+    pins: Rc<Pins<'a>>,
     trees: Vec<(Digest, Rc<Merged>)>,
     number: usize,
     total: usize,
@@ -96,6 +99,7 @@ pub fn build(
         pull,
         finished: BTreeMap::new(),
         bases: BTreeMap::new(),
+        pins: Rc::new(store.pins()?),
         trees: Vec::new(),
         number: 0,
         total: needed.iter().map(steps).sum(),
@@ -182,14 +186,19 @@ impl Engine<'_> {
 
     /// The document of a base image, which means the same image throughout a build.
     fn base(&mut self, name: &str) -> Result<ImageDocument, Report> {
-        let image = match self.bases.get(name) {
-            Some(image) => image.clone(),
-            None => (self.pull)(name)?,
+        if let Some(document) = self.bases.get(name) {
+            return Ok(document.clone());
+        }
+        let config = loop {
+            // One that is removed before it is pinned is looked for again: a registry may have it.
+            if let Some(config) = self.pins.image(&(self.pull)(name)?)? {
+                break config;
+            }
         };
-        self.bases.insert(name.to_owned(), image.clone());
-        let (config, _) = self.store.documents(&image)?;
-        ImageDocument::parse(&config)
-            .map_err(|error| Report::from(error).under(format!("cannot build on the image `{name}`")))
+        let document = ImageDocument::parse(&config)
+            .map_err(|error| Report::from(error).under(format!("cannot build on the image `{name}`")))?;
+        self.bases.insert(name.to_owned(), document.clone());
+        Ok(document)
     }
 
     fn line(&mut self, current: &mut Current<'_>, line: &Line) -> Result<(), Report> {
@@ -261,7 +270,7 @@ impl Engine<'_> {
             Some(Made::Layer(layer)) => {
                 if let Ok(layer) = layer.parse::<Digest>() {
                     below.push(layer);
-                    if self.store.has_chain(below)? {
+                    if self.pins.chain(below)? {
                         self.cached += 1;
                         self.output.cached();
                         return Ok(());
@@ -271,7 +280,7 @@ impl Engine<'_> {
             }
             _ => {}
         }
-        let mut draft = self.store.draft()?;
+        let mut draft = self.pins.draft()?;
         let made = match make(self, &mut draft, below)? {
             None => Made::Nothing,
             Some(layer) => {
@@ -292,14 +301,18 @@ impl Engine<'_> {
         key
     }
 
-    /// An image of exactly these layers, with a config that says nothing: what a `RUN` runs on.
-    pub fn anchor(&self, diff_ids: &[Digest]) -> Result<Digest, Report> {
+    /// An image of exactly these layers, with a config that says nothing: what a `RUN` runs on. Nobody removes it while the lock lives.
+    pub fn anchor(&self, diff_ids: &[Digest]) -> Result<(Digest, FileLock), Report> {
         let document = anchor(diff_ids);
         let id = crate::image::digest_of(&document.bytes());
-        if self.store.contains(&id.to_string())? {
-            return Ok(id);
+        loop {
+            let hold = self.store.hold()?;
+            if self.store.contains(&id.to_string())? {
+                return Ok((id, hold));
+            }
+            drop(hold);
+            self.pins.draft()?.commit(&document, &[], true)?;
         }
-        Ok(self.store.draft()?.commit(&document, &[], true)?)
     }
 
     /// The merged tree of these layers.
@@ -308,7 +321,7 @@ impl Engine<'_> {
         if let Some((_, tree)) = self.trees.iter().find(|(known, _)| *known == chain) {
             return Ok(tree.clone());
         }
-        let (tree, sources) = self.store.tree_of(diff_ids)?;
+        let (tree, sources) = self.pins.tree(diff_ids)?;
         let tree = Rc::new((tree, Rc::new(sources)));
         if self.trees.len() >= TREES {
             self.trees.remove(0);
@@ -363,7 +376,7 @@ impl Engine<'_> {
         for history in document.history.iter_mut().filter(|history| history.created.is_empty()) {
             history.created.clone_from(&created);
         }
-        let id = self.store.draft()?.commit(&document, &self.options.names, false)?;
+        let id = self.pins.draft()?.commit(&document, &self.options.names, false)?;
         self.cache.remember(&key, &Made::Image(id.to_string()))?;
         Ok(id)
     }

@@ -12,6 +12,7 @@
 //! - Each step ends with an intermediate image in the store: the cache's layers are held by it, and the next `RUN` runs on it. The name is
 //!   given to a whole image in the last moment. A build that is killed leaves what any killed launch or load leaves, for the next command
 //!   to clear away, and its finished steps to the next build.
+//! - Every layer that the build knows is pinned ([`crate::store::Pins`]): images that are removed meanwhile are not missed.
 //! - Secrets, host certificates and here-document scripts lie in /run and are bound into one container; keys hold their names alone.
 //! - Locks: one flock of the cache around each step (never two at once), the store's own inside it.
 

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 
+use crate::durable::FileLock;
 use crate::launch::{self, Scaffold};
 use crate::layer::{Tree, diff, directory};
 use crate::names;
@@ -40,6 +41,8 @@ const QUIET: u8 = 200;
 pub struct Run {
     /// The image that holds the files so far.
     pub image_id: Digest,
+    /// Keeps that image until its user is on record.
+    pub hold: FileLock,
     pub words: Vec<String>,
     pub env: Vec<(String, String)>,
     pub user: String,
@@ -101,6 +104,7 @@ pub fn run<'a>(
     };
     let record = Record { step: true, ..Record::new(id.clone(), format!("build-{}", &id[..12]), log::now(), request) };
     let (entry, launching) = records.create(&record, None)?;
+    drop(run.hold);
     let started = lay_out(&private, &files)
         .and_then(|()| launch::check(&entry.record.request))
         .and_then(|()| launch::spawn(root, records.run_dir(), &entry, launching));

@@ -247,8 +247,10 @@ impl Engine<'_> {
             let mut env = env.clone();
             env.append(&mut mounted.env);
             engine.host_settings(&mut env, &mut mounted)?;
+            let (image_id, hold) = engine.anchor(below)?;
             let run = Run {
-                image_id: engine.anchor(below)?,
+                image_id,
+                hold,
                 words: words.clone(),
                 env,
                 user: user.clone(),

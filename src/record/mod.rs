@@ -237,6 +237,19 @@ impl Records {
         Ok((entries, unreadable))
     }
 
+    /// The steps of builds that run now: they are in no list, and need their images all the same.
+    pub fn steps(&self) -> Result<Vec<Entry>, RecordError> {
+        let mut steps = Vec::new();
+        for id in self.ids(&self.run)? {
+            // What a killed build left needs nothing.
+            if is_idle(&self.run.join(&id))? {
+                continue;
+            }
+            steps.extend(read_record(&self.run.join(&id).join(STEP), &id)?.map(|record| self.entry(record)));
+        }
+        Ok(steps)
+    }
+
     /// Ids that have a directory here or in /run but no record: what a killed launch or removal left. A record that cannot be looked at is
     /// none the less one: an orphan is removed with all its files.
     pub fn orphans(&self) -> Result<Vec<String>, RecordError> {

@@ -3,13 +3,14 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use sha2::{Digest as _, Sha256};
 
 use super::load::{Layers, create};
-use super::{IngestError, Stretch, ingest};
+use super::{IngestError, Pins, Stretch, ingest};
 use super::{Staging, Store, StoreError, is_there, merge_layers, scan_layers};
 use crate::image::{DocumentError, ImageConfig, ImageDocument, digest_of};
 use crate::layer::{Tree, merge};
@@ -25,6 +26,7 @@ pub struct Draft<'a> {
     store: &'a Store,
     staging: Staging,
     files: u32,
+    pins: Option<Rc<Pins<'a>>>,
 }
 
 /// A new layer's tar stream on its way to the disk.
@@ -72,11 +74,15 @@ impl Write for LayerFile {
 impl Store {
     /// A place to make an image in.
     pub fn draft(&self) -> Result<Draft<'_>, StoreError> {
-        Ok(Draft { store: self, staging: Staging::new(self)?, files: 0 })
+        Draft::new(self, None)
     }
 }
 
-impl Draft<'_> {
+impl<'a> Draft<'a> {
+    pub(super) fn new(store: &'a Store, pins: Option<Rc<Pins<'a>>>) -> Result<Self, StoreError> {
+        Ok(Self { store, staging: Staging::new(store)?, files: 0, pins })
+    }
+
     /// A file for a new layer's tar.
     pub fn layer(&mut self) -> Result<LayerFile, StoreError> {
         let path = self.staging.path().join(format!("layer.{}", self.files));
@@ -94,6 +100,9 @@ impl Draft<'_> {
         let diff_id = Digest(hashed.hash.finalize().into());
         let to = self.tar(&diff_id);
         fs::rename(&layer.path, &to).map_err(StoreError::io("create", &to))?;
+        if let Some(pins) = &self.pins {
+            pins.add(&diff_id, &to)?;
+        }
         Ok(diff_id)
     }
 
@@ -133,7 +142,8 @@ impl Draft<'_> {
             }
             let path = self.tar(diff_id);
             if !is_there(&path)? {
-                let stored = self.store.layer_path(diff_id);
+                let pinned = self.pins.as_ref().map(|pins| pins.find(diff_id)).transpose()?.flatten();
+                let stored = pinned.unwrap_or_else(|| self.store.layer_path(diff_id));
                 fs::hard_link(&stored, &path).map_err(StoreError::io("link", &stored))?;
             }
             paths.push((*diff_id, Stretch::whole(path)?));
@@ -160,15 +170,20 @@ impl Draft<'_> {
     }
 }
 
+/// The merged tree of layers that lie where `path` says.
+pub(super) fn tree(diff_ids: &[Digest], path: &dyn Fn(&Digest) -> PathBuf) -> Result<(Tree, Vec<File>), StoreError> {
+    let stretch = |diff_id: &Digest| Ok((*diff_id, Stretch::whole(path(diff_id))?));
+    let stretches = diff_ids.iter().map(stretch).collect::<Result<Vec<_>, StoreError>>()?;
+    let layers = scan_layers(&stretches, Stretch::open)?;
+    let tree = merge_layers(diff_ids.iter().copied().zip(layers))?;
+    let sources = tree.sources.iter().map(|diff_id| super::open(&path(diff_id))).collect::<Result<_, _>>()?;
+    Ok((tree, sources))
+}
+
 impl Store {
     /// The merged tree of a stack of layers, and the tars that it points into.
     pub fn tree_of(&self, diff_ids: &[Digest]) -> Result<(Tree, Vec<File>), StoreError> {
-        let stretch = |diff_id: &Digest| Ok((*diff_id, Stretch::whole(self.layer_path(diff_id))?));
-        let layers =
-            scan_layers(&diff_ids.iter().map(stretch).collect::<Result<Vec<_>, StoreError>>()?, Stretch::open)?;
-        let tree = merge_layers(diff_ids.iter().copied().zip(layers))?;
-        let sources = self.open_sources(&tree)?;
-        Ok((tree, sources))
+        tree(diff_ids, &|diff_id| self.layer_path(diff_id))
     }
 
     /// Whether a layer on top of these is whole and there: its tar, and the index that some image of the chain needs.

@@ -12,7 +12,7 @@
 //! <root>/images/<chain id>.side    what of an image's file data is no aligned run of a layer's tar (rare)
 //! <root>/archives/<id>/             images that run straight from an archive (see `in_place`)
 //! <root>/dirs/<chain id>/          the merged tree as plain files, where the index cannot be mounted (made by `rootfs`)
-//! <root>/tmp/<random>/             one loader's workplace; `lock` in it is held by a flock while the loader lives
+//! <root>/tmp/<random>/             a loader's or a build's workplace; `lock` in it is held by a flock while its owner lives
 //! <root>/tmp/removed.<id>/         an image on its way out, until its layers and names are gone too
 //! <root>/tmp/names.<pid>           a list of names being written
 //! ```
@@ -20,13 +20,15 @@
 //! Clean-up rule: everything is made in a workplace, synced, and renamed into place under the lock: layers first, then the index, the image
 //! directory, the names. So an image that is listed is whole, whenever the power went. What a killed process leaves is its workplace
 //! (its lock is free, which proves the death) and perhaps layers that no image names; [`Store::open`] finds the first and then clears
-//! both. A loader pins a layer that is already there by a hard link in its workplace, so a removal beside it costs nothing.
+//! both. A loader pins a layer that is already there by a hard link in its workplace, and a build all that it reads, so a removal beside them
+//! costs nothing.
 
 mod draft;
 mod in_place;
 mod ingest;
 mod load;
 mod names;
+mod pins;
 mod push;
 mod remove;
 mod save;
@@ -51,6 +53,7 @@ pub use draft::{Draft, LayerFile};
 pub use in_place::{InPlace, Stretch};
 pub use ingest::IngestError;
 pub use load::{LoadError, LoadOptions, Loaded, Progress};
+pub use pins::Pins;
 pub use push::PushError;
 pub use remove::{RemoveError, Removed, User};
 pub use save::{Format, SaveError, Sink, ToSave};

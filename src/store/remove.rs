@@ -23,6 +23,8 @@ pub struct Removed {
 pub enum User {
     /// A container, by its name.
     Container(String),
+    /// A step of a build, while it runs.
+    Build,
     /// `gpurun image mount`.
     Mount,
     /// Nobody can say, for this reason: such an image stays.
@@ -36,6 +38,8 @@ pub enum RemoveError {
     Resolve(#[from] ResolveError),
     #[error("the image `{image}` is in use by the container `{container}`")]
     InUse { image: String, container: String },
+    #[error("the image `{image}` is in use by a build")]
+    Building { image: String },
     #[error("the image `{image}` is mounted")]
     Mounted { image: String },
     #[error("it cannot be told who uses the image `{image}`: {}", .why.message)]
@@ -55,6 +59,7 @@ impl Explain for RemoveError {
         match self {
             Self::Resolve(error) => error.hint(),
             Self::InUse { container, .. } => Some(format!("remove the container first: `gpurun rm -f {container}`")),
+            Self::Building { .. } => Some("wait until the build has ended, or stop it".into()),
             Self::Unknown { why, .. } => why.hint.clone(),
             Self::Mounted { image } => Some(format!("unmount it first: `gpurun image unmount {image}`")),
             Self::SeveralNames { .. } => Some("remove it by each of its names, or all at once with `--force`".into()),
@@ -98,6 +103,7 @@ impl Store {
         let deletes = untagged.len() == all.len();
         match in_use(&id).filter(|_| deletes) {
             Some(User::Container(container)) => return Err(RemoveError::InUse { image: label, container }),
+            Some(User::Build) => return Err(RemoveError::Building { image: label }),
             Some(User::Mount) => return Err(RemoveError::Mounted { image: label }),
             Some(User::Unknown(why)) => return Err(RemoveError::Unknown { image: label, why: why.into() }),
             None => {}

@@ -1,7 +1,9 @@
 //! The cache, reproducible layers, builds side by side, and builds that are killed.
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader, Lines};
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::place::Place;
@@ -14,6 +16,8 @@ pub const TESTS: &[(&str, fn())] = &[
     ("robust::two_builds_at_once", at_once),
     ("robust::a_name_moves_only_to_a_whole_image", names),
     ("robust::killed_builds_leave_nothing_and_can_be_done_again", killed),
+    ("robust::what_is_removed_beside_a_build_is_not_missed", removed_beside),
+    ("robust::removals_beside_a_killed_build_leave_nothing", killed_beside),
     ("robust::limits_hold_in_a_build", limits),
     ("robust::a_large_context", large_context),
     ("robust::files_that_change_meanwhile", changing),
@@ -188,6 +192,109 @@ fn killed() {
     }
     let found = crate::hostile::files_with(&place.dir, SECRET.as_bytes());
     assert!(found.is_empty(), "a killed build leaves its secret in {found:?}");
+}
+
+/// A build in the middle of a `RUN` that waits for the file `go` in its context; before it and after it, it needs images that nobody else does.
+struct Waiting {
+    place: Place,
+    context: PathBuf,
+    build: Child,
+    lines: Lines<BufReader<ChildStderr>>,
+}
+
+impl Waiting {
+    fn new() -> Self {
+        let place = Place::with_box();
+        place.build_ok(&place.context(&[]), "FROM box\nRUN echo other >/other\n", &["-t", "other"]);
+        let context = place.context(&[]);
+        let file = context.with_extension("file-waits");
+        let text = "FROM other AS tools\nRUN echo tool >/tool\nFROM box\nCOPY --from=other /other /first\n\
+            RUN --mount=target=/m echo it is $((40+2)); until [ -e /m/go ]; do sleep 0.05; done; mkdir /ran\n\
+            COPY --from=tools /tool /tool\nCOPY --from=other /other /second\nRUN cat /tool /second >/all\n";
+        fs::write(&file, text).unwrap();
+        let mut build =
+            place.command(&["build", "-t", "made", "-f", file.to_str().unwrap(), context.to_str().unwrap()]);
+        let mut build = build.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(build.stderr.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().contains("it is 42")));
+        Self { place, context, build, lines }
+    }
+
+    /// The ids of steps' images.
+    fn steps(&self) -> Vec<String> {
+        let images = fs::read_dir(self.place.dir.join("root/images")).unwrap().flatten().map(|entry| entry.path());
+        let is_step = |path: &PathBuf| {
+            let record = fs::read_to_string(path.join("image.json")).unwrap_or_default();
+            record.contains("\"intermediate\": true")
+        };
+        images.filter(is_step).map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
+    }
+
+    /// When nothing is in the store, nothing is left of it, and no mount.
+    #[track_caller]
+    fn assert_empty(&self) {
+        for dir in ["root/layers", "root/dirs", "root/images"] {
+            let left: Vec<_> = fs::read_dir(self.place.dir.join(dir)).unwrap().collect();
+            assert!(left.is_empty(), "{dir}: {left:?}");
+        }
+        self.assert_no_mount();
+    }
+
+    #[track_caller]
+    fn assert_no_mount(&self) {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let images = self.place.dir.join("run/images");
+        let ours: Vec<_> = mounts.lines().filter(|line| line.contains(images.to_str().unwrap())).collect();
+        assert!(ours.is_empty(), "{ours:?}");
+    }
+}
+
+fn removed_beside() {
+    let mut waiting = Waiting::new();
+    let place = &waiting.place;
+    // The image of the step that runs is a user's, and that is said; the others are nobody's.
+    let refused: Vec<_> =
+        waiting.steps().iter().map(|id| place.run(&["image", "rm", id])).filter(|rm| rm.code != 0).collect();
+    assert_eq!(refused.len(), 1);
+    assert!(refused[0].code == 125 && refused[0].err.contains("is in use by a build"), "{}", refused[0].err);
+    place.ok(&["image", "rm", "box", "other"]);
+    place.ok(&["image", "prune", "--all", "--force"]);
+    assert_eq!((place.ok(&["image", "ls", "-q"]), waiting.steps().len()), (String::new(), 1));
+    fs::write(waiting.context.join("go"), "").unwrap();
+    let rest: Vec<String> = waiting.lines.by_ref().map_while(Result::ok).collect();
+    assert!(waiting.build.wait().unwrap().success(), "{rest:#?}");
+    let tree = waiting.place.tree("made");
+    for line in ["f 644 0:0 /first other|", "f 644 0:0 /second other|", "f 644 0:0 /all tool|other|", "d 755 0:0 /ran"]
+    {
+        assert!(tree.contains(line), "{line}: {tree:#?}");
+    }
+    waiting.place.ok(&["image", "verify"]);
+    waiting.place.ok(&["image", "rm", "made"]);
+    waiting.place.ok(&["image", "prune", "--all", "--force"]);
+    waiting.assert_empty();
+}
+
+fn killed_beside() {
+    let mut waiting = Waiting::new();
+    waiting.place.ok(&["image", "rm", "box", "other"]);
+    waiting.build.kill().unwrap();
+    waiting.build.wait().unwrap();
+    // The step's supervisor ends when it sees that its build is gone; until then its image is in use, and leased.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !waiting.steps().is_empty() {
+        waiting.place.ok(&["image", "prune", "--all", "--force"]);
+        assert!(Instant::now() < deadline, "{:?} stay", waiting.steps());
+    }
+    // What its lease had kept from the removal goes with the next command, whichever that is.
+    while fs::read_dir(waiting.place.dir.join("root/tmp")).unwrap().next().is_some()
+        || fs::read_to_string("/proc/self/mounts")
+            .unwrap()
+            .contains(waiting.place.dir.join("run/images").to_str().unwrap())
+    {
+        waiting.place.ok(&["image", "ls"]);
+        assert!(Instant::now() < deadline, "workplaces or mounts stay");
+    }
+    waiting.assert_empty();
 }
 
 fn limits() {

@@ -20,7 +20,7 @@ use serde_json::Value;
 use super::Context;
 use crate::launch;
 use crate::names::{Digest, Reference};
-use crate::record::Records;
+use crate::record::{Entry, Records};
 use crate::report::Report;
 use crate::rootfs::images;
 use crate::store::{Image, Store, User};
@@ -98,9 +98,13 @@ impl Place<'_> {
         if store.list()?.iter().any(|image| image.id == *id && self.is_mounted(image)) {
             return Ok(Some(User::Mount));
         }
-        let (entries, unreadable) = Records::open(&self.context.root, &self.context.run_dir)?.list_all()?;
-        let mut users = entries.into_iter().filter(|entry| entry.record.request.image_id == id.to_string());
-        match (users.next(), unreadable.into_iter().next()) {
+        let records = Records::open(&self.context.root, &self.context.run_dir)?;
+        let (entries, unreadable) = records.list_all()?;
+        let uses = |entry: &Entry| entry.record.request.image_id == id.to_string();
+        if records.steps()?.iter().any(uses) {
+            return Ok(Some(User::Build));
+        }
+        match (entries.into_iter().find(uses), unreadable.into_iter().next()) {
             (Some(entry), _) => Ok(Some(User::Container(entry.record.name))),
             (None, Some(container)) => Err(container.error.into()),
             (None, None) => Ok(None),
