@@ -8,6 +8,7 @@ use super::delegation::{self, Missing};
 use super::files::{self, Kind, Setting, Version};
 use super::{Cgroup, CgroupError, Host, Verified, read};
 use crate::spec::Limits;
+use crate::units::CpuSet;
 
 impl Host {
     /// Refuses what this host's version of cgroups does not have.
@@ -163,14 +164,24 @@ impl Cgroup {
 
     /// Reads every limit back and compares; the rows of the table, or the first difference that matters.
     pub fn verify(&self, limits: &Limits) -> Result<Vec<Verified>, CgroupError> {
+        self.rows(limits, true)
+    }
+
+    /// The same of a container that has been running for a while: what somebody else has changed meanwhile is a row as well.
+    pub fn look(&self, limits: &Limits) -> Result<Vec<Verified>, CgroupError> {
+        self.rows(limits, false)
+    }
+
+    fn rows(&self, limits: &Limits, must_hold: bool) -> Result<Vec<Verified>, CgroupError> {
         let page = page_size();
         let mut rows = Vec::new();
         for (setting, path) in self.located(limits)? {
             let kernel = read(&path)?;
-            if !files::agrees(setting.kind, &setting.value, &kernel, page) {
+            let holds = files::agrees(setting.kind, &setting.value, &kernel, page);
+            if must_hold && !holds {
                 return Err(CgroupError::Differs { flag: setting.flag, asked: setting.value, kernel, path });
             }
-            if setting.kind == Kind::Set {
+            if must_hold && setting.kind == Kind::Set {
                 self.verify_effective_set(&setting, &path)?;
             }
             let (effective, binding) = effective(&setting, &path, &kernel);
@@ -183,6 +194,7 @@ impl Cgroup {
                 kernel,
                 effective,
                 binding,
+                holds,
                 note,
             });
         }
@@ -214,8 +226,31 @@ fn put(setting: &Setting, path: &Path) -> Result<(), CgroupError> {
         flag: setting.flag,
         value: setting.value.clone(),
         path: path.to_path_buf(),
+        above: above(setting, path),
         source,
     })
+}
+
+/// The file of an ancestor that allows less than what is to be written here. Under version 1 a quota must not be more of its period than any
+/// ancestor's is (sched-bwc.rst), and a set must be a part of the parent's (cpusets.rst).
+fn above(setting: &Setting, path: &Path) -> Option<(PathBuf, String)> {
+    let mut ancestors = path.parent()?.ancestors().skip(1).map(|dir| dir.join(&*setting.file));
+    match &*setting.file {
+        "cpuset.cpus" | "cpuset.mems" => {
+            let file = ancestors.next()?;
+            let (holds, wanted) = (read(&file).ok()?, setting.value.parse::<CpuSet>().ok()?);
+            (!wanted.0.is_subset(&holds.parse::<CpuSet>().ok()?.0)).then_some((file, holds))
+        }
+        "cpu.cfs_quota_us" => {
+            let period = |file: &Path| read(&file.with_file_name("cpu.cfs_period_us")).ok()?.parse::<u128>().ok();
+            let (quota, own_period) = (setting.value.parse::<u128>().ok()?, period(path)?);
+            ancestors.map_while(|file| Some((read(&file).ok()?, file))).find_map(|(holds, file)| {
+                let (most, its_period) = (holds.parse::<u128>().ok()?, period(&file)?);
+                (quota * its_period > most * own_period).then(|| (file, format!("{holds} of {its_period}")))
+            })
+        }
+        _ => None,
+    }
 }
 
 /// What is written to a file so that it holds no limit. A device's line names its own key alone.
@@ -275,6 +310,10 @@ fn restore(setting: &Setting, before: &str, is_v2: bool) -> String {
 /// The tightest of the cgroup's own value and its ancestors'.
 fn effective(setting: &Setting, path: &Path, own: &str) -> (String, Option<PathBuf>) {
     let (mut best, mut binding) = (own.to_owned(), None);
+    // Quota and period of version 1 say something together alone, and an ancestor's share is never smaller: the kernel refuses that.
+    if setting.file.starts_with("cpu.cfs_") {
+        return (best, binding);
+    }
     let mut dir = path.parent().and_then(Path::parent);
     while let Some(ancestor) = dir {
         let file = ancestor.join(&*setting.file);

@@ -54,7 +54,14 @@ pub enum CgroupError {
     #[error("`{flag}` cannot be enforced: the kernel has no `{file}` for the controller `{controller}`")]
     NoFile { flag: &'static str, controller: String, file: String },
     #[error("`{flag}` cannot be enforced: the kernel refused `{value}` for `{}`", path.display())]
-    Refused { flag: &'static str, value: String, path: PathBuf, source: io::Error },
+    Refused {
+        flag: &'static str,
+        value: String,
+        path: PathBuf,
+        /// The file above that allows less, and what it holds: version 1 refuses where version 2 gives what there is.
+        above: Option<(PathBuf, String)>,
+        source: io::Error,
+    },
     #[error("`{flag}` is not in force: `{}` was told `{asked}`, but says `{kernel}`", path.display())]
     Differs { flag: &'static str, asked: String, kernel: String, path: PathBuf },
     #[error("`{flag}` needs cgroup {version}: this host has {host}")]
@@ -99,7 +106,17 @@ impl Explain for CgroupError {
             Self::Refused { flag: "--memory", source, .. } if source.raw_os_error() == Some(libc::EBUSY) => {
                 "the container holds more than that now: choose more, or end some of its processes first".into()
             }
+            Self::Refused { above: Some((file, holds)), .. } => {
+                format!(
+                    "`{}` above it holds `{holds}`: ask for less, or choose another `--cgroup-parent`",
+                    file.display()
+                )
+            }
             Self::Refused { flag: "--oom-kill-disable", .. } => "leave the flag out".into(),
+            Self::Differs { path, .. } => format!(
+                "something else has written it (`--cgroup-conf {}=…`, a program of the host): leave that out, or give the flag again with `gpurun update`",
+                path.file_name().unwrap_or_default().display()
+            ),
             Self::Devices { .. } => {
                 "the kernel needs CONFIG_CGROUP_BPF (version 2) or CONFIG_CGROUP_DEVICE (version 1)".into()
             }
@@ -122,6 +139,8 @@ pub struct Verified {
     pub effective: String,
     /// Where that is an ancestor's.
     pub binding: Option<PathBuf>,
+    /// Whether it is what was asked for.
+    pub holds: bool,
     /// What a person should know of this row.
     pub note: Option<String>,
 }

@@ -15,7 +15,7 @@ use crate::gpu::usage;
 use crate::launch;
 use crate::record::{Entry, Records};
 use crate::report::Report;
-use crate::request::{Request, parse_ulimit};
+use crate::request::Request;
 use crate::units::format_memory;
 
 #[derive(Debug, Args)]
@@ -71,6 +71,11 @@ pub fn run(args: &ExplainArgs, context: &Context) -> Result<u8, Report> {
         return show(all, &words, args.json, None);
     };
     let entry = context.records()?.find(name)?;
+    if args.tree && (given || args.gpu.gpus.is_some()) {
+        return Err(Report::usage("`--tree` shows a container as it is, and takes no limits").with_hint(format!(
+            "`gpurun explain --tree {name}`; without `--tree` it says what the limits would become"
+        )));
+    }
     if args.tree {
         return tree(&host, &entry, args.json);
     }
@@ -86,10 +91,12 @@ pub fn run(args: &ExplainArgs, context: &Context) -> Result<u8, Report> {
     let words = host.soften(&mut limits);
     let path = launch::cgroup_path(of_container.cgroup_parent.as_deref(), &entry.record.id);
     let mut all = explain::explain(&limits, host.limits_version(), &path);
+    let mut in_force = Ok(());
     if !given {
         all.extend(explain::explain_process(&its_own(of_container), host.limits_version(), &entry.record.id));
         if let Some(cgroup) = Cgroup::open(&host, &path)? {
-            explain::add_kernel(&mut all, &cgroup.verify(&limits)?, &cgroup.stats());
+            explain::add_kernel(&mut all, &cgroup.look(&limits)?, &cgroup.stats());
+            in_force = cgroup.verify(&limits).map(drop);
             add_process(&mut all, &entry)?;
         }
         all.extend(given_gpus(&entry, &context.records()?)?);
@@ -98,13 +105,15 @@ pub fn run(args: &ExplainArgs, context: &Context) -> Result<u8, Report> {
         print::out(&format!("container `{name}` has no limits; `gpurun update {name} --memory 2g` gives it one\n"))?;
         return Ok(0);
     }
-    show(all, &words, args.json, Some(&entry.record.id))
+    show(all, &words, args.json, Some(&entry.record.id))?;
+    // All of it is shown, and that one does not hold is an error all the same.
+    Ok(in_force.map(|()| 0)?)
 }
 
 fn process_limits(flags: &LimitFlags) -> Result<ProcessLimits, Report> {
     Ok(ProcessLimits {
         shm_size: flags.shm_size.as_deref().map(request::shm_size).transpose()?.flatten(),
-        ulimits: flags.ulimit.iter().map(|text| parse_ulimit(text)).collect::<Result<_, _>>()?,
+        ulimits: request::ulimits(&flags.ulimit)?,
         oom_score_adj: flags.oom_score_adj,
         cgroup_parent: flags.cgroup_parent.as_deref().map(request::cgroup_parent).transpose()?,
     })
@@ -128,6 +137,7 @@ fn add_process(all: &mut [Explained], entry: &Entry) -> Result<(), Report> {
                 value: row.kernel,
                 effective: row.effective,
                 binding: None,
+                holds: true,
             });
         }
     }
@@ -221,6 +231,9 @@ fn block(one: &Explained, style: Style) -> String {
             format!(", effective {}", for_eyes(one.flag, &kernel.effective))
         };
         line("kernel", &format!("{file} = {}{effective}", for_eyes(one.flag, &kernel.value)));
+        if !kernel.holds {
+            line("changed", "not what was asked for: something else has written it since");
+        }
         if let Some(binding) = &kernel.binding {
             line("binding", binding);
         }

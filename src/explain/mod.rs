@@ -35,6 +35,8 @@ pub struct Kernel {
     pub effective: String,
     /// The ancestor's file that binds, where one is tighter.
     pub binding: Option<String>,
+    /// Whether it is what was asked for; `false`: something else has written it since.
+    pub holds: bool,
 }
 
 /// One flag, explained.
@@ -154,6 +156,7 @@ pub fn add_kernel(all: &mut [Explained], rows: &[cgroup::Verified], stats: &Stat
                 value: row.kernel.clone(),
                 effective: row.effective.clone(),
                 binding: row.binding.as_ref().map(|path| path.display().to_string()),
+                holds: row.holds,
             });
         }
     }

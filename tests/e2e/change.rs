@@ -53,6 +53,15 @@ fn update() {
     assert_eq!(file(&host, "lab", &["memory.max", "memory.limit_in_bytes"]), (96 << 20).to_string());
     assert_eq!(file(&host, "lab", &["pids.max"]), "77");
     assert_eq!(host.ok(&["exec", "lab", "nproc"]), "1");
+    // What somebody else writes is shown, beside what was asked for, and put back when it is asked for again.
+    let dirs = cgroups_of(host.inspect("lab")["Id"].as_str().unwrap());
+    let pids = dirs.iter().map(|dir| dir.join("pids.max")).find(|path| path.exists()).unwrap();
+    std::fs::write(&pids, "55").unwrap();
+    let answer = host.run(&["explain", "lab"]);
+    assert!(answer.out.contains("pids.max = 55") && answer.out.contains("changed    not what"), "{}", answer.out);
+    assert!(answer.code == 125 && answer.err.contains("`--pids-limit` is not in force"), "{}", answer.err);
+    host.ok(&["update", "lab", "--pids-limit", "77"]);
+    assert!(!host.ok(&["explain", "lab"]).contains("changed "));
     // Smaller again, and the swap that is implied follows.
     host.ok(&["update", "lab", "--memory", "48m"]);
     assert_eq!(limit(&host, "lab", "--memory"), (48 << 20).to_string());
@@ -60,10 +69,20 @@ fn update() {
     assert_eq!(limit(&host, "lab", "--memory"), (48 << 20).to_string(), "the record has it, too");
     // At rest, and with nothing to do.
     host.ok(&["stop", "-t", "0", "lab"]);
-    host.ok(&["update", "lab", "--memory", "32m"]);
+    let answer = host.run(&["update", "lab", "--memory", "32m", "--verbose"]);
+    assert!(answer.err.contains("`lab` does not run"), "{}", answer.err);
+    assert_eq!(
+        host.inspect("lab")["Limits"],
+        serde_json::json!([]),
+        "what was read back before is no more what it gets"
+    );
+    let answer = host.run(&["stats", "--no-stream", "lab"]);
+    assert!(answer.code == 0 && answer.err.contains("`lab` does not run"), "{}", answer.err);
     host.ok(&["start", "lab"]);
     assert_eq!(limit(&host, "lab", "--memory"), (32 << 20).to_string());
     assert!(host.fails(2, &["update", "lab"]).contains("nothing to update"));
+    assert!(host.fails(2, &["update", "lab", "--restart", ""]).contains("`--restart` has no value"));
+    assert!(host.fails(2, &["explain", "--tree", "lab", "--memory", "64m"]).contains("takes no limits"));
 }
 
 /// The kernel's files of the limits that these tests change.
@@ -139,6 +158,22 @@ fn lifted() {
     let quota = file(&host, "lab", &["cpu.max", "cpu.cfs_quota_us"]);
     assert!(quota.starts_with("max") || quota == "-1", "{quota}");
     assert_eq!(file(&host, "lab", &["pids.max"]), "max");
+    // A total of memory and swap goes with the memory that it is bound to.
+    host.ok(&["update", "lab", "--memory", "64m", "--memory-swap", "96m"]);
+    host.ok(&["update", "lab", "--memory", "0"]);
+    let swap = file(&host, "lab", &["memory.swap.max", "memory.memsw.limit_in_bytes"]);
+    assert!(swap == "max" || swap.parse::<u64>().unwrap() > 1 << 60, "{swap}");
+    host.ok(&["update", "lab", "--memory", "48m"]);
+    let swap = file(&host, "lab", &["memory.swap.max", "memory.memsw.limit_in_bytes"]);
+    assert!(
+        swap == (96 << 20).to_string() || swap == (48 << 20).to_string(),
+        "twice the memory, as if nothing had been: {swap}"
+    );
+    // What a full pids.max does to an exec is said.
+    host.ok(&["update", "lab", "--pids-limit", "3"]);
+    host.ok(&["exec", "-d", "lab", "sleep", "1000"]);
+    let error = host.fails(125, &["exec", "lab", "true"]);
+    assert!(error.contains("hint:") && error.contains("--pids-limit"), "{error}");
 }
 
 /// Nodes that a container may not open, whatever it makes, with what `mknod` takes: memory, the kernel's log, a terminal of the host, FUSE, a
@@ -353,6 +388,9 @@ fn parent() {
     let outer = dirs.iter().find(|dir| dir.join("cgroup.procs").exists()).expect("the parent's cgroup");
     let file = ["memory.max", "memory.limit_in_bytes"].iter().map(|file| outer.join(file)).find(|path| path.exists());
     std::fs::write(file.expect("a limit"), (32 << 20).to_string()).unwrap();
+    if !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        refused_by_an_ancestor(&host, &parent);
+    }
     // The next launch below it is told which limit really binds, and an OOM kill names the ancestor.
     let hog = [
         "run",
@@ -380,4 +418,21 @@ fn parent() {
         let _ = std::fs::remove_dir(controller.join(parent.trim_start_matches('/')));
     }
     let _ = std::fs::remove_dir(format!("/sys/fs/cgroup{parent}"));
+}
+
+/// Version 1 refuses more than the parent has, where version 2 gives less: which file it is, and its value, are said.
+fn refused_by_an_ancestor(host: &Host, parent: &str) {
+    for (controller, file, value, back, flag, asked, holds) in [
+        ("cpu", "cpu.cfs_quota_us", "50000", "-1", "--cpus", "0.9", "50000 of 100000"),
+        ("cpuset", "cpuset.cpus", "0", "0-1", "--cpuset-cpus", "1", "0"),
+    ] {
+        let path = std::path::PathBuf::from(format!("/sys/fs/cgroup/{controller}{parent}/{file}"));
+        // A cgroup with less than its children have is refused: theirs go first.
+        host.ok(&["update", "inner", "--cpus", "0.1", "--cpuset-cpus", "0"]);
+        std::fs::write(&path, value).unwrap();
+        let error = host.fails(125, &["update", "inner", flag, asked]);
+        let words = format!("hint: `{}` above it holds `{holds}`: ask for less", path.display());
+        assert!(error.contains(&format!("`{flag}` cannot be enforced")) && error.contains(&words), "{error}");
+        std::fs::write(&path, back).unwrap();
+    }
 }
