@@ -1,13 +1,14 @@
 //! Commands that change a living container: update, pause, resume.
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 
 use super::containers::{for_each, tell};
 use super::resources::ResourceFlags;
 use super::run::limits_text;
 use super::{Context, print};
 use crate::launch;
-use crate::record::{Entry, LimitRow, Records};
+use crate::record::{Entry, LimitRow, Records, State};
 use crate::report::Report;
 use crate::request::RestartPolicy;
 use crate::supervise::protocol::{Connection, FromSupervisor, ToSupervisor};
@@ -21,9 +22,9 @@ pub struct UpdateArgs {
     #[command(flatten)]
     limits: ResourceFlags,
     /// What to do when the container's process ends: no, always, unless-stopped, on-failure[:N]
-    #[arg(long, value_name = "POLICY")]
+    #[arg(long, value_name = "POLICY", value_parser = NonEmptyStringValueParser::new())]
     restart: Option<String>,
-    /// The limits as they stand afterwards, as JSON
+    /// The limits as they stand afterwards, as JSON; none of a container that does not run, where nothing can be read back
     #[arg(long)]
     json: bool,
     #[arg(required = true, value_name = "CONTAINER")]
@@ -49,13 +50,19 @@ pub fn update(args: &UpdateArgs, context: &Context) -> Result<u8, Report> {
     let each = |name: &str| {
         let entry = records.find(name)?;
         let limits = Box::new(asked.clone());
-        let rows = if entry.supervisor()?.is_some() {
+        let runs = entry.supervisor()?.is_some();
+        let rows = if runs {
             ask(&entry, &ToSupervisor::Update { limits, restart })?
         } else {
             at_rest(&records, &entry, &limits, restart)?
         };
-        if context.verbose {
+        if context.verbose && runs {
             print::tell(&limits_text(&rows));
+        } else if context.verbose {
+            let name = &entry.record.name;
+            print::say(&format!(
+                "gpurun: `{name}` does not run: checked against this host, and kept for its next start"
+            ));
         }
         all.extend(rows);
         Ok(())
@@ -84,6 +91,11 @@ fn at_rest(
         launch::check_limits(&merged)?;
         Ok((merged, restart.unwrap_or(request.restart)))
     })?;
+    // What was read back at its last run is no more what it will get.
+    let state = entry.state()?;
+    if !state.limits.is_empty() {
+        entry.write_state(&State { limits: Vec::new(), ..state })?;
+    }
     Ok(Vec::new())
 }
 

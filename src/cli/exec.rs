@@ -102,10 +102,12 @@ pub fn run(args: &ExecArgs, context: &Context) -> Result<u8, Report> {
 /// A working directory that is not there, in words that name the container and a way out.
 fn no_directory(error: RuntimeError, name: &str) -> Report {
     let RuntimeError::Directory { path, source } = error else { return error.into() };
-    let path = path.display();
+    let path = path.display().to_string();
+    let plain = path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte));
+    let word = if plain { path.clone() } else { format!("'{}'", path.replace('\'', r"'\''")) };
     match source.kind() {
         ErrorKind::NotFound => Report::new(format!("container `{name}` has no directory `{path}`"))
-            .with_hint(format!("`gpurun exec {name} mkdir -p {path}` makes it; `-w DIR` names another")),
+            .with_hint(format!("`gpurun exec {name} mkdir -p {word}` makes it; `-w DIR` names another")),
         ErrorKind::NotADirectory => Report::new(format!("`{path}` in container `{name}` is not a directory"))
             .with_hint("name another with `-w DIR`"),
         _ => Report::new(format!("cannot enter the directory `{path}` in container `{name}`"))

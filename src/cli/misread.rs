@@ -218,8 +218,7 @@ mod tests {
                 || arg.get_help_heading().is_some_and(|of| of.starts_with("Limits"))
         });
         let mut count = 0;
-        for (words, arg) in limits.filter(|(_, arg)| !["root", "run-dir", "restart"].contains(&arg.get_long().unwrap()))
-        {
+        for (words, arg) in limits.filter(|(_, arg)| !["root", "run-dir"].contains(&arg.get_long().unwrap())) {
             count += 1;
             let flag = arg.get_long().unwrap();
             let said = said_of(&words, flag, "");

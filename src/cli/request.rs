@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use super::flags::{ContainerFlags, SecurityFlags};
 use crate::report::Report;
 use crate::request::{
-    NetworkMode, Payload, Request, RestartPolicy, Seccomp, parse_device, parse_env, parse_env_file, parse_mount,
-    parse_signal, parse_tmpfs, parse_ulimit, parse_volume,
+    NetworkMode, Payload, Request, RestartPolicy, Seccomp, Ulimit, parse_device, parse_env, parse_env_file,
+    parse_mount, parse_signal, parse_tmpfs, parse_ulimit, parse_volume,
 };
 use crate::units::parse_memory;
 
@@ -51,7 +51,7 @@ pub fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Result<Re
         shm_size: flags.limits.shm_size.as_deref().map(shm_size).transpose()?.flatten(),
         limits: flags.limits.cgroup.asked(),
         cgroup_parent: flags.limits.cgroup_parent.as_deref().map(cgroup_parent).transpose()?,
-        ulimits: flags.limits.ulimit.iter().map(|text| parse_ulimit(text)).collect::<Result<_, _>>()?,
+        ulimits: ulimits(&flags.limits.ulimit)?,
         oom_score_adj: flags.limits.oom_score_adj,
         network: network_mode(&flags.network.network)?,
         publish: flags.network.publish.clone(),
@@ -190,6 +190,17 @@ pub fn signal_number(text: &str) -> Result<i32, Report> {
         Report::usage(format!("`{text}` is not a signal"))
             .with_hint("use a name such as `TERM` or `SIGINT`, or a number from 1 to 64")
     })
+}
+
+/// Of two for one resource the later holds, as in docker.
+pub fn ulimits(texts: &[String]) -> Result<Vec<Ulimit>, Report> {
+    let mut all: Vec<Ulimit> = Vec::new();
+    for text in texts {
+        let ulimit = parse_ulimit(text)?;
+        all.retain(|other| other.name != ulimit.name);
+        all.push(ulimit);
+    }
+    Ok(all)
 }
 
 /// docker's 0 is "not asked for".

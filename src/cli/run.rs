@@ -141,7 +141,9 @@ pub fn limits_text(rows: &[LimitRow]) -> String {
         let note = row.note.as_ref().map(|note| format!("  ({note})")).unwrap_or_default();
         let effective =
             if row.effective == row.kernel { String::new() } else { format!("  effective {}", row.effective) };
-        text.push_str(&format!("{} {} → {} = {}{effective}{note}\n", row.flag, row.asked, row.file, row.kernel));
+        // Some files have a line a device, or a key.
+        let kernel = row.kernel.replace('\n', ", ");
+        text.push_str(&format!("{} {} → {} = {kernel}{effective}{note}\n", row.flag, row.asked, row.file));
     }
     text
 }

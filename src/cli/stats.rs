@@ -72,7 +72,13 @@ pub fn run(args: &StatsArgs, context: &Context) -> Result<u8, Report> {
     let records = context.records()?;
     let mut before: BTreeMap<String, (Instant, Stats)> = BTreeMap::new();
     // A rate needs two samples: the first one is only taken.
-    sample(&records, &host, &args.containers, &mut before)?;
+    let running = sample(&records, &host, &args.containers, &mut before)?;
+    for name in &args.containers {
+        let entry = records.find(name)?;
+        if !running.iter().any(|sample| sample.id == entry.record.id) {
+            print::say(&format!("gpurun: `{}` does not run: it uses nothing but its files", entry.record.name));
+        }
+    }
     let first = Duration::from_secs_f64(args.interval.min(if args.no_stream { 0.5 } else { args.interval }));
     let in_place = !args.json && !args.no_stream && std::io::stdout().is_terminal();
     let mut pause = first;

@@ -28,6 +28,7 @@ use crate::store::Store;
 /// docker's size of /dev/shm.
 pub(super) const SHM_SIZE: u64 = 64 << 20;
 /// Where our init lies in the container: in its /dev, a tmpfs, so that the image's files are left alone.
+const START_NOFILE: u64 = 64;
 const INIT_PATH: &str = "/dev/gpurun-init";
 
 /// Whether the host knows these limits at all; whether it enforces them shows when they are read back.
@@ -198,6 +199,17 @@ pub(super) fn make(
     };
     let given = (gpus.given, gpus.summary);
     Ok(Planned { plan, filter, host, limits, network, stop_signal, check, jupyter, gpus: given })
+}
+
+/// A start takes a few descriptors itself, and fails in the runtime's own words where it gets none.
+fn descriptors(report: Report, ulimits: &[Ulimit]) -> Report {
+    match ulimits.iter().find(|limit| limit.name == "nofile" && limit.soft < START_NOFILE) {
+        Some(limit) if report.hint.is_none() => report.with_hint(format!(
+            "`--ulimit nofile={}` may leave too few descriptors for the start itself: use at least {START_NOFILE}",
+            limit.soft
+        )),
+        _ => report,
+    }
 }
 
 /// Image mount (host's namespace), then our own mount namespace, then the overlay in it.
@@ -402,7 +414,7 @@ impl Planned {
         let mut created =
             created.map_err(|error| match hook::failures(&entry.run_dir.join("hooks")).into_iter().next() {
                 Some(failure) => Report::from(failure),
-                None => Report::from(error),
+                None => descriptors(Report::from(error), &entry.record.request.ulimits),
             })?;
         step("created");
         super::scaffold::note(entry)?;

@@ -51,6 +51,9 @@ use crate::sys::{process, pty};
 /// The container's own pid 1 (src/init), as a file's bytes.
 pub const INIT_PAYLOAD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init"));
 
+/// What was being done where it may fail for want of a capability.
+const OOM_SCORE: &str = "set the container's OOM score";
+
 /// Where a container's standard streams go.
 #[derive(Debug)]
 pub enum Stdio {
@@ -112,6 +115,14 @@ impl Explain for RuntimeError {
             Self::Execute { not_found: true, .. } => {
                 Some("is it in the image, and in its PATH? `gpurun run … IMAGE ls /bin` shows what there is".into())
             }
+            Self::Sys(OOM_SCORE, source) if source.raw_os_error() == Some(libc::EACCES) => {
+                Some("a score below gpurun's own takes CAP_SYS_RESOURCE; ask for a higher one".into())
+            }
+            // fork(2): the kernel's word for a full pids.max.
+            Self::Enter { source, .. } if source.raw_os_error() == Some(libc::EAGAIN) => Some(
+                "the container may have as many processes as its `--pids-limit` allows: `gpurun stats` shows both"
+                    .into(),
+            ),
             Self::Directory { .. } => {
                 Some("make it in the image, or in what is mounted there; or name another with `-w DIR`".into())
             }
@@ -257,8 +268,7 @@ fn finish(
     let start_time = process::start_time(pid).ok_or_else(no_start).map_err(sys("identify the container's process"))?;
     if let Some(score) = request.oom_score_adj {
         // From here, since pid 1 itself may be neither root nor allowed to open its own file by now.
-        std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
-            .map_err(sys("set the container's OOM score"))?;
+        std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()).map_err(sys(OOM_SCORE))?;
     }
     let pty = console.map(Console::receive).transpose()?;
     if let (Some(master), Stdio::Pty { size: Some((rows, columns)) }) = (&pty, &request.stdio) {

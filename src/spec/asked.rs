@@ -101,6 +101,10 @@ pub enum LimitsError {
     DeviceRate { flag: &'static str, text: String },
     #[error("`{flag} {text}` names no block device: {why}")]
     Device { flag: &'static str, text: String, why: String },
+    #[error("`{flag} {text}` is more than the kernel counts, {} a second", u32::MAX)]
+    TooOften { flag: &'static str, text: String },
+    #[error("`{flag} {one}` and `{flag} {other}` contradict each other")]
+    Twice { flag: &'static str, one: String, other: String },
     #[error("`--cgroup-conf {text}` {why}")]
     Conf { text: String, why: &'static str },
     #[error("`{flag} {higher}` is more than `{than} {lower}`")]
@@ -127,6 +131,8 @@ impl Explain for LimitsError {
             Self::Range { least, most, .. } => format!("use a number from {least} to {most}"),
             Self::DeviceRate { flag, .. } if flag.ends_with("bps") => format!("for example `{flag} /dev/sda:10mb`"),
             Self::DeviceRate { flag, .. } => format!("for example `{flag} /dev/sda:1000`"),
+            Self::TooOften { flag, .. } => format!("leave `{flag}` out: it would limit nothing"),
+            Self::Twice { .. } => "leave one of them out".into(),
             Self::Device { .. } => "`lsblk` lists them; a throttle needs the whole disk, not a partition".into(),
             Self::Conf { .. } => {
                 "give a file of the container's cgroup and a value, for example `--cgroup-conf memory.oom.group=1`"
@@ -148,6 +154,10 @@ impl AskedLimits {
         let mut merged = self.clone();
         if update.cpus.is_some() {
             (merged.cpu_period, merged.cpu_quota) = (None, None);
+        }
+        // The total of memory and swap is bound to the memory, and goes with it.
+        if update.memory.as_deref().is_some_and(|text| parse_memory(text) == Ok(0)) {
+            merged.memory_swap = None;
         }
         if update.cpu_period.is_some() || update.cpu_quota.is_some() {
             merged.cpus = None;
@@ -232,8 +242,21 @@ impl AskedLimits {
             pids: self.pids()?.map(|limit| u64::try_from(limit).ok().filter(|limit| *limit > 0)),
             blkio_weight: in_range("--blkio-weight", self.blkio_weight.filter(|n| *n != 0), &BLKIO_WEIGHTS, "")?,
             io: self.io_limits(host)?,
-            conf: self.cgroup_conf.iter().map(|text| conf(text)).collect::<Result<_, _>>()?,
+            conf: self.conf()?,
         })
+    }
+
+    fn conf(&self) -> Result<Vec<(String, String)>, LimitsError> {
+        let mut all: Vec<(String, String)> = Vec::new();
+        for text in &self.cgroup_conf {
+            let (file, value) = conf(text)?;
+            if let Some((_, before)) = all.iter().find(|(other, _)| *other == file) {
+                let one = format!("{file}={before}");
+                return Err(LimitsError::Twice { flag: "--cgroup-conf", one, other: text.clone() });
+            }
+            all.push((file, value));
+        }
+        Ok(all)
     }
 
     /// A start is two processes for a moment: the container's first one, and the one that makes it.
@@ -270,6 +293,10 @@ impl AskedLimits {
         let period = self.cpu_period.filter(|n| *n != 0);
         let period = in_range("--cpu-period", period, &CPU_PERIODS_US, " microseconds")?;
         let quota = self.cpu_quota.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0);
+        if let Some(value) = self.cpu_quota.filter(|quota| quota > CPU_QUOTAS_US.end()) {
+            let (least, most) = (*CPU_QUOTAS_US.start(), *CPU_QUOTAS_US.end());
+            return Err(LimitsError::Range { flag: "--cpu-quota", value, least, most, unit: " microseconds" }.into());
+        }
         if let Some(asked) = quota.filter(|quota| *quota < MINIMUM_QUOTA_US) {
             return Err(LimitsError::QuotaTooSmall(asked).into());
         }
@@ -286,9 +313,9 @@ impl AskedLimits {
     }
 
     fn io_limits(&self, host: &HostFacts) -> Result<Vec<IoLimit>, Report> {
-        let mut limits = Vec::new();
+        let mut limits: Vec<IoLimit> = Vec::new();
         for (kind, texts) in IoKind::ALL.into_iter().zip(&self.io) {
-            let flag = kind.flag();
+            let (flag, mut given) = (kind.flag(), 0);
             for text in texts {
                 let wrong = || LimitsError::DeviceRate { flag, text: text.clone() };
                 let (device, rate) = text.rsplit_once(':').ok_or_else(wrong)?;
@@ -301,11 +328,21 @@ impl AskedLimits {
                 if rate == 0 {
                     return Err(wrong().into());
                 }
+                if matches!(kind, IoKind::ReadIops | IoKind::WriteIops) && rate > u32::MAX.into() {
+                    return Err(LimitsError::TooOften { flag, text: text.clone() }.into());
+                }
                 let (major, minor) = (host.block_device)(Path::new(device)).map_err(|why| LimitsError::Device {
                     flag,
                     text: text.clone(),
                     why,
                 })?;
+                let same = |limit: &IoLimit| (limit.kind, limit.major, limit.minor) == (kind, major, minor);
+                if let Some(before) = limits.iter().position(same) {
+                    // Those of this flag, in the order in which they were given.
+                    let one = texts[before - (limits.len() - given)].clone();
+                    return Err(LimitsError::Twice { flag, one, other: text.clone() }.into());
+                }
+                given += 1;
                 limits.push(IoLimit { kind, major, minor, rate });
             }
         }
