@@ -24,12 +24,15 @@
 //! costs nothing.
 
 mod draft;
+mod error;
+mod find;
 mod in_place;
 mod ingest;
 mod load;
 mod names;
 mod pins;
 mod push;
+mod record;
 mod remove;
 mod save;
 mod staging;
@@ -40,16 +43,14 @@ mod tests;
 mod usage;
 mod verify;
 
-use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
 pub use crate::transport::Source;
 pub use draft::{Draft, LayerFile};
+pub use error::{ResolveError, StoreError};
 pub use in_place::{InPlace, Stretch};
 pub use ingest::IngestError;
 pub use load::{LoadError, LoadOptions, Loaded, Progress};
@@ -61,12 +62,12 @@ pub use usage::Usage;
 pub use verify::{Cure, Fault, Verified};
 
 use crate::durable::{self, FileLock};
-use crate::image::{Config, DocumentError, ImageConfig, digest_of};
-use crate::layer::merge::{self, MergeError, Merger};
-use crate::layer::tar::ScanError;
-use crate::layer::{Entry, Tree, erofs};
+use crate::image::{Config, digest_of};
+use crate::layer::merge::Merger;
+use crate::layer::{Entry, Tree};
 use crate::names::{Digest, Reference};
-use crate::report::Explain;
+use find::{Found, parse_hex};
+use record::ImageRecord;
 use staging::Staging;
 
 /// The line of this layout. A later layout's line has a check word behind its number, [`format_line`]: without one, a digit that flips in this line
@@ -116,176 +117,6 @@ impl Image {
 
     pub fn short_id(&self) -> String {
         self.id.hex()[..12].to_string()
-    }
-}
-
-/// `image.json`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ImageRecord {
-    chain_id: String,
-    manifest_digest: Option<String>,
-    /// Of the layers' tars, lowest first.
-    layer_sizes: Vec<u64>,
-    loaded_at: u64,
-    #[serde(default)]
-    intermediate: bool,
-    /// The digest of the record without it: a flipped bit shows. (A record without one comes from an older gpurun.)
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    check: Option<String>,
-}
-
-impl ImageRecord {
-    /// As it is written to `path`.
-    fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, StoreError> {
-        let record = Self { check: Some(self.check(path)?), ..self.clone() };
-        serde_json::to_vec_pretty(&record).map_err(|cause| StoreError::Json { path: path.into(), cause })
-    }
-
-    fn parse(bytes: &[u8], path: &Path) -> Result<Self, StoreError> {
-        let record: Self =
-            serde_json::from_slice(bytes).map_err(|cause| StoreError::Json { path: path.into(), cause })?;
-        match &record.check {
-            Some(check) if *check != record.check(path)? => Err(StoreError::Altered { path: path.into() }),
-            _ => Ok(record),
-        }
-    }
-
-    fn check(&self, path: &Path) -> Result<String, StoreError> {
-        let plain = Self { check: None, ..self.clone() };
-        let bytes = serde_json::to_vec(&plain).map_err(|cause| StoreError::Json { path: path.into(), cause })?;
-        Ok(digest_of(&bytes).to_string())
-    }
-}
-
-/// A store that cannot be opened or read.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    #[error("cannot {action} `{path}`")]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        #[source]
-        cause: io::Error,
-    },
-    #[error("the image store `{root}` has the format `{found}`, which this gpurun does not know")]
-    Format { root: PathBuf, found: String },
-    #[error("`{path}` is damaged: it does not tell the format of an image store")]
-    NoFormat { path: PathBuf },
-    #[error("the stored image `{id}` is damaged")]
-    Damaged {
-        id: String,
-        #[source]
-        cause: DocumentError,
-    },
-    #[error("`{path}` is damaged: its digest is not its name")]
-    Changed { path: PathBuf },
-    #[error("`{path}` is damaged")]
-    Json {
-        path: PathBuf,
-        #[source]
-        cause: serde_json::Error,
-    },
-    #[error("`{path}` is damaged: its digest is not the one that it tells")]
-    Altered { path: PathBuf },
-    #[error("cannot scan the layer `{layer}`")]
-    Scan {
-        layer: Digest,
-        #[source]
-        cause: ScanError,
-    },
-    #[error("the archive `{path}`, from which the image runs, is gone or was changed")]
-    Archive { path: PathBuf },
-    #[error("the layers of the image cannot be merged")]
-    Merge(#[source] MergeError),
-    #[error("the index of the image cannot be written")]
-    Index {
-        #[source]
-        cause: Box<erofs::WriteError>,
-    },
-}
-
-impl StoreError {
-    /// Whether the trouble is one image's own.
-    fn is_damage(&self) -> bool {
-        matches!(self, Self::Damaged { .. } | Self::Changed { .. } | Self::Altered { .. } | Self::Json { .. })
-    }
-
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
-        let path = path.to_path_buf();
-        move |cause| Self::Io { action, path, cause }
-    }
-}
-
-impl Explain for StoreError {
-    fn hint(&self) -> Option<String> {
-        match self {
-            Self::Io { cause, .. } => match cause.raw_os_error()? {
-                libc::EACCES | libc::EPERM => Some("the image store belongs to root: run it with `sudo`".into()),
-                libc::ENOSPC => Some(
-                    "the disk is full: `gpurun image rm` what is not needed, or choose another disk with `--root`"
-                        .into(),
-                ),
-                libc::EROFS => Some("choose a place that can be written with `--root DIR`".into()),
-                _ => None,
-            },
-            Self::Archive { path } => Some(format!(
-                "run from it again, or `gpurun image load {}` to keep a copy in the store",
-                path.display()
-            )),
-            Self::NoFormat { path } => Some(format!(
-                "write it anew with `echo gpurun store 1 | sudo tee {}`, then see what else is damaged with `gpurun image verify`",
-                path.display()
-            )),
-            Self::Format { .. } => Some("use the gpurun that made it, or another place with `--root DIR`".into()),
-            Self::Damaged { .. }
-            | Self::Changed { .. }
-            | Self::Altered { .. }
-            | Self::Json { .. }
-            | Self::Scan { .. } => {
-                Some("`gpurun image verify --repair` takes the damaged files away; then load the image again".into())
-            }
-            _ => None,
-        }
-    }
-}
-
-/// An image that cannot be found.
-#[derive(Debug, thiserror::Error)]
-pub enum ResolveError {
-    #[error("no image `{name}` is in the store")]
-    NotFound { name: String, known: Vec<String> },
-    #[error("`{prefix}` is the beginning of several image ids: {}", ids.join(", "))]
-    Ambiguous { prefix: String, ids: Vec<String> },
-    #[error("`{0}` is not an image name or id")]
-    BadName(String),
-    #[error("cannot look up the image `{name}`")]
-    Store {
-        name: String,
-        #[source]
-        cause: StoreError,
-    },
-}
-
-impl Explain for ResolveError {
-    fn hint(&self) -> Option<String> {
-        match self {
-            Self::NotFound { known, .. } if known.is_empty() => Some("load one with `gpurun image load FILE`".into()),
-            Self::NotFound { known, .. } => {
-                let shown: Vec<_> = known.iter().take(5).map(|name| format!("`{name}`")).collect();
-                let more = if known.len() > 5 { " and more" } else { "" };
-                Some(format!(
-                    "the store has {}{more}; see `gpurun image ls`, or load one with `gpurun image load FILE`",
-                    shown.join(", ")
-                ))
-            }
-            Self::Ambiguous { .. } => Some("give more digits".into()),
-            Self::Store { cause, .. } => cause.hint(),
-            Self::BadName(_) => Some(
-                "write `name`, `name:tag`, `registry:port/name:tag`, the name in lower case, or an id; `gpurun image ls` lists them"
-                    .into(),
-            ),
-        }
     }
 }
 
@@ -392,161 +223,6 @@ impl Store {
         FileLock::exclusive(&path).map_err(StoreError::io("lock", &path))
     }
 
-    /// All images, the named ones first, by name. A damaged one is left out, with a word: the others are none the worse for it.
-    pub fn list(&self) -> Result<Vec<Image>, StoreError> {
-        let (images, damaged) = self.list_all()?;
-        for error in damaged {
-            tracing::warn!("{error}; see `gpurun image verify`");
-        }
-        Ok(images)
-    }
-
-    /// The readable images, and what is wrong with the others.
-    fn list_all(&self) -> Result<(Vec<Image>, Vec<StoreError>), StoreError> {
-        let names = self.names()?;
-        let (mut images, mut damaged) = (Vec::new(), Vec::new());
-        for id in self.image_ids()? {
-            match self.image(id, &names) {
-                Ok(Some(image)) => images.push(image),
-                // Removed since the directory was read.
-                Ok(None) => {}
-                Err(error) if error.is_damage() => damaged.push(error),
-                Err(error) => return Err(error),
-            }
-        }
-        images.sort_by_key(|image| (image.names.is_empty(), image.label(), image.id));
-        Ok((images, damaged))
-    }
-
-    /// What the layers' tars had as sizes when they came.
-    fn recorded_sizes(&self) -> Result<BTreeMap<Digest, u64>, StoreError> {
-        let mut sizes = BTreeMap::new();
-        for image in self.list_all()?.0 {
-            sizes.extend(image.diff_ids.into_iter().zip(image.layer_sizes));
-        }
-        Ok(sizes)
-    }
-
-    /// Finds an image by id, name or unambiguous beginning of its id.
-    pub fn resolve(&self, name: &str) -> Result<Image, ResolveError> {
-        let failed = |cause| ResolveError::Store { name: name.into(), cause };
-        let names = self.names().map_err(failed)?;
-        let id = match self.find(name, &names).map_err(failed)? {
-            Found::One(id) => id,
-            Found::Several(ids) => {
-                let ids = ids.iter().map(|id| id.hex()[..12].to_string()).collect();
-                return Err(ResolveError::Ambiguous { prefix: name.into(), ids });
-            }
-            Found::BadName => return Err(ResolveError::BadName(name.escape_debug().to_string())),
-            Found::None => return Err(self.not_found(name)),
-        };
-        self.image(id, &names).map_err(failed)?.ok_or_else(|| self.not_found(name))
-    }
-
-    /// The id that a name means, even of an image that is damaged; by its whole id also one that runs from an archive.
-    pub fn identify(&self, name: &str) -> Result<Digest, ResolveError> {
-        let failed = |cause| ResolveError::Store { name: name.into(), cause };
-        match self.find(name, &self.names().map_err(failed)?).map_err(failed)? {
-            Found::One(id) if is_there(&self.image_dir(&id)).map_err(failed)? => Ok(id),
-            Found::One(id) if is_there(&self.archive_dir(&id)).map_err(failed)? => Ok(id),
-            _ => Ok(self.resolve(name)?.id),
-        }
-    }
-
-    /// Whether `text` is how `name` may be said, and not an id.
-    pub fn is_name(&self, text: &str, name: &Reference) -> bool {
-        names::candidates(text).contains(name)
-    }
-
-    fn not_found(&self, name: &str) -> ResolveError {
-        let mut known = self.list().unwrap_or_default();
-        known.retain(|image| !image.intermediate);
-        let known = known.iter().map(Image::label).collect();
-        ResolveError::NotFound { name: name.into(), known }
-    }
-
-    fn find(&self, name: &str, names: &names::Names) -> Result<Found, StoreError> {
-        if let Ok(id) = name.parse::<Digest>() {
-            return Ok(Found::One(id));
-        }
-        let references = names::candidates(name);
-        if let Some(id) = references.iter().find_map(|reference| names.get(reference)) {
-            return Ok(Found::One(id));
-        }
-        if let Some(id) = self.by_manifest(&references, names)? {
-            return Ok(Found::One(id));
-        }
-        let prefix = name.strip_prefix("sha256:").unwrap_or(name);
-        if !prefix.is_empty()
-            && prefix.len() <= 64
-            && prefix.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-        {
-            let mut ids = self.image_ids()?;
-            ids.retain(|id| id.hex().starts_with(prefix));
-            match ids.as_slice() {
-                [] => {}
-                [id] => return Ok(Found::One(*id)),
-                _ => return Ok(Found::Several(ids)),
-            }
-        }
-        Ok(if references.is_empty() { Found::BadName } else { Found::None })
-    }
-
-    /// `name@digest` means an image of that name that came with that manifest, under whatever tag: as docker's repository digests do.
-    fn by_manifest(&self, references: &[Reference], names: &names::Names) -> Result<Option<Digest>, StoreError> {
-        let Some((reference, digest)) = references.iter().find_map(|one| Some((one, one.digest?))) else {
-            return Ok(None);
-        };
-        let is_meant = |name: &Reference| (&name.domain, &name.path) == (&reference.domain, &reference.path);
-        let (images, _) = self.list_all()?;
-        let mut images = images.into_iter().filter(|image| image.manifest_digest == Some(digest));
-        Ok(images.find(|image| names.of(&image.id).iter().any(is_meant)).map(|image| image.id))
-    }
-
-    fn image_ids(&self) -> Result<Vec<Digest>, StoreError> {
-        let path = self.root.join("images");
-        let mut ids = Vec::new();
-        for entry in fs::read_dir(&path).map_err(StoreError::io("read", &path))? {
-            let entry = entry.map_err(StoreError::io("read", &path))?;
-            ids.extend(entry.file_name().to_str().and_then(parse_hex));
-        }
-        ids.sort();
-        Ok(ids)
-    }
-
-    /// Reads one image; `None` when it is not there.
-    fn image(&self, id: Digest, names: &names::Names) -> Result<Option<Image>, StoreError> {
-        self.image_in(&self.image_dir(&id), id, names)
-    }
-
-    fn image_in(&self, dir: &Path, id: Digest, names: &names::Names) -> Result<Option<Image>, StoreError> {
-        // Both files come and go with their directory, in one rename: what is missing was removed, even between the two reads.
-        let Some(bytes) = read_if_there(&dir.join("config.json"))? else { return Ok(None) };
-        if digest_of(&bytes) != id {
-            return Err(StoreError::Changed { path: dir.join("config.json") });
-        }
-        let config = ImageConfig::parse(&bytes).map_err(|cause| StoreError::Damaged { id: id.to_string(), cause })?;
-        let path = dir.join("image.json");
-        let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
-        let record = ImageRecord::parse(&bytes, &path)?;
-        Ok(Some(Image {
-            id,
-            names: names.of(&id),
-            chain_id: merge::chain_id(&config.diff_ids),
-            config: config.config,
-            architecture: config.architecture,
-            os: config.os,
-            created: config.created,
-            diff_ids: config.diff_ids,
-            size: record.layer_sizes.iter().sum(),
-            layer_sizes: record.layer_sizes,
-            loaded_at: record.loaded_at,
-            intermediate: record.intermediate && names.of(&id).is_empty(),
-            in_place: None,
-            manifest_digest: record.manifest_digest.and_then(|digest| digest.parse().ok()),
-        }))
-    }
-
     /// Whether all its layers are in the store, too, if it runs from an archive.
     pub fn has_layers(&self, image: &Image) -> Result<bool, StoreError> {
         self.are_there(&image.diff_ids)
@@ -589,13 +265,6 @@ impl Store {
     pub fn open_sources(&self, tree: &Tree) -> Result<Vec<File>, StoreError> {
         tree.sources.iter().map(|diff_id| open(&self.layer_path(diff_id))).collect()
     }
-}
-
-enum Found {
-    One(Digest),
-    Several(Vec<Digest>),
-    None,
-    BadName,
 }
 
 /// Whether it is the line of a gpurun with another layout; else the file is damaged.
@@ -659,10 +328,6 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
 /// again, or has its names and layers removed.
 fn is_there(path: &Path) -> Result<bool, StoreError> {
     Ok(load::length(path)?.is_some())
-}
-
-fn parse_hex(hex: &str) -> Option<Digest> {
-    format!("sha256:{hex}").parse().ok()
 }
 
 fn make_dir(path: &Path, mode: u32) -> Result<(), StoreError> {
