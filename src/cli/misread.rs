@@ -41,8 +41,8 @@ fn value(error: &clap::Error) -> Option<Report> {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         _ => None,
     };
-    // `--memory <SIZE>`, as clap has it.
-    let flag = text(ContextKind::InvalidArg)?.split_whitespace().next().filter(|word| word.starts_with('-'))?;
+    // `--memory <SIZE>` or `--tls-verify[=<BOOL>]`, as clap has it.
+    let flag = text(ContextKind::InvalidArg)?.split([' ', '[', '=']).next().filter(|word| word.starts_with('-'))?;
     let value = text(ContextKind::InvalidValue)?;
     if value.is_empty() {
         let values = match error.get(ContextKind::ValidValue) {

@@ -41,8 +41,8 @@ pub struct ResourceFlags {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = number(SWAPPINESS))]
     pub memory_swappiness: Option<i64>,
     /// At the memory limit, let processes wait instead of killing one (cgroup v1)
-    #[arg(long)]
-    pub oom_kill_disable: bool,
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub oom_kill_disable: Option<bool>,
     /// CPU time in CPUs: 1.5 is one and a half
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = Text::new())]
     pub cpus: Option<String>,

@@ -25,7 +25,8 @@ pub struct AskedLimits {
     pub memory_high: Option<String>,
     pub memory_min: Option<String>,
     pub memory_swappiness: Option<i64>,
-    pub oom_kill_disable: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oom_kill_disable: Option<bool>,
     pub cpu_period: Option<i64>,
     pub cpu_quota: Option<i64>,
     pub cpu_shares: Option<i64>,
@@ -182,7 +183,7 @@ impl AskedLimits {
         number(&mut merged.cpu_quota, update.cpu_quota);
         number(&mut merged.cpu_shares, update.cpu_shares);
         number(&mut merged.blkio_weight, update.blkio_weight);
-        merged.oom_kill_disable |= update.oom_kill_disable;
+        merged.oom_kill_disable = update.oom_kill_disable.or(merged.oom_kill_disable);
         let list = |own: &mut Vec<String>, new: &[String], separator: char| {
             for text in new {
                 let key = text.rsplit_once(separator).map(|(key, _)| key);
@@ -227,7 +228,7 @@ impl AskedLimits {
                 &SWAPPINESS,
                 "",
             )?,
-            oom_kill_disable: self.oom_kill_disable,
+            oom_kill_disable: self.oom_kill_disable.unwrap_or(false),
             cpu_quota_us,
             cpu_period_us,
             cpu_quota_given,

@@ -65,6 +65,11 @@ const ROWS: &[Row] = &[
     Row { flags: &["--memory-swappiness", "10"], v1: Some(&[("memory.swappiness", "10")]), v2: None },
     Row { flags: &["--oom-kill-disable"], v1: Some(&[("memory.oom_control", "oom_kill_disable 1")]), v2: None },
     Row {
+        flags: &["--oom-kill-disable=false"],
+        v1: Some(&[("memory.oom_control", "oom_kill_disable 0")]),
+        v2: Some(&[]),
+    },
+    Row {
         flags: &["--cpus", "1.5"],
         v1: Some(&[("cpu.cfs_quota_us", "150000"), ("cpu.cfs_period_us", "100000")]),
         v2: Some(&[("cpu.max", "150000 100000")]),
