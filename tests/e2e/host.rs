@@ -29,16 +29,27 @@ impl Host {
         let dir =
             std::env::var_os("GPURUN_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from).join(&name);
         fs::create_dir_all(&dir).unwrap();
-        sh(&format!("ip netns add {name} && ip -n {name} link set lo up"));
+        for args in [&["netns", "add", &name][..], &["-n", &name, "link", "set", "lo", "up"]] {
+            let output = Command::new("ip").args(args).output().unwrap();
+            assert!(output.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
         Self { dir, netns: name }
     }
 
-    /// A host with the image `box` (busybox) in its store.
+    /// A host with the image `box` (busybox) in its store, which is a copy of one that was loaded once.
     pub fn with_box() -> Self {
         let host = Self::new();
-        let archive = host.dir.join("box.tar");
-        fs::copy(box_archive(), &archive).unwrap();
-        host.ok(&["image", "load", archive.to_str().unwrap()]);
+        let loaded = BOX_STORE.get_or_init(|| {
+            let archive = box_archive();
+            let output = host.command(&["image", "load", archive.to_str().unwrap()]).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let kept = archive.with_extension("store");
+            copy_tree(&host.dir.join("root"), &kept);
+            kept
+        });
+        if !host.dir.join("root").exists() {
+            copy_tree(loaded, &host.dir.join("root"));
+        }
         host
     }
 
@@ -153,12 +164,14 @@ impl Host {
                 writeln!(found, "run directory: {name}").unwrap();
             }
         }
-        let links = sh(&format!("ip -n {} -o link", self.netns));
-        for line in links.lines().filter(|line| line.contains("veth")) {
+        let links = answer(self.program("cat", &["/proc/net/dev"]).output().unwrap());
+        assert_eq!(links.code, 0, "{}", links.err);
+        for line in links.out.lines().filter(|line| line.contains("veth")) {
             writeln!(found, "link: {line}").unwrap();
         }
-        let rules = sh(&format!("nsenter --net=/run/netns/{} nft list ruleset", self.netns));
-        for line in rules.lines().filter(|line| line.contains("elements")) {
+        let rules = answer(self.program("nft", &["list", "ruleset"]).output().unwrap());
+        assert_eq!(rules.code, 0, "{}", rules.err);
+        for line in rules.out.lines().filter(|line| line.contains("elements")) {
             writeln!(found, "nft: {line}").unwrap();
         }
         found
@@ -167,9 +180,8 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        let names = self.run(&["ps", "-aq", "--no-trunc"]).out;
-        for name in names.lines() {
-            let _ = self.run(&["rm", "-f", name]);
+        for id in self.ids() {
+            let _ = self.run(&["rm", "-f", &id]);
         }
         for line in fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
             let point = line.split(' ').nth(4).unwrap_or_default();
@@ -227,6 +239,23 @@ pub fn eventually(what: &str, seconds: u64, mut holds: impl FnMut() -> bool) {
 }
 
 static BOX_ARCHIVE: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+/// A store with `box` alone in it.
+static BOX_STORE: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+
+/// Copies a store that nobody uses.
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => copy_tree(&source, &target),
+            kind if kind.is_symlink() => std::os::unix::fs::symlink(fs::read_link(&source).unwrap(), &target).unwrap(),
+            _ => drop(fs::copy(&source, &target).unwrap()),
+        }
+    }
+    fs::set_permissions(to, fs::metadata(from).unwrap().permissions()).unwrap();
+}
 
 /// A docker-archive with one image, `box`: Debian's static busybox and its applets. Made once a run.
 pub fn box_archive() -> &'static Path {
@@ -238,9 +267,12 @@ pub fn box_archive() -> &'static Path {
 }
 
 /// At the end of the run.
-pub fn remove_box_archive() {
+pub fn remove_box() {
     if let Some(path) = BOX_ARCHIVE.get() {
         let _ = fs::remove_file(path);
+    }
+    if let Some(path) = BOX_STORE.get() {
+        let _ = fs::remove_dir_all(path);
     }
 }
 

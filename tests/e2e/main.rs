@@ -85,6 +85,6 @@ fn main() {
     }
     // A test that fails panics in its trial: this is reached all the same.
     let conclusion = libtest_mimic::run(&arguments, trials);
-    host::remove_box_archive();
+    host::remove_box();
     conclusion.exit();
 }
