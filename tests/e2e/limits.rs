@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::host::{Host, cgroups_of, eventually};
+use crate::host::{Host, cgroups_of, eventually, sh};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("a_busy_loop_gets_no_more_cpu_than_asked", cpus),
@@ -11,6 +11,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("the_table_shows_what_the_kernel_holds", table),
     (crate::NEEDS_SYSTEMD[0], daemon_reload),
     ("a_container_cannot_change_its_own_limits", own_limits),
+    ("a_disk_is_no_faster_than_asked", disk),
 ];
 
 fn run<'a>(rest: &[&'a str]) -> Vec<&'a str> {
@@ -41,6 +42,55 @@ fn cpus() {
     // Two periods may be cut off at the ends; a busy machine may give less, never more.
     assert!(share <= 0.62, "{share}");
     assert!(share > 0.1, "{share}");
+}
+
+/// A disk of its own: a file behind a loop device.
+struct Disk(String);
+
+impl Disk {
+    fn new(host: &Host) -> Self {
+        let file = host.dir.join("disk");
+        std::fs::File::create(&file).unwrap().set_len(16 << 20).unwrap();
+        Self(sh(&format!("losetup --find --show {}", file.display())).trim().to_owned())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+/// Past the page cache, so that it is the disk's pace: two megabytes at one a second, and forty operations at twenty a second.
+fn disk() {
+    let host = Host::with_box();
+    let disk = Disk::new(&host);
+    let path = disk.0.as_str();
+    let took = |limit: &[&str], line: String| -> f64 {
+        let device = format!("{path}:/dev/it");
+        let timed = format!("a=$(cat /proc/uptime); {line} 2>/dev/null || exit; echo $a; cat /proc/uptime");
+        let flags = [&["--rm", "--device", &device][..], limit, &["box", "sh", "-c", &timed]].concat();
+        let said = host.ok(&run(&flags));
+        let seconds = |line: Option<&str>| -> f64 { line.unwrap().split(' ').next().unwrap().parse().unwrap() };
+        let mut lines = said.lines();
+        let began = seconds(lines.next());
+        seconds(lines.next()) - began
+    };
+    let read = |block: &str, count| format!("dd if=/dev/it of=/dev/null bs={block} count={count} iflag=direct");
+    let write = |block: &str, count| format!("dd if=/dev/zero of=/dev/it bs={block} count={count} oflag=direct");
+    let (bytes, operations) = (format!("{path}:1mb"), format!("{path}:20"));
+    for (flag, rate, line) in [
+        ("--device-read-bps", &bytes, read("64k", 32)),
+        ("--device-write-bps", &bytes, write("64k", 32)),
+        ("--device-read-iops", &operations, read("4k", 40)),
+        ("--device-write-iops", &operations, write("4k", 40)),
+    ] {
+        let (free, held) = (took(&[], line.clone()), took(&[flag, rate], line));
+        // A slice of a tenth of a second at either end is free; what a busy machine adds is in both.
+        assert!(held >= 1.6, "{flag}: {held} s");
+        assert!(free < held / 2.0 || crate::host::slow(), "{flag}: {held} s with it, {free} s without");
+        assert!(held < free + 6.0 || crate::host::slow(), "{flag}: {held} s with it, {free} s without");
+    }
 }
 
 fn cpuset() {
