@@ -1,5 +1,5 @@
 //! `--gpus` on a stand-in of a driver: what the hook is given, which GPUs a word means, who has which. What a container can do with
-//! them: `gpu_isolation`.
+//! them: `gpu_filter`.
 
 use std::process::Command;
 

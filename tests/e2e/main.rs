@@ -10,7 +10,7 @@ mod crash;
 mod driver;
 mod flags;
 mod gpu;
-mod gpu_isolation;
+mod gpu_filter;
 mod gpu_matrix;
 mod host;
 mod isolation;
@@ -58,7 +58,7 @@ fn main() {
         ("isolation", isolation::TESTS),
         ("network", network::TESTS),
         ("gpu", gpu::TESTS),
-        ("gpu_isolation", gpu_isolation::TESTS),
+        ("gpu_filter", gpu_filter::TESTS),
         ("gpu_matrix", gpu_matrix::TESTS),
         ("crash", crash::TESTS),
     ];

@@ -145,7 +145,7 @@ fn unknown_image() {
 
 fn two_hundred() {
     let host = Host::with_box();
-    for round in 0..if slow() { 20 } else { 200 } {
+    for round in 0..if slow() { 10 } else { 200 } {
         let code = round % 7;
         host.fails(code, &run(&["box", "sh", "-c", &format!("exit {code}")]));
     }
