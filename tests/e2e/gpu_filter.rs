@@ -1,6 +1,6 @@
 //! What a container with GPUs, or with other devices of the host, can open and load, and what it cannot.
 //!
-//! `open()` of a node answers ENXIO where the device filter allows it (no driver is there) and EPERM where it denies: an exact question.
+//! `open()` of a node answers EPERM where the device filter denies it; behind the filter there is no driver (ENXIO), or a real one: an exact question.
 
 use std::path::Path;
 use std::process::Command;

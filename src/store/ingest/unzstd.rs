@@ -14,6 +14,8 @@ use crate::inflate::Input as _;
 
 /// For the windows of all layers of a load together: two of `zstd -19`, or four of what most packers make.
 const WINDOWS: u64 = 17 << 20;
+/// The library refuses a larger one, whatever a header says (it may say 2^64 - 1).
+const LARGEST: u64 = 128 << 20;
 /// A frame's header is no longer.
 const LONGEST_HEADER: usize = 18;
 
@@ -58,6 +60,7 @@ impl Windows {
 
     /// Waits until there is room. A window that is larger than all of it is alone in it.
     fn take(&self, bytes: u64) -> io::Result<Share<'_>> {
+        let bytes = bytes.min(LARGEST);
         let is_full = |state: &mut State| !state.over && state.taken > 0 && state.taken + bytes > WINDOWS;
         let mut state = self.changed.wait_while(self.lock(), is_full).unwrap_or_else(PoisonError::into_inner);
         if state.over {
@@ -225,5 +228,9 @@ mod tests {
             drop(huge.join().expect("done").expect("a share"));
         });
         assert!(windows.take(1).is_err() && windows.lock().taken == 0);
+        // A header may say anything.
+        let windows = Windows::new();
+        let lie = windows.take(u64::MAX).expect("a share");
+        assert_eq!((lie.bytes, windows.lock().taken), (LARGEST, LARGEST));
     }
 }
