@@ -1,5 +1,7 @@
 //! What `--gpus` becomes: the way in that this host has, and everything that it changes in a container.
 
+use std::path::Path;
+
 use oci_spec::runtime::Spec;
 
 use super::{Explained, File};
@@ -42,7 +44,11 @@ pub fn explain_given(spec: Option<&Spec>, by: Option<&str>, shares: &[Share]) ->
     one.oci.extend(env.into_iter().flatten().filter(about_gpus).map(|entry| format!("process.env: {entry}")));
     let linux = spec.and_then(|spec| spec.linux().as_ref());
     let rules = linux.and_then(|linux| linux.resources().as_ref()?.devices().as_ref());
-    for device in linux.and_then(|linux| linux.devices().as_ref()).into_iter().flatten() {
+    // Others were asked for by `--device`.
+    let is_gpus =
+        |path: &Path| ["/dev/nvidia", "/dev/dri/"].iter().any(|start| path.to_string_lossy().starts_with(start));
+    let devices = linux.and_then(|linux| linux.devices().as_ref()).into_iter().flatten();
+    for device in devices.filter(|device| is_gpus(device.path())) {
         let (major, minor) = (device.major(), device.minor());
         let rule = rules.into_iter().flatten().find(|rule| (rule.major(), rule.minor()) == (Some(major), Some(minor)));
         let access = rule.and_then(|rule| rule.access().as_deref()).unwrap_or("rwm");

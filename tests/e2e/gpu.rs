@@ -91,7 +91,13 @@ fn explained() {
     );
     // It took nothing: the same GPU is idle still, for a container that then has it.
     assert!(!lab.host.dir.join("run/gpus").exists());
-    lab.ok(&["run", "-d", "--name", "lab", "--network", "none", "--gpus", "1", "box", "sleep", "1000"]);
+    let device = ["--device", "/dev/full:/dev/other"];
+    lab.ok(&[
+        &["run", "-d", "--name", "lab", "--network", "none", "--gpus", "1"],
+        &device[..],
+        &["box", "sleep", "1000"],
+    ]
+    .concat());
     let (oci, ..) = look(&["--gpus", "1"]);
     assert!(oci.contains(&format!("process.env: NVIDIA_VISIBLE_DEVICES={}", uuid(1))), "{oci:?}");
     // A running container tells what it has, and how it came in.
@@ -103,7 +109,7 @@ fn explained() {
     let (oci, now, files) = look(&["lab"]);
     assert!(oci.contains(&format!("process.env: NVIDIA_VISIBLE_DEVICES={}", uuid(0))), "{oci:?}");
     assert!(oci.contains(&"linux.devices: /dev/nvidia0 c 195:0".to_owned()), "{oci:?}");
-    assert!(!oci.iter().any(|line| line.contains("/dev/nvidia1 ")), "{oci:?}");
+    assert!(!oci.iter().any(|line| line.contains("/dev/nvidia1 ") || line.contains("/dev/other")), "{oci:?}");
     assert!(files.iter().any(|file| file["version"] == "v2" && file["value"] == "allow c 195:0 rwm"), "{files:?}");
     assert!(now.contains("by native injection"), "{now}");
     assert!(now.contains("0.0 GiB of GPU 0's memory is this container's; all its users keep it 40 % busy"), "{now}");
