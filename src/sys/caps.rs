@@ -1,4 +1,4 @@
-//! Capability sets of this process (capabilities(7)).
+//! The capability sets of this process (capabilities(7)).
 
 use std::io;
 
@@ -18,25 +18,26 @@ struct Data {
     inheritable: u32,
 }
 
-/// Sets effective and permitted to `held`, inheritable to nothing, and clears the ambient set.
-pub fn set(held: u64) -> io::Result<()> {
+/// Sets the effective and permitted sets to `held`, and clears the inheritable and ambient sets.
+pub(crate) fn set(held: u64) -> io::Result<()> {
     let header = Header { version: VERSION_3, pid: 0 };
     let half = |bits: u64| Data { effective: bits as u32, permitted: bits as u32, inheritable: 0 };
     let data = [half(held & 0xffff_ffff), half(held >> 32)];
-    // SAFETY: capset(2) reads a header and, for version 3, two data blocks: both are laid out as in linux/capability.h.
+    // SAFETY: capset(2) reads a header and, for version 3, two data blocks. Both have the layout of linux/capability.h.
     let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: PR_CAP_AMBIENT takes numbers.
+    // SAFETY: PR_CAP_AMBIENT takes only numbers.
     let result = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Drops everything that is not in `kept` from the bounding set.
-pub fn bound(kept: u64) -> io::Result<()> {
+/// Drops all capabilities that are not in `kept` from the bounding set.
+pub(crate) fn bound(kept: u64) -> io::Result<()> {
     for number in 0..64 {
-        // SAFETY: PR_CAPBSET_READ and PR_CAPBSET_DROP take a number; the kernel answers EINVAL for capabilities that it does not know.
+        // SAFETY: PR_CAPBSET_READ and PR_CAPBSET_DROP take a number. The kernel returns EINVAL for unknown
+        // capabilities.
         let there = unsafe { libc::prctl(libc::PR_CAPBSET_READ, number, 0, 0, 0) };
         if there < 0 {
             return Ok(());
@@ -52,16 +53,10 @@ pub fn bound(kept: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether permitted capabilities survive a change of the uid from 0.
-pub fn keep(keep: bool) -> io::Result<()> {
-    // SAFETY: PR_SET_KEEPCAPS takes a number.
-    let result = unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, i32::from(keep), 0, 0, 0) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// No program that this process executes can gain privileges by its file (setuid, file capabilities).
-pub fn set_no_new_privileges() -> io::Result<()> {
-    // SAFETY: PR_SET_NO_NEW_PRIVS takes numbers.
+/// Prevents all programs that this process executes from gaining privileges through their file (setuid, file
+/// capabilities).
+pub(crate) fn set_no_new_privileges() -> io::Result<()> {
+    // SAFETY: PR_SET_NO_NEW_PRIVS takes only numbers.
     let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -1,8 +1,8 @@
-//! gpurun's own executable, handed to containers' neighbourhoods without danger (CVE-2019-5736).
+//! Runs gpurun's own executable in a way that protects it from containers (CVE-2019-5736).
 //!
-//! While gpurun starts or enters a container, a hostile image may get hold of `/proc/PID/exe` and write to the host's binary behind it. So
-//! gpurun executes itself again through a handle that nobody can write to: a detached, read-only clone of the binary's mount, or, on kernels
-//! before 5.12, a sealed copy in memory.
+//! While gpurun starts or enters a container, a hostile image may open `/proc/PID/exe` and write to the host's binary
+//! through it. So gpurun executes itself again through a handle that cannot be written to: a detached, read-only clone
+//! of the binary's mount or, on kernels before 5.12, a sealed copy in memory.
 
 use std::ffi::CString;
 use std::io::{self, Write};
@@ -24,18 +24,22 @@ struct MountAttr {
     userns: u64,
 }
 
-/// A command that runs gpurun again, sealed. The handle lives as long as this process.
-pub fn sealed_command() -> io::Result<Command> {
-    let handle = sealed_handle()?;
-    let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
-    // The child looks the path up after its fork, so the handle must still be open then.
-    std::mem::forget(handle);
-    let mut command = Command::new(path);
+/// Returns a command that runs gpurun again, sealed. The handle stays open as long as this process runs.
+pub(crate) fn sealed_command() -> io::Result<Command> {
+    let mut command = if is_sealed()? {
+        Command::new("/proc/self/exe")
+    } else {
+        let handle = sealed_handle()?;
+        let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
+        // The child resolves the path after its fork, so the handle must still be open then.
+        std::mem::forget(handle);
+        Command::new(path)
+    };
     std::os::unix::process::CommandExt::arg0(&mut command, "gpurun");
     Ok(command)
 }
 
-/// Executes this very command line again, sealed, unless this process is sealed already.
+/// Executes the current command line again, sealed, unless this process is sealed already.
 pub fn ensure_sealed() -> io::Result<()> {
     if is_sealed()? {
         return Ok(());
@@ -57,7 +61,7 @@ pub fn ensure_sealed() -> io::Result<()> {
     Err(super::process::execve(&path, &args, &env).into())
 }
 
-/// Whether nobody can write to the file behind /proc/self/exe through it.
+/// Whether the file behind /proc/self/exe cannot be written to through that link.
 pub fn is_sealed() -> io::Result<bool> {
     let exe = std::fs::File::open("/proc/self/exe")?;
     let read_only = nix::sys::statvfs::fstatvfs(&exe)?.flags().contains(FsFlags::ST_RDONLY);
@@ -71,15 +75,15 @@ fn sealed_handle() -> io::Result<OwnedFd> {
 
 fn read_only_clone() -> io::Result<OwnedFd> {
     let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as u32;
-    // SAFETY: open_tree(2) reads a path that is a NUL-ended constant.
+    // SAFETY: open_tree(2) reads a path, which is a NUL-terminated constant.
     let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, c"/proc/self/exe".as_ptr(), flags) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just given us this descriptor.
+    // SAFETY: the kernel has just created this descriptor.
     let tree = unsafe { OwnedFd::from_raw_fd(fd as i32) };
     let attr = MountAttr { set: MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, userns: 0 };
-    // SAFETY: mount_setattr(2) reads an empty path and one struct mount_attr of the size given.
+    // SAFETY: mount_setattr(2) reads an empty path and one struct mount_attr of the given size.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -94,9 +98,14 @@ fn read_only_clone() -> io::Result<OwnedFd> {
 }
 
 fn sealed_copy() -> io::Result<OwnedFd> {
-    let fd = memfd_create(c"gpurun", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    sealed(c"gpurun", std::fs::File::open("/proc/self/exe")?)
+}
+
+/// Creates a sealed in-memory copy of a program, which cannot be modified.
+pub(crate) fn sealed(name: &std::ffi::CStr, mut program: impl io::Read) -> io::Result<OwnedFd> {
+    let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
     let mut file = std::fs::File::from(fd);
-    io::copy(&mut std::fs::File::open("/proc/self/exe")?, &mut file)?;
+    io::copy(&mut program, &mut file)?;
     file.flush()?;
     let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;

@@ -1,23 +1,41 @@
-//! Moving file data: copies inside the kernel, and write-behind.
+//! Functions for file data: copies inside the kernel, early writeback, and the kernel's own files.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
+use std::path::Path;
 
-/// copy_file_range(2): moves up to `len` bytes between the given places, returns how many.
-pub fn copy_range(from: &File, mut from_at: i64, to: &File, mut to_at: i64, len: usize) -> io::Result<usize> {
-    // SAFETY: both offsets are valid for reads and writes during the call, both files are borrowed for its length.
+/// Reads a file of /proc, of /sys or of a cgroup. Their size is not known in advance, so [`std::fs::read`] begins with
+/// 32 bytes and needs up to ten calls.
+pub(crate) fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(16 << 10);
+    // `Take` hides the file's size, which `File` itself would look up.
+    File::open(path)?.take(u64::MAX).read_to_end(&mut bytes)?;
+    bytes.shrink_to_fit();
+    Ok(bytes)
+}
+
+/// The same, for a text.
+pub(crate) fn read_text(path: impl AsRef<Path>) -> io::Result<String> {
+    String::from_utf8(read(path)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// copy_file_range(2): copies up to `len` bytes between the given offsets. Returns the number of copied bytes.
+pub(crate) fn copy_range(from: &File, mut from_at: i64, to: &File, mut to_at: i64, len: usize) -> io::Result<usize> {
+    // SAFETY: both offsets are valid for reads and writes during the call, and both files are borrowed for its
+    // duration.
     let done = unsafe { libc::copy_file_range(from.as_raw_fd(), &mut from_at, to.as_raw_fd(), &mut to_at, len, 0) };
     usize::try_from(done).map_err(|_| io::Error::last_os_error())
 }
 
-/// Starts writing a range of a file to the disk, without waiting for it: the fsync that follows finds little left to do.
+/// Starts writing a range of a file to the disk and does not wait for it, so that the following fsync has little left
+/// to do.
 ///
-/// A hint: what it fails with, the fsync will tell again.
-pub fn start_writeback(file: &File, at: u64, len: u64) {
+/// Errors are ignored, because the fsync reports them again.
+pub(crate) fn start_writeback(file: &File, at: u64, len: u64) {
     let (Ok(at), Ok(len)) = (i64::try_from(at), i64::try_from(len)) else {
         return;
     };
-    // SAFETY: no memory is involved; the file is borrowed for the length of the call.
+    // SAFETY: no memory is involved, and the file is borrowed for the duration of the call.
     unsafe { libc::sync_file_range(file.as_raw_fd(), at, len, libc::SYNC_FILE_RANGE_WRITE) };
 }

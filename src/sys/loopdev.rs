@@ -1,4 +1,4 @@
-//! Loop devices, for kernels that mount EROFS from block devices only.
+//! Loop devices, for kernels that can mount EROFS only from block devices.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -37,20 +37,20 @@ struct LoopConfig {
     reserved: [u64; 8],
 }
 
-/// A loop device that frees itself when its last user (this handle, or a mount of it) goes.
+/// A loop device that is freed when its last user (this handle, or a mount of it) goes.
 #[derive(Debug)]
-pub struct LoopDevice {
+pub(crate) struct LoopDevice {
     pub path: PathBuf,
     _open: File,
 }
 
-/// Puts `file` behind a free read-only loop device of 512-byte sectors; `direct` asks for I/O past the page cache, which the kernel
-/// quietly does without where the file cannot. Needs Linux 5.8.
-pub fn attach(file: &File, direct: bool) -> io::Result<LoopDevice> {
+/// Attaches `file` to a free read-only loop device with 512-byte sectors. `direct` requests I/O that bypasses the page
+/// cache, which the kernel silently ignores if the file does not support it. Needs Linux 5.8.
+pub(crate) fn attach(file: &File, direct: bool) -> io::Result<LoopDevice> {
     let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
-    // Somebody else may take the device between the two calls.
+    // Another process may take the device between the two calls.
     for _ in 0..64 {
-        // SAFETY: the request takes no argument; `control` is open.
+        // SAFETY: the request takes no argument, and `control` is open.
         let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE as _) };
         if number < 0 {
             return Err(io::Error::last_os_error());
@@ -77,7 +77,8 @@ pub fn attach(file: &File, direct: bool) -> io::Result<LoopDevice> {
             },
             reserved: [0; 8],
         };
-        // SAFETY: `config` is laid out as struct loop_config (checked below) and outlives the call, which only reads it; `file` is open.
+        // SAFETY: `config` has the layout of struct loop_config (checked below) and outlives the call, which only reads
+        // it. `file` is open.
         let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE as _, &raw const config) };
         if done == 0 {
             return Ok(LoopDevice { path, _open: device });
@@ -90,5 +91,5 @@ pub fn attach(file: &File, direct: bool) -> io::Result<LoopDevice> {
     Err(io::Error::from_raw_os_error(libc::EBUSY))
 }
 
-// The sizes of linux/loop.h on every architecture.
+// The sizes in linux/loop.h, on every architecture.
 const _: () = assert!(size_of::<LoopInfo64>() == 232 && size_of::<LoopConfig>() == 304);

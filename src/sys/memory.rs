@@ -1,17 +1,18 @@
-//! This process's own memory.
+//! The memory of this process.
 
-/// From now on a block of this size or more is given back to the kernel when it is freed. By itself malloc keeps such blocks for the next one as
-/// soon as it has seen one come and go, in an arena for each few threads: of a load's buffers and windows every thread then holds a set.
-pub fn give_back_blocks_of(size: usize) {
+/// Makes malloc return freed blocks of at least this size to the kernel from now on. By default, malloc keeps such
+/// blocks for reuse once it has seen one freed, in an arena for every few threads. Every thread would then hold a set
+/// of the buffers and windows that a load uses.
+pub(crate) fn give_back_blocks_of(size: usize) {
     let size = libc::c_int::try_from(size).unwrap_or(libc::c_int::MAX);
-    // SAFETY: mallopt sets a number of malloc's own, under malloc's lock.
+    // SAFETY: mallopt sets an internal number of malloc, under malloc's lock.
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, size) };
 }
 
-/// Gives back what a process needs no more once it has settled: free heap, and the resident pages of program code and constants, which the
-/// kernel maps again from its page cache one by one as they are used.
-pub fn release_unused() {
-    // SAFETY: malloc_trim only gives free memory back to the kernel.
+/// Returns memory to the kernel that a long-running process no longer needs: free heap, and the resident pages of
+/// program code and constants. The kernel maps those again from its page cache when they are used.
+pub(crate) fn release_unused() {
+    // SAFETY: malloc_trim only returns free memory to the kernel.
     unsafe { libc::malloc_trim(0) };
     let Ok(maps) = std::fs::read_to_string("/proc/self/smaps") else { return };
     let mut range = None;
@@ -21,20 +22,21 @@ pub fn release_unused() {
             range = new;
             private_copy = false;
         } else if let Some(dirty) = line.strip_prefix("Anonymous:") {
-            // Pages that were written (relocations) are not the file's any more: dropping them would lose them.
+            // Pages that were written (relocations) no longer match the file. Dropping them would lose their contents.
             private_copy = dirty.trim() != "0 kB";
         } else if line.starts_with("VmFlags:")
             && let Some((start, end)) = range.take()
             && !private_copy
         {
-            // SAFETY: the range is a read-only private mapping of a file without a single page of its own: MADV_DONTNEED drops nothing but
-            // page table entries, and every later access finds the same bytes in the file.
+            // SAFETY: the range is a read-only private mapping of a file without any anonymous page. MADV_DONTNEED only
+            // drops page table entries, and every later access finds the same bytes in the file.
             unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) };
         }
     }
 }
 
-/// For the head line of a mapping: its range if it is a read-only or executable mapping of a file, `Some(None)` if it is another one.
+/// Parses the first line of a mapping. Returns its range if it is a read-only or executable mapping of a file, and
+/// `Some(None)` if it is another mapping.
 fn mapping(line: &str) -> Option<Option<(usize, usize)>> {
     let mut fields = line.split_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;

@@ -1,8 +1,8 @@
-//! Mounts: the file-system contexts of `fsopen(2)`, private namespaces, and the mount table, as safe calls.
+//! Mounts as safe calls: the file-system contexts of `fsopen(2)`, private namespaces, and the mount table.
 //!
-//! `fsopen`/`fsconfig`/`fsmount` rather than `mount(2)`, for two reasons: every option is a value of its own (no escaping of commas and
-//! colons in paths), and the kernel's reason for a refusal can be read from the context instead of from dmesg. They exist since
-//! Linux 5.2.
+//! `fsopen`/`fsconfig`/`fsmount` are used instead of `mount(2)` for two reasons: every option is a separate value
+//! (commas and colons in paths need no escaping), and the kernel's reason for an error can be read from the context
+//! instead of from dmesg. These calls exist since Linux 5.2.
 
 use std::ffi::{CStr, CString, OsString};
 use std::io;
@@ -13,23 +13,31 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags};
 use nix::sched::CloneFlags;
 
-/// Attributes of a mount (not of its superblock), `MOUNT_ATTR_*` of linux/mount.h.
+/// Attributes of a mount (not of its superblock): `MOUNT_ATTR_*` of linux/mount.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Attr(u32);
+pub(crate) struct Attr(u32);
 
 impl Attr {
-    pub const NONE: Self = Self(0);
-    pub const RDONLY: Self = Self(0x1);
-    pub const NOSUID: Self = Self(0x2);
-    pub const NODEV: Self = Self(0x4);
+    pub(crate) const NONE: Self = Self(0);
+    pub(crate) const RDONLY: Self = Self(0x1);
+    pub(crate) const NOSUID: Self = Self(0x2);
+    pub(crate) const NODEV: Self = Self(0x4);
+    pub(crate) const NOEXEC: Self = Self(0x8);
+    pub(crate) const NOATIME: Self = Self(0x10);
+    pub(crate) const STRICTATIME: Self = Self(0x20);
+    pub(crate) const NODIRATIME: Self = Self(0x80);
+    pub(crate) const NOSYMFOLLOW: Self = Self(0x20_0000);
+    /// The bits of the access-time setting, which are cleared before one of them is set (mount_setattr(2)).
+    const ATIME: u32 = 0x70;
 
     #[must_use]
-    pub const fn and(self, other: Self) -> Self {
+    pub(crate) const fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 }
 
-// linux/mount.h: enum fsconfig_command and the flags of fsopen, fsmount and move_mount. The libc crate does not carry them for every target.
+// linux/mount.h: enum fsconfig_command, and the flags of fsopen, fsmount and move_mount. The libc crate does not have
+// them for every target.
 const FSOPEN_CLOEXEC: u32 = 1;
 const FSMOUNT_CLOEXEC: u32 = 1;
 const FSCONFIG_SET_FLAG: u32 = 0;
@@ -38,11 +46,11 @@ const FSCONFIG_CMD_CREATE: u32 = 6;
 const MOVE_MOUNT_F_EMPTY_PATH: u32 = 0x4;
 const MOVE_MOUNT_T_EMPTY_PATH: u32 = 0x40;
 
-/// A refusal by the kernel: the errno, and what the file system itself said about it.
+/// An error of the kernel: the errno, and the messages of the file system.
 #[derive(Debug, thiserror::Error)]
 pub struct FsError {
     pub source_errno: io::Error,
-    /// The context's messages, oldest first, without their level; often empty.
+    /// The messages of the context without their level, oldest first. Often empty.
     pub messages: Vec<String>,
 }
 
@@ -56,6 +64,12 @@ impl std::fmt::Display for FsError {
     }
 }
 
+impl From<io::Error> for FsError {
+    fn from(source_errno: io::Error) -> Self {
+        Self { source_errno, messages: Vec::new() }
+    }
+}
+
 impl FsError {
     #[must_use]
     pub fn raw_os_error(&self) -> Option<i32> {
@@ -63,41 +77,41 @@ impl FsError {
     }
 }
 
-/// A file system being configured: `fsopen(2)`.
+/// A file system that is being configured: `fsopen(2)`.
 #[derive(Debug)]
-pub struct FsContext(OwnedFd);
+pub(crate) struct FsContext(OwnedFd);
 
 impl FsContext {
-    /// Opens a context for the file-system type `name`; ENODEV if the kernel does not know it.
-    pub fn open(name: &CStr) -> io::Result<Self> {
-        // SAFETY: `name` is NUL-terminated and outlives the call; the kernel only reads it.
+    /// Opens a context for the file-system type `name`. Fails with ENODEV if the kernel does not know the type.
+    pub(crate) fn open(name: &CStr) -> io::Result<Self> {
+        // SAFETY: `name` is NUL-terminated and outlives the call, and the kernel only reads it.
         let fd = unsafe { libc::syscall(libc::SYS_fsopen, name.as_ptr(), FSOPEN_CLOEXEC) };
         owned(fd).map(Self)
     }
 
     /// Sets an option that takes no value.
-    pub fn flag(&self, key: &CStr) -> Result<(), FsError> {
+    pub(crate) fn flag(&self, key: &CStr) -> Result<(), FsError> {
         self.config(FSCONFIG_SET_FLAG, Some(key), None)
     }
 
     /// Sets an option to `value`.
-    pub fn string(&self, key: &CStr, value: &[u8]) -> Result<(), FsError> {
+    pub(crate) fn string(&self, key: &CStr, value: &[u8]) -> Result<(), FsError> {
         let value = CString::new(value).map_err(|_| self.error(io::Error::from_raw_os_error(libc::EINVAL)))?;
         self.config(FSCONFIG_SET_STRING, Some(key), Some(&value))
     }
 
-    /// Makes the superblock, and a mount of it that stands nowhere yet.
-    pub fn mount(&self, attr: Attr) -> Result<OwnedFd, FsError> {
+    /// Creates the superblock and a mount of it that is not attached yet.
+    pub(crate) fn mount(&self, attr: Attr) -> Result<OwnedFd, FsError> {
         self.config(FSCONFIG_CMD_CREATE, None, None)?;
-        // SAFETY: all arguments are plain integers; the descriptor is open for as long as `self` lives.
+        // SAFETY: all arguments are plain integers, and the descriptor is open as long as `self` lives.
         let fd = unsafe { libc::syscall(libc::SYS_fsmount, self.0.as_raw_fd(), FSMOUNT_CLOEXEC, attr.0) };
         owned(fd).map_err(|error| self.error(error))
     }
 
     fn config(&self, command: u32, key: Option<&CStr>, value: Option<&CStr>) -> Result<(), FsError> {
         let pointer = |text: Option<&CStr>| text.map_or(std::ptr::null(), CStr::as_ptr);
-        // SAFETY: key and value are null or NUL-terminated strings that outlive the call, as the three commands used here ask for;
-        // aux is 0. The kernel copies both.
+        // SAFETY: key and value are null or NUL-terminated strings that outlive the call, as the three commands used
+        // here require. aux is 0. The kernel copies both strings.
         let done =
             unsafe { libc::syscall(libc::SYS_fsconfig, self.0.as_raw_fd(), command, pointer(key), pointer(value), 0) };
         if done == 0 { Ok(()) } else { Err(self.error(io::Error::last_os_error())) }
@@ -106,7 +120,7 @@ impl FsContext {
     fn error(&self, source_errno: io::Error) -> FsError {
         let mut messages = Vec::new();
         let mut buffer = [0_u8; 1024];
-        // One message per read; ENODATA (or EMSGSIZE for one that does not fit) ends it.
+        // Each read returns one message. ENODATA (or EMSGSIZE, for a message that does not fit) ends the loop.
         while let Ok(count) = nix::unistd::read(&self.0, &mut buffer) {
             let text = String::from_utf8_lossy(&buffer[..count]);
             let text = text.trim_end();
@@ -119,9 +133,10 @@ impl FsContext {
     }
 }
 
-/// Puts a mount that stands nowhere yet onto the directory (or file) `target`.
-pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: both paths are the empty string, which the two EMPTY_PATH flags ask for; both descriptors are open (borrowed).
+/// Attaches a detached mount to the directory or file `target`.
+pub(crate) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both paths are the empty string, as the two EMPTY_PATH flags require, and both descriptors are open
+    // (borrowed).
     let done = unsafe {
         libc::syscall(
             libc::SYS_move_mount,
@@ -135,39 +150,78 @@ pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Gives the calling (single-threaded) process a mount namespace of its own that sees the host's new mounts and shows it none.
-pub fn unshare_slave() -> io::Result<()> {
+/// Moves the calling (single-threaded) process into a mount namespace of its own. New mounts of the host appear in it,
+/// but its own mounts do not appear on the host.
+pub(crate) fn unshare_slave() -> io::Result<()> {
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
     nix::mount::mount(None::<&Path>, "/", None::<&Path>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&Path>)?;
     Ok(())
 }
 
-/// Shows `source`, and what is mounted below it, at `target` too.
-pub fn bind(source: &Path, target: &Path, read_only: bool) -> io::Result<()> {
-    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-    nix::mount::mount(Some(source), target, None::<&Path>, flags, None::<&Path>)?;
+/// Bind-mounts `source`, with the mounts below it, on the open directory or file `target`. `read_only` applies to all
+/// of them.
+pub(crate) fn bind(source: &Path, target: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
+    let tree = super::idmap::open_tree(source, true)?;
     if read_only {
-        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
-        nix::mount::mount(None::<&Path>, target, None::<&Path>, flags, None::<&Path>)?;
+        set(&tree, Attr::RDONLY, true)?;
     }
-    Ok(())
+    attach(tree.as_fd(), target)
 }
 
-/// Takes the topmost mount off `path`, at once for the name and later for whoever still uses it; never follows a link at the end.
-pub fn detach(path: &Path) -> io::Result<()> {
+/// Returns a detached bind mount of `source`, with the mounts below it if `recursive`.
+pub(crate) fn clone(source: &Path, recursive: bool) -> io::Result<OwnedFd> {
+    super::idmap::open_tree(source, recursive)
+}
+
+/// Sets attributes of a detached mount, and of the mounts below it if `recursive`.
+pub(crate) fn set(mount: &OwnedFd, attr: Attr, recursive: bool) -> io::Result<()> {
+    let attr_clr = if attr.0 & Attr::ATIME == 0 { 0 } else { Attr::ATIME.into() };
+    let attr = super::idmap::MountAttr { attr_set: attr.0.into(), attr_clr, ..Default::default() };
+    super::idmap::set_attr(mount, &attr, recursive)
+}
+
+/// Opens a null device in a file system of its own. A process that is handed the host's `/dev/null` can change the mode
+/// and the owner of that node through `/proc/self/fd`. With this one it changes nothing that another process sees.
+pub(crate) fn private_null() -> io::Result<OwnedFd> {
+    use nix::fcntl::OFlag;
+    use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, makedev, mkdirat, mknodat};
+    let mode = Mode::from_bits_truncate(0o666);
+    let mount = FsContext::open(c"tmpfs")?.mount(Attr::NOSUID.and(Attr::NOEXEC)).map_err(|error| error.source_errno)?;
+    // Programs look for this path in /proc/self/fd.
+    let path = "dev/null";
+    mkdirat(&mount, "dev", Mode::from_bits_truncate(0o755))?;
+    mknodat(&mount, path, SFlag::S_IFCHR, mode, makedev(1, 3))?;
+    // The umask must not affect the mode.
+    fchmodat(&mount, path, mode, FchmodatFlags::FollowSymlink)?;
+    Ok(nix::fcntl::openat(&mount, path, OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+/// Lazily unmounts the topmost mount at `path`: it disappears from the path at once, and is released when it is no
+/// longer in use. A link in the last component is not followed.
+pub(crate) fn detach(path: &Path) -> io::Result<()> {
     Ok(nix::mount::umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?)
 }
 
-/// Takes the topmost mount off `path`, or EBUSY if anybody in this namespace uses it.
-pub fn unmount(path: &Path) -> io::Result<()> {
+/// Lazily unmounts an open mount, with those below it.
+pub(crate) fn detach_open(mount: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(nix::mount::umount2(&fd_path(mount), MntFlags::MNT_DETACH)?)
+}
+
+/// Unmounts the topmost mount at `path`. Fails with EBUSY if a process in this namespace uses it.
+pub(crate) fn unmount(path: &Path) -> io::Result<()> {
     Ok(nix::mount::umount2(path, MntFlags::UMOUNT_NOFOLLOW)?)
 }
 
-/// The mount points below `dir` (and `dir` itself) in the caller's namespace, in the order they were mounted.
-pub fn points_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    // The thread's own: tests have namespaces per thread, and everybody else has one thread.
-    let table = std::fs::read("/proc/thread-self/mountinfo")?;
+/// Returns the mount points at and below `dir` in the caller's namespace, in the order in which they were mounted.
+pub(crate) fn points_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    // Read the table of the thread: tests have a namespace per thread, and all other processes have a single thread.
+    let table = super::file::read("/proc/thread-self/mountinfo")?;
     Ok(points(&table).filter(|point| point.starts_with(dir)).collect())
+}
+
+/// Returns the mount points of a process, as it sees them, in the order in which they were mounted.
+pub(crate) fn points_of(pid: i32) -> io::Result<Vec<PathBuf>> {
+    Ok(points(&super::file::read(format!("/proc/{pid}/mountinfo"))?).collect())
 }
 
 fn points(table: &[u8]) -> impl Iterator<Item = PathBuf> + '_ {
@@ -175,7 +229,7 @@ fn points(table: &[u8]) -> impl Iterator<Item = PathBuf> + '_ {
     table.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4)).map(unescape)
 }
 
-/// Undoes the kernel's `\040` for space, tab, newline and backslash.
+/// Decodes the kernel's octal escapes, such as `\040`, for space, tab, newline and backslash.
 fn unescape(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -199,16 +253,17 @@ fn unescape(field: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
-/// A way to name an open file that no option parser can misread; the descriptor must stay open until the mount is made.
+/// Returns a path for an open file that no option parser can misread. The descriptor must stay open until the mount is
+/// made.
 #[must_use]
-pub fn fd_path(fd: impl AsFd) -> PathBuf {
+pub(crate) fn fd_path(fd: impl AsFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))
 }
 
-/// Whether `path` can stand in a mount option as it is: overlayfs splits at `:`, the legacy parser at `,`, and `fsconfig(2)` takes at
-/// most 255 bytes.
+/// Whether `path` can be used in a mount option as it is: overlayfs splits at `:`, the legacy parser at `,`, and
+/// `fsconfig(2)` accepts at most 255 bytes.
 #[must_use]
-pub fn is_plain(path: &Path) -> bool {
+pub(crate) fn is_plain(path: &Path) -> bool {
     path.is_absolute()
         && path.as_os_str().len() < 256
         && !path.as_os_str().as_bytes().iter().any(|byte| matches!(byte, b',' | b':' | b'\\' | b'"'))
@@ -216,7 +271,8 @@ pub fn is_plain(path: &Path) -> bool {
 
 fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     let fd = i32::try_from(result).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
-    // SAFETY: the system call that answered `fd` just made it, close-on-exec, and nobody else knows its number.
+    // SAFETY: the system call that returned `fd` has just created it with close-on-exec, and no other code knows its
+    // number.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

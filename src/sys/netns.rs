@@ -1,4 +1,4 @@
-//! Network namespaces held by descriptor.
+//! Network namespaces that are held by a descriptor.
 
 use std::fs::File;
 use std::io;
@@ -8,7 +8,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 const OWN: &str = "/proc/thread-self/ns/net";
 
-/// A fresh network namespace with its loopback up. The calling process, which must be single-threaded, is back in its own afterwards.
+/// Creates a network namespace with its loopback interface up. The calling process, which must be single-threaded,
+/// returns to its own namespace.
 pub fn create() -> io::Result<OwnedFd> {
     let home = File::open(OWN)?;
     unshare(CloneFlags::CLONE_NEWNET)?;
@@ -17,13 +18,19 @@ pub fn create() -> io::Result<OwnedFd> {
     made.map(OwnedFd::from)
 }
 
-/// Runs something in a namespace and comes back, whatever it answers.
+/// Calls `run` in a namespace and then returns to the current one, whatever the result.
 pub fn inside<T>(namespace: &OwnedFd, run: impl FnOnce() -> T) -> io::Result<T> {
     let home = File::open(OWN)?;
     setns(namespace, CloneFlags::CLONE_NEWNET)?;
     let result = run();
     setns(&home, CloneFlags::CLONE_NEWNET)?;
     Ok(result)
+}
+
+/// The inode that identifies the calling thread's network namespace.
+#[must_use]
+pub(crate) fn current() -> Option<u64> {
+    std::fs::metadata(OWN).ok().map(|namespace| std::os::unix::fs::MetadataExt::ino(&namespace))
 }
 
 fn loopback_up() -> io::Result<()> {
@@ -37,7 +44,7 @@ fn loopback_up() -> io::Result<()> {
     struct Request {
         name: [u8; libc::IFNAMSIZ],
         flags: libc::c_short,
-        // struct ifreq is larger than its shortest member
+        // struct ifreq is larger than its shortest member.
         padding: [u8; 22],
     }
     let mut request = Request {
@@ -46,13 +53,13 @@ fn loopback_up() -> io::Result<()> {
         padding: [0; 22],
     };
     request.name[..2].copy_from_slice(b"lo");
-    // SAFETY: SIOCSIFFLAGS reads a struct ifreq of 40 bytes: name and flags, as `request` is laid out.
+    // SAFETY: SIOCSIFFLAGS reads a struct ifreq of 40 bytes, whose name and flags are where `request` has them.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// The name of a process's network interface index, or 0 where there is none of that name.
+/// The index of the network interface with this name in the process's namespace, or 0 if there is none.
 #[must_use]
-pub fn index(name: &str) -> u32 {
+pub(crate) fn index(name: &str) -> u32 {
     nix::net::if_::if_nametoindex(name).unwrap_or(0)
 }

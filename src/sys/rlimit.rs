@@ -1,8 +1,8 @@
-//! Resource limits by the OCI spec's names.
+//! Resource limits, by their names in the OCI spec.
 
 use std::io;
 
-/// `RLIMIT_NOFILE` → the kernel's number.
+/// Converts a name such as `RLIMIT_NOFILE` to the kernel's number.
 fn resource(name: &str) -> Option<u32> {
     let name = name.strip_prefix("RLIMIT_")?;
     Some(match name {
@@ -31,23 +31,38 @@ fn known(name: &str) -> io::Result<u32> {
 }
 
 /// Sets a limit of this process.
-pub fn set(name: &str, soft: u64, hard: u64) -> io::Result<()> {
+pub(crate) fn set(name: &str, soft: u64, hard: u64) -> io::Result<()> {
     let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
     // SAFETY: setrlimit(2) reads one struct rlimit.
     let result = unsafe { libc::setrlimit(known(name)?, &raw const limit) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Soft and hard limit of a process.
-pub fn of(pid: i32, name: &str) -> io::Result<(u64, u64)> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: prlimit(2) with no new limit only writes one struct rlimit.
-    let result = unsafe { libc::prlimit(pid, known(name)?, std::ptr::null(), &raw mut limit) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok((limit.rlim_cur, limit.rlim_max)) }
+/// Limits that could kill a gpurun process or make its writes fail, and that a container would inherit from it. The
+/// caller has set them for its own programs. A container gets the limits that were requested with `--ulimit`.
+const LIFTED: [&str; 7] =
+    ["RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_DATA", "RLIMIT_RSS", "RLIMIT_NPROC", "RLIMIT_AS", "RLIMIT_LOCKS"];
+
+/// Lifts the limits that were inherited from the caller. Without CAP_SYS_RESOURCE, the hard limit is the maximum.
+pub(crate) fn lift() {
+    LIFTED.into_iter().for_each(lift_one);
 }
 
-/// Soft and hard limit of this process.
-pub fn get(name: &str) -> io::Result<(u64, u64)> {
+/// Lifts only the limit on file sizes.
+pub(crate) fn lift_file_size() {
+    lift_one("RLIMIT_FSIZE");
+}
+
+fn lift_one(name: &str) {
+    if set(name, u64::MAX, u64::MAX).is_err()
+        && let Ok((_, hard)) = get(name)
+    {
+        let _ = set(name, hard, hard);
+    }
+}
+
+/// The soft and hard limit of this process.
+pub(crate) fn get(name: &str) -> io::Result<(u64, u64)> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: getrlimit(2) writes one struct rlimit.
     let result = unsafe { libc::getrlimit(known(name)?, &raw mut limit) };

@@ -1,4 +1,4 @@
-//! The person's own terminal: raw modes, window size, and what is typed unseen.
+//! The caller's terminal: raw modes, window size, and input without echo.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -8,49 +8,54 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::termios::{
-    InputFlags, LocalFlags, SetArg, SpecialCharacterIndices, Termios, cfmakeraw, tcgetattr, tcsetattr,
+    FlushArg, InputFlags, LocalFlags, SetArg, SpecialCharacterIndices, Termios, cfmakeraw, tcflush, tcgetattr,
+    tcsetattr,
 };
 
 nix::ioctl_read_bad!(tiocgwinsz, libc::TIOCGWINSZ, libc::winsize);
 
-/// Rows and columns of a terminal; `None` where `fd` is none.
+/// The rows and columns of a terminal, or `None` if `fd` is not a terminal.
 #[must_use]
-pub fn window_size(fd: impl AsFd) -> Option<(u16, u16)> {
+pub(crate) fn window_size(fd: impl AsFd) -> Option<(u16, u16)> {
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: TIOCGWINSZ writes one `struct winsize`, which `size` is; the descriptor is open as long as it is borrowed.
+    // SAFETY: TIOCGWINSZ writes one `struct winsize`, which `size` is. The descriptor is open as long as it is
+    // borrowed.
     unsafe { tiocgwinsz(fd.as_fd().as_raw_fd(), &raw mut size) }.ok()?;
     (size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
 }
 
-/// A terminal in another mode; the old one comes back when this is dropped.
+/// A terminal in a changed mode. Dropping this value restores the old mode.
 #[derive(Debug)]
-pub struct TerminalMode {
+pub(crate) struct TerminalMode {
     terminal: OwnedFd,
     before: Termios,
 }
 
 impl TerminalMode {
-    /// Lines are not shown, but for their end. What was typed before is dropped: it was shown, so it was not meant for this, and half a
-    /// password would be taken for a whole one.
+    /// Turns off the echo, except for the newline. Input that was typed earlier is discarded: it was echoed, so it was
+    /// not meant for this prompt, and half a password would be taken for a whole one.
     fn hidden(fd: impl AsFd) -> io::Result<Self> {
-        Self::change_by(SetArg::TCSAFLUSH, fd, |mode| {
+        let changed = Self::change_by(SetArg::TCSAFLUSH, &fd, |mode| {
             mode.local_flags.remove(LocalFlags::ECHO | LocalFlags::ECHOE | LocalFlags::ECHOK);
             mode.local_flags.insert(LocalFlags::ICANON | LocalFlags::ECHONL);
-        })
+        })?;
+        discard_input(fd)?;
+        Ok(changed)
     }
 
-    /// Every key goes through untouched: for a container that has a pty of its own.
-    pub fn raw(fd: impl AsFd) -> std::io::Result<Self> {
+    /// Passes every key through unchanged, for a container that has a pty of its own.
+    pub(crate) fn raw(fd: impl AsFd) -> std::io::Result<Self> {
         Self::change(fd, |mode| {
             cfmakeraw(mode);
         })
     }
 
-    /// Keys come one by one and are not shown, but ctrl-c still interrupts: for watching a log with detach keys.
-    pub fn keys(fd: impl AsFd) -> std::io::Result<Self> {
+    /// Passes keys one by one and without echo, but ctrl-c still interrupts. For following a log with detach keys.
+    pub(crate) fn keys(fd: impl AsFd) -> std::io::Result<Self> {
         Self::change(fd, |mode| {
             mode.local_flags.remove(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::IEXTEN);
-            // Terminals come with flow control on, which keeps ctrl-q (and ctrl-s) to itself: half of the usual detach keys.
+            // Flow control is on by default and intercepts ctrl-q (and ctrl-s). Ctrl-q is half of the usual detach
+            // keys.
             mode.input_flags.remove(InputFlags::IXON);
             mode.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
             mode.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
@@ -71,16 +76,33 @@ impl TerminalMode {
     }
 }
 
+/// Discards the input so far. A flush alone (TCSAFLUSH, TCIFLUSH) misses the input that the kernel has not yet passed
+/// from the terminal's driver to its line discipline. A worker does that, which takes a while on a busy machine.
+/// poll(2) waits for that worker unless a line is ready to be read (n_tty_poll).
+fn discard_input(fd: impl AsFd) -> io::Result<()> {
+    // Each round discards the input that has arrived so far. The number of rounds is limited, so that continuous typing
+    // does not block forever.
+    for _ in 0..64 {
+        let ready = poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO)?;
+        tcflush(&fd, FlushArg::TCIFLUSH)?;
+        if ready == 0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
 impl Drop for TerminalMode {
     fn drop(&mut self) {
-        // A terminal that is gone needs no mode.
+        // The error is ignored, because a terminal that no longer exists needs no mode.
         let _ = tcsetattr(&self.terminal, SetArg::TCSADRAIN, &self.before);
     }
 }
 
-/// The terminal, while what is typed on it is not shown. As it was again when this is dropped, and when a signal ends or stops the process.
+/// The terminal with the echo turned off. The old mode is restored when this value is dropped, and when a signal ends
+/// or stops the process.
 #[derive(Debug)]
-pub struct Hidden {
+pub(crate) struct Hidden {
     terminal: File,
     mode: Option<TerminalMode>,
     signals: SignalFd,
@@ -88,8 +110,8 @@ pub struct Hidden {
 }
 
 impl Hidden {
-    /// The process's own terminal, wherever its streams lead.
-    pub fn open() -> io::Result<Self> {
+    /// Opens the process's controlling terminal, whatever its standard streams are.
+    pub(crate) fn open() -> io::Result<Self> {
         Self::on(OpenOptions::new().read(true).write(true).open("/dev/tty")?)
     }
 
@@ -98,14 +120,15 @@ impl Hidden {
         let handled: SigSet = handled.into_iter().collect();
         let signals = SignalFd::with_flags(&handled, SfdFlags::SFD_CLOEXEC)?;
         let mask = handled.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-        // From here on dropping it puts everything back.
+        // From here on, dropping `hidden` restores everything.
         let mut hidden = Self { terminal, mode: None, signals, mask };
         hidden.mode = Some(TerminalMode::hidden(&hidden.terminal)?);
         Ok(hidden)
     }
 
-    /// One line, without its end. The prompt comes after the echo has gone: who answers it is not seen.
-    pub fn ask(&mut self, prompt: &str) -> io::Result<String> {
+    /// Reads one line and returns it without its newline. The prompt is written after the echo was turned off, so the
+    /// answer to it is not shown.
+    pub(crate) fn ask(&mut self, prompt: &str) -> io::Result<String> {
         let mut line = Vec::new();
         self.terminal.write_all(prompt.as_bytes())?;
         loop {
@@ -136,7 +159,8 @@ impl Hidden {
         String::from_utf8(line).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))
     }
 
-    /// Does what the signal does anyway, with the terminal as it was; comes back from a stop.
+    /// Performs the default action of the signal, with the terminal in its old mode. Returns when the process continues
+    /// after a stop.
     fn yield_to_signal(&mut self) -> io::Result<()> {
         let Some(info) = self.signals.read_signal()? else { return Ok(()) };
         self.mode = None;
@@ -154,7 +178,7 @@ impl Hidden {
 impl Drop for Hidden {
     fn drop(&mut self) {
         self.mode = None;
-        // What came since the last look is due now.
+        // Signals that have arrived since the last check are delivered now.
         let _ = self.mask.thread_set_mask();
     }
 }
@@ -168,7 +192,7 @@ mod tests {
         let pty = nix::pty::openpty(None, None).unwrap();
         let (mut person, terminal) = (File::from(pty.master), File::from(pty.slave));
         let before = tcgetattr(&terminal).unwrap();
-        // Of a line that was begun too early.
+        // The beginning of a line that was typed too early.
         person.write_all(b"early").unwrap();
         let asking = terminal.try_clone().unwrap();
         let asked = std::thread::spawn(move || {
@@ -184,12 +208,31 @@ mod tests {
             }
         };
         until(&mut person, "Password: ");
-        // The second answer before it is asked for: the echo is off still, and it was meant.
+        // The second answer arrives before its prompt. The echo is still off, so it counts.
         person.write_all("gehe\u{fc}m\nonce more\n".as_bytes()).unwrap();
         until(&mut person, "Again: ");
         assert_eq!(asked.join().unwrap(), ("gehe\u{fc}m".to_owned(), "once more".to_owned()));
         assert_eq!(shown.replace("early", "").replace(['\r', '\n'], ""), "Password: Again: ", "{shown:?}");
         assert_eq!(tcgetattr(&terminal).unwrap(), before);
+    }
+
+    /// The flush follows the keys immediately, before the kernel has passed them on. With TCSAFLUSH alone, most of
+    /// these rounds fail.
+    #[test]
+    fn keys_in_the_kernels_queue_are_dropped_too() {
+        for early in ["early", "early\n", "two\nlines\n", "one\nand a half"] {
+            for round in 0..200 {
+                let pty = nix::pty::openpty(None, None).unwrap();
+                let (mut person, terminal) = (File::from(pty.master), File::from(pty.slave));
+                person.write_all(early.as_bytes()).unwrap();
+                let mode = TerminalMode::hidden(&terminal).unwrap();
+                person.write_all(b"answer\n").unwrap();
+                let mut buffer = [0; 64];
+                let count = (&terminal).read(&mut buffer).unwrap();
+                assert_eq!(&buffer[..count], b"answer\n", "{early:?}, round {round}");
+                drop(mode);
+            }
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Setting extended attributes.
+//! Sets extended attributes, and gets single ones.
 
 use std::ffi::CString;
 use std::io;
@@ -7,19 +7,21 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 /// Sets an attribute of an open file or directory.
-pub fn set(fd: impl AsFd, name: &[u8], value: &[u8]) -> io::Result<()> {
+pub(crate) fn set(fd: impl AsFd, name: &[u8], value: &[u8]) -> io::Result<()> {
     let name = CString::new(name)?;
-    // SAFETY: `name` is NUL-terminated, `value` is valid for `value.len()` bytes, both outlive the call; the descriptor is borrowed
-    // for its length, and the kernel checks everything else.
+    // SAFETY: `name` is NUL-terminated, `value` is valid for `value.len()` bytes, and both outlive the call. The
+    // descriptor is borrowed for its duration, and the kernel checks everything else.
     let result =
         unsafe { libc::fsetxattr(fd.as_fd().as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Sets an attribute of the entry `entry` of a directory, a symbolic link itself included.
+/// Sets an attribute of the entry `entry` of a directory. If it is a symbolic link, the attribute is set on the link
+/// itself.
 ///
-/// There is no `setxattrat` before Linux 6.13: the directory is named by its descriptor in /proc, the last component is not followed.
-pub fn set_at(directory: impl AsFd, entry: &[u8], name: &[u8], value: &[u8]) -> io::Result<()> {
+/// `setxattrat` does not exist before Linux 6.13. So the directory is accessed through its descriptor in /proc, and the
+/// last component is not followed.
+pub(crate) fn set_at(directory: impl AsFd, entry: &[u8], name: &[u8], value: &[u8]) -> io::Result<()> {
     let path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd()));
     let path = CString::new([path.as_os_str().as_bytes(), b"/", entry].concat())?;
     let name = CString::new(name)?;
@@ -28,12 +30,12 @@ pub fn set_at(directory: impl AsFd, entry: &[u8], name: &[u8], value: &[u8]) -> 
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// An attribute of an open file, or `None` when it has none of that name.
-pub fn get(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
+/// Returns an attribute of an open file, or `None` if the file has no attribute of that name.
+pub(crate) fn get(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
     let name = CString::new(name)?;
     // The largest value that Linux stores.
     let mut value = vec![0u8; 64 << 10];
-    // SAFETY: `name` is NUL-terminated and `value` is writable for `value.len()` bytes; both outlive the call.
+    // SAFETY: `name` is NUL-terminated and `value` is writable for `value.len()` bytes. Both outlive the call.
     let got = unsafe { libc::fgetxattr(fd.as_fd().as_raw_fd(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
     match usize::try_from(got) {
         Ok(len) => {
