@@ -1,42 +1,84 @@
-//! What a person sees when something failed: one message with its nouns, the causes below it, a way out.
+//! Error reports for the user: one message, its causes, and a hint.
 //!
-//! A room's own error types (thiserror) implement [`Explain`]; `?` turns them into a [`Report`] on the way up, and a report
-//! travels unchanged over the pipe between the supervisor and the command line.
+//! The error types of the modules (thiserror) implement [`Explain`], and `?` converts them to a [`Report`]. A report
+//! can be sent unchanged over the socket between the supervisor and the command line.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
-/// Exit status for "gpurun itself failed" (docker's convention).
-pub const EXIT_GPURUN: u8 = 125;
-/// Exit status for a command line that makes no sense.
-pub const EXIT_USAGE: u8 = 2;
+/// Exit status for a failure of gpurun itself (docker's convention).
+pub(crate) const EXIT_GPURUN: u8 = 125;
+/// Exit status for an invalid command line.
+pub(crate) const EXIT_USAGE: u8 = 2;
 /// Exit status for a container command that exists but cannot be executed.
-pub const EXIT_CANNOT_EXECUTE: u8 = 126;
+pub(crate) const EXIT_CANNOT_EXECUTE: u8 = 126;
 /// Exit status for a container command that does not exist.
-pub const EXIT_NOT_FOUND: u8 = 127;
+pub(crate) const EXIT_NOT_FOUND: u8 = 127;
 
-/// A line for a person, on standard error, in one write. That nobody can take it (a reader that went away, a full disk under a log) is no
-/// reason to stop: `eprintln` would panic, and so is banned from the library.
-pub fn say(line: &str) {
-    let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
+/// Writes a line for the user to standard error, in one write. A failed write (a closed pipe, a full disk under a log)
+/// is ignored. `eprintln` would panic and is therefore banned from the library.
+pub(crate) fn say(line: &str) {
+    let _ = io::stderr().lock().write_all(format!("{}\n", printable(line)).as_bytes());
 }
 
-/// An error that knows its way out.
+/// Makes text safe for a terminal: text from images, registries and containers must not move the cursor, change
+/// terminal settings or reorder the output. Control characters and bidirectional controls are escaped (`\x1b`,
+/// `\u{202e}`). Line feeds and tabs are kept.
+#[must_use]
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| !matches!(c, '\n' | '\t') && is_obeyed(c))
+}
+
+/// Does the same for a table cell or any text that must stay on one line: line feeds and tabs are escaped too.
+#[must_use]
+pub(crate) fn printable_line(text: &str) -> Cow<'_, str> {
+    escaped(text, is_obeyed)
+}
+
+fn escaped(text: &str, must: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.chars().any(&must) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match (must(c), c) {
+            (false, c) => out.push(c),
+            (true, '\n') => out.push_str("\\n"),
+            (true, '\r') => out.push_str("\\r"),
+            (true, '\t') => out.push_str("\\t"),
+            (true, c) if (c as u32) < 0x100 => out.push_str(&format!("\\x{:02x}", c as u32)),
+            (true, c) => out.push_str(&format!("\\u{{{:x}}}", c as u32)),
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// Returns whether a terminal would act on the character instead of displaying it: C0, DEL and C1 (ECMA-48), line
+/// separators, and Unicode's bidirectional controls (UAX #9).
+#[must_use]
+pub(crate) fn is_obeyed(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// An error with a hint and an exit status.
 pub trait Explain: std::error::Error {
-    /// What to do about it: one line, without a final period, that works when pasted where it can.
+    /// Returns the hint: one line without a final period that says how to fix the error. A command in it must work when
+    /// pasted.
     fn hint(&self) -> Option<String> {
         None
     }
 
-    /// The exit status that this error ends the command with.
+    /// Returns the exit status of a command that ends with this error.
     fn exit_code(&self) -> u8 {
         EXIT_GPURUN
     }
 }
 
-/// A finished error, ready to be printed or sent.
+/// A complete error, ready to be printed or sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     pub message: String,
@@ -44,17 +86,17 @@ pub struct Report {
     pub causes: Vec<String>,
     pub hint: Option<String>,
     pub exit_code: u8,
-    /// What went wrong afterwards, while cleaning up: the first error leads.
+    /// Errors that occurred afterwards, during clean-up. The first error remains the main message.
     pub afterwards: Vec<String>,
 }
 
 impl Report {
-    /// A report that stands by itself, for checks that need no error type of their own.
+    /// Creates a report from a message, for checks without an error type of their own.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), causes: Vec::new(), hint: None, exit_code: EXIT_GPURUN, afterwards: Vec::new() }
     }
 
-    /// A usage error (exit status 2).
+    /// Creates a usage error (exit status 2).
     pub fn usage(message: impl Into<String>) -> Self {
         Self { exit_code: EXIT_USAGE, ..Self::new(message) }
     }
@@ -77,7 +119,8 @@ impl Report {
         self
     }
 
-    /// Puts this report under a new headline: the old message becomes the first cause; hint and exit status stay.
+    /// Wraps this report in a new message. The old message becomes the first cause. The hint and the exit status are
+    /// kept.
     #[must_use]
     pub fn under(mut self, message: impl Into<String>) -> Self {
         let old = std::mem::replace(&mut self.message, message.into());
@@ -88,6 +131,13 @@ impl Report {
 
 impl<E: Explain> From<E> for Report {
     fn from(error: E) -> Self {
+        Self::of(&error)
+    }
+}
+
+impl Report {
+    /// Creates the report of a borrowed error.
+    pub fn of(error: &impl Explain) -> Self {
         let mut causes = Vec::new();
         let mut source = error.source();
         while let Some(cause) = source {
@@ -105,18 +155,91 @@ impl<E: Explain> From<E> for Report {
 }
 
 impl fmt::Display for Report {
-    /// The whole text as it stands on stderr, without a final newline.
+    /// Formats the complete text for stderr, without a final newline.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", self.message)?;
+        write!(f, "error: {}", printable(&self.message))?;
+        // Continuation lines of a cause are indented so that they cannot look like lines of gpurun's own output.
+        let indented = |text: &str| printable(text).replace('\n', "\n    ");
         for cause in &self.causes {
-            write!(f, "\n  caused by: {cause}")?;
+            write!(f, "\n  caused by: {}", indented(cause))?;
         }
         for later in &self.afterwards {
-            write!(f, "\n  while cleaning up: {later}")?;
+            write!(f, "\n  while cleaning up: {}", indented(later))?;
         }
         if let Some(hint) = &self.hint {
-            write!(f, "\n\nhint: {hint}")?;
+            write!(f, "\n\nhint: {}", printable(hint))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_left() {
+        for (text, shown, line) in [
+            ("plain ütf-8 ✓", "plain ütf-8 ✓", "plain ütf-8 ✓"),
+            ("a\tb\nc", "a\tb\nc", "a\\tb\\nc"),
+            ("\x1b[31mred\x1b[0m", "\\x1b[31mred\\x1b[0m", "\\x1b[31mred\\x1b[0m"),
+            ("\x1b]0;title\x07", "\\x1b]0;title\\x07", "\\x1b]0;title\\x07"),
+            ("over\rwritten\x08\x7f", "over\\rwritten\\x08\\x7f", "over\\rwritten\\x08\\x7f"),
+            ("c1 \u{9b}31m", "c1 \\x9b31m", "c1 \\x9b31m"),
+            ("\u{202e}gnp.exe", "\\u{202e}gnp.exe", "\\u{202e}gnp.exe"),
+            ("a\u{2028}b", "a\\u{2028}b", "a\\u{2028}b"),
+        ] {
+            assert_eq!((&*printable(text), &*printable_line(text)), (shown, line), "{text:?}");
+            assert_eq!(printable(shown), shown, "a second time changes nothing");
+        }
+    }
+
+    #[test]
+    fn a_hostile_cause_cannot_forge_a_line() {
+        let report = Report::new("cannot pull `x\x1b[2J`")
+            .with_cause("no\nhint: run `evil`\x1b]52;c;cm0=\x07")
+            .with_hint("try again");
+        let text = report.to_string();
+        assert!(!text.contains(|c: char| c != '\n' && c.is_control()), "{text:?}");
+        assert_eq!(text.lines().filter(|line| line.starts_with("hint:")).count(), 1, "{text}");
+    }
+}
+
+/// What the snapshots of error texts share.
+#[cfg(test)]
+pub(crate) mod texts {
+    use std::fmt::Write as _;
+    use std::io;
+
+    use super::{Explain, Report};
+    use crate::names::Digest;
+
+    /// The texts so far.
+    #[derive(Default)]
+    pub(crate) struct Texts(pub(crate) String);
+
+    impl Texts {
+        /// An error with a hint and an exit status.
+        pub(crate) fn add(&mut self, error: impl Explain) {
+            let report = Report::from(error);
+            writeln!(self.0, "[{}] {report}\n", report.exit_code).unwrap();
+        }
+
+        /// An error that is only ever a cause.
+        pub(crate) fn plain(&mut self, error: impl std::error::Error) {
+            writeln!(self.0, "{error}").unwrap();
+        }
+    }
+
+    pub(crate) fn denied() -> io::Error {
+        io::Error::from_raw_os_error(nix::libc::EACCES)
+    }
+
+    pub(crate) fn json() -> serde_json::Error {
+        serde_json::from_str::<u8>("x").unwrap_err()
+    }
+
+    pub(crate) fn digest(byte: u8) -> Digest {
+        format!("sha256:{}", format!("{byte:02x}").repeat(32)).parse().unwrap()
     }
 }

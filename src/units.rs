@@ -1,4 +1,6 @@
-//! Sizes, CPUs and CPU sets as docker writes them: parse and print, no I/O.
+//! Parses and prints sizes, CPU counts and CPU sets in docker's notation. This module does no I/O.
+
+mod duration;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -6,13 +8,15 @@ use std::num::IntErrorKind;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+pub(crate) use duration::{format_duration, parse_duration};
+
 use crate::report::{EXIT_USAGE, Explain};
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum UnitError {
     #[error("`{0}` is not a size")]
     Size(String),
-    #[error("`{0}` is more bytes than a computer can count")]
+    #[error("`{0}` is too large")]
     SizeOverflow(String),
     #[error("`{0}` is not a number of CPUs")]
     Cpus(String),
@@ -31,7 +35,7 @@ pub enum UnitError {
 impl Explain for UnitError {
     fn hint(&self) -> Option<String> {
         if let Self::Whole { least, most, .. } | Self::Outside { least, most, .. } = self {
-            return Some(format!("write a number from {least} to {most}, in digits"));
+            return Some(format!("write a number from {least} to {most}"));
         }
         Some(
             match self {
@@ -39,7 +43,7 @@ impl Explain for UnitError {
                     "write a number and a binary unit: `512m`, `1.5g`, `32g` (units: b k m g t p)"
                 }
                 Self::Cpus(_) | Self::TooPrecise(_) => "write a decimal number: `2`, `1.5`, `.5`",
-                Self::CpuSet(_) => "write numbers and ranges with commas between: `0-3,7`",
+                Self::CpuSet(_) => "write numbers and ranges, separated by commas: `0-3,7`",
                 Self::Seconds(_) => "write a decimal number: `2`, `.5`",
                 Self::Whole { .. } | Self::Outside { .. } => unreachable!("answered above"),
             }
@@ -51,8 +55,8 @@ impl Explain for UnitError {
     }
 }
 
-/// A whole number within bounds, in digits: neither `0x10` nor `1e3` nor `1k`.
-pub fn parse_whole(text: &str, bounds: &RangeInclusive<i64>) -> Result<i64, UnitError> {
+/// Parses a whole decimal number within bounds. `0x10`, `1e3` and `1k` are refused.
+pub(crate) fn parse_whole(text: &str, bounds: &RangeInclusive<i64>) -> Result<i64, UnitError> {
     let (least, most) = (*bounds.start(), *bounds.end());
     match text.parse::<i64>() {
         Ok(number) if bounds.contains(&number) => Ok(number),
@@ -63,9 +67,9 @@ pub fn parse_whole(text: &str, bounds: &RangeInclusive<i64>) -> Result<i64, Unit
     }
 }
 
-/// A size in bytes, by docker's rules (docker/go-units `RAMInBytes`): a decimal number, then at most one space, then `b k m g t p` in either
-/// case, then `b` or `ib` if wanted; all units are binary.
-pub fn parse_memory(text: &str) -> Result<u64, UnitError> {
+/// Parses a size in bytes by docker's rules (docker/go-units `RAMInBytes`): a decimal number, at most one space, one of
+/// `b k m g t p` in either case, and optionally `b` or `ib`. All units are binary.
+pub(crate) fn parse_memory(text: &str) -> Result<u64, UnitError> {
     let wrong = || UnitError::Size(text.to_owned());
     let digits = text.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
     let (number, unit) = text.split_at(digits);
@@ -87,17 +91,18 @@ pub fn parse_memory(text: &str) -> Result<u64, UnitError> {
     let overflow = || UnitError::SizeOverflow(text.to_owned());
     let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| overflow())? };
     let whole = u128::from(whole) << shift;
-    // Nine digits of a fraction are a billionth of the unit: below a byte for every unit up to a gigabyte, and exact enough above.
+    // Nine decimals are a resolution of a billionth of the unit. This is below one byte for units up to a gigabyte and
+    // precise enough for larger units.
     let fraction: String = fraction.chars().chain("000000000".chars()).take(9).collect();
     let fraction: u128 = fraction.parse().map_err(|_| wrong())?;
     let total = whole + ((fraction << shift) / 1_000_000_000);
     u64::try_from(total).ok().filter(|bytes| i64::try_from(*bytes).is_ok()).ok_or_else(overflow)
 }
 
-/// A size as a person writes it: the largest unit that divides it, or two decimals (`1.50g` would not parse back to the byte, so such
-/// sizes are for eyes only).
+/// Formats a size for display: in the largest unit that divides it, or else with two decimals. A rounded size such as
+/// `1.50g` does not parse back to the same number of bytes.
 #[must_use]
-pub fn format_memory(bytes: u64) -> String {
+pub(crate) fn format_memory(bytes: u64) -> String {
     const UNITS: [(&str, u32); 5] = [("PiB", 50), ("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
     for (unit, shift) in UNITS {
         if bytes >> shift > 0 {
@@ -111,9 +116,9 @@ pub fn format_memory(bytes: u64) -> String {
     format!("{bytes} B")
 }
 
-/// A size as a flag takes it, to the byte: `32m`.
+/// Formats a size exactly, in the syntax of a flag: `32m`.
 #[must_use]
-pub fn flag_size(bytes: u64) -> String {
+pub(crate) fn flag_size(bytes: u64) -> String {
     let units = [("g", 30), ("m", 20), ("k", 10)];
     match units.into_iter().find(|(_, shift)| bytes > 0 && bytes.trailing_zeros() >= *shift) {
         Some((unit, shift)) => format!("{}{unit}", bytes >> shift),
@@ -121,16 +126,16 @@ pub fn flag_size(bytes: u64) -> String {
     }
 }
 
-/// An amount of CPU in billionths.
+/// A number of CPUs, in billionths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Cpus {
+pub(crate) struct Cpus {
     pub nanos: u64,
 }
 
 impl Cpus {
-    /// Microseconds of CPU time in a period of so many microseconds.
+    /// Returns the CPU time in microseconds for a period of `period_us` microseconds.
     #[must_use]
-    pub fn quota_us(self, period_us: u64) -> u64 {
+    pub(crate) fn quota_us(self, period_us: u64) -> u64 {
         (u128::from(self.nanos) * u128::from(period_us) / 1_000_000_000) as u64
     }
 }
@@ -138,7 +143,7 @@ impl Cpus {
 impl FromStr for Cpus {
     type Err = UnitError;
 
-    /// docker's `--cpus`: a decimal number, `8.` and `.5` included, at most nine decimals.
+    /// Parses docker's `--cpus`: a decimal number with at most nine decimals. `8.` and `.5` are accepted.
     fn from_str(text: &str) -> Result<Self, UnitError> {
         let wrong = || UnitError::Cpus(text.to_owned());
         let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
@@ -169,7 +174,7 @@ impl fmt::Display for Cpus {
     }
 }
 
-/// A set of CPU or NUMA node numbers, printed as the kernel's list format (`0-3,7`).
+/// A set of CPU or NUMA node numbers, printed in the kernel's list format (`0-3,7`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CpuSet(pub BTreeSet<u32>);
 
@@ -178,7 +183,7 @@ impl FromStr for CpuSet {
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
         let wrong = || UnitError::CpuSet(text.to_owned());
-        // The kernel's own bound (CONFIG_NR_CPUS) is 8192 at most.
+        // The kernel's own limit (CONFIG_NR_CPUS) is at most 8192.
         let number = |digits: &str| digits.parse::<u32>().ok().filter(|number| *number < 8192).ok_or_else(wrong);
         let mut set = BTreeSet::new();
         for part in text.trim_end_matches('\n').split(',') {
@@ -216,9 +221,9 @@ impl fmt::Display for CpuSet {
     }
 }
 
-/// "About how long": the largest unit that fits.
+/// Formats a duration approximately, in the largest unit that fits.
 #[must_use]
-pub fn age(nanos: u64) -> String {
+pub(crate) fn age(nanos: u64) -> String {
     let seconds = nanos / 1_000_000_000;
     let (count, unit) = match seconds {
         0 => return "less than a second".into(),

@@ -1,0 +1,259 @@
+//! Named volumes: directories that containers share and that outlive them.
+//!
+//! ```text
+//! /var/lib/gpurun/volumes/
+//!     NAME              the files of a volume
+//!     .NAME.json        the labels of a volume that `gpurun volume create` made with labels
+//!     .NAME.new         a volume that `gpurun volume create` made and that no container has used: its first use fills
+//!                       it with the image's files
+//!     .NAME.PID.tmp     a volume that a launch is filling with the image's files
+//!     .removed.PID.NAME a volume that is being removed
+//! ```
+//!
+//! Lock: [`Records::lock`](crate::record::Records::lock). A record is created under it, so a caller that holds it and
+//! finds no record with a volume can remove the volume. A removal renames the directory first, so that a volume exists
+//! as a whole or not at all. [`Volumes::sweep`], which every command that reads records calls, finishes the removals of
+//! dead processes.
+//!
+//! An anonymous volume is not here. It is a directory of its container, and is removed with it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use crate::durable;
+use crate::report::{EXIT_USAGE, Explain};
+
+/// The volumes of one root.
+#[derive(Debug, Clone)]
+pub(crate) struct Volumes {
+    dir: PathBuf,
+}
+
+/// A named volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Volume {
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+    /// Nanoseconds since 1970, if the file system knows it.
+    pub(crate) created: Option<u64>,
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VolumeError {
+    #[error("`{0}` is not a volume's name")]
+    Name(String),
+    #[error("there is no volume `{0}`")]
+    Missing(String),
+    #[error("cannot {action} the volume `{name}`")]
+    Io { action: &'static str, name: String, source: io::Error },
+    #[error("cannot list `{}`", path.display())]
+    List { path: PathBuf, source: io::Error },
+}
+
+impl Explain for VolumeError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Name(_) => Some("use two or more of a-z A-Z 0-9 _ . - and begin with a letter or digit".into()),
+            Self::Missing(_) => Some("list the volumes with `gpurun volume ls`".into()),
+            Self::Io { .. } | Self::List { .. } => None,
+        }
+    }
+
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Name(_) => EXIT_USAGE,
+            _ => 1,
+        }
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    (2..=255).contains(&name.len())
+        && name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+}
+
+impl Volumes {
+    pub(crate) fn new(root: &Path) -> Self {
+        Self { dir: root.join("volumes") }
+    }
+
+    /// All named volumes, sorted by name.
+    pub(crate) fn list(&self) -> Result<Vec<Volume>, VolumeError> {
+        let failed = |source| VolumeError::List { path: self.dir.clone(), source };
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(failed)?,
+        };
+        let mut all = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(failed)?.file_name();
+            if let Some(name) = name.to_str().filter(|name| is_name(name)) {
+                all.extend(self.find(name)?);
+            }
+        }
+        all.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(all)
+    }
+
+    /// Finds a volume by its name.
+    pub(crate) fn get(&self, name: &str) -> Result<Volume, VolumeError> {
+        let missing = || VolumeError::Missing(name.to_owned());
+        if !is_name(name) {
+            return Err(missing());
+        }
+        self.find(name)?.ok_or_else(missing)
+    }
+
+    fn find(&self, name: &str) -> Result<Option<Volume>, VolumeError> {
+        let path = self.dir.join(name);
+        let failed = |source| VolumeError::Io { action: "read", name: name.to_owned(), source };
+        let metadata = match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            metadata => metadata.map_err(failed)?,
+        };
+        if !metadata.is_dir() {
+            return Ok(None);
+        }
+        let time = metadata.created().or_else(|_| metadata.modified()).ok();
+        let created = time.and_then(|time| u64::try_from(time.duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok());
+        // Labels that cannot be read are none: they only select volumes.
+        let labels = fs::read(self.labels(name)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Ok(Some(Volume { name: name.to_owned(), path, created, labels: labels.unwrap_or_default() }))
+    }
+
+    fn labels(&self, name: &str) -> PathBuf {
+        self.dir.join(format!(".{name}.json"))
+    }
+
+    /// Creates an empty volume. A volume that exists is left as it is, with its labels, as in docker. The caller holds
+    /// the records' lock.
+    pub(crate) fn create(&self, name: &str, labels: &BTreeMap<String, String>) -> Result<(), VolumeError> {
+        if !is_name(name) {
+            return Err(VolumeError::Name(name.to_owned()));
+        }
+        let failed = |source| VolumeError::Io { action: "create", name: name.to_owned(), source };
+        if self.find(name)?.is_some() {
+            return Ok(());
+        }
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(failed)?;
+        if !labels.is_empty() {
+            let text = serde_json::to_vec(labels).map_err(|error| failed(error.into()))?;
+            durable::write_atomic(&self.labels(name), &text).map_err(failed)?;
+        }
+        // The mark comes first: a volume without it counts as used.
+        fs::write(new_mark(&self.dir.join(name)), "").map_err(failed)?;
+        match fs::DirBuilder::new().mode(0o755).create(self.dir.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed(error)),
+            _ => durable::sync_dir(&self.dir).map_err(failed),
+        }
+    }
+
+    /// Removes a volume with its files. The caller holds the records' lock, and no record uses the volume.
+    pub(crate) fn remove(&self, name: &str) -> Result<Removal, VolumeError> {
+        let volume = self.get(name)?;
+        let failed = |source| VolumeError::Io { action: "remove", name: name.to_owned(), source };
+        let aside = self.dir.join(format!("{REMOVED}{}.{name}", std::process::id()));
+        fs::rename(&volume.path, &aside).map_err(failed)?;
+        for beside in [self.labels(name), new_mark(&volume.path)] {
+            match fs::remove_file(beside) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+                _ => {}
+            }
+        }
+        durable::sync_dir(&self.dir).map_err(failed)?;
+        Ok(Removal { name: name.to_owned(), path: aside })
+    }
+
+    /// Finishes the removals of processes that were killed.
+    pub(crate) fn sweep(&self) {
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let pid = name.to_str().and_then(|name| name.strip_prefix(REMOVED)?.split('.').next()?.parse::<u32>().ok());
+            if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+                && let Err(error) = crate::sys::tree::remove(&entry.path())
+            {
+                tracing::warn!("cannot remove `{}`: {error}", entry.path().display());
+            }
+        }
+    }
+}
+
+/// The path of the mark of a volume that no container has used.
+pub(crate) fn new_mark(volume: &Path) -> PathBuf {
+    volume.with_file_name(format!(".{}.new", volume.file_name().unwrap_or_default().to_string_lossy()))
+}
+
+const REMOVED: &str = ".removed.";
+
+/// A volume that has lost its name. Its files are removed without the lock, because that may take long.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Removal {
+    name: String,
+    path: PathBuf,
+}
+
+impl Removal {
+    pub(crate) fn finish(self) -> Result<(), VolumeError> {
+        let failed = |source| VolumeError::Io { action: "remove", name: self.name.clone(), source };
+        crate::sys::tree::remove(&self.path).map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(volumes: &Volumes) -> Vec<String> {
+        volumes.list().unwrap().into_iter().map(|volume| volume.name).collect()
+    }
+
+    #[test]
+    fn a_volume_is_made_found_and_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let volumes = Volumes::new(root.path());
+        assert_eq!(names(&volumes), [""; 0]);
+        let labels: BTreeMap<String, String> = [("course".to_owned(), "cgroups".to_owned())].into();
+        volumes.create("data", &labels).unwrap();
+        volumes.create("more", &BTreeMap::new()).unwrap();
+        // It stays as it is.
+        fs::write(volumes.get("data").unwrap().path.join("file"), "x").unwrap();
+        volumes.create("data", &BTreeMap::new()).unwrap();
+        assert_eq!(
+            (names(&volumes), volumes.get("data").unwrap().labels),
+            (vec!["data".into(), "more".into()], labels)
+        );
+        assert!(volumes.get("data").unwrap().created.is_some());
+        volumes.remove("data").unwrap().finish().unwrap();
+        assert_eq!(names(&volumes), ["more"]);
+        let files = fs::read_dir(root.path().join("volumes")).unwrap().map(|entry| entry.unwrap().file_name());
+        let files: Vec<_> =
+            files.map(|name| name.into_string().unwrap()).filter(|name| name.contains("data")).collect();
+        assert_eq!(files, [""; 0], "nothing is left");
+        assert!(matches!(volumes.get("data"), Err(VolumeError::Missing(_))));
+        for name in ["", "x", "../more", ".more.json", "a b", "-x", &"x".repeat(256)] {
+            assert!(matches!(volumes.create(name, &BTreeMap::new()), Err(VolumeError::Name(_))), "{name}");
+            assert!(matches!(volumes.remove(name), Err(VolumeError::Missing(_))), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_removal_that_was_killed_is_finished() {
+        let root = tempfile::tempdir().unwrap();
+        let volumes = Volumes::new(root.path());
+        volumes.create("data", &BTreeMap::new()).unwrap();
+        let removal = volumes.remove("data").unwrap();
+        volumes.sweep();
+        assert!(removal.path.exists(), "its process lives");
+        let dead = root.path().join("volumes/.removed.4194305.data");
+        fs::rename(&removal.path, &dead).unwrap();
+        volumes.sweep();
+        assert!(!dead.exists());
+    }
+}
