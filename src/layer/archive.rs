@@ -1,4 +1,5 @@
-//! A merged tree → one plain tar: `export`. Names in their order, the first of several hard links is the file.
+//! Writes a merged tree as one plain tar, for `export`. The entries are sorted by name. The first of several hard links
+//! is written as the file, the others as links to it.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -8,8 +9,8 @@ use std::os::unix::fs::FileExt;
 use super::tar::{Entry, EntryKind, Writer};
 use super::tree::{InodeId, Kind, Tree};
 
-/// Writes the tree; `sources[n]` is the tar that [`Tree::sources`]`[n]` names.
-pub fn write<W: Write>(tree: &Tree, sources: &[File], out: W) -> io::Result<W> {
+/// Writes the tree to `out`. `sources[n]` is the tar that [`Tree::sources`]`[n]` names.
+pub(crate) fn write<W: Write>(tree: &Tree, sources: &[File], out: W) -> io::Result<W> {
     let mut archive =
         Archive { tree, sources, tar: Writer::new(out), linked: HashMap::new(), buffer: vec![0; 256 << 10] };
     archive.entry(InodeId(0), &mut Vec::new())?;
@@ -27,14 +28,7 @@ struct Archive<'a, W> {
 impl<W: Write> Archive<'_, W> {
     fn entry(&mut self, id: InodeId, path: &mut Vec<u8>) -> io::Result<()> {
         let inode = self.tree.inode(id);
-        let kind = match &inode.kind {
-            Kind::Directory(_) => EntryKind::Directory,
-            Kind::File(data) => EntryKind::File(data.clone()),
-            Kind::Symlink(target) => EntryKind::Symlink(target.clone()),
-            Kind::CharDevice { major, minor } => EntryKind::CharDevice { major: *major, minor: *minor },
-            Kind::BlockDevice { major, minor } => EntryKind::BlockDevice { major: *major, minor: *minor },
-            Kind::Fifo => EntryKind::Fifo,
-        };
+        let kind = EntryKind::from(&inode.kind);
         let linked = self.linked.get(&id.0).map(|first| EntryKind::HardLink(first.as_slice().into()));
         let data = match (&linked, &inode.kind) {
             (None, Kind::File(data)) => Some(data),

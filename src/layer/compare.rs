@@ -1,11 +1,13 @@
-//! Is a directory what its tree says? The counterpart of [`super::directory::render`], for directories that were drawn long ago.
+//! Verifies that a rendered directory still matches its tree. This is the counterpart of [`super::directory::render`],
+//! for directories that were rendered long ago.
 //!
-//! Names, kinds, owners, modes, times, extended attributes, sizes, contents, link targets, device numbers, and which names are one file. Nothing is
-//! followed, only regular files are opened.
+//! It compares names, kinds, owners, modes, times, extended attributes, sizes, contents, link targets, device numbers,
+//! and which names are hard links to one file. It follows no links and opens only regular files and directories.
 //!
-//! A file system keeps times and attributes as finely and as far as it can, and the renderer forgives that. So what differs in them is drawn once more,
-//! alone and beside it: only what would be drawn otherwise now is wrong. (To know each file system's grain and bounds instead would be a table
-//! that is never complete.)
+//! A file system may limit the precision and the range of times, and may not support all attributes. The renderer
+//! tolerates that. So an entry whose metadata differ is rendered again, alone, in a scratch directory on the same file
+//! system, and only a difference from that second rendering counts. (The alternative is a table of each file system's
+//! precision and limits, which would never be complete.)
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -24,14 +26,20 @@ use super::directory;
 use super::tree::{Data, Inode, InodeId, Kind, Name, Tree};
 use crate::sys::xattr_read::{self, Xattrs};
 
-/// What the host's security modules write on every file, whatever an image says.
+/// Extended attributes that the host's security modules set on every file, whatever the image contains.
 const LABELS: [&[u8]; 5] =
     [b"security.selinux", b"security.ima", b"security.evm", b"security.apparmor", b"security.SMACK64"];
 
-/// The first thing below `root` that is not as `tree` says: its path and what is wrong with it. What cannot be read is wrong, too. `scratch` is an
-/// empty directory on the same file system, for what is drawn once more.
+/// Returns the first difference between the directory `root` and `tree`: its path and a description. An entry that
+/// cannot be read counts as a difference. `scratch` is an empty directory on the same file system, in which entries are
+/// rendered again.
 #[must_use]
-pub fn difference(tree: &Tree, sources: &[File], root: BorrowedFd<'_>, scratch: BorrowedFd<'_>) -> Option<String> {
+pub(crate) fn difference(
+    tree: &Tree,
+    sources: &[File],
+    root: BorrowedFd<'_>,
+    scratch: BorrowedFd<'_>,
+) -> Option<String> {
     let mut look = Look { tree, sources, scratch, path: Vec::new(), known: HashMap::new() };
     let wrong = match fstat(root) {
         Ok(stat) => look.inode(InodeId(0), &stat, Some(root), None),
@@ -49,9 +57,9 @@ struct Look<'a> {
     tree: &'a Tree,
     sources: &'a [File],
     scratch: BorrowedFd<'a>,
-    /// Where we are; it stays where something is wrong.
+    /// The path of the current entry. It keeps its value when a difference is found.
     path: Vec<&'a [u8]>,
-    /// The file that stands for an inode.
+    /// The device and inode number of the file that was found for each inode of the tree.
     known: HashMap<u32, (u64, u64)>,
 }
 
@@ -59,7 +67,8 @@ type Why = Cow<'static, str>;
 type Wrong = io::Result<Option<Why>>;
 
 impl<'a> Look<'a> {
-    /// `open`: the directory itself; `at`: the directory and the name in it, of anything else.
+    /// Compares one inode. `open` is the directory itself, for a directory. `at` is the parent directory and the name,
+    /// for everything else.
     fn inode(
         &mut self,
         id: InodeId,
@@ -75,7 +84,7 @@ impl<'a> Look<'a> {
         if !matches!(inode.kind, Kind::Directory(_)) {
             let file = (stat.st_dev, stat.st_ino);
             match self.known.insert(id.0, file) {
-                Some(first) if first != file => return Ok(Some("it is another file than its hard link".into())),
+                Some(first) if first != file => return Ok(Some("it is not the same file as its hard link".into())),
                 Some(_) => return Ok(None),
                 None => {}
             }
@@ -86,18 +95,19 @@ impl<'a> Look<'a> {
                 let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
                 let file = File::from(openat(dir, name, flags, Mode::empty())?);
                 let same = same_data(data, self.sources, &file)?;
-                (!same).then_some("its contents are not what the layers say".into())
+                (!same).then_some("its contents differ from the layers".into())
             }
             (Kind::Symlink(target), _, Some((dir, name))) => {
                 let same = readlinkat(dir, name)?.as_bytes() == target.as_ref();
-                (!same).then_some("it leads elsewhere".into())
+                (!same).then_some("its target differs".into())
             }
             _ => None,
         };
         if wrong.is_some() {
             return Ok(wrong);
         }
-        // Last: what changes a file's contents, or what is in a directory, changes its time too, and says more.
+        // Metadata come last: a change of a file's contents or of a directory's entries also changes the time, and the
+        // message about the contents is more useful.
         let xattrs = match (open, at) {
             (Some(dir), _) => xattr_read::of_open(dir)?,
             (None, Some((dir, name))) => xattr_read::at(dir, name)?,
@@ -131,21 +141,22 @@ impl<'a> Look<'a> {
             self.path.pop();
         }
         let more = names.iter().any(|name| name != b"." && name != b"..");
-        Ok(more.then_some("there is more in it than the layers say".into()))
+        Ok(more.then_some("it contains entries that the layers do not have".into()))
     }
 
-    /// Mode, time and extended attributes: as the tree says, or as it would be drawn here.
+    /// Compares mode, time and extended attributes with the tree and, if they differ, with a second rendering of the
+    /// entry.
     fn metadata(&self, inode: &Inode, stat: &FileStat, xattrs: Xattrs) -> Wrong {
         let found = Metadata::new(stat, xattrs);
         if found == Metadata::of(inode, &found) {
             return Ok(None);
         }
-        let drawn = self.draw(inode)?;
-        Ok((found != drawn).then(|| found.difference(&drawn)))
+        let rendered = self.materialize(inode)?;
+        Ok((found != rendered).then(|| found.difference(&rendered)))
     }
 
-    /// What becomes of an inode when it is drawn into the scratch directory, without what is in it.
-    fn draw(&self, inode: &Inode) -> io::Result<Metadata> {
+    /// Renders an inode into the scratch directory, without its contents, and returns the metadata that it gets there.
+    fn materialize(&self, inode: &Inode) -> io::Result<Metadata> {
         let mut tree = Tree::empty();
         let mut alone = inode.clone();
         match &mut alone.kind {
@@ -157,21 +168,21 @@ impl<'a> Look<'a> {
         tree.inodes.push(alone);
         directory::render(&tree, &[], self.scratch).map_err(|error| error.cause)?;
         let stat = fstatat(self.scratch, NAME, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-        let drawn = Metadata::new(&stat, xattr_read::at(self.scratch, NAME)?);
+        let rendered = Metadata::new(&stat, xattr_read::at(self.scratch, NAME)?);
         let how =
             if kind(stat.st_mode) == SFlag::S_IFDIR { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
         unlinkat(self.scratch, NAME, how)?;
-        Ok(drawn)
+        Ok(rendered)
     }
 }
 
-/// What is drawn once more.
+/// The name of the entry in the scratch directory.
 const NAME: &[u8] = b"again";
 
-/// What a file system may keep in its own way.
+/// The metadata that a file system may store in its own way.
 #[derive(PartialEq, Eq)]
 struct Metadata {
-    /// An access list in the attributes changes it.
+    /// The permission bits. An ACL among the attributes changes them.
     mode: libc::mode_t,
     time: (i64, i64),
     xattrs: Xattrs,
@@ -183,7 +194,7 @@ impl Metadata {
         Self { mode: stat.st_mode & 0o7777, time: (stat.st_mtime, stat.st_mtime_nsec), xattrs }
     }
 
-    /// As the tree says. A link has no mode of its own.
+    /// The metadata that the tree specifies. A symbolic link has no mode of its own, so the one that was found is used.
     fn of(inode: &Inode, found: &Self) -> Self {
         let is_link = matches!(inode.kind, Kind::Symlink(_));
         let mode = if is_link { found.mode } else { libc::mode_t::from(inode.mode) };
@@ -192,18 +203,18 @@ impl Metadata {
         Self { mode, time: (inode.mtime.0, i64::from(inode.mtime.1)), xattrs }
     }
 
-    fn difference(&self, drawn: &Self) -> Why {
-        if self.mode != drawn.mode {
-            return "it has another mode".into();
+    fn difference(&self, rendered: &Self) -> Why {
+        if self.mode != rendered.mode {
+            return "its mode differs".into();
         }
-        let names: BTreeSet<_> = self.xattrs.keys().chain(drawn.xattrs.keys()).collect();
-        let other = names.into_iter().find(|name| self.xattrs.get(*name) != drawn.xattrs.get(*name));
-        let Some(other) = other else { return "it has another time".into() };
+        let names: BTreeSet<_> = self.xattrs.keys().chain(rendered.xattrs.keys()).collect();
+        let other = names.into_iter().find(|name| self.xattrs.get(*name) != rendered.xattrs.get(*name));
+        let Some(other) = other else { return "its modification time differs".into() };
         let name = other.escape_ascii();
-        match (self.xattrs.contains_key(other), drawn.xattrs.contains_key(other)) {
+        match (self.xattrs.contains_key(other), rendered.xattrs.contains_key(other)) {
             (false, _) => format!("its extended attribute `{name}` is missing").into(),
-            (true, false) => format!("it has the extended attribute `{name}`, of which the layers say nothing").into(),
-            (true, true) => format!("its extended attribute `{name}` has another value").into(),
+            (true, false) => format!("it has the extended attribute `{name}`, which the layers do not have").into(),
+            (true, true) => format!("its extended attribute `{name}` differs").into(),
         }
     }
 }
@@ -212,30 +223,30 @@ fn kind(mode: libc::mode_t) -> SFlag {
     SFlag::from_bits_truncate(mode) & SFlag::S_IFMT
 }
 
-/// What a stat tells.
+/// Compares the kind, the owner, the size and the device number.
 fn about(inode: &Inode, stat: &FileStat) -> Option<&'static str> {
     let device = |major: u32, minor: u32| Some(makedev(u64::from(major), u64::from(minor)));
     let (wanted, number) = match &inode.kind {
         Kind::Directory(_) => (SFlag::S_IFDIR, None),
         Kind::File(_) => (SFlag::S_IFREG, None),
         Kind::Symlink(_) => (SFlag::S_IFLNK, None),
-        // As the renderer draws what an overlay would take for its whiteout.
+        // The renderer replaces 0:0, which overlayfs would take for a whiteout, with 0:1.
         Kind::CharDevice { major: 0, minor: 0 } => (SFlag::S_IFCHR, device(0, 1)),
         Kind::CharDevice { major, minor } => (SFlag::S_IFCHR, device(*major, *minor)),
         Kind::BlockDevice { major, minor } => (SFlag::S_IFBLK, device(*major, *minor)),
         Kind::Fifo => (SFlag::S_IFIFO, None),
     };
     if kind(stat.st_mode) != wanted {
-        return Some("it is of another kind");
+        return Some("its type differs");
     }
     if (stat.st_uid, stat.st_gid) != (inode.uid, inode.gid) {
-        return Some("it has another owner");
+        return Some("its owner differs");
     }
     if number.is_some_and(|number| number != stat.st_rdev) {
-        return Some("it is another device");
+        return Some("its device number differs");
     }
     match &inode.kind {
-        Kind::File(data) if data.size != stat.st_size as u64 => Some("it has another size"),
+        Kind::File(data) if data.size != stat.st_size as u64 => Some("its size differs"),
         _ => None,
     }
 }
@@ -254,8 +265,8 @@ fn same_data(data: &Data, sources: &[File], file: &File) -> io::Result<bool> {
         for segment in data.segments[first..].iter().take_while(|segment| segment.at < end) {
             let (from, to) = (segment.at.max(at), (segment.at + segment.len).min(end));
             let source = sources.get(segment.source as usize).ok_or(io::ErrorKind::NotFound)?;
-            let place = &mut wanted[(from - at) as usize..(to - at) as usize];
-            source.read_exact_at(place, segment.offset + (from - segment.at))?;
+            let slice = &mut wanted[(from - at) as usize..(to - at) as usize];
+            source.read_exact_at(slice, segment.offset + (from - segment.at))?;
         }
         if found[..want] != wanted[..want] {
             return Ok(false);

@@ -1,12 +1,15 @@
-//! A layer from what a container wrote: an overlay's upper directory → a tar stream.
+//! Writes the changes that a container made as a layer: reads an overlay's upper directory and writes a tar stream.
 //!
-//! The overlay's words become the image's: a character device 0:0 becomes `.wh.NAME`, an opaque directory gets `.wh..wh..opq` where
-//! the image below has a directory at all (overlayfs marks every new one, to save itself a look). Entries stand in the order of their
-//! names, directories before what is in them, the first name of several hard links is the file; times are whole seconds, as containerd
-//! writes them, and none is later than the clamp: so the same tree is the same bytes.
+//! It translates the overlay's marks into those of an image. A character device 0:0 becomes `.wh.NAME`. An opaque
+//! directory gets `.wh..wh..opq`, but only if the directory of that name in the image below has entries: overlayfs
+//! marks every new directory as opaque, to save itself a lookup.
 //!
-//! The directory may belong to a container that runs and is hostile: everything is opened by descriptor from its directory, links are
-//! not followed, and only regular files are opened.
+//! The same tree gives the same bytes. Entries are sorted by name, and a directory precedes its contents. The first
+//! name of several hard links is written as the file. Times are whole seconds, as containerd writes them, and none is
+//! later than the clamp.
+//!
+//! The directory may belong to a hostile container that is still running. So every entry is opened relative to the
+//! descriptor of its parent directory, links are not followed, and only regular files and directories are opened.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -29,18 +32,19 @@ use crate::sys::xattr_read;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const CHUNK: usize = 256 << 10;
-/// Holes that add up to less are written out as zeros: a sparse member costs readers a copy.
+/// A file whose holes are smaller than this in total is written without a sparse map: a sparse member costs readers a
+/// copy.
 const WORTH_A_MAP: u64 = 64 << 10;
-/// As deep as a layer may be (`merge` refuses more).
+/// The maximum depth of a layer. `merge` rejects deeper ones.
 const MAX_DEPTH: usize = 512;
 
-/// Attributes that say something about this host, not about the file.
+/// Extended attributes that describe this host and not the file.
 const HOST_XATTRS: [&[u8]; 4] = [b"trusted.overlay.", b"security.selinux", b"security.evm", b"security.ima"];
 
-/// A directory that cannot become a layer.
+/// The error of a directory that cannot be written as a layer.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} `/{}`", path.escape_ascii())]
-pub struct DiffError {
+pub(crate) struct DiffError {
     pub action: &'static str,
     pub path: Vec<u8>,
     #[source]
@@ -50,47 +54,49 @@ pub struct DiffError {
 impl Explain for DiffError {
     fn hint(&self) -> Option<String> {
         (self.cause.raw_os_error() == Some(libc::ENOSPC))
-            .then(|| "`gpurun image rm` what is not needed, or choose another disk with `--root DIR`".into())
+            .then(|| "remove unused images with `gpurun image rm`, or choose another disk with `--root DIR`".into())
     }
 }
 
-/// What to do with an entry of the upper directory.
+/// Whether an entry of the upper directory is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keep {
+pub(crate) enum Keep {
     Yes,
-    /// A directory that counts only for what is in it.
+    /// Write the directory only if something in it is written.
     IfNotEmpty,
     No,
 }
 
-/// How to make the layer.
-pub struct Options<'a> {
-    /// What lies below: it tells which opaque marks mean something, and whether the root changed.
+/// Options for writing a layer.
+pub(crate) struct Options<'a> {
+    /// The tree of the image below. It decides which opaque marks are needed and whether the root has changed.
     pub lower: &'a Tree,
-    /// No time is later than this (seconds since 1970): SOURCE_DATE_EPOCH.
+    /// The latest time that the layer may contain (SOURCE_DATE_EPOCH, seconds since 1970). Later times are clamped to
+    /// it.
     pub clamp: Option<i64>,
-    /// Asked for every entry, with its path from the root (no leading `/`).
+    /// Called for every entry, with its path from the root (no leading `/`).
     pub keep: &'a dyn Fn(&[u8], &FileStat) -> Keep,
 }
 
-/// What became of it.
+/// Counts of the entries that were written or skipped.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// Members of the stream.
     pub members: u64,
-    /// Sockets, which no tar can hold.
+    /// Sockets that were skipped, because a tar cannot hold them.
     pub sockets: u64,
 }
 
-/// Writes what stands in `upper` as a layer.
-pub fn write<W: Write>(upper: BorrowedFd<'_>, options: &Options<'_>, out: W) -> Result<(W, Summary), DiffError> {
+/// Writes the contents of `upper` as a layer.
+pub(crate) fn write<W: Write>(upper: BorrowedFd<'_>, options: &Options<'_>, out: W) -> Result<(W, Summary), DiffError> {
     let mut walk = Walk::new(options, out);
     walk.root(upper)?;
     walk.finish()
 }
 
-/// Writes the entry `name` of a directory, and what is in it, under the name `shown`: a plain archive of files that are no layer.
-pub fn write_entry<W: Write>(
+/// Writes the entry `name` of a directory and its contents under the name `shown`, as a plain archive that is not a
+/// layer.
+pub(crate) fn write_entry<W: Write>(
     parent: BorrowedFd<'_>,
     name: &[u8],
     shown: &[u8],
@@ -108,9 +114,9 @@ struct Walk<'a, W> {
     tar: Writer<W>,
     path: Vec<u8>,
     depth: usize,
-    /// Directories on the way here that are written only when something in them is.
+    /// Ancestor directories that are written only when something in them is.
     waiting: Vec<Entry>,
-    /// Files of several names: the path of the first.
+    /// Files with several names: the path of the first one.
     linked: HashMap<(u64, u64), Vec<u8>>,
     summary: Summary,
     buffer: Vec<u8>,
@@ -144,7 +150,7 @@ impl<'a, W: Write> Walk<'a, W> {
     fn root(&mut self, upper: BorrowedFd<'_>) -> Result<(), DiffError> {
         let fd = openat(upper, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(self.failed("open"))?;
-        let stat = fstat(&fd).map_err(self.failed("look at"))?;
+        let stat = fstat(&fd).map_err(self.failed("examine"))?;
         let xattrs = self.xattrs(fd.as_fd(), b".")?;
         let below = &self.options.lower.inodes[0];
         let mode = (stat.st_mode & 0o7777) as u16;
@@ -186,9 +192,9 @@ impl<'a, W: Write> Walk<'a, W> {
     fn one(&mut self, parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), DiffError> {
         let stat = match fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
-            // A running container may remove what it likes.
+            // A running container may remove entries at any time.
             Err(nix::Error::ENOENT) => return Ok(()),
-            Err(errno) => return Err(self.failed("look at")(errno)),
+            Err(errno) => return Err(self.failed("examine")(errno)),
         };
         let keep = (self.options.keep)(&self.path, &stat);
         if keep == Keep::No {
@@ -200,7 +206,7 @@ impl<'a, W: Write> Walk<'a, W> {
             return self.whiteout(name);
         }
         if name.starts_with(WHITEOUT) {
-            let cause = io::Error::other("a layer cannot hold a file of that name: `.wh.` marks what is deleted");
+            let cause = io::Error::other("a layer cannot contain a file of that name: `.wh.` marks deleted files");
             return Err(self.failed("use")(cause));
         }
         if kind == SFlag::S_IFDIR {
@@ -244,11 +250,11 @@ impl<'a, W: Write> Walk<'a, W> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = match openat(parent, name, flags, Mode::empty()) {
             Ok(fd) => fd,
-            // Replaced meanwhile: the container runs.
+            // The running container replaced the entry in the meantime.
             Err(nix::Error::ENOENT | nix::Error::ENOTDIR | nix::Error::ELOOP) => return Ok(()),
             Err(errno) => return Err(self.failed("open")(errno)),
         };
-        let opaque = crate::sys::xattr::get(&fd, b"trusted.overlay.opaque").map_err(self.failed("look at"))?;
+        let opaque = crate::sys::xattr::get(&fd, b"trusted.overlay.opaque").map_err(self.failed("examine"))?;
         let xattrs = self.xattrs(parent, name)?;
         let entry = self.entry(EntryKind::Directory, stat, xattrs);
         let waiting = self.waiting.len();
@@ -274,10 +280,10 @@ impl<'a, W: Write> Walk<'a, W> {
         stat: &FileStat,
         xattrs: xattr_read::Xattrs,
     ) -> Result<(), DiffError> {
-        // Opening must not block on what took the file's place meanwhile.
+        // The open must not block on an entry that replaced the file in the meantime, such as a FIFO.
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let file = File::from(openat(parent, name, flags, Mode::empty()).map_err(self.failed("open"))?);
-        let now = fstat(&file).map_err(self.failed("look at"))?;
+        let now = fstat(&file).map_err(self.failed("examine"))?;
         if now.st_ino != stat.st_ino || now.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
             return Err(self.failed("read")(io::Error::other("it was replaced while it was read")));
         }
@@ -291,7 +297,7 @@ impl<'a, W: Write> Walk<'a, W> {
                 let want = self.buffer.len().min((end - at) as usize);
                 let got = file.read_at(&mut self.buffer[..want], at).map_err(self.failed("read"))?;
                 if got == 0 {
-                    return Err(self.failed("read")(io::Error::other("it was cut while it was read")));
+                    return Err(self.failed("read")(io::Error::other("it was truncated while it was read")));
                 }
                 let failed = self.failed("write");
                 self.tar.data(&self.buffer[..got]).map_err(failed)?;
@@ -314,15 +320,15 @@ impl<'a, W: Write> Walk<'a, W> {
         }
     }
 
-    /// The attributes that belong into an image.
+    /// The extended attributes that belong in an image.
     fn xattrs(&self, parent: BorrowedFd<'_>, name: &[u8]) -> Result<xattr_read::Xattrs, DiffError> {
-        // There is no `listxattrat` before Linux 6.13.
+        // `listxattrat` does not exist before Linux 6.13.
         let directory = PathBuf::from(format!("/proc/self/fd/{}", parent.as_raw_fd()));
         let path = directory.join(std::ffi::OsStr::from_bytes(name));
         let mut all = match xattr_read::all(&path) {
             Ok(all) => all,
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Default::default(),
-            Err(error) => return Err(self.failed("look at")(error)),
+            Err(error) => return Err(self.failed("examine")(error)),
         };
         all.retain(|name, _| !HOST_XATTRS.iter().any(|prefix| name.starts_with(prefix)));
         Ok(all)
@@ -339,7 +345,7 @@ impl<'a, W: Write> Walk<'a, W> {
     }
 }
 
-/// A mark of a layer: its name is all there is.
+/// A marker file of a layer: an empty file whose name carries the meaning.
 fn empty_file(path: Vec<u8>) -> Entry {
     Entry {
         path: path.into(),
@@ -352,7 +358,8 @@ fn empty_file(path: Vec<u8>) -> Entry {
     }
 }
 
-/// Where the file's data lie; one segment, unless its holes are worth a map.
+/// The ranges of the file that hold data. The result is one segment, unless the holes are large enough to be worth a
+/// sparse map.
 fn segments(file: &File, size: u64) -> io::Result<Vec<Segment>> {
     let segment = |at, end| Segment { at, source: 0, offset: 0, len: end - at };
     let whole = || if size == 0 { Vec::new() } else { vec![segment(0, size)] };
@@ -363,7 +370,7 @@ fn segments(file: &File, size: u64) -> io::Result<Vec<Segment>> {
     while at < size {
         let start = match lseek(file, at as i64, Whence::SeekData) {
             Ok(start) => start as u64,
-            // No data up to the end.
+            // No data follow.
             Err(nix::Error::ENXIO) => break,
             Err(_) => return Ok(whole()),
         };

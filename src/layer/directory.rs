@@ -1,9 +1,10 @@
-//! The plain renderer: draws a [`Tree`] into an empty directory.
+//! The plain renderer: writes a [`Tree`] into an empty directory.
 //!
-//! For kernels that cannot mount the index, and for `image unpack`. It creates only what the finished tree says, entry by entry,
-//! through directory descriptors: no path is ever joined, no link ever followed, every file is created with `O_EXCL`. The order within
-//! one entry matters: owner (which clears setuid and capabilities), mode, xattrs, data before times; a directory's times after its
-//! children.
+//! It serves kernels that cannot mount the EROFS index, and `image unpack`. It creates only the entries of the finished
+//! tree, one by one, relative to directory descriptors. It joins no paths and follows no links, and it creates every
+//! file with `O_EXCL`. The order of the steps for one entry matters. The owner is set before the mode and the xattrs,
+//! because chown(2) clears setuid bits and capabilities. The data are written before the times are set. A directory's
+//! times are set after its children are created.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -23,12 +24,14 @@ use super::tree::{Data, Inode, InodeId, Kind, Name, Tree};
 use crate::report::Explain;
 use crate::sys::{file, xattr};
 
-/// What could not be drawn.
+const SET_XATTR: &str = "set an extended attribute of";
+
+/// The error of a tree that cannot be rendered.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} `{path}`")]
-pub struct RenderError {
+pub(crate) struct RenderError {
     pub action: &'static str,
-    /// Below the directory that is drawn into.
+    /// The path relative to the destination directory.
     pub path: String,
     #[source]
     pub cause: io::Error,
@@ -37,33 +40,38 @@ pub struct RenderError {
 impl Explain for RenderError {
     fn hint(&self) -> Option<String> {
         match self.cause.raw_os_error()? {
-            libc::EPERM => Some("an image's owners and devices can be set by root only: run it with `sudo`".into()),
-            libc::ENOSPC => Some(
-                "the file system is full: choose another directory, or `gpurun image rm` what is not needed".into(),
+            libc::EPERM => Some("run gpurun with `sudo`: only root can set the owners and devices of an image".into()),
+            // ext4 returns ENOSPC for attributes that need more than one block, even on an empty disk.
+            libc::ENOSPC if self.action == SET_XATTR => Some(
+                "choose a directory on XFS, btrfs or tmpfs: this file system has no space for attributes of this \
+                 size (ext4 stores one block of them for each file)"
+                    .into(),
             ),
-            libc::EEXIST => Some("the directory must be empty".into()),
+            libc::ENOSPC => Some("choose another directory, or remove unused images with `gpurun image rm`".into()),
+            libc::EEXIST => Some("choose an empty directory".into()),
             _ => None,
         }
     }
 }
 
-/// Draws `tree` into the empty directory `root`; `sources[n]` is the tar that [`Tree::sources`]`[n]` names.
+/// Renders `tree` into the empty directory `root`. `sources[n]` is the tar that [`Tree::sources`]`[n]` names.
 ///
-/// Nothing is synced: a caller that needs the result durable calls `syncfs` on it.
-pub fn render(tree: &Tree, sources: &[File], root: BorrowedFd<'_>) -> Result<(), RenderError> {
-    draw(tree, sources, root, false)?;
+/// Nothing is synced. A caller that needs a durable result calls `syncfs`.
+pub(crate) fn render(tree: &Tree, sources: &[File], root: BorrowedFd<'_>) -> Result<(), RenderError> {
+    render_tree(tree, sources, root, false)?;
     let renderer = Renderer::new(tree, sources, root, false);
     renderer.fill_metadata(&tree.inodes[0], root)
 }
 
-/// Puts what is in `tree` into a directory that holds other things: directories are joined, everything else is replaced, and what `root`
-/// itself is stays. The directory may be a hostile container's: no link in it is followed. The tree must hold no nodes ([`Tree::portable`]):
-/// their modes cannot be set without a name.
-pub fn place(tree: &Tree, sources: &[File], root: BorrowedFd<'_>) -> Result<(), RenderError> {
-    draw(tree, sources, root, true)
+/// Merges the contents of `tree` into a directory that is not empty: directories are merged, everything else is
+/// replaced, and the metadata of `root` itself stay unchanged. The directory may belong to a hostile container, so no
+/// link in it is followed. The tree must not contain device nodes or FIFOs ([`Tree::portable`]), because their modes
+/// can be set only by name.
+pub(crate) fn render_over(tree: &Tree, sources: &[File], root: BorrowedFd<'_>) -> Result<(), RenderError> {
+    render_tree(tree, sources, root, true)
 }
 
-fn draw(tree: &Tree, sources: &[File], root: BorrowedFd<'_>, replace: bool) -> Result<(), RenderError> {
+fn render_tree(tree: &Tree, sources: &[File], root: BorrowedFd<'_>, replace: bool) -> Result<(), RenderError> {
     let mut renderer = Renderer::new(tree, sources, root, replace);
     match &tree.inodes[0].kind {
         Kind::Directory(children) => renderer.children(children, root),
@@ -75,16 +83,16 @@ struct Renderer<'a> {
     tree: &'a Tree,
     sources: &'a [File],
     root: BorrowedFd<'a>,
-    /// How many names each inode has.
+    /// The number of names of each inode.
     names: Vec<u32>,
-    /// Inodes of several names: the path of the first.
+    /// Inodes with several names: the path of the first one.
     linked: HashMap<u32, Vec<u8>>,
     path: Vec<&'a [u8]>,
-    /// Other things may be there already.
+    /// The destination may already contain entries, which are replaced.
     replace: bool,
 }
 
-/// How many names each inode has.
+/// Counts the names of each inode.
 fn count_names(tree: &Tree) -> Vec<u32> {
     let mut names = vec![0u32; tree.inodes.len()];
     for inode in &tree.inodes {
@@ -103,8 +111,8 @@ impl<'a> Renderer<'a> {
         Self { tree, sources, root, names, linked, path: Vec::new(), replace }
     }
 
-    /// Makes room for an entry that is no directory.
-    fn make_room(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), RenderError> {
+    /// Removes an existing entry, to make place for a new one that is not a directory.
+    fn remove_existing(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), RenderError> {
         match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
             Err(Errno::ENOENT) => Ok(()),
             other => self.check("replace", other),
@@ -116,7 +124,7 @@ impl<'a> Renderer<'a> {
         move |cause| RenderError { action, path, cause: cause.into() }
     }
 
-    /// The errors' paths are built only when something fails: this runs for every entry.
+    /// Adds the path to an error. This runs for every entry, so the path is built only on failure.
     fn check<T, E: Into<io::Error>>(&self, action: &'static str, result: Result<T, E>) -> Result<T, RenderError> {
         match result {
             Ok(value) => Ok(value),
@@ -124,7 +132,7 @@ impl<'a> Renderer<'a> {
         }
     }
 
-    /// One descriptor per level; `merge` bounds the depth.
+    /// Renders the entries of a directory. It keeps one descriptor open per level, and `merge` bounds the depth.
     fn children(
         &mut self,
         children: &'a std::collections::BTreeMap<Name, InodeId>,
@@ -141,7 +149,7 @@ impl<'a> Renderer<'a> {
     fn entry(&mut self, name: &'a [u8], id: InodeId, dir: BorrowedFd<'_>) -> Result<(), RenderError> {
         let inode = &self.tree.inodes[id.0 as usize];
         if self.replace && !matches!(inode.kind, Kind::Directory(_)) {
-            self.make_room(dir, name)?;
+            self.remove_existing(dir, name)?;
         }
         if self.names[id.0 as usize] > 1 && !matches!(inode.kind, Kind::Directory(_)) {
             if let Some(first) = self.linked.get(&id.0) {
@@ -171,7 +179,7 @@ impl<'a> Renderer<'a> {
                 self.check("create the link", symlinkat(target.as_ref(), dir, name))?;
                 self.metadata_at(inode, dir, name)
             }
-            // An overlay above this directory would take 0:0 for its own whiteout: the index draws 0:1 too.
+            // An overlay on this directory would take 0:0 for a whiteout. The EROFS renderer uses 0:1 too.
             Kind::CharDevice { major: 0, minor: 0 } => self.node(inode, dir, name, SFlag::S_IFCHR, (0, 1)),
             Kind::CharDevice { major, minor } => self.node(inode, dir, name, SFlag::S_IFCHR, (*major, *minor)),
             Kind::BlockDevice { major, minor } => self.node(inode, dir, name, SFlag::S_IFBLK, (*major, *minor)),
@@ -197,7 +205,8 @@ impl<'a> Renderer<'a> {
             Some(slash) => (&first[..slash], &first[slash + 1..]),
             None => (&b"."[..], first),
         };
-        // The tree below the root is ours; RESOLVE_NO_SYMLINKS says so to the kernel.
+        // The tree below the root contains only our own entries, so no link is expected. RESOLVE_NO_SYMLINKS makes the
+        // kernel enforce that.
         let how = OpenHow::new()
             .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
@@ -205,37 +214,39 @@ impl<'a> Renderer<'a> {
         Ok(linkat(from, last, dir, name, AtFlags::empty())?)
     }
 
-    /// Owner, mode, xattrs and time of an open file or directory.
+    /// Sets the owner, mode, xattrs and time of an open file or directory.
     fn fill_metadata(&self, inode: &Inode, fd: BorrowedFd<'_>) -> Result<(), RenderError> {
         let (uid, gid) = (Uid::from_raw(inode.uid), Gid::from_raw(inode.gid));
         self.check("set the owner of", fchown(fd, Some(uid), Some(gid)))?;
         self.check("set the mode of", fchmod(fd, Mode::from_bits_truncate(inode.mode.into())))?;
         for (name, value) in &inode.xattrs {
-            self.check("set an extended attribute of", tolerate(inode, name, xattr::set(fd, name, value)))?;
+            self.check(SET_XATTR, tolerate(inode, name, xattr::set(fd, name, value)))?;
         }
         let time = timespec(inode);
         self.check("set the time of", futimens(fd, &time, &time))
     }
 
-    /// The same of an entry that cannot be opened without side effects.
+    /// Sets the metadata of an entry that cannot be opened without side effects.
     fn metadata_at(&self, inode: &Inode, dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), RenderError> {
         let (uid, gid) = (Uid::from_raw(inode.uid), Gid::from_raw(inode.gid));
         self.check("set the owner of", fchownat(dir, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW))?;
         if !matches!(inode.kind, Kind::Symlink(_)) {
-            // fchmodat(2) knows no AT_SYMLINK_NOFOLLOW; the entry is the node made above, in a directory of ours.
+            // fchmodat(2) does not support AT_SYMLINK_NOFOLLOW. Following is safe, because the entry is the node that
+            // was created above.
             let mode = Mode::from_bits_truncate(inode.mode.into());
             self.check("set the mode of", fchmodat(dir, name, mode, FchmodatFlags::FollowSymlink))?;
         }
         for (attribute, value) in &inode.xattrs {
             let set = xattr::set_at(dir, name, attribute, value);
-            self.check("set an extended attribute of", tolerate(inode, attribute, set))?;
+            self.check(SET_XATTR, tolerate(inode, attribute, set))?;
         }
         let time = timespec(inode);
         self.check("set the time of", utimensat(dir, name, &time, &time, UtimensatFlags::NoFollowSymlink))
     }
 }
 
-/// What containerd forgives too: a file system without this class of attributes, and `user.*` where Linux allows none.
+/// Ignores the errors that containerd ignores too: the file system does not support this class of attributes, or Linux
+/// does not allow `user.*` on this kind of file.
 fn tolerate(inode: &Inode, name: &[u8], result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.raw_os_error() == Some(libc::ENOTSUP) => Ok(()),
@@ -254,7 +265,7 @@ fn timespec(inode: &Inode) -> TimeSpec {
     TimeSpec::new(inode.mtime.0, i64::from(inode.mtime.1))
 }
 
-/// Copies a file's segments; what lies between them stays a hole.
+/// Copies the segments of a file. The gaps between them stay holes.
 fn copy_data(data: &Data, sources: &[File], out: &File) -> io::Result<()> {
     let mut end = 0;
     for segment in &data.segments {
@@ -265,7 +276,8 @@ fn copy_data(data: &Data, sources: &[File], out: &File) -> io::Result<()> {
     if end < data.size { out.set_len(data.size) } else { Ok(()) }
 }
 
-/// In the kernel where it can (reflinks included), by hand where the file systems differ too much.
+/// Copies a range with copy_file_range(2), which can reflink. It falls back to reads and writes where the kernel
+/// refuses, for example between different file systems.
 fn copy_range(source: &File, from: u64, out: &File, to: u64, len: u64) -> io::Result<()> {
     let offset = |value: u64| i64::try_from(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
     let (mut from, mut to, mut left) = (offset(from)?, offset(to)?, len);
@@ -296,8 +308,8 @@ fn copy_range(source: &File, from: u64, out: &File, to: u64, len: u64) -> io::Re
     Ok(())
 }
 
-/// Opens the directory to draw into.
-pub fn open_root(path: &std::path::Path) -> io::Result<OwnedFd> {
+/// Opens the destination directory.
+pub(crate) fn open_root(path: &std::path::Path) -> io::Result<OwnedFd> {
     Ok(nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 

@@ -1,13 +1,15 @@
-//! Layers' entries, lowest layer first → the merged tree.
+//! Merges the entries of the layers, lowest layer first, into one tree.
 //!
-//! The rules, each with its source:
-//! - Names are cleaned as Go's `path.Clean` does; one that still climbs above the root is refused (moby: "breakout").
-//! - Parent directories are resolved IN the tree, links followed as a chroot would (containerd: `fs.RootPath`); missing ones are made
-//!   (0755, root, the epoch). The last component is never followed: it is replaced.
-//! - A directory listed over a directory keeps the children, its metadata win; anything else replaces, whole subtrees included.
-//! - Whiteouts hide only what LOWER layers brought, wherever they stand in their layer (OCI image spec, layer.md): so every name
-//!   remembers the layer that listed it.
-//! - `trusted.overlay.*` xattrs are our overlay's own words, an image may not speak them: dropped.
+//! The rules and their sources:
+//! - Names are cleaned as Go's `path.Clean` does. A name that still climbs above the root is rejected (moby:
+//!   "breakout").
+//! - Parent directories are resolved IN the tree, and links are followed as a chroot would (containerd: `fs.RootPath`).
+//!   Missing directories are created (0755, root, the epoch). The last component is never followed but replaced.
+//! - A directory entry for an existing directory replaces its metadata and keeps its children. Any other entry replaces
+//!   what exists, whole subtrees included.
+//! - A whiteout hides only the entries of LOWER layers, wherever it occurs in its own layer (OCI image spec, layer.md).
+//!   So every name records the layer that listed it.
+//! - `trusted.overlay.*` xattrs are reserved for our own overlay and are dropped from images.
 
 use std::collections::BTreeMap;
 
@@ -17,24 +19,29 @@ use crate::names::Digest;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
-/// aufs' own bookkeeping in very old images: `.wh..wh.plnk`, `.wh..wh.orph`, `.wh..wh.aufs`.
+/// Internal files of aufs in very old images: `.wh..wh.plnk`, `.wh..wh.orph`, `.wh..wh.aufs`.
 const AUFS: &[u8] = b".wh..wh.";
 
 /// Linux: NAME_MAX, PATH_MAX.
 const NAME_MAX: usize = 255;
 const PATH_MAX: usize = 4096;
-/// Deeper than any real image; keeps recursions and open directory descriptors of the renderers bounded.
+/// Deeper than any real image. It bounds the recursion and the open directory descriptors of the renderers.
 const MAX_DEPTH: usize = 512;
-/// Linux follows 40 links in one path.
+/// Linux follows at most 40 links in one path.
 const MAX_LINKS: usize = 40;
-/// Inodes of one image: several times the largest known ones, and some 2 GiB of memory at the worst.
+/// The maximum number of inodes of one image, several times that of the largest known ones.
 const MAX_INODES: usize = 3_000_000;
-/// Steps of all names of one image through links; a few hundred links of 4 KiB, followed by every entry, would take days.
-const MAX_LINK_STEPS: usize = 50_000_000;
-/// Sources of one image: the device slots of an index.
+/// The maximum memory of one merged tree, as [`weight`] and [`name_weight`] estimate it. It is several times that of
+/// the largest known images.
+const MAX_MEMORY: usize = 1 << 30;
+/// The maximum number of steps for merging one image. Every entry, every component of a path that is walked (also of
+/// link targets), and every name that a whiteout visits is one step. Without this limit, a few hundred links of 4 KiB
+/// that every entry follows would take days.
+pub(crate) const MAX_STEPS: u64 = 100_000_000;
+/// The maximum number of sources of one image, limited by the device slots of an index.
 const MAX_LAYERS: usize = 1000;
 
-/// An entry that a layer may not hold.
+/// The error of an entry that a layer may not contain.
 #[derive(Debug, thiserror::Error)]
 #[error("layer `{layer}` has an entry `{path}` that cannot be applied: {problem}")]
 pub struct MergeError {
@@ -45,7 +52,7 @@ pub struct MergeError {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
-    #[error("its name climbs above the root")]
+    #[error("its name leads above the root")]
     Escapes,
     #[error("its name is empty")]
     EmptyName,
@@ -53,17 +60,17 @@ pub enum Problem {
     NameTooLong,
     #[error("its name is longer than 4096 bytes")]
     PathTooLong,
-    #[error("it lies more than {MAX_DEPTH} directories deep")]
+    #[error("it is more than {MAX_DEPTH} directories deep")]
     TooDeep,
     #[error("the root must be a directory")]
     RootNotDirectory,
-    #[error("`{0}` on its way is not a directory")]
+    #[error("`{0}` in its path is not a directory")]
     ParentNotDirectory(String),
-    #[error("more than {MAX_LINKS} symbolic links on its way")]
+    #[error("its path leads through more than {MAX_LINKS} symbolic links")]
     Loop,
-    #[error("its whiteout name is not one")]
+    #[error("its whiteout name is invalid")]
     Whiteout,
-    #[error("its link target is empty, too long or holds a NUL byte")]
+    #[error("its link target is empty, too long or contains a NUL byte")]
     LinkTarget,
     #[error("it is a hard link to `{0}`, which does not exist")]
     LinkMissing(String),
@@ -73,14 +80,16 @@ pub enum Problem {
     TooManyLayers,
     #[error("the image has more than {MAX_INODES} files")]
     TooManyFiles,
-    #[error("the image's symbolic links take too long to follow")]
+    #[error("merging the layers takes too many steps")]
     TooManySteps,
+    #[error("the merged tree needs more than {} MiB of memory", MAX_MEMORY >> 20)]
+    TooMuchMemory,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Slot {
     id: u32,
-    /// The layer (counted from 1) that listed this name last; 0 for the root of nothing.
+    /// The layer (counted from 1) that last listed this name, or 0 for the initial root.
     layer: u32,
 }
 
@@ -93,6 +102,12 @@ enum Node {
 #[derive(Debug)]
 struct Item {
     node: Node,
+    /// The number of names of this item. An item is freed when it loses its last name, so that layers that replace each
+    /// other's files cost no memory.
+    links: u32,
+    /// For a directory, the last layer in which it was created or pruned. From then on it contains nothing of lower
+    /// layers, so pruning it again in the same layer costs nothing.
+    clean: u32,
     mode: u16,
     uid: u32,
     gid: u32,
@@ -100,16 +115,22 @@ struct Item {
     xattrs: BTreeMap<Box<[u8]>, Box<[u8]>>,
 }
 
-/// The tree as far as it has grown; [`Merger::apply`] one layer after the other, then [`Merger::finish`].
+/// The tree so far. Call [`Merger::apply`] for each layer, then [`Merger::finish`].
 #[derive(Debug)]
 pub struct Merger {
     items: Vec<Item>,
     sources: Vec<Digest>,
     layer: u32,
-    link_steps: usize,
-    /// [`MAX_INODES`]; a test that made so many would need their memory.
+    /// The indices of `items` that can be reused.
+    free: Vec<u32>,
+    memory: usize,
+    steps_left: u64,
+    /// [`MAX_INODES`], except in tests: creating that many inodes would take too much memory.
     max_inodes: usize,
-    /// Where the last entry went: most entries share their parent with the one before. Dropped by whatever may move the ground.
+    /// [`MAX_MEMORY`], except in tests.
+    max_memory: usize,
+    /// The parent of the last entry, as a cache: most entries have the same parent as the entry before. It is cleared
+    /// by every change that may make it stale.
     last_parent: Option<(Vec<u8>, u32)>,
 }
 
@@ -121,19 +142,31 @@ impl Default for Merger {
 
 impl Merger {
     pub fn new() -> Self {
+        Self::with_steps(MAX_STEPS)
+    }
+
+    /// A merger that may take at most `steps` steps (and never more than [`MAX_STEPS`]).
+    pub fn with_steps(steps: u64) -> Self {
         Self {
             items: vec![implicit_directory()],
             sources: Vec::new(),
             layer: 0,
-            link_steps: 0,
+            free: Vec::new(),
+            memory: 0,
+            steps_left: steps.min(MAX_STEPS),
             max_inodes: MAX_INODES,
+            max_memory: MAX_MEMORY,
             last_parent: None,
         }
     }
 
+    pub fn steps_left(&self) -> u64 {
+        self.steps_left
+    }
+
     /// Applies the next layer.
-    pub fn apply(&mut self, diff_id: Digest, entries: Vec<Entry>) -> Result<(), MergeError> {
-        // The same layer twice (empty ones, mostly) is one source.
+    pub fn apply(&mut self, diff_id: Digest, entries: impl IntoIterator<Item = Entry>) -> Result<(), MergeError> {
+        // A layer that occurs twice (mostly an empty one) is one source.
         let source = self.sources.iter().position(|known| *known == diff_id).unwrap_or_else(|| {
             self.sources.push(diff_id);
             self.sources.len() - 1
@@ -152,7 +185,7 @@ impl Merger {
         Ok(())
     }
 
-    /// The merged tree, its inodes numbered from the root in the order of their names.
+    /// Returns the merged tree, with inodes numbered from the root in the order of their names.
     pub fn finish(mut self) -> Tree {
         let mut order: Vec<u32> = vec![0];
         let mut number: Vec<Option<u32>> = vec![None; self.items.len()];
@@ -191,9 +224,13 @@ impl Merger {
 
     fn entry(&mut self, path: &[u8], entry: Entry, source: u32) -> Result<(), Problem> {
         let mut components = clean(path)?;
-        // A name makes at most its depth of directories and itself.
-        if self.items.len() + components.len() > self.max_inodes {
+        self.step(1)?;
+        // An entry creates at most one directory per component, and itself.
+        if self.items.len() - self.free.len() + components.len() > self.max_inodes {
             return Err(Problem::TooManyFiles);
+        }
+        if self.memory > self.max_memory {
+            return Err(Problem::TooMuchMemory);
         }
         let Some(name) = components.pop() else {
             return self.root(path, entry);
@@ -208,7 +245,7 @@ impl Merger {
         if name == OPAQUE {
             if let Some(parent) = self.find_directory(&components)? {
                 self.last_parent = None;
-                self.prune(parent);
+                self.prune(parent)?;
             }
             return Ok(());
         }
@@ -224,10 +261,7 @@ impl Merger {
     fn root(&mut self, path: &[u8], entry: Entry) -> Result<(), Problem> {
         match entry.kind {
             EntryKind::Directory => {
-                self.items[0] = Item {
-                    node: std::mem::replace(&mut self.items[0].node, Node::Leaf(Kind::Fifo)),
-                    ..metadata(entry)
-                };
+                self.replace_metadata(0, metadata(entry));
                 Ok(())
             }
             _ if path.is_empty() => Err(Problem::EmptyName),
@@ -254,14 +288,12 @@ impl Merger {
         } else if let Some(old) = old
             && let Node::Directory(_) = self.items[old as usize].node
         {
-            item.node = std::mem::replace(&mut self.items[old as usize].node, Node::Leaf(Kind::Fifo));
-            self.items[old as usize] = item;
+            self.replace_metadata(old, item);
             self.children_mut(parent).insert(name.into(), Slot { id: old, layer });
             return Ok(());
         }
-        let id = self.items.len() as u32;
-        self.items.push(item);
-        self.name(parent, name, Slot { id, layer });
+        let id = self.add(item);
+        self.name(parent, name.into(), Slot { id, layer });
         Ok(())
     }
 
@@ -276,7 +308,9 @@ impl Merger {
         }
         let parent = self.parent(parents)?;
         let layer = self.layer;
-        self.name(parent, name, Slot { id, layer });
+        // Count the new name first: `name` may replace the last existing name of the same item.
+        self.items[id as usize].links += 1;
+        self.name(parent, name.into(), Slot { id, layer });
         Ok(())
     }
 
@@ -292,40 +326,108 @@ impl Merger {
         };
         self.last_parent = None;
         let keep = match self.items[slot.id as usize].node {
-            Node::Directory(_) => self.prune(slot.id) || slot.layer == self.layer,
+            Node::Directory(_) => self.prune(slot.id)? || slot.layer == self.layer,
             Node::Leaf(_) => slot.layer == self.layer,
         };
-        if !keep {
-            self.children_mut(parent).remove(hidden);
+        if !keep && let Some((name, slot)) = self.children_mut(parent).remove_entry(hidden) {
+            self.memory = self.memory.saturating_sub(name_weight(&name));
+            self.release(slot.id);
         }
         Ok(())
     }
 
-    /// Takes everything of lower layers out of a directory; true when something of this layer is left in it.
-    fn prune(&mut self, directory: u32) -> bool {
-        let children = std::mem::take(self.children_mut(directory));
+    /// Removes everything of lower layers from a directory. Returns true if something of this layer remains in it. A
+    /// layer visits each directory only once, however many whiteouts it has: after the first visit, only its own
+    /// entries are left.
+    fn prune(&mut self, directory: u32) -> Result<bool, Problem> {
         let layer = self.layer;
-        let kept: BTreeMap<Name, Slot> = children
-            .into_iter()
-            .filter(|(_, slot)| match self.items[slot.id as usize].node {
-                // A lower directory stays when this layer put something into it.
-                Node::Directory(_) => self.prune(slot.id) || slot.layer == layer,
+        if self.items[directory as usize].clean == layer {
+            return Ok(!self.children(directory).is_empty());
+        }
+        self.items[directory as usize].clean = layer;
+        let children = std::mem::take(self.children_mut(directory));
+        self.step(children.len() as u64)?;
+        let mut kept = BTreeMap::new();
+        for (name, slot) in children {
+            let keep = match self.items[slot.id as usize].node {
+                // A directory of a lower layer stays if this layer added something to it.
+                Node::Directory(_) => self.prune(slot.id)? || slot.layer == layer,
                 Node::Leaf(_) => slot.layer == layer,
-            })
-            .collect();
+            };
+            if keep {
+                kept.insert(name, slot);
+            } else {
+                self.memory = self.memory.saturating_sub(name_weight(&name));
+                self.release(slot.id);
+            }
+        }
         let left = !kept.is_empty();
         *self.children_mut(directory) = kept;
-        left
+        Ok(left)
     }
 
-    fn name(&mut self, parent: u32, name: &[u8], slot: Slot) {
-        // A directory or link that goes away may have been on the way to the remembered parent; a new link may be on a later one.
-        if self.children_mut(parent).insert(name.into(), slot).is_some() {
-            self.last_parent = None;
+    fn step(&mut self, count: u64) -> Result<(), Problem> {
+        self.steps_left = self.steps_left.checked_sub(count).ok_or(Problem::TooManySteps)?;
+        Ok(())
+    }
+
+    /// Adds an item that belongs to this layer.
+    fn add(&mut self, item: Item) -> u32 {
+        self.memory += weight(&item);
+        let item = Item { links: 1, clean: self.layer, ..item };
+        match self.free.pop() {
+            Some(id) => {
+                self.items[id as usize] = item;
+                id
+            }
+            None => {
+                self.items.push(item);
+                (self.items.len() - 1) as u32
+            }
         }
     }
 
-    /// The directory that an entry goes into, made where it is missing.
+    /// Replaces the metadata of a directory with those of `item` and keeps its children.
+    fn replace_metadata(&mut self, directory: u32, item: Item) {
+        let old = &mut self.items[directory as usize];
+        let node = std::mem::replace(&mut old.node, Node::Leaf(Kind::Fifo));
+        self.memory = self.memory.saturating_sub(weight(old)) + weight(&item);
+        *old = Item { node, links: old.links, clean: old.clean, ..item };
+    }
+
+    /// Removes one name from an item. If it was the last, the item and everything below it are freed.
+    fn release(&mut self, id: u32) {
+        let mut todo = vec![id];
+        while let Some(id) = todo.pop() {
+            let item = &mut self.items[id as usize];
+            item.links = item.links.saturating_sub(1);
+            if item.links > 0 {
+                continue;
+            }
+            self.memory = self.memory.saturating_sub(weight(item));
+            if let Node::Directory(children) = std::mem::replace(item, implicit_directory()).node {
+                for (name, slot) in children {
+                    self.memory = self.memory.saturating_sub(name_weight(&name));
+                    todo.push(slot.id);
+                }
+            }
+            self.free.push(id);
+        }
+    }
+
+    fn name(&mut self, parent: u32, name: Name, slot: Slot) {
+        let weight = name_weight(&name);
+        // A replaced directory or link may have been part of the path to the cached parent.
+        match self.children_mut(parent).insert(name, slot) {
+            Some(old) => {
+                self.last_parent = None;
+                self.release(old.id);
+            }
+            None => self.memory += weight,
+        }
+    }
+
+    /// Returns the parent directory of an entry, and creates missing directories.
     fn parent(&mut self, components: &[&[u8]]) -> Result<u32, Problem> {
         let key = components.join(&b'/');
         if let Some((last, id)) = &self.last_parent
@@ -342,12 +444,13 @@ impl Merger {
         self.walk(components, false)
     }
 
-    /// Follows `components` from the root as a chroot would; missing directories are made when asked for.
+    /// Follows `components` from the root as a chroot would, and creates missing directories if `make` is set.
     fn walk(&mut self, components: &[&[u8]], make: bool) -> Result<Option<u32>, Problem> {
         let mut stack = vec![0u32];
         let mut todo: Vec<Name> = components.iter().rev().map(|component| Name::from(*component)).collect();
         let mut links = 0;
         while let Some(component) = todo.pop() {
+            self.step(1)?;
             let here = stack[stack.len() - 1];
             match component.as_ref() {
                 b"" | b"." => continue,
@@ -369,14 +472,14 @@ impl Merger {
                 if component.len() > NAME_MAX {
                     return Err(Problem::NameTooLong);
                 }
-                // By way of a link's target: no tree of ours has such a name.
+                // Only the target of a link can contain such a name here. It is rejected, because a tree must not
+                // contain whiteout names.
                 if component.starts_with(WHITEOUT) {
                     return Err(Problem::Whiteout);
                 }
-                let id = self.items.len() as u32;
-                self.items.push(implicit_directory());
+                let id = self.add(implicit_directory());
                 let layer = self.layer;
-                self.children_mut(here).insert(component, Slot { id, layer });
+                self.name(here, component, Slot { id, layer });
                 stack.push(id);
                 continue;
             };
@@ -386,10 +489,6 @@ impl Merger {
                     links += 1;
                     if links > MAX_LINKS {
                         return Err(Problem::Loop);
-                    }
-                    self.link_steps += target.len();
-                    if self.link_steps > MAX_LINK_STEPS {
-                        return Err(Problem::TooManySteps);
                     }
                     if target.starts_with(b"/") {
                         stack.truncate(1);
@@ -420,10 +519,36 @@ impl Merger {
 }
 
 fn implicit_directory() -> Item {
-    Item { node: Node::Directory(BTreeMap::new()), mode: 0o755, uid: 0, gid: 0, mtime: (0, 0), xattrs: BTreeMap::new() }
+    Item {
+        node: Node::Directory(BTreeMap::new()),
+        links: 1,
+        clean: 0,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        mtime: (0, 0),
+        xattrs: BTreeMap::new(),
+    }
 }
 
-/// An entry's metadata on an empty directory.
+/// Estimates the memory of an item in bytes, without the names in a directory.
+fn weight(item: &Item) -> usize {
+    let own = match &item.node {
+        Node::Leaf(Kind::File(data)) => data.segments.len() * size_of::<super::tree::Segment>(),
+        Node::Leaf(Kind::Symlink(target)) => target.len(),
+        _ => 0,
+    };
+    // A map that is not empty allocates space for eleven entries.
+    let map = if item.xattrs.is_empty() { 0 } else { 400 };
+    size_of::<Item>() + own + map + item.xattrs.iter().map(|(name, value)| 64 + name.len() + value.len()).sum::<usize>()
+}
+
+/// Estimates the memory of a name in a directory, in bytes.
+fn name_weight(name: &[u8]) -> usize {
+    80 + name.len()
+}
+
+/// The metadata of an entry, as an empty directory.
 fn metadata(entry: Entry) -> Item {
     let mut xattrs = entry.xattrs;
     xattrs.retain(|name, _| !name.starts_with(b"trusted.overlay."));
@@ -445,7 +570,7 @@ fn link_target(target: &[u8]) -> Result<Box<[u8]>, Problem> {
     Ok(target.into())
 }
 
-/// The components of a name, cleaned by its letters alone; leading `/` are dropped.
+/// Splits a path into components and cleans it lexically. Leading `/` are dropped.
 fn clean(path: &[u8]) -> Result<Vec<&[u8]>, Problem> {
     if path.len() > PATH_MAX {
         return Err(Problem::PathTooLong);
@@ -464,8 +589,9 @@ fn clean(path: &[u8]) -> Result<Vec<&[u8]>, Problem> {
     if components.len() >= MAX_DEPTH { Err(Problem::TooDeep) } else { Ok(components) }
 }
 
-/// Chain id of a stack of diff ids (OCI image spec, config.md); of no layer at all, the digest of nothing.
-pub fn chain_id(diff_ids: &[Digest]) -> Digest {
+/// The chain ID of a list of diff IDs (OCI image spec, config.md). Without any layer, it is the digest of the empty
+/// string.
+pub(crate) fn chain_id(diff_ids: &[Digest]) -> Digest {
     use sha2::{Digest as _, Sha256};
     let mut ids = diff_ids.iter();
     let Some(first) = ids.next() else {

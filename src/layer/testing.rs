@@ -1,4 +1,4 @@
-//! Tars for tests, made by hand: a well-behaved library would refuse to write most of what must be tested.
+//! Builds tars for tests byte by byte: a regular library would refuse to write most of the cases.
 
 const BLOCK: usize = 512;
 
@@ -8,7 +8,7 @@ pub(crate) struct Layer {
     pub bytes: Vec<u8>,
 }
 
-/// One ustar header, with everything open to abuse.
+/// One ustar header, in which a test can overwrite every field.
 #[derive(Debug, Clone)]
 pub(crate) struct Head {
     pub block: [u8; BLOCK],
@@ -30,7 +30,7 @@ impl Head {
         self
     }
 
-    /// With the right checksum.
+    /// The block with the correct checksum.
     pub fn sealed(mut self) -> [u8; BLOCK] {
         self.block[148..156].copy_from_slice(b"        ");
         let sum: u32 = self.block.iter().map(|byte| u32::from(*byte)).sum();
@@ -49,7 +49,7 @@ impl Layer {
         self
     }
 
-    /// Data and their padding.
+    /// Appends data and their padding.
     pub fn data(mut self, data: &[u8]) -> Self {
         self.bytes.extend_from_slice(data);
         self.bytes.resize(self.bytes.len().next_multiple_of(BLOCK), 0);
@@ -96,24 +96,24 @@ impl Layer {
         self.head(head)
     }
 
-    /// A PAX header for the member that follows.
+    /// Appends a PAX header for the member that follows.
     pub fn pax(self, records: &[(&str, &[u8])]) -> Self {
         let body: Vec<u8> = records.iter().flat_map(|(key, value)| record(key, value)).collect();
         self.special(b'x', &body)
     }
 
-    /// An extended header of any kind.
+    /// Appends an extended header of any kind.
     pub fn special(self, kind: u8, body: &[u8]) -> Self {
         self.head(Head::new(kind, b"././@LongLink", b"", body.len() as u64)).data(body)
     }
 
-    /// The two empty blocks.
+    /// Appends the two zero blocks.
     pub fn end(self) -> Vec<u8> {
         self.raw(&[0; 2 * BLOCK]).bytes
     }
 }
 
-/// `<length> key=value\n`, the length counting itself.
+/// The record `<length> key=value\n`. The length includes itself.
 fn record(key: &str, value: &[u8]) -> Vec<u8> {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + 1;

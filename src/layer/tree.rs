@@ -1,24 +1,24 @@
-//! The merged tree of an image: what its layers add up to, as plain data.
+//! The merged tree of an image, as plain data.
 //!
-//! An arena of inodes; directories name them by id, so a hard link is simply an id that stands in two places. File data stay where
-//! they are: a [`Segment`] points into a source (a layer's tar), and nothing here reads a byte of it.
+//! The tree is an arena of inodes. Directories refer to them by id, so a hard link is an id that occurs more than once.
+//! File data stay in the layers' tars: a [`Segment`] refers to a range of a source, and this module reads none of it.
 
 use std::collections::BTreeMap;
 
 use crate::names::Digest;
 
-/// Index into [`Tree::inodes`].
+/// An index into [`Tree::inodes`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InodeId(pub u32);
 
-/// One component of a path: no `/`, no NUL, never empty, `.` or `..`.
-pub type Name = Box<[u8]>;
+/// One component of a path. It contains no `/` and no NUL, and is never empty, `.` or `..`.
+pub(crate) type Name = Box<[u8]>;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tree {
-    /// `inodes[0]` is the root directory; ids that nothing names any more (replaced entries) are not kept.
+    /// `inodes[0]` is the root directory. Inodes that have lost all their names (replaced entries) are not included.
     pub inodes: Vec<Inode>,
-    /// The layers' tars, by diff id, in the order that [`Segment::source`] counts.
+    /// The layers' tars, by diff ID. [`Segment::source`] is an index into this list.
     pub sources: Vec<Digest>,
 }
 
@@ -44,21 +44,21 @@ pub enum Kind {
     Fifo,
 }
 
-/// A file's bytes: `size` of them, zero wherever no segment lies.
+/// The data of a file: `size` bytes, which are zero outside the segments.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Data {
     pub size: u64,
-    /// Ascending by `at`, not overlapping; one segment at 0 of the whole size for every ordinary file.
+    /// Sorted by `at`, without overlaps. An ordinary file has one segment at 0 with the whole size.
     pub segments: Vec<Segment>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
-    /// Where in the file.
+    /// The offset in the file.
     pub at: u64,
-    /// Which of [`Tree::sources`].
+    /// An index into [`Tree::sources`].
     pub source: u32,
-    /// Where in that tar: a multiple of 512 for ordinary members.
+    /// The offset in that tar, which is a multiple of 512 for ordinary members.
     pub offset: u64,
     pub len: u64,
 }

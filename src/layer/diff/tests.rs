@@ -19,7 +19,7 @@ fn everything(_: &[u8], _: &FileStat) -> Keep {
     Keep::Yes
 }
 
-/// The layer as a tree, and its bytes.
+/// Parses the layer. Returns its tree and a file with its bytes.
 fn tree_of(bytes: &[u8]) -> (Tree, File) {
     let mut file = tempfile::tempfile().expect("a file");
     file.write_all(bytes).expect("written");
@@ -29,7 +29,7 @@ fn tree_of(bytes: &[u8]) -> (Tree, File) {
     (merger.finish(), file)
 }
 
-/// Every path with what it is, its data, and the first path of the same inode.
+/// Describes every path: its kind, its data, and the first path of the same inode.
 fn flat(tree: &Tree, source: &File) -> BTreeMap<Vec<u8>, String> {
     let mut all = BTreeMap::new();
     let mut first: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
@@ -38,7 +38,7 @@ fn flat(tree: &Tree, source: &File) -> BTreeMap<Vec<u8>, String> {
         let inode = &tree.inodes[id as usize];
         let what = match &inode.kind {
             Kind::Directory(children) => {
-                // The names that come first are looked at first.
+                // Reversed, because the stack is popped from its end: the first names are visited first.
                 todo.extend(children.iter().rev().map(|(name, id)| ([path.as_slice(), b"/", name].concat(), id.0)));
                 "directory".to_owned()
             }
@@ -126,7 +126,7 @@ fn entries() -> impl Strategy<Value = Vec<Entry>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
-    /// tree → directory → diff → tree: nothing is lost, and twice gives the same bytes.
+    /// tree → directory → diff → tree loses nothing, and two runs give the same bytes.
     #[test]
     fn a_tree_survives(entries in entries()) {
         if !root() {
@@ -149,7 +149,7 @@ proptest! {
         prop_assert_eq!(&bytes, &diff(dir.path(), None).0);
         let (again, source_again) = tree_of(&bytes);
         let (mut want, mut found) = (flat(&tree, &source), flat(&again, &source_again));
-        // An unchanged root is not listed, and so has no time of its own.
+        // An unchanged root is not listed, so its time is not preserved.
         want.remove(&Vec::new());
         found.remove(&Vec::new());
         prop_assert_eq!(found, want);

@@ -14,8 +14,8 @@ fn root() -> bool {
     false
 }
 
-/// Merges the layers and draws them; the directory holds `tree` and nothing else.
-fn draw(layers: &[Layer]) -> (tempfile::TempDir, Result<(), RenderError>) {
+/// Merges the layers and renders them. The temporary directory contains only `tree`.
+fn render_tree(layers: &[Layer]) -> (tempfile::TempDir, Result<(), RenderError>) {
     let dir = tempfile::tempdir().expect("a directory");
     let mut merger = Merger::new();
     let mut sources = Vec::new();
@@ -29,12 +29,12 @@ fn draw(layers: &[Layer]) -> (tempfile::TempDir, Result<(), RenderError>) {
     }
     std::fs::create_dir(dir.path().join("tree")).expect("made");
     let fd = open_root(&dir.path().join("tree")).expect("opened");
-    let drawn = render(&merger.finish(), &sources, fd.as_fd());
-    (dir, drawn)
+    let result = render(&merger.finish(), &sources, fd.as_fd());
+    (dir, result)
 }
 
 #[test]
-fn everything_is_drawn_as_the_tree_says() {
+fn the_rendered_directory_matches_the_tree() {
     if !root() {
         return;
     }
@@ -57,8 +57,8 @@ fn everything_is_drawn_as_the_tree_says() {
             .device(b'4', "d/disk", 8, 1)
             .device(b'3', "d/white", 0, 0),
     ];
-    let (dir, drawn) = draw(&layers);
-    drawn.expect("drawn");
+    let (dir, result) = render_tree(&layers);
+    result.expect("drawn");
     let at = |name: &str| dir.path().join("tree").join(name);
     let meta = |name: &str| at(name).symlink_metadata().expect("there");
     assert_eq!(meta("").permissions().mode() & 0o7777, 0o711);
@@ -74,7 +74,7 @@ fn everything_is_drawn_as_the_tree_says() {
     assert_eq!((file.ino(), std::fs::read(at("hard")).expect("read")), (meta("hard").ino(), b"hello".to_vec()));
     let open = File::open(at("d/setuid")).expect("opened");
     let kept = xattr::get(&open, b"security.capability");
-    // A file system without them (a FUSE one, say) may refuse: then the rest still counts.
+    // A file system without these attributes (FUSE, for example) may refuse them. The other checks still apply.
     if let Ok(Some(value)) = kept {
         assert_eq!(value, capability);
     }
@@ -91,8 +91,8 @@ fn sparse_files_have_holes_and_the_right_bytes() {
         return;
     }
     let records: [(&str, &[u8]); 2] = [("GNU.sparse.size", b"1048576"), ("GNU.sparse.map", b"0,2,524288,3")];
-    let (dir, drawn) = draw(&[Layer::new().pax(&records).head(Head::new(b'0', b"s", b"", 5)).data(b"aabbb")]);
-    drawn.expect("drawn");
+    let (dir, result) = render_tree(&[Layer::new().pax(&records).head(Head::new(b'0', b"s", b"", 5)).data(b"aabbb")]);
+    result.expect("drawn");
     let bytes = std::fs::read(dir.path().join("tree/s")).expect("read");
     assert_eq!((bytes.len(), &bytes[..3], &bytes[524_287..524_292]), (1 << 20, &b"aa\0"[..], &b"\0bbb\0"[..]));
     assert!(bytes.iter().filter(|byte| **byte != 0).count() == 5);
@@ -108,7 +108,7 @@ fn nothing_outside_is_touched() {
     let host = outside.path().to_str().expect("text");
     std::fs::write(outside.path().join("keep"), "host").expect("written");
     let absolute = |name: &str| format!("{host}/{name}");
-    let (dir, drawn) = draw(&[
+    let (dir, result) = render_tree(&[
         Layer::new().link("out", host).file("out/keep", "image").file("out/new", "image").fifo("out/pipe"),
         Layer::new()
             .file("out/.wh.keep", "")
@@ -117,10 +117,10 @@ fn nothing_outside_is_touched() {
             .file(&absolute("abs"), "image"),
         Layer::new().hard("h", "out"),
     ]);
-    drawn.expect("drawn");
+    result.expect("drawn");
     assert_eq!(std::fs::read_to_string(outside.path().join("keep")).expect("read"), "host");
     assert_eq!(std::fs::read_dir(outside.path()).expect("listed").count(), 1);
-    // What was written through the link lies inside.
+    // The file that was written through the link is inside the tree.
     let inside = dir.path().join("tree").join(host.trim_start_matches('/'));
     assert!(inside.join("new").exists() && inside.join("abs").exists() && !inside.join("keep").exists());
 }
@@ -130,8 +130,8 @@ fn a_directory_that_is_not_empty_is_refused() {
     if !root() {
         return;
     }
-    let (dir, drawn) = draw(&[Layer::new().file("a", "1")]);
-    drawn.expect("drawn");
+    let (dir, result) = render_tree(&[Layer::new().file("a", "1")]);
+    result.expect("drawn");
     let fd = open_root(&dir.path().join("tree")).expect("opened");
     let mut merger = Merger::new();
     let mut scanner = super::super::Scanner::new();
@@ -140,6 +140,6 @@ fn a_directory_that_is_not_empty_is_refused() {
     let error = render(&merger.finish(), &[], fd.as_fd()).expect_err("a name is taken");
     assert_eq!(
         (error.to_string().as_str(), error.hint().as_deref()),
-        ("cannot create the link `/a`", Some("the directory must be empty"))
+        ("cannot create the link `/a`", Some("choose an empty directory"))
     );
 }

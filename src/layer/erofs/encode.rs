@@ -1,11 +1,16 @@
-//! Bytes: the superblock, device slots, inodes, attributes and directory blocks of erofs_fs.h, little-endian throughout.
+//! Encodes the superblock, device slots, inodes, attributes and directory blocks of erofs_fs.h. All fields are
+//! little-endian.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use sha2::{Digest as _, Sha256};
 
-use super::layout::{Body, Chunk, InodeId0, Layout, SLOT, drawn_xattrs, shown_device};
+use super::body::{Body, Chunk};
+use super::directory::{DIRENT, Entry, fill, with_dots};
+use super::layout::{InodeId0, Layout, SLOT, shown_device};
+use super::xattrs::XATTR_HEADER;
+use super::xattrs::storable_xattrs;
 use super::{BLOCK, BLOCK_BITS, MAGIC, SUPERBLOCK_AT};
 use crate::layer::{Inode, InodeId, Kind, Name, Tree};
 
@@ -13,21 +18,19 @@ const FEATURE_COMPAT_MTIME: u32 = 0x2;
 const FEATURE_INCOMPAT_CHUNKED_FILE: u32 = 0x4;
 const FEATURE_INCOMPAT_DEVICE_TABLE: u32 = 0x8;
 const CHUNK_FORMAT_INDEXES: u16 = 0x20;
-/// i_format: bit 0 extended, then the data layout.
+/// `i_format`: bit 0 marks an extended inode, the data layout follows.
 const FORMAT_PLAIN: u16 = 1;
 const FORMAT_INLINE: u16 = 1 | (2 << 1);
 const FORMAT_CHUNKS: u16 = 1 | (4 << 1);
-const XATTR_HEADER: u32 = 12;
-const DIRENT: u64 = 12;
 
-/// A writer that knows where it is.
-pub struct Out<W> {
+/// A writer that counts its position.
+pub(super) struct Out<W> {
     inner: W,
     at: u64,
 }
 
 impl<W: Write> Out<W> {
-    pub fn new(inner: W) -> Self {
+    pub(super) fn new(inner: W) -> Self {
         Self { inner, at: 0 }
     }
 
@@ -36,7 +39,7 @@ impl<W: Write> Out<W> {
         self.inner.write_all(bytes)
     }
 
-    /// Zeros up to `at`, which never lies behind.
+    /// Writes zeros up to `at`, which must not be less than the current position.
     fn pad_to(&mut self, at: u64) -> io::Result<()> {
         const ZEROS: [u8; 512] = [0; 512];
         debug_assert!(self.at <= at, "{} > {at}", self.at);
@@ -47,13 +50,13 @@ impl<W: Write> Out<W> {
         Ok(())
     }
 
-    pub fn finish(mut self) -> io::Result<u64> {
+    pub(super) fn finish(mut self) -> io::Result<u64> {
         self.inner.flush()?;
         Ok(self.at)
     }
 }
 
-pub fn image<W: Write>(tree: &Tree, layout: &Layout, devices: &[u64], out: &mut Out<W>) -> io::Result<()> {
+pub(super) fn image<W: Write>(tree: &Tree, layout: &Layout, devices: &[u64], out: &mut Out<W>) -> io::Result<()> {
     out.pad_to(SUPERBLOCK_AT)?;
     out.put(&superblock(tree, layout, devices.len()))?;
     out.pad_to(layout.devices_at)?;
@@ -65,11 +68,11 @@ pub fn image<W: Write>(tree: &Tree, layout: &Layout, devices: &[u64], out: &mut 
     let mut names = Vec::new();
     for id in &layout.order {
         let inode = &tree.inodes[id.0 as usize];
-        let place = &layout.places[id.0 as usize];
-        out.pad_to(place.at)?;
+        let inode_layout = &layout.inode_layouts[id.0 as usize];
+        out.pad_to(inode_layout.at)?;
         out.put(&inode_head(inode, *id, layout))?;
-        xattrs(inode, place.xattrs, out)?;
-        match &place.body {
+        xattrs(inode, inode_layout.xattrs, out)?;
+        match &inode_layout.body {
             Body::None => {}
             Body::Chunks { chunks, .. } => {
                 out.pad_to(out.at.next_multiple_of(8))?;
@@ -88,7 +91,7 @@ pub fn image<W: Write>(tree: &Tree, layout: &Layout, devices: &[u64], out: &mut 
         }
     }
     for id in &layout.order {
-        if let Body::Flat { block, blocks, .. } = layout.places[id.0 as usize].body
+        if let Body::Flat { block, blocks, .. } = layout.inode_layouts[id.0 as usize].body
             && blocks > 0
         {
             out.pad_to(block * BLOCK)?;
@@ -96,7 +99,7 @@ pub fn image<W: Write>(tree: &Tree, layout: &Layout, devices: &[u64], out: &mut 
             out.put(&content[..content.len().min((blocks * BLOCK) as usize)])?;
         }
     }
-    // To a whole page: what maps the file by pages must not meet its end inside one.
+    // Pad to a whole page, so that a reader that maps the file by pages never finds its end inside a page.
     out.pad_to((layout.end_block * BLOCK).next_multiple_of(4096))
 }
 
@@ -109,7 +112,7 @@ fn superblock(tree: &Tree, layout: &Layout, devices: usize) -> [u8; 128] {
     set(14, &(nid(layout, InodeId(0)) as u16).to_le_bytes());
     set(16, &(layout.order.len() as u64).to_le_bytes());
     set(36, &(layout.end_block as u32).to_le_bytes());
-    // overlayfs wants a file system of its own uuid under it before it trusts inode numbers across copy-up.
+    // overlayfs requires a lower file system with a unique UUID before it keeps inode numbers across copy-up.
     let mut hash = Sha256::new();
     for source in &tree.sources {
         hash.update(source.0);
@@ -123,12 +126,12 @@ fn superblock(tree: &Tree, layout: &Layout, devices: usize) -> [u8; 128] {
 }
 
 fn nid(layout: &Layout, id: InodeId) -> u64 {
-    layout.places[id.0 as usize].at / SLOT
+    layout.inode_layouts[id.0 as usize].at / SLOT
 }
 
 fn inode_head(inode: &Inode, id: InodeId, layout: &Layout) -> [u8; 64] {
-    let place = &layout.places[id.0 as usize];
-    let (format, size, union) = match &place.body {
+    let inode_layout = &layout.inode_layouts[id.0 as usize];
+    let (format, size, union) = match &inode_layout.body {
         Body::Chunks { bits, .. } => {
             let Kind::File(data) = &inode.kind else { unreachable!("only files have chunks") };
             (FORMAT_CHUNKS, data.size, u32::from(CHUNK_FORMAT_INDEXES | *bits as u16))
@@ -140,12 +143,12 @@ fn inode_head(inode: &Inode, id: InodeId, layout: &Layout) -> [u8; 64] {
             (FORMAT_PLAIN, 0, shown_device(&inode.kind).map_or(0, |(major, minor)| encode_device(major, minor)))
         }
     };
-    let count = if place.xattrs == 0 { 0 } else { 1 + (place.xattrs - XATTR_HEADER) / 4 };
+    let count = if inode_layout.xattrs == 0 { 0 } else { 1 + (inode_layout.xattrs - XATTR_HEADER) / 4 };
     let mut bytes = [0_u8; 64];
     let mut set = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     set(0, &format.to_le_bytes());
     set(2, &(count as u16).to_le_bytes());
-    // Linux knows no mode of a link; tars carry all sorts of them.
+    // Linux has no mode for symbolic links. Tars contain arbitrary modes for them.
     let mode = if matches!(inode.kind, Kind::Symlink(_)) { 0o777 } else { inode.mode & 0o7777 };
     set(4, &(type_bits(&inode.kind) | mode).to_le_bytes());
     set(8, &size.to_le_bytes());
@@ -155,7 +158,7 @@ fn inode_head(inode: &Inode, id: InodeId, layout: &Layout) -> [u8; 64] {
     set(28, &inode.gid.to_le_bytes());
     set(32, &inode.mtime.0.to_le_bytes());
     set(40, &inode.mtime.1.to_le_bytes());
-    set(44, &place.links.to_le_bytes());
+    set(44, &inode_layout.links.to_le_bytes());
     bytes
 }
 
@@ -187,19 +190,12 @@ fn file_type(kind: &Kind) -> u8 {
     }
 }
 
-/// Bytes of an inode's attributes with their header, 0 without any.
-pub fn xattr_size(xattrs: &BTreeMap<Box<[u8]>, Box<[u8]>>) -> u32 {
-    let sum: usize =
-        drawn_xattrs(xattrs).map(|(_, name, value)| (4 + name.len() + value.len()).next_multiple_of(4)).sum();
-    if sum == 0 { 0 } else { XATTR_HEADER + sum as u32 }
-}
-
 fn xattrs<W: Write>(inode: &Inode, size: u32, out: &mut Out<W>) -> io::Result<()> {
     if size == 0 {
         return Ok(());
     }
     out.put(&[0; XATTR_HEADER as usize])?;
-    for (index, name, value) in drawn_xattrs(&inode.xattrs) {
+    for (index, name, value) in storable_xattrs(&inode.xattrs) {
         let length = (value.len() as u16).to_le_bytes();
         out.put(&[name.len() as u8, index, length[0], length[1]])?;
         out.put(name)?;
@@ -209,7 +205,7 @@ fn xattrs<W: Write>(inode: &Inode, size: u32, out: &mut Out<W>) -> io::Result<()
     Ok(())
 }
 
-/// The bytes of a directory or link target.
+/// The bytes of a directory or of a link target.
 fn content<'a>(tree: &'a Tree, id: InodeId, layout: &Layout, buffer: &'a mut Vec<u8>) -> &'a [u8] {
     match &tree.inodes[id.0 as usize].kind {
         Kind::Symlink(target) => target,
@@ -222,55 +218,8 @@ fn content<'a>(tree: &'a Tree, id: InodeId, layout: &Layout, buffer: &'a mut Vec
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Entry {
-    Itself,
-    Parent,
-    Child(InodeId),
-}
-
-/// The names of a directory in byte order, with `.` and `..` where they sort (`-x` comes before them, `.-x` between).
-fn with_dots(entries: &BTreeMap<Name, InodeId>) -> Vec<(&[u8], Entry)> {
-    let mut all: Vec<(&[u8], Entry)> = Vec::with_capacity(entries.len() + 2);
-    all.push((b".", Entry::Itself));
-    all.push((b"..", Entry::Parent));
-    all.extend(entries.iter().map(|(name, id)| (&**name, Entry::Child(*id))));
-    all.sort_unstable_by_key(|(name, _)| *name);
-    all
-}
-
-/// How many of `names` the next block takes, and how many bytes of it.
-fn fill<'a>(names: impl Iterator<Item = &'a [u8]>) -> (usize, u64) {
-    let mut count = 0;
-    let mut used = 0;
-    for name in names {
-        let with = used + DIRENT + name.len() as u64;
-        if with > BLOCK {
-            break;
-        }
-        used = with;
-        count += 1;
-    }
-    (count, used)
-}
-
-/// Bytes of a directory: full blocks, then the used part of the last one.
-pub fn directory_size(entries: &BTreeMap<Name, InodeId>) -> u64 {
-    let all = with_dots(entries);
-    let mut rest = &all[..];
-    let mut size = 0;
-    loop {
-        let (count, used) = fill(rest.iter().map(|(name, _)| *name));
-        rest = &rest[count..];
-        if rest.is_empty() {
-            return size + used;
-        }
-        size += BLOCK;
-    }
-}
-
 fn directory(tree: &Tree, entries: &BTreeMap<Name, InodeId>, id: InodeId, layout: &Layout, out: &mut Vec<u8>) {
-    let InodeId0(parent) = layout.places[id.0 as usize].parent;
+    let InodeId0(parent) = layout.inode_layouts[id.0 as usize].parent;
     let all = with_dots(entries);
     let mut rest = &all[..];
     while !rest.is_empty() {

@@ -1,47 +1,49 @@
-//! Where everything stands: positions, link counts and bodies of all inodes, before the first byte is written.
+//! Plans the layout: computes the positions, link counts and bodies of all inodes before the first byte is written.
 
-use std::collections::BTreeMap;
-
-use super::encode::{directory_size, xattr_size};
+use super::body::{Body, Chunk};
+use super::directory::directory_size;
 use super::side::Side;
+use super::xattrs::xattr_size;
+use super::xattrs::{is_overlay_xattr, xattr_prefix};
 use super::{BLOCK, BLOCK_BITS, SUPERBLOCK_AT, WriteError};
 use crate::layer::{Data, Inode, InodeId, Kind, Name, Tree};
 
-/// Size of an extended inode.
-pub const INODE: u64 = 64;
-/// Inode numbers count these.
-pub const SLOT: u64 = 32;
-/// The largest chunk: 31 bits above the block.
+/// The size of an extended inode.
+pub(super) const INODE: u64 = 64;
+/// The unit of inode numbers.
+pub(super) const SLOT: u64 = 32;
+/// The largest chunk size: 31 bits above the block size.
 const MAX_CHUNK_BITS: u32 = 31;
-/// A tail longer than this costs less as a block of its own than as the gap that keeps it from crossing one.
+/// A longer tail gets a block of its own. Kept behind its inode, it would cost more in padding, because a tail must not
+/// cross a block boundary.
 const MAX_TAIL: u64 = 320;
 
-pub struct Layout {
-    /// Reachable inodes, each directory before what it holds.
+pub(super) struct Layout {
+    /// The reachable inodes, each directory before its entries.
     pub order: Vec<InodeId>,
-    /// By inode id.
-    pub places: Vec<Place>,
+    /// Indexed by inode id.
+    pub inode_layouts: Vec<InodeLayout>,
     pub devices_at: u64,
-    /// The end of the image in blocks.
+    /// The end of the image, in blocks.
     pub end_block: u64,
     pub notes: Notes,
 }
 
 #[derive(Debug, Clone, Default)]
-pub struct Place {
-    /// In bytes; 0 for an inode that nothing names.
+pub(super) struct InodeLayout {
+    /// The position in bytes, or 0 for an inode without a name.
     pub at: u64,
     pub links: u32,
-    /// Bytes of the attributes after the inode, 0 without any.
+    /// The size in bytes of the attributes after the inode, or 0 without any.
     pub xattrs: u32,
     pub body: Body,
-    /// For a directory.
+    /// The parent of a directory.
     pub parent: InodeId0,
 }
 
 /// An inode id that defaults to the root.
 #[derive(Debug, Clone, Copy)]
-pub struct InodeId0(pub InodeId);
+pub(super) struct InodeId0(pub InodeId);
 
 impl Default for InodeId0 {
     fn default() -> Self {
@@ -49,30 +51,9 @@ impl Default for InodeId0 {
     }
 }
 
-#[derive(Debug, Clone, Default)]
-pub enum Body {
-    #[default]
-    None,
-    /// `blocks` full blocks from `block` on, then `tail` bytes behind the inode.
-    Flat { size: u64, block: u64, blocks: u64, tail: u64 },
-    /// Chunks of 2^`bits` blocks.
-    Chunks { bits: u32, chunks: Vec<Chunk> },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Chunk {
-    /// 1 is the first extra device; 0 for a hole.
-    pub device: u16,
-    pub block: u32,
-}
-
-impl Chunk {
-    pub const HOLE: Self = Self { device: 0, block: u32::MAX };
-}
-
-/// What could not be drawn as it is.
+/// Counts of the entries that cannot be represented exactly.
 #[derive(Debug, Default)]
-pub struct Notes {
+pub(super) struct Notes {
     pub overlay_xattrs: u64,
     pub odd_xattrs: u64,
     pub whiteout_devices: u64,
@@ -80,11 +61,11 @@ pub struct Notes {
 }
 
 impl Notes {
-    pub fn sentences(&self) -> Vec<String> {
+    pub(super) fn sentences(&self) -> Vec<String> {
         [
-            (self.overlay_xattrs, "`trusted.overlay.*` attributes left out: overlayfs would take them for its own"),
-            (self.odd_xattrs, "extended attributes left out: Linux has no such namespace, or they are too large"),
-            (self.whiteout_devices, "character devices 0:0 shown as 0:1: overlayfs would take them for whiteouts"),
+            (self.overlay_xattrs, "`trusted.overlay.*` attributes omitted: overlayfs would interpret them"),
+            (self.odd_xattrs, "extended attributes omitted: Linux has no such namespace, or they are too large"),
+            (self.whiteout_devices, "character devices 0:0 shown as 0:1: overlayfs would interpret them as whiteouts"),
             (self.odd_devices, "devices with impossible numbers shown as 0:1"),
         ]
         .into_iter()
@@ -94,25 +75,26 @@ impl Notes {
     }
 }
 
-pub fn plan(tree: &Tree, lengths: &[u64], side: &mut Side<'_>) -> Result<Layout, WriteError> {
-    let mut places = vec![Place::default(); tree.inodes.len()];
-    let order = walk(tree, &mut places)?;
+pub(super) fn plan(tree: &Tree, lengths: &[u64], side: &mut Side<'_>) -> Result<Layout, WriteError> {
+    let mut inode_layouts = vec![InodeLayout::default(); tree.inodes.len()];
+    let order = walk(tree, &mut inode_layouts)?;
 
     let devices_at = SUPERBLOCK_AT + 128;
-    // One slot more than the tars: whether there is a side file is known only after the files.
+    // Reserve one slot more than there are tars: whether a side file is needed is known only after all files are
+    // planned.
     let mut at = devices_at + 128 * (lengths.len() as u64 + 1);
     let mut notes = Notes::default();
     for id in &order {
         let inode = &tree.inodes[id.0 as usize];
         count_losses(inode, &mut notes);
-        let place = &mut places[id.0 as usize];
-        place.xattrs = xattr_size(&inode.xattrs);
-        place.body = body(inode, lengths, side)?;
-        at = put(place, at);
+        let inode_layout = &mut inode_layouts[id.0 as usize];
+        inode_layout.xattrs = xattr_size(&inode.xattrs);
+        inode_layout.body = body(inode, lengths, side)?;
+        at = put(inode_layout, at);
     }
     let mut block = at.div_ceil(BLOCK);
     for id in &order {
-        if let Body::Flat { block: first, blocks, .. } = &mut places[id.0 as usize].body
+        if let Body::Flat { block: first, blocks, .. } = &mut inode_layouts[id.0 as usize].body
             && *blocks > 0
         {
             *first = block;
@@ -122,11 +104,11 @@ pub fn plan(tree: &Tree, lengths: &[u64], side: &mut Side<'_>) -> Result<Layout,
     if u32::try_from(block).is_err() {
         return Err(WriteError::TooLarge { size: block * BLOCK });
     }
-    Ok(Layout { order, places, devices_at, end_block: block, notes })
+    Ok(Layout { order, inode_layouts, devices_at, end_block: block, notes })
 }
 
-/// Depth first, names in order; counts links and notes parents.
-fn walk(tree: &Tree, places: &mut [Place]) -> Result<Vec<InodeId>, WriteError> {
+/// Walks the tree depth first, in the order of names. It counts links and records parents.
+fn walk(tree: &Tree, inode_layouts: &mut [InodeLayout]) -> Result<Vec<InodeId>, WriteError> {
     let root = InodeId(0);
     let directory = |id: InodeId| match tree.inodes.get(id.0 as usize).map(|inode| &inode.kind) {
         Some(Kind::Directory(entries)) => Some(entries),
@@ -134,7 +116,7 @@ fn walk(tree: &Tree, places: &mut [Place]) -> Result<Vec<InodeId>, WriteError> {
     };
     let entries = directory(root).ok_or(WriteError::Malformed { what: "root directory", inode: root })?;
     let mut order = vec![root];
-    places[0].links = 2;
+    inode_layouts[0].links = 2;
     let mut stack: Vec<(InodeId, std::collections::btree_map::Iter<'_, Name, InodeId>)> = vec![(root, entries.iter())];
     while let Some((parent, entries)) = stack.last_mut() {
         let parent = *parent;
@@ -143,20 +125,21 @@ fn walk(tree: &Tree, places: &mut [Place]) -> Result<Vec<InodeId>, WriteError> {
             continue;
         };
         check_name(name)?;
-        let place =
-            places.get_mut(id.0 as usize).ok_or(WriteError::Malformed { what: "inode for a name", inode: id })?;
+        let inode_layout = inode_layouts
+            .get_mut(id.0 as usize)
+            .ok_or(WriteError::Malformed { what: "inode for a name", inode: id })?;
         if let Some(entries) = directory(id) {
-            if place.links > 0 {
+            if inode_layout.links > 0 {
                 return Err(WriteError::Malformed { what: "single place for a directory", inode: id });
             }
-            place.links = 2;
-            place.parent = InodeId0(parent);
-            places[parent.0 as usize].links += 1;
+            inode_layout.links = 2;
+            inode_layout.parent = InodeId0(parent);
+            inode_layouts[parent.0 as usize].links += 1;
             order.push(id);
             stack.push((id, entries.iter()));
         } else {
-            place.links += 1;
-            if place.links == 1 {
+            inode_layout.links += 1;
+            if inode_layout.links == 1 {
                 order.push(id);
             }
         }
@@ -194,8 +177,8 @@ fn fits(major: u32, minor: u32) -> bool {
     major < 1 << 12 && minor < 1 << 20
 }
 
-/// The numbers that a device node is drawn with: see the room's header.
-pub fn shown_device(kind: &Kind) -> Option<(u32, u32)> {
+/// The device numbers that the image gets for a device node. See the header of `erofs`.
+pub(super) fn shown_device(kind: &Kind) -> Option<(u32, u32)> {
     match *kind {
         Kind::CharDevice { major: 0, minor: 0 } => Some((0, 1)),
         Kind::CharDevice { major, minor } | Kind::BlockDevice { major, minor } => {
@@ -203,37 +186,6 @@ pub fn shown_device(kind: &Kind) -> Option<(u32, u32)> {
         }
         _ => None,
     }
-}
-
-fn is_overlay_xattr(name: &[u8]) -> bool {
-    name.starts_with(b"trusted.overlay.")
-}
-
-/// The prefix's index and the rest of the name, for an attribute that can be drawn.
-pub fn xattr_prefix<'a>(name: &'a [u8], value: &[u8]) -> Option<(u8, &'a [u8])> {
-    const PREFIXES: [(&[u8], u8); 3] = [(b"user.", 1), (b"trusted.", 4), (b"security.", 6)];
-    if is_overlay_xattr(name) || value.len() > usize::from(u16::MAX) {
-        return None;
-    }
-    match name {
-        b"system.posix_acl_access" => return Some((2, b"")),
-        b"system.posix_acl_default" => return Some((3, b"")),
-        _ => {}
-    }
-    let (prefix, index) = PREFIXES.into_iter().find(|(prefix, _)| name.starts_with(prefix))?;
-    let rest = &name[prefix.len()..];
-    // XATTR_NAME_MAX counts the whole name.
-    (!rest.is_empty() && name.len() <= 255 && !rest.contains(&0)).then_some((index, rest))
-}
-
-/// The attributes that are drawn, in order, as long as their sum fits (i_xattr_icount is 16 bits of 4 bytes each).
-pub fn drawn_xattrs(xattrs: &BTreeMap<Box<[u8]>, Box<[u8]>>) -> impl Iterator<Item = (u8, &[u8], &[u8])> {
-    let mut room = 65_000 * 4_usize;
-    xattrs.iter().filter_map(move |(name, value)| {
-        let (index, rest) = xattr_prefix(name, value)?;
-        room = room.checked_sub((4 + rest.len() + value.len()).next_multiple_of(4))?;
-        Some((index, rest, &**value))
-    })
 }
 
 fn body(inode: &Inode, lengths: &[u64], side: &mut Side<'_>) -> Result<Body, WriteError> {
@@ -255,12 +207,12 @@ fn flat(size: u64) -> Body {
     Body::Flat { size, block: 0, blocks, tail }
 }
 
-/// The chunks of a file that is one aligned run of a tar.
+/// The chunks of a file whose data are one aligned run of a tar.
 fn in_place(data: &Data, lengths: &[u64]) -> Result<Option<Body>, WriteError> {
     let [segment] = *data.segments else { return Ok(None) };
     let whole = segment.at == 0 && segment.len == data.size && segment.offset.is_multiple_of(BLOCK);
     let end = segment.offset.checked_add(segment.len).and_then(|end| end.checked_next_multiple_of(BLOCK));
-    // A loop device drops what is not a whole sector at the end of its file.
+    // A loop device ignores a partial sector at the end of its file.
     let complete = matches!((end, lengths.get(segment.source as usize)), (Some(end), Some(length)) if end <= *length);
     if !whole || !complete {
         return Ok(None);
@@ -275,26 +227,26 @@ fn in_place(data: &Data, lengths: &[u64]) -> Result<Option<Body>, WriteError> {
     Ok(Some(Body::Chunks { bits, chunks }))
 }
 
-/// The smallest chunk that takes `size` bytes, if there is one.
+/// The smallest chunk size that holds `size` bytes, limited to the largest one.
 fn chunk_bits(size: u64) -> u32 {
     let blocks = size.div_ceil(BLOCK);
     blocks.next_power_of_two().trailing_zeros().min(MAX_CHUNK_BITS)
 }
 
-/// Puts an inode at the first possible place from `at` on; answers where it ends.
-fn put(place: &mut Place, at: u64) -> u64 {
-    let head = INODE + u64::from(place.xattrs);
+/// Places an inode at the first possible position at or after `at`. Returns the position of its end.
+fn put(inode_layout: &mut InodeLayout, at: u64) -> u64 {
+    let head = INODE + u64::from(inode_layout.xattrs);
     let mut at = at.next_multiple_of(SLOT);
     let offset = |at: u64| at % BLOCK;
-    // The kernel reads an inode that crosses blocks in two steps; there is no need to make it.
+    // The kernel needs two steps to read an inode that crosses a block boundary, so none does.
     if offset(at) + INODE > BLOCK {
         at = at.next_multiple_of(BLOCK);
     }
-    let end = match &mut place.body {
+    let end = match &mut inode_layout.body {
         Body::None => at + head,
         Body::Chunks { chunks, .. } => (at + head).next_multiple_of(8) + 8 * chunks.len() as u64,
         Body::Flat { blocks, tail, .. } => {
-            // A tail must lie in one block.
+            // A tail must be within one block.
             let good = |at: u64| offset(at) + INODE <= BLOCK && offset(at + head) + *tail <= BLOCK;
             match (0..BLOCK / SLOT).map(|step| at + step * SLOT).find(|at| good(*at)) {
                 Some(found) => at = found,
@@ -306,7 +258,7 @@ fn put(place: &mut Place, at: u64) -> u64 {
             at + head + *tail
         }
     };
-    place.at = at;
+    inode_layout.at = at;
     end
 }
 
@@ -330,10 +282,10 @@ mod tests {
         for tail in (1..=MAX_TAIL).step_by(7) {
             for xattrs in [0_u32, 16, 20, 44, 500, 516] {
                 for start in (0..1024).step_by(32) {
-                    let mut place = Place { xattrs, body: flat(tail), ..Place::default() };
-                    let end = put(&mut place, start);
-                    assert!(place.at >= start && place.at.is_multiple_of(SLOT));
-                    if let Body::Flat { tail: kept, blocks, .. } = place.body {
+                    let mut inode_layout = InodeLayout { xattrs, body: flat(tail), ..InodeLayout::default() };
+                    let end = put(&mut inode_layout, start);
+                    assert!(inode_layout.at >= start && inode_layout.at.is_multiple_of(SLOT));
+                    if let Body::Flat { tail: kept, blocks, .. } = inode_layout.body {
                         assert!(kept + blocks * BLOCK >= tail);
                         assert!((end - kept) % BLOCK + kept <= BLOCK, "tail {tail} xattrs {xattrs} start {start}");
                     }

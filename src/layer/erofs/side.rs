@@ -1,31 +1,32 @@
-//! The side file: data that no tar holds as one aligned run. It is sparse itself: a hole costs nothing in it.
+//! The side file, for data that no tar holds as one aligned run. The side file is sparse: a hole takes no space in it.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::layout::{Body, Chunk};
+use super::body::{Body, Chunk};
 use super::{BLOCK, BLOCK_BITS, WriteError};
 use crate::layer::{Data, Segment};
 
-/// As many chunks as a file is cut into, so that a hole of terabytes costs neither addresses nor index.
+/// The maximum number of chunks that a file is split into, roughly. The chunk size grows with the file, so that a hole
+/// of terabytes needs neither address space nor a large index.
 const CHUNKS: u64 = 1024;
-/// ext4's largest file; anything beyond is a joke of a hostile tar.
+/// The largest file size on ext4. Only a hostile tar claims more.
 const MAX_SIZE: u64 = 1 << 44;
 
-pub struct Side<'a> {
+pub(super) struct Side<'a> {
     file: &'a File,
     sources: &'a [File],
     next: u64,
 }
 
 impl<'a> Side<'a> {
-    pub fn new(file: &'a File, sources: &'a [File]) -> Self {
+    pub(super) fn new(file: &'a File, sources: &'a [File]) -> Self {
         Self { file, sources, next: 0 }
     }
 
-    /// Copies a file's data, chunk by chunk; a chunk without data becomes a hole of the image.
-    pub fn add(&mut self, data: &Data) -> Result<Body, WriteError> {
+    /// Copies a file's data, chunk by chunk. A chunk without data becomes a hole in the image.
+    pub(super) fn add(&mut self, data: &Data) -> Result<Body, WriteError> {
         let too_large = WriteError::TooLarge { size: data.size };
         if data.size > MAX_SIZE {
             return Err(too_large);
@@ -70,8 +71,8 @@ impl<'a> Side<'a> {
         Ok(())
     }
 
-    /// The side file's length.
-    pub fn finish(self) -> Result<u64, WriteError> {
+    /// Sets and returns the length of the side file.
+    pub(super) fn finish(self) -> Result<u64, WriteError> {
         self.file.set_len(self.next).map_err(WriteError::Write)?;
         Ok(self.next)
     }

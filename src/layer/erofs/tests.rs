@@ -1,4 +1,5 @@
-//! The kernel is the oracle: write an index, mount it by every way this kernel has, and compare all that can be seen.
+//! These tests use the kernel as the reference: they write an index, mount it in every way that this kernel supports,
+//! and compare everything that is visible.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -8,15 +9,17 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use super::xattrs;
 use super::*;
+use crate::layer::InodeId;
 use crate::layer::{Data, Inode, Kind, Name, Segment};
 use crate::names::Digest;
-use crate::rootfs::images::{Way, mount_index};
+use crate::rootfs::images::{MountMode, mount_index};
 use crate::rootfs::testing::{in_own_mounts, root_or_skip, unmount};
 use crate::rootfs::{Overlay, overlay};
 use crate::sys::mount;
 
-/// Bytes that repeat nowhere near: a wrong offset shows.
+/// Bytes without repetition, so that a wrong offset is detected.
 fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut bytes = Vec::with_capacity(length + 8);
@@ -30,7 +33,7 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// A tree under construction with its sources' bytes.
+/// A tree under construction, with the bytes of its sources.
 struct Build {
     tree: Tree,
     sources: Vec<Vec<u8>>,
@@ -94,7 +97,7 @@ impl Build {
         self.at(id).xattrs.insert(name.as_bytes().into(), value.into());
     }
 
-    /// Writes sources, index and side file into `dir`; answers what to mount.
+    /// Writes the sources, the index and the side file into `dir`. Returns the paths to mount.
     fn write(&self, dir: &Path) -> (PathBuf, Vec<PathBuf>, Written) {
         std::fs::create_dir_all(dir).unwrap();
         let mut devices = Vec::new();
@@ -137,13 +140,14 @@ fn open(paths: &[PathBuf]) -> Vec<File> {
     paths.iter().map(|path| File::open(path).unwrap()).collect()
 }
 
-/// Mounts the index by one way in a namespace of the test's own, and runs `test` there.
-fn mounted(build: Build, ways: &'static [Way], test: impl FnOnce(&Build, &Path) + Send + 'static) {
+/// Mounts the index in one of `mount_modes`, in a mount namespace of the test's own, and runs `test` there.
+fn mounted(build: Build, mount_modes: &'static [MountMode], test: impl FnOnce(&Build, &Path) + Send + 'static) {
     in_own_mounts(move || {
         let base = tempfile::tempdir().unwrap();
         let (index, devices, _) = build.write(base.path());
-        let (fd, _) =
-            mount_index(&index, &open(&devices), ways).unwrap().unwrap_or_else(|error| panic!("{ways:?}: {error}"));
+        let (fd, _) = mount_index(&index, &open(&devices), mount_modes)
+            .unwrap()
+            .unwrap_or_else(|error| panic!("{mount_modes:?}: {error}"));
         let target = base.path().join("mnt");
         std::fs::create_dir(&target).unwrap();
         mount::attach(fd.as_fd(), File::open(&target).unwrap().as_fd()).unwrap();
@@ -153,7 +157,7 @@ fn mounted(build: Build, ways: &'static [Way], test: impl FnOnce(&Build, &Path) 
     });
 }
 
-/// Compares everything below `at` with the tree; answers how many entries there were.
+/// Compares everything below `at` with the tree. Returns the number of entries.
 fn compare(build: &Build, at: &Path) -> usize {
     let mut numbers = HashMap::new();
     let mut links = HashMap::<InodeId, u64>::new();
@@ -192,8 +196,8 @@ fn compare_entry(
     assert_eq!(seen, wanted, "{}", path.display());
     assert_eq!(*numbers.entry(meta.ino()).or_insert(id), id, "{}: one inode, one number", path.display());
     let xattrs = crate::sys::xattr_read::all(path).unwrap();
-    let drawn = inode.xattrs.iter().filter(|(name, value)| layout::xattr_prefix(name, value).is_some());
-    assert_eq!(xattrs, drawn.map(|(name, value)| (name.clone(), value.clone())).collect(), "{}", path.display());
+    let rendered = inode.xattrs.iter().filter(|(name, value)| xattrs::xattr_prefix(name, value).is_some());
+    assert_eq!(xattrs, rendered.map(|(name, value)| (name.clone(), value.clone())).collect(), "{}", path.display());
 
     let kind = meta.mode() & libc::S_IFMT;
     let device = (nix::sys::stat::major(meta.rdev()) as u32, nix::sys::stat::minor(meta.rdev()) as u32);
@@ -249,7 +253,7 @@ fn compare_entry(
     }
 }
 
-/// One of everything.
+/// A tree with an entry of every kind.
 fn zoo() -> Build {
     let mut build = Build::new(3, 300 * 1024);
     let etc = build.directory(ROOT, "etc");
@@ -326,7 +330,7 @@ fn with_xattrs(mut build: Build) -> Build {
         build.xattr(odd, name, b"y");
     }
     let acl = build.file(dir, "acl", 0, 0, 1);
-    // Version 2; user::rw-, user:1000:r--, group::r--, mask::r--, other::---.
+    // ACL version 2; user::rw-, user:1000:r--, group::r--, mask::r--, other::---.
     let mut value = 2_u32.to_le_bytes().to_vec();
     for (tag, bits, id) in
         [(1_u16, 6_u16, u32::MAX), (2, 4, 1000), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)]
@@ -356,7 +360,7 @@ fn with_side(mut build: Build) -> Build {
     ] {
         build.add(dir, name, Kind::File(Data { size, segments }));
     }
-    // The last tar ends inside a block: what a stream without padding looks like.
+    // The last tar ends inside a block, like a stream without padding.
     let length = build.sources[2].len() - 100;
     build.sources[2].truncate(length);
     let start = (length / 512 * 512) as u64;
@@ -364,32 +368,35 @@ fn with_side(mut build: Build) -> Build {
     build
 }
 
-/// The ways that this kernel and this disk have; at least one, or EROFS is not there.
-fn ways() -> Vec<&'static [Way]> {
-    [&[Way::Direct][..], &[Way::Buffered], &[Way::Loop]].into_iter().filter(|ways| works(ways)).collect()
+/// The ways of mounting that this kernel and this disk support. The list is empty only where EROFS is missing.
+fn mount_modes() -> Vec<&'static [MountMode]> {
+    [&[MountMode::Direct][..], &[MountMode::Buffered], &[MountMode::Loop]]
+        .into_iter()
+        .filter(|mount_modes| works(mount_modes))
+        .collect()
 }
 
-fn works(ways: &'static [Way]) -> bool {
+fn works(mount_modes: &'static [MountMode]) -> bool {
     let base = tempfile::tempdir().unwrap();
     let (index, devices, _) = Build::new(1, 8192).write(base.path());
-    match mount_index(&index, &open(&devices), ways).unwrap() {
+    match mount_index(&index, &open(&devices), mount_modes).unwrap() {
         Ok(_) => true,
         Err(error) => {
-            eprintln!("skipped, this kernel does not mount that way: {ways:?}: {error}");
+            eprintln!("skipped, this kernel does not mount that way: {mount_modes:?}: {error}");
             false
         }
     }
 }
 
 #[test]
-fn the_kernel_sees_the_tree_by_every_way() {
+fn the_kernel_sees_the_tree_in_every_mount_mode() {
     if !root_or_skip("EROFS mounts") {
         return;
     }
-    let ways = ways();
-    assert!(!ways.is_empty() || std::env::var_os("GPURUN_REQUIRE").is_none(), "no way to mount EROFS");
-    for way in ways {
-        mounted(with_side(with_xattrs(zoo())), way, |build, at| {
+    let mount_modes = mount_modes();
+    assert!(!mount_modes.is_empty() || std::env::var_os("GPURUN_REQUIRE").is_none(), "no way to mount EROFS");
+    for mount_mode in mount_modes {
+        mounted(with_side(with_xattrs(zoo())), mount_mode, |build, at| {
             assert!(compare(build, at) > 140);
         });
     }
@@ -444,7 +451,7 @@ fn big_directories_and_many_layers() {
             }
             build
         },
-        Way::ALL,
+        MountMode::ALL,
         |build, at| {
             assert!(compare(build, at) > 33_000);
             assert!(!at.join("big/entry30000").exists());
@@ -467,13 +474,13 @@ fn under_an_overlay_nothing_of_the_image_is_taken_for_a_whiteout() {
     build.xattr(redirected, "trusted.overlay.redirect", b"/etc");
     let metacopy = build.file(ROOT, "metacopy", 0, 0, 100);
     build.xattr(metacopy, "trusted.overlay.metacopy", b"");
-    mounted(build, Way::ALL, |build, at| {
+    mounted(build, MountMode::ALL, |build, at| {
         let base = tempfile::tempdir().unwrap();
         let [upper, work, merged] = ["upper", "work", "merged"].map(|name| base.path().join(name));
         overlay(&Overlay { lower: at, upper: &upper, work: &work, merged: &merged, volatile: false }).unwrap();
-        // Directories of an overlay have one link each; all else must be as the tree says.
+        // On an overlay, every directory has a link count of 1. Everything else must match the tree.
         compare_names(build, ROOT, &merged);
-        // Changing what came from the image works as anywhere.
+        // Files that come from the image can be changed as usual.
         std::fs::write(merged.join("etc/file1"), "changed").unwrap();
         std::fs::remove_file(merged.join("nodes/whiteout")).unwrap();
         assert!(!merged.join("nodes/whiteout").exists());
@@ -531,7 +538,7 @@ fn a_random_tree_survives() {
                 build.xattr(id, &format!("security.a{attribute}"), &value);
             }
         }
-        mounted(build, Way::ALL, |build, at| assert_eq!(compare(build, at), 3001));
+        mounted(build, MountMode::ALL, |build, at| assert_eq!(compare(build, at), 3001));
     }
 }
 
@@ -561,29 +568,31 @@ fn malformed_trees_are_refused() {
     assert!(matches!(written(&wild), Err(WriteError::Copy { .. })));
 }
 
-/// How much of the reader's memory limit a file costs: 1.0 would be its own size.
+/// Measures how much of the reader's memory limit a file costs, relative to its size. 1.0 means that it is cached once.
 #[test]
 fn a_file_is_charged_once_to_the_readers_memory_limit() {
     const SIZE: usize = 32 << 20;
     if !root_or_skip("EROFS mounts") {
         return;
     }
-    for ways in [&[Way::Direct][..], &[Way::Loop]].into_iter().filter(|ways| works(ways)) {
+    for mount_modes in
+        [&[MountMode::Direct][..], &[MountMode::Loop]].into_iter().filter(|mount_modes| works(mount_modes))
+    {
         let Some(group) = Group::new() else {
             eprintln!("skipped: no memory cgroup to measure with");
             return;
         };
         let mut build = Build::new(1, SIZE + 1024);
         build.file(ROOT, "data", 0, 512, SIZE as u64);
-        mounted(build, ways, move |_, at| {
-            // What writing the tar left in the page cache would hide the second copy.
+        mounted(build, mount_modes, move |_, at| {
+            // Drop the pages that writing the tar left in the page cache. They would hide the second copy.
             let tar = File::open(at.parent().unwrap().join("0.tar")).unwrap();
             tar.sync_all().unwrap();
             nix::fcntl::posix_fadvise(&tar, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
             let charged = group.charge_of_reading(&at.join("data"));
             let ratio = charged as f64 / SIZE as f64;
-            eprintln!("{ways:?}: charged {charged} bytes for {SIZE}: {ratio:.3}");
-            assert!((0.9..1.05).contains(&ratio), "{ways:?}: {ratio}");
+            eprintln!("{mount_modes:?}: charged {charged} bytes for {SIZE}: {ratio:.3}");
+            assert!((0.9..1.05).contains(&ratio), "{mount_modes:?}: {ratio}");
         });
     }
 }
@@ -610,7 +619,7 @@ impl Group {
             format!("echo $$ > {0}/cgroup.procs && exec cat '{1}' > /dev/null", self.0.display(), file.display());
         assert!(std::process::Command::new("sh").args(["-c", &script]).status().unwrap().success());
         let stat = std::fs::read_to_string(self.0.join("memory.stat")).unwrap();
-        // `cache` on v1, `file` on v2.
+        // The field is `cache` on cgroup v1 and `file` on v2.
         let line = stat.lines().find_map(|line| line.strip_prefix("cache ").or_else(|| line.strip_prefix("file ")));
         line.unwrap().parse().unwrap()
     }

@@ -1,4 +1,4 @@
-//! The classes of hostile and odd layers that concern names: what each becomes, or how it is refused.
+//! Tests hostile and unusual names in layers: the tree that each gives, or the reason why it is rejected.
 
 use super::super::tar::Scanner;
 use super::super::testing::Layer;
@@ -18,7 +18,8 @@ fn merge(layers: Vec<Layer>) -> Result<Tree, Problem> {
     Ok(merger.finish())
 }
 
-/// One line per name: `path kind [detail]`; `f1@0` is a file with 1 byte of layer 0, `=path` a hard link to a name before.
+/// Describes each name in one line: `path kind [detail]`. `f1@0` is a file with 1 byte of layer 0, `=path` is a hard
+/// link to an earlier name.
 fn show(tree: &Tree) -> Vec<String> {
     let mut lines = Vec::new();
     let mut seen = std::collections::BTreeMap::new();
@@ -90,14 +91,14 @@ fn names_are_cleaned_or_refused() {
 fn the_root_entry_sets_the_roots_metadata() {
     let tree = merge(vec![l().dir_mode("./", 0o1777).file("a", "1")]).expect("a tree");
     assert_eq!((tree.inodes[0].mode, show(&tree).len()), (0o1777, 1));
-    // Listed again after its children: they stay.
+    // The root is listed again after its children: they stay.
     let tree = merge(vec![l().file("a", "1").dir_mode("/", 0o700)]).expect("a tree");
     assert_eq!((tree.inodes[0].mode, show(&tree).len()), (0o700, 1));
 }
 
 #[test]
 fn links_are_followed_inside_the_tree_only() {
-    // Absolute, relative and climbing targets all end inside.
+    // Absolute, relative and climbing targets all stay inside the tree.
     becomes(vec![l().link("e", "/etc").file("e/passwd", "1")], &["/e ->/etc", "/etc d755", "/etc/passwd f1@0"]);
     becomes(
         vec![l().dir("d").link("d/up", "../../../../v").file("d/up/x", "1")],
@@ -119,12 +120,12 @@ fn links_are_followed_inside_the_tree_only() {
     becomes(vec![l().link("x", "/etc"), l().dir("x").file("x/y", "1")], &["/x d755", "/x/y f1@1"]);
     becomes(vec![l().link("x", "/etc").link("x", "/usr")], &["/x ->/usr"]);
     becomes(vec![l().link("x", "/etc").device(b'3', "x", 1, 3)], &["/x c1:3"]);
-    // usrmerge: a later layer writes through the base's link.
+    // usrmerge: a later layer writes through a link of the base image.
     becomes(
         vec![l().dir("usr").dir("usr/lib").link("lib", "usr/lib"), l().file("lib/a.so", "1")],
         &["/lib ->usr/lib", "/usr d755", "/usr/lib d755", "/usr/lib/a.so f1@1"],
     );
-    // Chains, loops.
+    // Chains and loops.
     becomes(
         vec![l().link("a", "b").link("b", "c").dir("c").file("a/x", "1")],
         &["/a ->b", "/b ->c", "/c d755", "/c/x f1@0"],
@@ -152,11 +153,11 @@ fn a_parent_swapped_for_a_link() {
 #[test]
 fn hard_links() {
     becomes(vec![l().file("a", "1").hard("b", "a").hard("d/c", "/a")], &["/a f1@0", "/b =/a", "/d d755", "/d/c =/a"]);
-    // Into a lower layer; replacing one name leaves the other.
+    // A hard link to a lower layer: replacing one name keeps the other.
     becomes(vec![l().file("a", "1"), l().hard("b", "a"), l().file("a", "22")], &["/a f2@2", "/b f1@0"]);
-    // To a link: the link itself, wherever it leads.
+    // A hard link to a symbolic link refers to the link itself, whatever its target.
     becomes(vec![l().link("s", "/etc/shadow").hard("h", "s")], &["/h ->/etc/shadow", "/s =/h"]);
-    // Through a link: inside the tree.
+    // A hard link through a symbolic link stays inside the tree.
     becomes(
         vec![l().dir("d").file("d/a", "1").link("s", "/d").hard("h", "s/a")],
         &["/d d755", "/d/a f1@0", "/h =/d/a", "/s ->/d"],
@@ -188,9 +189,9 @@ fn whiteouts() {
         &["/d d755", "/d/b f1@0", "/d/s d755", "/d/s/x f1@0"],
     );
     becomes(vec![base(), l().file(".wh.d", "")], &["/f f1@0"]);
-    // Of nothing; below nothing; below a file.
+    // Whiteouts of a missing name, below a missing directory, and below a file.
     becomes(vec![l().file("f", "1"), l().file(".wh.g", "").file("no/.wh.g", "").file("f/.wh.g", "")], &["/f f1@0"]);
-    // The same layer adds the name too: the new one stays, in either order.
+    // The same layer also adds the name: the new file stays, in either order.
     becomes(
         vec![base(), l().file("f", "22").file(".wh.f", "")],
         &["/d d755", "/d/a f1@0", "/d/b f1@0", "/d/s d755", "/d/s/x f1@0", "/f f2@1"],
@@ -198,7 +199,7 @@ fn whiteouts() {
     for layer in [l().file(".wh.d", "").dir("d").file("d/n", "1"), l().dir("d").file("d/n", "1").file(".wh.d", "")] {
         becomes(vec![base(), layer], &["/d d755", "/d/n f1@1", "/f f1@0"]);
     }
-    // Opaque: hides lower layers only, wherever it stands.
+    // An opaque whiteout hides only lower layers, wherever it occurs in its layer.
     for layer in [
         l().dir("d").file("d/.wh..wh..opq", "").file("d/n", "1"),
         l().dir("d").file("d/n", "1").file("d/.wh..wh..opq", ""),
@@ -211,7 +212,7 @@ fn whiteouts() {
         &["/d d755", "/d/s d755", "/d/s/n f1@1", "/f f1@0"],
     );
     becomes(vec![base(), l().file(".wh..wh..opq", "").file("n", "1")], &["/n f1@1"]);
-    // A later layer brings the name back.
+    // A later layer adds the name again.
     becomes(vec![l().file("f", "1"), l().file(".wh.f", ""), l().file("f", "333")], &["/f f3@2"]);
 }
 
@@ -223,7 +224,7 @@ fn whiteouts_that_are_not_or_that_escape() {
     refused(vec![l().file(".wh.d/x", "1")], Problem::Whiteout);
     refused(vec![l().link("s", ".wh.d").file("s/x", "1")], Problem::Whiteout);
     refused(vec![l().file("../.wh.x", "")], Problem::Escapes);
-    // Through a link: inside the tree.
+    // A whiteout through a link stays inside the tree.
     becomes(
         vec![l().dir("etc").file("etc/passwd", "1").link("d", "/etc"), l().file("d/.wh.passwd", "")],
         &["/d ->/etc", "/etc d755"],
@@ -234,7 +235,7 @@ fn whiteouts_that_are_not_or_that_escape() {
     );
     // A whiteout never follows its own last component.
     becomes(vec![l().dir("etc").link("d", "/etc"), l().file(".wh.d", "")], &["/etc d755"]);
-    // aufs' own files are nobody's.
+    // Internal files of aufs are ignored.
     becomes(vec![l().file(".wh..wh.aufs", "").dir(".wh..wh.plnk").file(".wh..wh.plnk/1.2", "x")], &[]);
     // A directory that replaces a link is opaque by itself: the link's target keeps its children.
     becomes(
@@ -244,7 +245,7 @@ fn whiteouts_that_are_not_or_that_escape() {
 }
 
 #[test]
-fn the_overlays_own_words_are_not_an_images() {
+fn overlay_xattrs_of_an_image_are_not_the_overlays() {
     let tree = merge(vec![
         l().pax(&[("SCHILY.xattr.trusted.overlay.opaque", b"y"), ("SCHILY.xattr.user.k", b"v\0=\n")])
             .dir("d")
@@ -297,11 +298,13 @@ fn bombs_of_links_and_of_directories_are_refused() {
         links = links.pax(&[("linkpath", next.as_bytes())]).link(&format!("l{at}"), "x");
     }
     links = links.dir("l39");
-    // A new name behind another parent each time, so that nothing is remembered.
+    // Each new name has a different parent, so that the cached parent never applies.
     for at in 0..800 {
         links = links.file(&format!("l0/{at}/x"), "");
     }
-    refused(vec![links], Problem::TooManySteps);
+    let mut merger = Merger::with_steps(10_000_000);
+    let error = merger.apply(Digest([0; 32]), scan(links)).expect_err("too many links");
+    assert_eq!(error.problem, Problem::TooManySteps);
     let deep = |at: usize| format!("{at}/{}", "d/".repeat(400));
     let mut merger = Merger { max_inodes: 20_000, ..Merger::new() };
     let entries: Vec<Entry> = (0..60usize)
@@ -319,12 +322,72 @@ fn bombs_of_links_and_of_directories_are_refused() {
     assert_eq!(error.problem, Problem::TooManyFiles);
 }
 
+/// Returns the steps that a merge takes, its final memory, and the tree.
+fn cost(layers: &[Vec<Entry>], times: usize) -> (u64, usize, Tree) {
+    let mut merger = Merger::new();
+    for _ in 0..times {
+        for (at, layer) in layers.iter().enumerate() {
+            merger.apply(Digest([at as u8; 32]), layer.iter().cloned()).expect("a layer");
+        }
+    }
+    (MAX_STEPS - merger.steps_left(), merger.memory, merger.finish())
+}
+
+#[test]
+fn a_layer_that_is_listed_often_needs_no_more_memory() {
+    let mut layer = l();
+    for at in 0..200 {
+        layer = layer.pax(&[("SCHILY.xattr.user.k", &[b'v'; 1000])]).file(&format!("d{}/f{at}", at % 7), "1");
+        layer = layer.hard(&format!("d{}/h{at}", at % 7), &format!("d{}/f{at}", at % 7)).link(&format!("l{at}"), "x");
+        layer = layer.dir(&format!("e{at}/x"));
+    }
+    let layers = [scan(layer), scan(l().file("e1", "").file("e2/.wh..wh..opq", "").file(".wh.e3", "").dir("e1"))];
+    let (once, small, tree) = cost(&layers, 1);
+    let (many, large, same) = cost(&layers, 50);
+    assert_eq!(small, large, "what a later layer replaces is freed");
+    assert_eq!(show(&tree), show(&same));
+    assert!(many <= once * 60, "{many} steps, {once} for one time");
+}
+
+#[test]
+fn a_whiteout_repeated_is_no_work() {
+    // A directory with many files, marked opaque 25 000 times. Then the same with a subdirectory, and with names hidden
+    // one by one.
+    let mut layer = l();
+    for at in 0..2000 {
+        layer = layer.file(&format!("a/b/f{at}"), "");
+    }
+    let (plain, ..) = cost(&[scan(layer.clone())], 1);
+    for marker in ["a/b/.wh..wh..opq", "a/.wh..wh..opq", ".wh..wh..opq", "a/.wh.b", ".wh.a"] {
+        let mut many = scan(layer.clone());
+        let marker_entry = scan(l().file(marker, "")).remove(0);
+        many.extend(std::iter::repeat_n(marker_entry, 25_000));
+        let (steps, _, tree) = cost(&[many], 1);
+        assert!(steps < plain + 4 * 25_000 + 5000, "{marker}: {steps}");
+        assert_eq!(tree.inodes.len(), 2003, "{marker}: they hide what is below alone");
+    }
+}
+
+#[test]
+fn the_memory_of_a_tree_is_bounded() {
+    let mut merger = Merger { max_memory: 1 << 20, ..Merger::new() };
+    let layer = |at: usize| {
+        let mut layer = l();
+        for file in 0..20 {
+            layer = layer.pax(&[("SCHILY.xattr.user.k", &[b'v'; 60_000])]).file(&format!("{at}-{file}"), "");
+        }
+        scan(layer)
+    };
+    let error = merger.apply(Digest([0; 32]), layer(0)).and_then(|()| merger.apply(Digest([1; 32]), layer(1)));
+    assert_eq!(error.expect_err("too much").problem, Problem::TooMuchMemory);
+}
+
 mod properties {
     use proptest::prelude::*;
 
     use super::*;
 
-    /// Few names, so that entries meet.
+    /// Paths from few names, so that entries collide.
     fn path() -> impl Strategy<Value = String> {
         prop::collection::vec(
             prop::sample::select(vec!["a", "b", "c", "..", ".", "", ".wh.a", ".wh.b", ".wh..wh..opq", ".wh..."]),
@@ -339,7 +402,8 @@ mod properties {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
-        /// Whatever a layer says: either a refusal, or a tree in which every id is reachable, every name is plain, and no whiteout is left.
+        /// Every layer is either rejected or gives a tree in which every id is reachable, every name is plain, and no
+        /// whiteout remains.
         #[test]
         fn every_merge_is_a_tree(layers in prop::collection::vec(prop::collection::vec(member(), 0..12), 1..4)) {
             let layers: Vec<Layer> = layers

@@ -1,4 +1,4 @@
-//! One header block: the fields of ustar, GNU, star and V7.
+//! Parses one header block in the ustar, GNU, star or V7 format.
 
 use super::{BLOCK, TarProblem};
 
@@ -16,7 +16,7 @@ pub(super) struct Header {
 }
 
 impl Header {
-    pub fn parse(block: &[u8; BLOCK]) -> Result<Self, TarProblem> {
+    pub(super) fn parse(block: &[u8; BLOCK]) -> Result<Self, TarProblem> {
         if !checksum_matches(block) {
             return Err(TarProblem::Checksum);
         }
@@ -28,7 +28,8 @@ impl Header {
         let prefix = match (posix, star, gnu) {
             (_, true, _) => c_string(&block[345..476]),
             (true, ..) => c_string(&block[345..500]),
-            // GNU keeps times here; Go before 1.8 wrote a prefix all the same, which no number starts like.
+            // GNU stores times in this field, as numbers. Go before 1.8 wrote a prefix here, which no number starts
+            // like.
             (.., true) if is_text(block[345]) => c_string(&block[345..500]),
             _ => b"",
         };
@@ -54,17 +55,17 @@ impl Header {
         })
     }
 
-    /// Whether the size field counts data that follow.
-    pub fn has_data(&self) -> bool {
+    /// Whether the size field is followed by data.
+    pub(super) fn has_data(&self) -> bool {
         !matches!(self.kind, b'1'..=b'6')
     }
 
-    /// Linux numbers: 12 bits of major, 20 bits of minor.
-    pub fn major(&self) -> Result<u32, TarProblem> {
+    /// Device numbers of Linux: 12 bits of major, 20 bits of minor.
+    pub(super) fn major(&self) -> Result<u32, TarProblem> {
         self.device(|(major, _)| major, 1 << 12, "device major")
     }
 
-    pub fn minor(&self) -> Result<u32, TarProblem> {
+    pub(super) fn minor(&self) -> Result<u32, TarProblem> {
         self.device(|(_, minor)| minor, 1 << 20, "device minor")
     }
 
@@ -74,7 +75,7 @@ impl Header {
     }
 }
 
-/// A user or group id. `u32::MAX` means "leave as it is" to chown(2) and is no id.
+/// Parses a user or group id. `u32::MAX` means "leave unchanged" to chown(2) and is not an id.
 pub(super) fn id(value: i64, field: &'static str) -> Result<u32, TarProblem> {
     u32::try_from(value).ok().filter(|id| *id != u32::MAX).ok_or(TarProblem::Range(field))
 }
@@ -88,9 +89,9 @@ fn is_text(byte: u8) -> bool {
     byte.is_ascii_graphic() && !(b'0'..=b'7').contains(&byte)
 }
 
-/// Old writers summed signed bytes; both sums are accepted.
+/// Old writers summed signed bytes, so both sums are accepted.
 pub(super) fn checksum_matches(block: &[u8; BLOCK]) -> bool {
-    let Ok(told) = number(&block[148..156], "checksum") else {
+    let Ok(declared) = number(&block[148..156], "checksum") else {
         return false;
     };
     let (mut unsigned, mut signed) = (0i64, 0i64);
@@ -99,10 +100,10 @@ pub(super) fn checksum_matches(block: &[u8; BLOCK]) -> bool {
         unsigned += i64::from(byte);
         signed += i64::from(byte as i8);
     }
-    told == unsigned || told == signed
+    declared == unsigned || declared == signed
 }
 
-/// A number field: octal text, or base 256 when the top bit is set (two's complement from the next bit on).
+/// Parses a number field: octal text, or base 256 if the top bit is set (two's complement from the next bit on).
 pub(super) fn number(field: &[u8], name: &'static str) -> Result<i64, TarProblem> {
     match field.first() {
         Some(first) if first & 0x80 != 0 => base256(field).ok_or(TarProblem::Range(name)),

@@ -1,11 +1,11 @@
-//! PAX extended headers: `<length> <key>=<value>\n` records.
+//! Parses PAX extended headers: `<length> <key>=<value>\n` records.
 
 use std::collections::BTreeMap;
 
 use super::TarProblem;
 use super::header::id;
 
-/// The records that matter for a layer; the others are passed over.
+/// The records that matter for a layer. The others are ignored.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Records {
     pub path: Option<Box<[u8]>>,
@@ -18,7 +18,7 @@ pub(super) struct Records {
     pub sparse: Option<Sparse>,
 }
 
-/// The GNU sparse records, of all three versions.
+/// The GNU sparse records of all three versions.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Sparse {
     pub version: (u64, u64),
@@ -33,7 +33,7 @@ const XATTR_NAME: usize = 255;
 const XATTR_SIZE: usize = 64 << 10;
 
 impl Records {
-    pub fn parse(mut body: &[u8]) -> Result<Self, TarProblem> {
+    pub(super) fn parse(mut body: &[u8]) -> Result<Self, TarProblem> {
         let mut records = Self::default();
         // Some writers pad with NULs.
         while !body.is_empty() && body[0] != 0 {
@@ -51,7 +51,7 @@ impl Records {
 
     fn take(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
         if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-            // A binary value may be empty and may hold anything.
+            // A binary value may be empty and may contain any byte.
             if name.is_empty() || name.len() > XATTR_NAME || name.contains(&0) || value.len() > XATTR_SIZE {
                 return None;
             }
@@ -88,7 +88,7 @@ impl Sparse {
             b"name" => self.name = (!value.is_empty() && !value.contains(&0)).then(|| value.into()),
             b"realsize" | b"size" => self.real_size = Some(decimal(value)?),
             b"offset" | b"numbytes" => {
-                // Version 0.0 repeats the two keys in turns.
+                // Version 0.0 repeats the two keys alternately.
                 if self.map.len().is_multiple_of(2) != (key == b"offset") {
                     return None;
                 }
@@ -108,7 +108,8 @@ pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// `[-]seconds[.fraction]`, cut to nanoseconds; the result counts nanoseconds upwards from the second below.
+/// Parses `[-]seconds[.fraction]`, truncated to nanoseconds. The nanoseconds of the result count up from the second
+/// below.
 fn time(text: &[u8]) -> Option<(i64, u32)> {
     let (negative, text) = match text.strip_prefix(b"-") {
         Some(rest) => (true, rest),

@@ -1,50 +1,15 @@
-//! Sparse members: old GNU maps in the header, PAX maps in records (0.0, 0.1) or before the data (1.0).
+//! Sparse members: old GNU maps in the header, and PAX maps in records (0.0, 0.1) or before the data (1.0).
 
 use super::super::tree::{Data, Segment};
+use super::entry::{MAX_FILE_SIZE, padding};
 use super::header::number;
-use super::pax::{Sparse, decimal};
-use super::{BLOCK, Entry, EntryKind, MAX_FILE_SIZE, MAX_HEADER_MEMORY, Scanner, State, TarProblem, padding};
-
-/// The text of a PAX 1.0 map: a count, then that many offset and length lines, padded to a block.
-#[derive(Debug, Default)]
-pub(super) struct Map1 {
-    line: Vec<u8>,
-    count: Option<u64>,
-    numbers: Vec<u64>,
-}
-
-impl Map1 {
-    /// Takes one block; true when the map is complete.
-    fn take(&mut self, block: &[u8]) -> Option<bool> {
-        for byte in block {
-            if *byte != b'\n' {
-                // The longest number has 20 digits.
-                if self.line.len() > 20 {
-                    return None;
-                }
-                self.line.push(*byte);
-                continue;
-            }
-            let value = decimal(&self.line)?;
-            self.line.clear();
-            match self.count {
-                None => self.count = Some(value),
-                Some(_) => self.numbers.push(value),
-            }
-            if self.complete() {
-                return Some(true);
-            }
-        }
-        Some(false)
-    }
-
-    fn complete(&self) -> bool {
-        self.count.is_some_and(|count| self.numbers.len() as u64 / 2 >= count)
-    }
-}
+use super::pax::Sparse;
+use super::scanner::State;
+use super::sparse_map::Map1;
+use super::{BLOCK, Entry, EntryKind, Scanner, TarProblem};
 
 impl Scanner {
-    /// `S`: four pairs in the header, more in extension blocks.
+    /// Starts a member of type `S`: four pairs are in the header, more in extension blocks.
     pub(super) fn gnu_sparse_start(&mut self, entry: Entry, block: &[u8; BLOCK], data: u64) -> Result<(), TarProblem> {
         let real_size = size(number(&block[483..495], "sparse size")?)?;
         let mut map = Vec::new();
@@ -115,7 +80,7 @@ impl Scanner {
         self.sparse_entry(entry, &map, real_size, self.position, data)
     }
 
-    /// The map is known: checks it and turns it into segments.
+    /// Checks a complete map and converts it into segments.
     fn sparse_entry(
         &mut self,
         mut entry: Entry,
@@ -146,13 +111,13 @@ impl Scanner {
         Ok(())
     }
 
-    fn spend(&mut self, bytes: usize) -> Result<(), TarProblem> {
+    pub(super) fn spend(&mut self, bytes: usize) -> Result<(), TarProblem> {
         self.memory += bytes;
-        if self.memory > MAX_HEADER_MEMORY { Err(TarProblem::TooManyHeaders) } else { Ok(()) }
+        if self.memory > self.max_memory { Err(TarProblem::TooManyHeaders(self.max_memory)) } else { Ok(()) }
     }
 }
 
-/// Pairs of 12-byte numbers, until the first empty one.
+/// Reads pairs of 12-byte numbers up to the first empty one.
 fn pairs(field: &[u8], map: &mut Vec<(u64, u64)>) -> Result<(), TarProblem> {
     for pair in field.chunks_exact(24) {
         if pair[0] == 0 {

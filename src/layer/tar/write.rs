@@ -1,33 +1,36 @@
-//! Writing a tar stream, byte for byte determined by what is put in: ustar headers, with PAX records only where ustar has no room.
+//! Writes a tar stream. The bytes depend only on the input: ustar headers, with PAX records only for values that ustar
+//! cannot hold.
 //!
-//! The caller writes the data: [`Writer::entry`] the headers, then as many bytes as the entry's segments hold through
-//! [`Writer::data`], then the next entry. What the scanner of this room reads back is what was put in.
+//! For each entry, the caller calls [`Writer::entry`] for the headers, and then writes as many bytes as the entry's
+//! segments hold with [`Writer::data`]. The scanner of this module reads back the same entries.
 
 use std::io::{self, Write};
 
-use super::{BLOCK, Entry, EntryKind, padding};
+use super::entry::padding;
+use super::{BLOCK, Entry, EntryKind};
 use crate::layer::tree::Data;
 
 /// The largest numbers that ustar's octal fields of 7 and 11 digits hold.
 const MAX_OCTAL_7: u64 = 0o777_7777;
 const MAX_OCTAL_11: u64 = 0o777_7777_7777;
 
-/// A tar stream on its way out.
+/// A tar stream that is being written.
 #[derive(Debug)]
-pub struct Writer<W> {
+pub(crate) struct Writer<W> {
     out: W,
-    /// Data bytes that the current member still wants.
+    /// The number of data bytes that the current member still needs.
     wanted: u64,
     pad: u64,
 }
 
 impl<W: Write> Writer<W> {
-    pub fn new(out: W) -> Self {
+    pub(crate) fn new(out: W) -> Self {
         Self { out, wanted: 0, pad: 0 }
     }
 
-    /// The headers of one member. Directories get their final `/` here; whether a file is sparse is seen from its segments.
-    pub fn entry(&mut self, entry: &Entry) -> io::Result<()> {
+    /// Writes the headers of one member. A directory's name gets its trailing `/` here. The segments determine whether
+    /// a file is sparse.
+    pub(crate) fn entry(&mut self, entry: &Entry) -> io::Result<()> {
         self.end_member()?;
         let mut path = entry.path.to_vec();
         if entry.kind == EntryKind::Directory && !path.ends_with(b"/") {
@@ -87,17 +90,17 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// The next bytes of the member's data; more than its headers promised is an error.
-    pub fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Writes the next bytes of the member's data. More bytes than the headers announced are an error.
+    pub(crate) fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.wanted = self
             .wanted
             .checked_sub(bytes.len() as u64)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "more data than the header says"))?;
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "more data than the header declares"))?;
         self.out.write_all(bytes)
     }
 
-    /// The two empty blocks; answers the stream itself.
-    pub fn finish(mut self) -> io::Result<W> {
+    /// Writes the two zero blocks and returns the stream.
+    pub(crate) fn finish(mut self) -> io::Result<W> {
         self.end_member()?;
         self.out.write_all(&[0; 2 * BLOCK])?;
         Ok(self.out)
@@ -105,7 +108,7 @@ impl<W: Write> Writer<W> {
 
     fn end_member(&mut self) -> io::Result<()> {
         if self.wanted > 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "less data than the header says"));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "less data than the header declares"));
         }
         let pad = std::mem::take(&mut self.pad) as usize;
         self.out.write_all(&[0; BLOCK][..pad])
@@ -117,7 +120,7 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// The text of a PAX 1.0 sparse map, padded to a block; none for a file without holes.
+/// The text of a PAX 1.0 sparse map, padded to a block, or `None` for a file without holes.
 fn sparse_map(data: &Data) -> Option<Vec<u8>> {
     let whole = match data.segments.as_slice() {
         [] => data.size == 0,
@@ -127,7 +130,7 @@ fn sparse_map(data: &Data) -> Option<Vec<u8>> {
     if whole {
         return None;
     }
-    // GNU tar closes a map with an empty segment where the file ends in a hole; readers need it to know the size.
+    // GNU tar ends the map of a file that ends in a hole with an empty segment, from which readers get the size.
     let end = data.segments.last().map_or(0, |segment| segment.at + segment.len);
     let mut pairs: Vec<(u64, u64)> = data.segments.iter().map(|segment| (segment.at, segment.len)).collect();
     if end < data.size {
@@ -142,7 +145,7 @@ fn sparse_map(data: &Data) -> Option<Vec<u8>> {
     Some(text)
 }
 
-/// `<length> key=value\n`, the length counting itself.
+/// Appends the record `<length> key=value\n`. The length includes itself.
 fn record(pax: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + 1;
@@ -175,8 +178,8 @@ impl Head {
         self.put(at, format!("{value:0digits$o}").as_bytes());
     }
 
-    /// A text field, or a PAX record where it does not fit. Names that are no ASCII stand in PAX: what a plain header's bytes mean is
-    /// the reader's guess.
+    /// Writes a text field, or a PAX record if it does not fit. Names that are not ASCII go into a PAX record, because
+    /// a plain header does not specify an encoding.
     fn text(&mut self, at: usize, room: usize, text: &[u8], key: &[u8], pax: &mut Vec<u8>) {
         if text.len() <= room && text.is_ascii() {
             self.put(at, text);
@@ -202,7 +205,7 @@ impl Head {
         if nanos == 0 && plain.is_some() {
             return;
         }
-        // PAX writes a time before 1970 as minus its distance.
+        // PAX writes a time before 1970 as a negative number, fraction included.
         let text = match (seconds, nanos) {
             (seconds, 0) => seconds.to_string(),
             (0.., nanos) => format!("{seconds}.{nanos:09}"),
@@ -225,7 +228,8 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::{Scanner, plain};
+    use super::super::Scanner;
+    use super::super::scanner::plain;
     use super::*;
     use crate::layer::tree::Segment;
 
@@ -267,7 +271,8 @@ mod tests {
             .prop_map(|(path, kind, mode, uid, gid, mtime, xattrs)| Entry { path, kind, mode, uid, gid, mtime, xattrs })
     }
 
-    /// What the scanner should find: offsets are the stream's, and a directory's name has its slash.
+    /// The entry that the scanner should return. Its offsets are set to 0, because they depend on the stream, and a
+    /// directory's name ends with `/`.
     fn normal(mut entry: Entry) -> Entry {
         if entry.kind == EntryKind::Directory {
             entry.path = [&*entry.path, b"/"].concat().into();

@@ -1,4 +1,4 @@
-//! Looking things up in a merged tree: names, links followed inside it, and the bytes of small files.
+//! Lookups in a merged tree: resolves names and symbolic links inside the tree, and reads small files.
 
 use std::fs::File;
 use std::io;
@@ -6,37 +6,37 @@ use std::os::unix::fs::FileExt;
 
 use super::tree::{Data, Inode, InodeId, Kind, Name, Tree};
 
-/// Linux follows 40 links in one path.
+/// Linux follows at most 40 links in one path.
 const MAX_LINKS: usize = 40;
 
-/// Where a path leads.
+/// The result of resolving a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// Its names from the root, no link among those that exist.
+pub struct Resolved {
+    /// The components from the root. None of the existing ones is a link.
     pub path: Vec<Name>,
-    /// What stands there; nothing, if the last names are not in the tree.
+    /// The inode at the path, or `None` if the last components do not exist in the tree.
     pub inode: Option<InodeId>,
 }
 
-impl Place {
-    /// The path as a tar names it: no leading `/`; the root is empty.
+impl Resolved {
+    /// The path as a tar names it: without a leading `/`, and empty for the root.
     #[must_use]
     pub fn name(&self) -> Vec<u8> {
         self.path.join(&b'/')
     }
 }
 
-/// A path that leads nowhere.
+/// The error of a path that cannot be resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum LookError {
-    #[error("more than {MAX_LINKS} symbolic links on its way")]
+pub enum LookupError {
+    #[error("its path leads through more than {MAX_LINKS} symbolic links")]
     Loop,
-    #[error("something on its way is not a directory")]
+    #[error("a component of its path is not a directory")]
     NotDirectory,
 }
 
 impl Tree {
-    /// A tree of nothing but its root.
+    /// A tree that consists of an empty root directory.
     #[must_use]
     pub fn empty() -> Self {
         super::Merger::new().finish()
@@ -47,7 +47,7 @@ impl Tree {
         &self.inodes[id.0 as usize]
     }
 
-    /// The entries of a directory; nothing has none.
+    /// The entries of a directory, or `None` if the inode is not a directory.
     #[must_use]
     pub fn children(&self, id: InodeId) -> Option<&std::collections::BTreeMap<Name, InodeId>> {
         match &self.inode(id).kind {
@@ -56,7 +56,7 @@ impl Tree {
         }
     }
 
-    /// What stands at exactly this path: links are not followed, `.` and `..` mean nothing.
+    /// The inode at exactly this path: links are not followed, and `.` and `..` have no special meaning.
     #[must_use]
     pub fn get(&self, path: &[u8]) -> Option<InodeId> {
         let mut at = InodeId(0);
@@ -66,9 +66,9 @@ impl Tree {
         Some(at)
     }
 
-    /// Where a path leads, links followed as a chroot would; the last one only with `follow`. Names that are missing are kept as
-    /// they are: that is where a copy would make them.
-    pub fn resolve(&self, path: &[u8], follow: bool) -> Result<Place, LookError> {
+    /// Resolves a path and follows links as a chroot would, the last one only with `follow`. Missing components are
+    /// kept as they are, because a copy would create them there.
+    pub fn resolve(&self, path: &[u8], follow: bool) -> Result<Resolved, LookupError> {
         let mut stack: Vec<(Name, Option<InodeId>)> = Vec::new();
         let mut todo: Vec<Name> = path.split(|byte| *byte == b'/').rev().map(Name::from).collect();
         let mut links = 0;
@@ -84,7 +84,7 @@ impl Tree {
             let here = stack.last().map_or(Some(InodeId(0)), |(_, id)| *id);
             let next = match here {
                 None => None,
-                Some(here) => self.children(here).ok_or(LookError::NotDirectory)?.get(&name).copied(),
+                Some(here) => self.children(here).ok_or(LookupError::NotDirectory)?.get(&name).copied(),
             };
             let last = todo.iter().all(|name| matches!(&**name, b"" | b"."));
             if let Some(id) = next
@@ -93,7 +93,7 @@ impl Tree {
             {
                 links += 1;
                 if links > MAX_LINKS {
-                    return Err(LookError::Loop);
+                    return Err(LookupError::Loop);
                 }
                 if target.starts_with(b"/") {
                     stack.clear();
@@ -104,10 +104,11 @@ impl Tree {
             stack.push((name, next));
         }
         let inode = stack.last().map_or(Some(InodeId(0)), |(_, id)| *id);
-        Ok(Place { path: stack.into_iter().map(|(name, _)| name).collect(), inode })
+        Ok(Resolved { path: stack.into_iter().map(|(name, _)| name).collect(), inode })
     }
 
-    /// The tree as it is seen from `id`: a directory becomes the root, anything else the root's only child, `file`.
+    /// The tree with `id` as its root. If `id` is not a directory, it becomes the only child of the root, with the name
+    /// `file`.
     #[must_use]
     pub fn below(&self, id: InodeId) -> Self {
         let mut tree = self.clone();
@@ -122,8 +123,9 @@ impl Tree {
         tree
     }
 
-    /// The tree as it may leave a container, or enter one: without devices and FIFOs. With an owner everything is that one's, and no program
-    /// runs as somebody else for it.
+    /// The tree in the form that may leave or enter a container: without devices and FIFOs. With `owner`, every inode
+    /// gets that owner and loses its setuid bits, setgid bits and capabilities, so that no program gains another user's
+    /// rights.
     #[must_use]
     pub fn portable(mut self, owner: Option<(u32, u32)>) -> Self {
         let is_node = |kind: &Kind| !matches!(kind, Kind::Directory(_) | Kind::File(_) | Kind::Symlink(_));
@@ -141,9 +143,10 @@ impl Tree {
         self
     }
 
-    /// The bytes of the regular file at `path`, links followed; none if there is no such file or it has more than `max` bytes.
+    /// Reads the regular file at `path`, following links. Returns `None` if there is no such file or if it has more
+    /// than `max` bytes.
     pub fn read_small(&self, sources: &[File], path: &[u8], max: u64) -> io::Result<Option<Vec<u8>>> {
-        let Ok(Place { inode: Some(id), .. }) = self.resolve(path, true) else { return Ok(None) };
+        let Ok(Resolved { inode: Some(id), .. }) = self.resolve(path, true) else { return Ok(None) };
         match &self.inode(id).kind {
             Kind::File(data) if data.size <= max => read(data, sources).map(Some),
             _ => Ok(None),
@@ -195,11 +198,11 @@ mod tests {
             ("abs/x", true, "usr/new/deep/x", false),
             ("none/../bin/sh", true, "usr/bin/sh", true),
         ] {
-            let place = tree.resolve(path.as_bytes(), follow).expect(path);
-            assert_eq!((place.name(), place.inode.is_some()), (want.as_bytes().to_vec(), there), "{path}");
+            let resolved = tree.resolve(path.as_bytes(), follow).expect(path);
+            assert_eq!((resolved.name(), resolved.inode.is_some()), (want.as_bytes().to_vec(), there), "{path}");
         }
-        assert_eq!(tree.resolve(b"loop/x", true), Err(LookError::Loop));
-        assert_eq!(tree.resolve(b"bin/sh/x", true), Err(LookError::NotDirectory));
+        assert_eq!(tree.resolve(b"loop/x", true), Err(LookupError::Loop));
+        assert_eq!(tree.resolve(b"bin/sh/x", true), Err(LookupError::NotDirectory));
         assert!(tree.get(b"usr/bin/sh").is_some() && tree.get(b"bin/sh").is_none());
     }
 }
