@@ -1,95 +1,18 @@
-//! Tars: their members by name, and docker's `manifest.json`.
+//! Tar archives: their members by name, and docker's `manifest.json`.
 
-use std::collections::BTreeMap;
-use std::fs::File;
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::{Blob, Files, SourceError, SourceImage, SourceLayer, parse_config};
-use crate::image::digest_of;
-use crate::layer::{EntryKind, tar};
+use super::budget::Budget;
+use super::files::Files;
+use super::source_image::parse_config;
+use super::{SourceError, SourceImage, SourceLayer};
+use crate::image::{DocumentError, digest_of};
 use crate::names::Digest;
 
 pub(super) const MANIFEST: &str = "manifest.json";
-
-/// `docker save` wrote repeated layers as links to each other, never longer than one step.
-const MAX_LINKS: usize = 8;
-
-#[derive(Debug)]
-pub(super) struct Members {
-    file: Arc<File>,
-    members: BTreeMap<String, Member>,
-}
-
-#[derive(Debug)]
-enum Member {
-    Regular {
-        offset: u64,
-        len: u64,
-    },
-    /// The member that it leads to, cleaned.
-    Link(String),
-    Other,
-}
-
-impl Members {
-    pub fn scan(file: File, path: &Path) -> Result<Self, SourceError> {
-        let len = file.metadata().map_err(|cause| SourceError::Read { path: path.into(), cause })?.len();
-        let entries = tar::scan_file(&file, 0, len).map_err(|cause| SourceError::Tar { path: path.into(), cause })?;
-        let mut members = BTreeMap::new();
-        for entry in entries {
-            let Ok(name) = std::str::from_utf8(&entry.path) else { continue };
-            let Some(name) = clean("", name) else { continue };
-            let parent = name.rsplit_once('/').map_or("", |(parent, _)| parent);
-            let member = match &entry.kind {
-                EntryKind::File(data) => match data.segments.as_slice() {
-                    [] if data.size == 0 => Member::Regular { offset: 0, len: 0 },
-                    [one] if one.len == data.size => Member::Regular { offset: one.offset, len: one.len },
-                    _ => Member::Other,
-                },
-                EntryKind::Symlink(target) => link(parent, target),
-                EntryKind::HardLink(target) => link("", target),
-                EntryKind::Directory => continue,
-                _ => Member::Other,
-            };
-            members.insert(name, member);
-        }
-        Ok(Self { file: Arc::new(file), members })
-    }
-
-    pub fn find(&self, member: &str) -> Result<Blob, SourceError> {
-        let mut name = clean("", member).ok_or_else(|| SourceError::Missing { member: member.into() })?;
-        for _ in 0..MAX_LINKS {
-            match self.members.get(&name) {
-                Some(Member::Regular { offset, len }) => return Ok(Blob::range(self.file.clone(), *offset, *len)),
-                Some(Member::Link(target)) => name = target.clone(),
-                Some(Member::Other) => break,
-                None => return Err(SourceError::Missing { member: member.into() }),
-            }
-        }
-        Err(SourceError::NotRegular { member: member.into() })
-    }
-}
-
-fn link(parent: &str, target: &[u8]) -> Member {
-    std::str::from_utf8(target).ok().and_then(|target| clean(parent, target)).map_or(Member::Other, Member::Link)
-}
-
-/// A member's name as a key: `./` and `..` resolved by letter; `None` when it leaves the archive.
-fn clean(parent: &str, name: &str) -> Option<String> {
-    let mut components: Vec<&str> = Vec::new();
-    let parent = if name.starts_with('/') { "" } else { parent };
-    for component in parent.split('/').chain(name.split('/')) {
-        match component {
-            "" | "." => {}
-            ".." => drop(components.pop()?),
-            _ => components.push(component),
-        }
-    }
-    (!components.is_empty()).then(|| components.join("/"))
-}
 
 #[derive(Deserialize)]
 struct Item {
@@ -106,48 +29,91 @@ fn items(files: &Files) -> Result<Vec<Item>, SourceError> {
     serde_json::from_slice(&bytes).map_err(|cause| SourceError::Json { member: MANIFEST.into(), cause })
 }
 
-/// The images of a docker-archive.
+/// Returns the images of a docker-archive. If an image is listed again, only its names are added, because its config
+/// and layers are the same.
 pub(super) fn images(files: &Files, path: &Path) -> Result<Vec<SourceImage>, SourceError> {
-    let images = items(files)?.into_iter().map(|item| image(files, item)).collect::<Result<Vec<_>, _>>()?;
+    let mut budget = Budget::of_files();
+    let mut images: Vec<SourceImage> = Vec::new();
+    // Indices of the images, by the position of their config in the archive and by id.
+    let (mut by_location, mut by_id): (HashMap<_, usize>, HashMap<Digest, usize>) = Default::default();
+    for item in items(files)? {
+        let blob = files.blob(&item.config)?;
+        let known = blob.location().and_then(|location| by_location.get(&location).copied());
+        let at = match known {
+            Some(at) => at,
+            None => {
+                budget.document()?;
+                let image = image(files, &item)?;
+                budget.read(image.config_bytes.len())?;
+                let at = *by_id.entry(image.id).or_insert(images.len());
+                if at == images.len() {
+                    budget.image(image.config_bytes.len())?;
+                    images.push(image);
+                }
+                by_location.extend(blob.location().map(|location| (location, at)));
+                at
+            }
+        };
+        check_name(&item.config, images[at].id)?;
+        let (layers, expected) = (item.layers.map_or(0, |layers| layers.len()), images[at].layers.len());
+        if layers != expected {
+            let cause = DocumentError::LayerCount { diff_ids: expected, layers };
+            return Err(SourceError::Document { member: item.config, cause });
+        }
+        let tags = item.repo_tags.unwrap_or_default();
+        budget.names(tags.len())?;
+        images[at].names.extend(tags.iter().filter_map(|tag| tag.parse().ok()));
+    }
+    images.iter_mut().for_each(SourceImage::name_once);
     if images.is_empty() { Err(SourceError::Empty { path: path.into() }) } else { Ok(images) }
 }
 
-fn image(files: &Files, item: Item) -> Result<SourceImage, SourceError> {
-    let layers = item.layers.unwrap_or_default();
+fn image(files: &Files, item: &Item) -> Result<SourceImage, SourceError> {
+    let layers = item.layers.as_deref().unwrap_or_default();
     let config_bytes = files.document(&item.config)?;
     let config = parse_config(&config_bytes, &item.config, layers.len())?;
     let id = digest_of(&config_bytes);
-    // The config's name is its digest: then it must be true.
-    if let Some(expected) = told_digest(&item.config).filter(|told| *told != id) {
-        return Err(SourceError::Digest { member: item.config, expected, found: id });
-    }
     let layers = layers
         .iter()
         .zip(&config.diff_ids)
         .map(|(layer, diff_id)| Ok(SourceLayer { diff_id: *diff_id, digest: None, blob: files.blob(layer)? }));
     let layers = layers.collect::<Result<_, SourceError>>()?;
-    let names = item.repo_tags.unwrap_or_default().iter().filter_map(|tag| tag.parse().ok()).collect();
-    Ok(SourceImage { id, names, tags: Vec::new(), config, config_bytes, manifest_bytes: None, layers })
+    Ok(SourceImage {
+        id,
+        names: Vec::new(),
+        tags: Vec::new(),
+        config,
+        config_bytes,
+        manifest_bytes: None,
+        layers,
+        repo_digests: Vec::new(),
+    })
 }
 
-/// Adds the names of docker's manifest to images found by their layout.
-pub(super) fn add_names(files: &Files, images: &mut [SourceImage]) -> Result<(), SourceError> {
-    for item in items(files)? {
-        let Some(id) = told_digest(&item.config) else { continue };
-        for image in images.iter_mut().filter(|image| image.id == id) {
-            let names = item.repo_tags.iter().flatten().filter_map(|tag| tag.parse().ok());
-            for name in names {
-                if !image.names.contains(&name) {
-                    image.names.push(name);
-                }
-            }
-        }
+/// The name of a config is its digest, so the two must match.
+fn check_name(member: &str, found: Digest) -> Result<(), SourceError> {
+    match declared_digest(member).filter(|declared| *declared != found) {
+        Some(expected) => Err(SourceError::Digest { member: member.into(), expected, found }),
+        None => Ok(()),
     }
+}
+
+/// Adds the names of docker's manifest to images that were found through the layout.
+pub(super) fn add_names(files: &Files, images: &mut [SourceImage]) -> Result<(), SourceError> {
+    let mut budget = Budget::of_files();
+    let by_id: HashMap<Digest, usize> = images.iter().enumerate().map(|(at, image)| (image.id, at)).collect();
+    for item in items(files)? {
+        let Some(at) = declared_digest(&item.config).and_then(|id| by_id.get(&id)) else { continue };
+        let tags = item.repo_tags.unwrap_or_default();
+        budget.names(tags.len())?;
+        images[*at].names.extend(tags.iter().filter_map(|tag| tag.parse().ok()));
+    }
+    images.iter_mut().for_each(SourceImage::name_once);
     Ok(())
 }
 
-/// `<hex>.json` or `blobs/sha256/<hex>`.
-fn told_digest(member: &str) -> Option<Digest> {
+/// Parses `<hex>.json` or `blobs/sha256/<hex>`.
+fn declared_digest(member: &str) -> Option<Digest> {
     let last = member.rsplit('/').next()?;
     format!("sha256:{}", last.strip_suffix(".json").unwrap_or(last)).parse().ok()
 }

@@ -13,16 +13,17 @@ use nix::sys::stat::Mode;
 use super::SourceError;
 use super::registry::{RemoteBlob, RemoteReader};
 
-/// A source directory: files are opened below it, never through a link.
+/// A source directory. Files are opened below it, without following symbolic links.
 #[derive(Debug)]
-pub struct Directory(OwnedFd);
+pub(super) struct Directory(OwnedFd);
 
 impl Directory {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self(nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?))
     }
 
-    /// Opens a regular file. A FIFO would block and a device would act, hence `O_NONBLOCK` and the look at what was opened.
+    /// Opens a regular file. An open of a FIFO would block and one of a device would have side effects, hence
+    /// `O_NONBLOCK` and the check of the file type.
     pub(super) fn open_file(&self, member: &str) -> io::Result<File> {
         let how = OpenHow::new()
             .flags(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)
@@ -32,21 +33,21 @@ impl Directory {
     }
 }
 
-/// Where a blob's bytes lie.
+/// A blob, by the location of its bytes.
 #[derive(Debug, Clone)]
 pub struct Blob {
-    place: Place,
+    location: Location,
     pub len: u64,
 }
 
 #[derive(Debug, Clone)]
-enum Place {
-    /// A stretch of an open file: a member of a tar.
+enum Location {
+    /// A range of an open file: a member of a tar.
     Range {
         file: Arc<File>,
         start: u64,
     },
-    /// Opened when it is read: an image of many layers does not hold as many descriptors.
+    /// Opened for each read, so that an image with many layers does not hold as many descriptors.
     Named {
         directory: Arc<Directory>,
         member: String,
@@ -56,7 +57,7 @@ enum Place {
 
 impl Blob {
     pub(super) fn range(file: Arc<File>, start: u64, len: u64) -> Self {
-        Self { place: Place::Range { file, start }, len }
+        Self { location: Location::Range { file, start }, len }
     }
 
     pub(super) fn in_directory(directory: &Arc<Directory>, member: &str) -> Result<Self, SourceError> {
@@ -67,32 +68,56 @@ impl Blob {
             }
             Err(cause) => return Err(SourceError::Blob { member: member.into(), cause }),
         };
-        Ok(Self { place: Place::Named { directory: directory.clone(), member: member.into() }, len })
+        Ok(Self { location: Location::Named { directory: directory.clone(), member: member.into() }, len })
     }
 
     pub(super) fn remote(blob: RemoteBlob, len: u64) -> Self {
-        Self { place: Place::Remote(blob), len }
+        Self { location: Location::Remote(blob), len }
     }
 
-    /// Whether its bytes come over a network: then more of them side by side are quicker.
+    /// Returns the blob's position in its archive.
+    pub(super) fn location(&self) -> Option<(u64, u64)> {
+        match &self.location {
+            Location::Range { start, .. } => Some((*start, self.len)),
+            _ => None,
+        }
+    }
+
+    /// Whether the bytes come from the network, so that parallel reads are faster.
     pub fn is_remote(&self) -> bool {
-        matches!(self.place, Place::Remote(_))
+        matches!(self.location, Location::Remote(_))
     }
 
-    /// The file that it lies in, and where; `source` is the archive or directory that it was found in. `None` for what lies elsewhere.
+    /// Reads a remote blob over one connection from now on.
+    pub fn read_in_order(&self) {
+        if let Location::Remote(blob) = &self.location {
+            blob.read_in_order();
+        }
+    }
+
+    /// The registry that the blob comes from.
+    pub fn registry(&self) -> Option<&str> {
+        match &self.location {
+            Location::Remote(blob) => Some(blob.host()),
+            _ => None,
+        }
+    }
+
+    /// Returns the blob's file and the position in it. `source` is the archive or directory that the blob was found in.
+    /// `None` for a remote blob.
     pub fn stretch(&self, source: &Path) -> Option<(PathBuf, u64)> {
-        match &self.place {
-            Place::Range { start, .. } => Some((source.to_owned(), *start)),
-            Place::Named { member, .. } => Some((source.join(member), 0)),
-            Place::Remote(_) => None,
+        match &self.location {
+            Location::Range { start, .. } => Some((source.to_owned(), *start)),
+            Location::Named { member, .. } => Some((source.join(member), 0)),
+            Location::Remote(_) => None,
         }
     }
 
     pub fn open(&self) -> io::Result<BlobReader> {
-        let (file, at) = match &self.place {
-            Place::Range { file, start } => (file.clone(), *start),
-            Place::Named { directory, member } => (Arc::new(directory.open_file(member)?), 0),
-            Place::Remote(blob) => return Ok(BlobReader::Remote(Box::new(blob.open()))),
+        let (file, at) = match &self.location {
+            Location::Range { file, start } => (file.clone(), *start),
+            Location::Named { directory, member } => (Arc::new(directory.open_file(member)?), 0),
+            Location::Remote(blob) => return Ok(BlobReader::Remote(Box::new(blob.open()))),
         };
         Ok(BlobReader::File(FileRange { file, at, left: self.len }))
     }
@@ -104,7 +129,7 @@ impl Blob {
     }
 }
 
-/// Reads a blob from its beginning.
+/// Reads a blob from its start.
 #[derive(Debug)]
 pub enum BlobReader {
     File(FileRange),
@@ -112,7 +137,7 @@ pub enum BlobReader {
 }
 
 impl BlobReader {
-    /// The file that it reads, as it was opened.
+    /// The open file that it reads.
     pub fn file(&self) -> Option<&File> {
         match self {
             Self::File(range) => Some(&range.file),
@@ -121,7 +146,7 @@ impl BlobReader {
     }
 }
 
-/// A stretch of a file, read with its own position.
+/// A range of a file, read with its own position.
 #[derive(Debug)]
 pub struct FileRange {
     file: Arc<File>,
@@ -143,7 +168,7 @@ impl Read for FileRange {
         let want = self.left.min(buffer.len() as u64) as usize;
         let got = self.file.read_at(&mut buffer[..want], self.at)?;
         if got == 0 && want > 0 {
-            // The file was cut while it was read.
+            // The file was truncated during the read.
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.at += got as u64;

@@ -1,63 +1,93 @@
-//! From a manifest or an index to the one image for a platform: the same search for a layout on disk and for a registry.
+//! Finds the one image for a platform from a manifest or an index. The search is the same for a layout on disk and for
+//! a registry.
 
-use super::{Blob, SourceError, SourceImage, SourceLayer, parse_config};
+use std::collections::{BTreeSet, HashSet};
+
+use super::budget::Budget;
+use super::source_image::parse_config;
+use super::{Blob, SourceError, SourceImage, SourceLayer};
 use crate::image::{Descriptor, Document, Manifest, Platform};
+use crate::names::Digest;
 
-/// An index of an index of an index: no tool makes more.
+/// An index of an index of an index. No tool nests deeper.
 const MAX_NESTING: usize = 4;
 
-/// Where an image's documents and blobs can be had. What a descriptor promises is checked before anything is answered.
+/// The source of an image's documents and blobs. Implementations verify the digest and size of a descriptor before they
+/// return a document.
 pub(super) trait Documents {
-    /// A manifest or an index.
+    /// Returns a manifest or an index.
     fn manifest(&self, descriptor: &Descriptor) -> Result<Vec<u8>, SourceError>;
     fn config(&self, descriptor: &Descriptor) -> Result<Vec<u8>, SourceError>;
-    /// A layer: where its bytes are, not the bytes.
+    /// Returns a layer by the location of its bytes, without reading them.
     fn layer(&self, descriptor: &Descriptor) -> Result<Blob, SourceError>;
-    /// What to call a document in an error.
+    /// Returns the name of a document for an error message.
     fn name(&self, descriptor: &Descriptor) -> String;
 }
 
-/// A search through the indexes, with what it passed over.
+/// Maximum number of other platforms that an error names.
+const MAX_OTHERS: usize = 20;
+
+/// A search through the indexes, which records the images that it skipped.
 pub(super) struct Search<'a> {
     documents: &'a dyn Documents,
     platform: &'a Platform,
-    /// Platforms of images that do not fit.
-    others: Vec<String>,
+    /// Platforms of images that do not match.
+    others: BTreeSet<String>,
+    /// Manifests and indexes without a match, and whether their platform was known to match. They are not read again.
+    passed: HashSet<(Digest, bool)>,
+    pub budget: Budget,
 }
 
 impl<'a> Search<'a> {
-    pub fn new(documents: &'a dyn Documents, platform: &'a Platform) -> Self {
-        Self { documents, platform, others: Vec::new() }
+    pub(super) fn new(documents: &'a dyn Documents, platform: &'a Platform, budget: Budget) -> Self {
+        Self { documents, platform, others: BTreeSet::new(), passed: HashSet::new(), budget }
     }
 
-    /// The platforms that there are instead, if the search passed over any.
-    pub fn refusal(mut self) -> Option<String> {
-        self.others.sort();
-        self.others.dedup();
-        (!self.others.is_empty()).then(|| self.others.join(", "))
+    /// Returns the platforms of the skipped images, if there are any.
+    pub(super) fn refusal(self) -> Option<String> {
+        let more = if self.others.len() > MAX_OTHERS { ", and others" } else { "" };
+        let named = self.others.into_iter().take(MAX_OTHERS).collect::<Vec<_>>().join(", ");
+        (!named.is_empty()).then(|| named + more)
     }
 
-    pub fn choose(&mut self, entry: &Descriptor, depth: usize) -> Result<Option<SourceImage>, SourceError> {
+    fn pass_over(&mut self, platform: &Platform) {
+        // One more than the error names is enough to know that there are more.
+        if self.others.len() <= MAX_OTHERS {
+            self.others.insert(platform.to_string().chars().take(60).collect());
+        }
+    }
+
+    pub(super) fn choose(&mut self, entry: &Descriptor, depth: usize) -> Result<Option<SourceImage>, SourceError> {
         if depth > MAX_NESTING {
             return Err(SourceError::Nesting(MAX_NESTING));
         }
         if let Some(platform) = &entry.platform
             && !platform.runs_on(self.platform)
         {
-            // buildkit's attestations call themselves unknown/unknown.
+            // buildkit's attestations have the platform unknown/unknown.
             if platform.os != "unknown" {
-                self.others.push(platform.to_string());
+                self.pass_over(platform);
             }
             return Ok(None);
         }
+        let settled = entry.platform.is_some();
+        if self.passed.contains(&(entry.digest, settled)) {
+            return Ok(None);
+        }
+        self.budget.document()?;
         let bytes = self.documents.manifest(entry)?;
+        self.budget.read(bytes.len())?;
         let document = Document::parse(&bytes)
             .map_err(|cause| SourceError::Document { member: self.documents.name(entry), cause })?;
-        self.document(document, bytes, entry.platform.is_some(), depth)
+        let found = self.document(document, bytes, settled, depth)?;
+        if found.is_none() {
+            self.passed.insert((entry.digest, settled));
+        }
+        Ok(found)
     }
 
-    /// The image of a document that is read already; `settled`: its platform is known to fit.
-    pub fn document(
+    /// Returns the image of a document that was already read. `settled` means that its platform is known to match.
+    pub(super) fn document(
         &mut self,
         document: Document,
         bytes: Vec<u8>,
@@ -65,7 +95,7 @@ impl<'a> Search<'a> {
         depth: usize,
     ) -> Result<Option<SourceImage>, SourceError> {
         match document {
-            // A lone image is taken as it is: nobody offers a choice.
+            // A single image is used whatever its platform is, because there is no alternative.
             Document::Manifest(manifest) => self.image(&manifest, bytes, settled || depth == 0),
             Document::Index(entries) => {
                 let images = entries.iter().filter(|entry| entry.is_manifest_or_index());
@@ -79,18 +109,20 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// `settled`: the platform is known to fit, or nobody offers a choice; otherwise the config decides.
+    /// `settled` means that the platform is known to match, or that there is no alternative. Otherwise the config
+    /// decides.
     fn image(
         &mut self,
         manifest: &Manifest,
         bytes: Vec<u8>,
         settled: bool,
     ) -> Result<Option<SourceImage>, SourceError> {
+        self.budget.document()?;
         let config_bytes = self.documents.config(&manifest.config)?;
+        self.budget.read(config_bytes.len())?;
         let config = parse_config(&config_bytes, &self.documents.name(&manifest.config), manifest.layers.len())?;
-        let platform = Platform { os: config.os.clone(), architecture: config.architecture.clone(), variant: None };
-        if !settled && !platform.runs_on(self.platform) {
-            self.others.push(platform.to_string());
+        if let Some(platform) = config.platform().filter(|platform| !settled && !platform.runs_on(self.platform)) {
+            self.pass_over(&platform);
             return Ok(None);
         }
         let layers = manifest.layers.iter().zip(&config.diff_ids).map(|(layer, diff_id)| {
@@ -105,15 +137,16 @@ impl<'a> Search<'a> {
             config,
             config_bytes,
             manifest_bytes: Some(bytes),
+            repo_digests: Vec::new(),
         }))
     }
 }
 
-/// The index's order, but what has the very variant that was asked for comes first.
+/// Sorts the entries by how well they match the platform, best first. Equal matches keep the order of the index, and
+/// entries without a platform come last.
 fn by_fitness<'a>(entries: impl Iterator<Item = &'a Descriptor>, platform: &Platform) -> Vec<&'a Descriptor> {
     let mut entries: Vec<_> = entries.collect();
-    entries.sort_by_key(|entry| {
-        entry.platform.as_ref().is_none_or(|offered| platform.variant.is_some() && offered.variant != platform.variant)
-    });
+    let rank = |offered: &Platform| offered.rank(platform).unwrap_or(u32::MAX - 1);
+    entries.sort_by_cached_key(|entry| entry.platform.as_ref().map_or(u32::MAX, rank));
     entries
 }

@@ -1,13 +1,16 @@
 //! OCI image layouts: `oci-layout`, `index.json`, `blobs/sha256/…`.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde::Deserialize;
 
+use super::budget::Budget;
 use super::choose::Search;
-use super::{Files, SourceError, SourceImage};
+use super::files::Files;
+use super::{SourceError, SourceImage};
 use crate::image::{Descriptor, Document, Platform};
-use crate::names::Reference;
+use crate::names::{Digest, Reference};
 
 pub(super) const MARK: &str = "oci-layout";
 pub(super) const INDEX: &str = "index.json";
@@ -30,21 +33,32 @@ pub(super) fn images(files: &Files, path: &Path, platform: &Platform) -> Result<
     let Document::Index(entries) = document else {
         return Err(SourceError::Unknown { path: path.into() });
     };
-    let mut search = Search::new(files, platform);
+    let mut search = Search::new(files, platform, Budget::of_files());
     let mut images: Vec<SourceImage> = Vec::new();
-    // Each entry of the top index is an image of its own; below it, an index is one image for several platforms.
+    // Indices of the images, by manifest and by id. If an image is listed again, only its names are added.
+    let (mut by_manifest, mut by_id): (HashMap<Digest, usize>, HashMap<Digest, usize>) = Default::default();
+    // Each entry of the top index is a separate image. An index below it is one image for several platforms.
     for entry in entries.iter().filter(|entry| entry.is_manifest_or_index()) {
-        let Some(mut image) = search.choose(entry, 0)? else { continue };
-        image.names = name(entry).into_iter().collect();
-        image.tags = annotation(entry, REF_NAME).map(str::to_owned).into_iter().collect();
-        match images.iter_mut().find(|known| known.id == image.id) {
-            Some(known) => {
-                known.names.extend(image.names);
-                known.tags.extend(image.tags);
+        let at = match by_manifest.get(&entry.digest) {
+            Some(at) => *at,
+            None => {
+                let Some(image) = search.choose(entry, 0)? else { continue };
+                let at = *by_id.entry(image.id).or_insert(images.len());
+                if at == images.len() {
+                    search
+                        .budget
+                        .image(image.config_bytes.len() + image.manifest_bytes.as_ref().map_or(0, Vec::len))?;
+                    images.push(image);
+                }
+                by_manifest.insert(entry.digest, at);
+                at
             }
-            None => images.push(image),
-        }
+        };
+        search.budget.names(2)?;
+        images[at].names.extend(name(entry));
+        images[at].tags.extend(annotation(entry, REF_NAME).map(str::to_owned));
     }
+    images.iter_mut().for_each(SourceImage::name_once);
     if !images.is_empty() {
         return Ok(images);
     }
@@ -56,7 +70,8 @@ pub(super) fn images(files: &Files, path: &Path, platform: &Platform) -> Result<
     }
 }
 
-/// The name that an index entry gives: containerd's full one, else the layout's, unless that is a bare tag (`latest`).
+/// Returns the name of an index entry: containerd's full name, or else the layout's, unless that is a bare tag
+/// (`latest`).
 fn name(entry: &Descriptor) -> Option<Reference> {
     let full = annotation(entry, "io.containerd.image.name");
     let short = annotation(entry, REF_NAME).filter(|name| name.contains(['/', ':']));

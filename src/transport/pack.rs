@@ -1,4 +1,4 @@
-//! Layers packed anew, for registries and archives: the store keeps their tars.
+//! Compresses layers for registries and archives, because the store only keeps their tars.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, Write};
@@ -8,16 +8,16 @@ use sha2::{Digest as _, Sha256};
 use crate::image::Compression;
 use crate::names::Digest;
 
-/// Packs a layer's tar into the empty file `out`, telling how far it is; answers the packed bytes' digest and number. The tar is hashed
-/// on the way: a damaged one must not be handed on.
-pub fn pack(
+/// Compresses a layer's tar into the empty file `out`, and reports the progress. Returns the digest and number of the
+/// compressed bytes. Also hashes the tar, because a damaged one must not be passed on.
+pub(crate) fn pack(
     tar: &File,
     diff_id: &Digest,
     out: &File,
     packing: Compression,
-    told: &dyn Fn(u64),
+    progress: &dyn Fn(u64),
 ) -> io::Result<(Digest, u64)> {
-    let mut input = Input { file: tar, told, hash: Sha256::new() };
+    let mut input = Input { file: tar, progress, hash: Sha256::new() };
     let mut output = Output { out: BufWriter::with_capacity(256 << 10, out), hash: Sha256::new() };
     match packing {
         Compression::Gzip => {
@@ -41,9 +41,13 @@ pub fn pack(
     Ok((Digest(output.hash.finalize().into()), size))
 }
 
-/// Hands a layer's tar to `sink`, piece by piece, and says at the end whether it is what its name says.
-pub fn copy_checked(tar: &File, diff_id: &Digest, sink: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-    let mut input = Input { file: tar, told: &|_| (), hash: Sha256::new() };
+/// Copies a layer's tar to `sink` in pieces, and verifies its digest at the end.
+pub(crate) fn copy_checked(
+    tar: &File,
+    diff_id: &Digest,
+    sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut input = Input { file: tar, progress: &|_| (), hash: Sha256::new() };
     let mut buffer = vec![0; 1 << 20];
     loop {
         match input.read(&mut buffer)? {
@@ -55,7 +59,7 @@ pub fn copy_checked(tar: &File, diff_id: &Digest, sink: &mut dyn FnMut(&[u8]) ->
 
 struct Input<'a> {
     file: &'a File,
-    told: &'a dyn Fn(u64),
+    progress: &'a dyn Fn(u64),
     hash: Sha256,
 }
 
@@ -64,7 +68,7 @@ impl Input<'_> {
         if Digest(self.hash.finalize().into()) == *diff_id {
             return Ok(());
         }
-        Err(io::Error::new(io::ErrorKind::InvalidData, "the stored layer is not what its name says"))
+        Err(io::Error::new(io::ErrorKind::InvalidData, "the stored layer does not match its digest"))
     }
 }
 
@@ -72,7 +76,7 @@ impl Read for Input<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let got = self.file.read(buffer)?;
         self.hash.update(&buffer[..got]);
-        (self.told)(got as u64);
+        (self.progress)(got as u64);
         Ok(got)
     }
 }

@@ -1,4 +1,4 @@
-//! What a person may name as the source of an image: a path, standard input, or skopeo's `transport:place`.
+//! The source of an image, as named on the command line: a path, standard input, or skopeo's `transport:location`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,27 +7,28 @@ use std::str::FromStr;
 use crate::names::Reference;
 use crate::report::{EXIT_USAGE, Explain};
 
-/// Where to take images from.
+/// Where to load images from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// A docker-archive or OCI layout tar (packed or not), or an OCI layout directory; which of them, its contents say.
+    /// A docker-archive or OCI layout tar (compressed or not), or an OCI layout directory. The content determines the
+    /// format.
     Path {
         path: PathBuf,
-        /// The one image to take of several: a name, or the layout's own word for it.
+        /// The image to select if there are several: a name, or the layout's `ref.name`.
         pick: Option<String>,
     },
     Stdin,
     Registry(Reference),
 }
 
-/// A source that makes no sense.
+/// An invalid source.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SourceNameError {
-    #[error("`{0}` names no place")]
+    #[error("`{0}` names no file or directory")]
     NoPlace(String),
     #[error("`{0}` is not an image in a registry")]
     Reference(String, #[source] crate::names::NameError),
-    #[error("gpurun does not know the transport of `{0}`")]
+    #[error("`{0}` has an unknown transport")]
     Transport(String),
 }
 
@@ -36,7 +37,8 @@ impl Explain for SourceNameError {
         match self {
             Self::Reference(_, cause) => cause.hint(),
             _ => Some(
-                "sources are a path, `-`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`, `docker-archive:FILE[:NAME]` and `docker://NAME`"
+                "use a path, `-`, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`, `docker-archive:FILE[:NAME]` or \
+                 `docker://NAME`"
                     .into(),
             ),
         }
@@ -46,16 +48,17 @@ impl Explain for SourceNameError {
     }
 }
 
-/// skopeo's transports that gpurun has no use for; without this list `dir:x` would be taken for a file of that name.
+/// Transports of skopeo that gpurun does not support. Without this list, `dir:x` would be treated as a file name.
 const FOREIGN: [&str; 5] = ["containers-storage:", "docker-daemon:", "dir:", "ostree:", "sif:"];
 
 impl Source {
-    /// A plain path, whatever is in it.
+    /// Creates a source from a plain path, whatever characters it contains.
     pub fn path(path: impl Into<PathBuf>) -> Self {
         Self::Path { path: path.into(), pick: None }
     }
 
-    /// The source that `text` means where a name of the store may stand too: only what cannot be a name.
+    /// Parses `text` as a source in a position that also accepts an image name. Only accepts text that cannot be a
+    /// name.
     pub fn unless_name(text: &str) -> Result<Option<Self>, SourceNameError> {
         let transport = ["oci:", "oci-archive:", "docker-archive:", "docker://"].iter().chain(&FOREIGN);
         let is_place = text.starts_with(['/', '.']) || transport.into_iter().any(|prefix| text.starts_with(prefix));
@@ -77,7 +80,7 @@ impl FromStr for Source {
             return Err(SourceNameError::Transport(text.into()));
         }
         let place = ["oci:", "oci-archive:", "docker-archive:"].iter().find_map(|prefix| text.strip_prefix(prefix));
-        // As in skopeo, a colon in the path cannot be said with a transport; without one it can.
+        // As in skopeo, a path after a transport cannot contain a colon. A path without a transport can.
         let (path, pick) = match place {
             Some(place) => place.split_once(':').map_or((place, None), |(path, pick)| (path, Some(pick))),
             None => (text, None),

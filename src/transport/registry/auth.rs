@@ -1,4 +1,4 @@
-//! Challenges and tokens (docker's registry v2 token authentication, RFC 6750 and 7617).
+//! Authentication challenges and tokens (docker's registry v2 token authentication, RFC 6750 and 7617).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -6,29 +6,30 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use serde::Deserialize;
-use ureq::Agent;
 use ureq::http::{HeaderMap, Response};
 
 use super::RegistryError;
-use super::credentials::{Credentials, Found};
+use super::agents::Agents;
+use super::credentials::Found;
 use super::http::{self, Attempt, Http};
+use super::options::Credentials;
 
-/// What a registry wants before it answers.
+/// The authentication that a registry requires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Challenge {
     Basic,
     Bearer { realm: String, service: String },
 }
 
-/// A token is asked for anew this long before it ends.
+/// A token is renewed this long before it expires.
 const MARGIN: Duration = Duration::from_secs(10);
-/// The life of a token that says nothing about it (the specification's word).
+/// Lifetime of a token that does not specify one, from the specification.
 const LIFE: u64 = 60;
 
-/// The login state with one registry.
+/// The login state for one registry.
 pub(super) struct Auth {
     host: String,
-    /// Whether the registry is spoken to over TLS: then no password goes out without.
+    /// Whether the connection to the registry uses TLS. If so, no password is sent without TLS.
     pub secure: bool,
     pub login: Option<Found>,
     challenge: Option<Challenge>,
@@ -36,20 +37,20 @@ pub(super) struct Auth {
 }
 
 impl Auth {
-    pub fn new(host: &str, secure: bool, login: Option<Found>, challenge: Option<Challenge>) -> Self {
+    pub(super) fn new(host: &str, secure: bool, login: Option<Found>, challenge: Option<Challenge>) -> Self {
         Self { host: host.into(), secure, login, challenge, tokens: Mutex::default() }
     }
 
-    /// The `Authorization` header for something within `scope`.
-    pub fn header(&self, scope: &str, agent: &Agent, http: &Http) -> Result<Option<String>, RegistryError> {
+    /// Returns the `Authorization` header for a request within `scope`.
+    pub(super) fn header(&self, scope: &str, agents: &Agents, http: &Http) -> Result<Option<String>, RegistryError> {
         match (&self.challenge, self.login.as_ref().map(|found| &found.credentials)) {
             (Some(Challenge::Bearer { realm, service }), _) => {
                 let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some((token, _)) = tokens.get(scope).filter(|(_, end)| *end > Instant::now()) {
                     return Ok(Some(format!("Bearer {token}")));
                 }
-                // Under the lock: four layers that begin at once need one token.
-                let (token, life) = self.fetch(realm, service, scope, agent, http)?;
+                // Keep the lock while fetching, so that four layers that start at the same time fetch one token.
+                let (token, life) = self.fetch(realm, service, scope, agents, http)?;
                 tokens.insert(scope.into(), (token.clone(), Instant::now() + life.saturating_sub(MARGIN)));
                 Ok(Some(format!("Bearer {token}")))
             }
@@ -58,14 +59,14 @@ impl Auth {
         }
     }
 
-    /// Forgets a token that was refused.
-    pub fn forget(&self, scope: &str) {
+    /// Removes a token that was refused.
+    pub(super) fn forget(&self, scope: &str) {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner).remove(scope);
     }
 
-    pub fn denied(&self, what: &str, said: String) -> RegistryError {
+    pub(super) fn denied(&self, what: &str, message: String) -> RegistryError {
         let credentials = self.login.as_ref().map(|found| found.origin.clone());
-        RegistryError::Denied { host: self.host.clone(), what: what.into(), credentials, said }
+        RegistryError::Denied { host: self.host.clone(), what: what.into(), credentials, message }
     }
 
     fn fetch(
@@ -73,19 +74,23 @@ impl Auth {
         realm: &str,
         service: &str,
         scope: &str,
-        agent: &Agent,
+        agents: &Agents,
         http: &Http,
     ) -> Result<(String, Duration), RegistryError> {
         let nonsense = |why: &str| RegistryError::Protocol { host: self.host.clone(), why: why.into() };
         if !realm.starts_with("https://") && (self.secure || !realm.starts_with("http://")) {
-            return Err(nonsense(&format!("it wants the login sent to `{}`", realm.escape_debug())));
+            return Err(nonsense(&format!("it wants the credentials to be sent to `{}`", realm.escape_debug())));
         }
         let answer = http.retry(|| {
             let left = match http.left_for_small() {
                 Ok(left) => left,
                 Err(error) => return Attempt::Failed(error),
             };
-            match self.ask(realm, service, scope, agent, left) {
+            let asked = match self.ask(realm, service, scope, agents, left) {
+                Ok(asked) => asked,
+                Err(error) => return Attempt::Failed(error),
+            };
+            match asked {
                 Err(cause) if http::may_recover(&cause) => {
                     Attempt::Again { error: RegistryError::Unreachable { host: realm.into(), cause }, after: None }
                 }
@@ -96,12 +101,12 @@ impl Auth {
                         host: self.host.clone(),
                         what: realm.into(),
                         status: response.status().as_u16(),
-                        said: http::said(response.body_mut(), http.stall),
+                        message: http::error_message(response.body_mut(), http.stall),
                     },
                 },
                 Ok(mut response) if !response.status().is_success() => {
-                    let said = http::said(response.body_mut(), http.stall);
-                    Attempt::Failed(self.denied(repository_of(scope), said))
+                    let message = http::error_message(response.body_mut(), http.stall);
+                    Attempt::Failed(self.denied(repository_of(scope), message))
                 }
                 Ok(response) => match response.into_body().with_config().limit(1 << 20).read_to_vec() {
                     Ok(bytes) => Attempt::Done(bytes),
@@ -113,7 +118,7 @@ impl Auth {
                 },
             }
         })?;
-        token(&answer).ok_or_else(|| nonsense("its token service gave no token"))
+        token(&answer).ok_or_else(|| nonsense("its token service returned no token"))
     }
 
     fn ask(
@@ -121,9 +126,9 @@ impl Auth {
         realm: &str,
         service: &str,
         scope: &str,
-        agent: &Agent,
+        agents: &Agents,
         left: Option<Duration>,
-    ) -> Result<Response<ureq::Body>, ureq::Error> {
+    ) -> Result<Result<Response<ureq::Body>, ureq::Error>, RegistryError> {
         let mut parameters = vec![("service", service), ("scope", scope)];
         parameters.retain(|(_, value)| !value.is_empty());
         match self.login.as_ref().map(|found| &found.credentials) {
@@ -133,19 +138,31 @@ impl Auth {
                     ("client_id", "gpurun"),
                     ("refresh_token", token.as_str()),
                 ]);
-                agent.post(realm).config().timeout_global(left).build().send_form(parameters)
+                // The token is in the body, so it is only sent to the realm.
+                Ok(agents.of(realm)?.post(realm).config().timeout_global(left).build().send_form(parameters))
             }
-            Some(Credentials::Password { user, password }) => {
-                parameters.push(("account", user));
-                let request = agent.get(realm).query_pairs(parameters).header("authorization", basic(user, password));
-                request.config().timeout_global(left).build().call()
+            login => {
+                let mut login_header = None;
+                if let Some(Credentials::Password { user, password }) = login {
+                    parameters.push(("account", user));
+                    login_header = Some(basic(user, password));
+                }
+                agents.follow("GET", realm, &|agent, url, first| {
+                    let mut request = agent.get(url);
+                    if first {
+                        request = request.query_pairs(parameters.iter().copied());
+                    }
+                    if let Some(login) = login_header.as_ref().filter(|_| first) {
+                        request = request.header("authorization", login);
+                    }
+                    request.config().timeout_global(left).build().call()
+                })
             }
-            None => agent.get(realm).query_pairs(parameters).config().timeout_global(left).build().call(),
         }
     }
 }
 
-/// The token of an answer, and how long it holds. `token` or `access_token`; what says how long may be missing, null, or nonsense.
+/// Parses a token response: `token` or `access_token`, and the lifetime, which may be missing, null or invalid.
 fn token(answer: &[u8]) -> Option<(String, Duration)> {
     #[derive(Deserialize)]
     struct Answer {
@@ -164,19 +181,19 @@ fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}")))
 }
 
-/// `repository:a/b:pull` is about `a/b`.
+/// Returns `a/b` from `repository:a/b:pull`.
 fn repository_of(scope: &str) -> &str {
     scope.split(':').nth(1).unwrap_or(scope)
 }
 
-/// The challenge of a 401 that we can meet; a token is preferred to a password.
+/// Returns the challenge of a 401 response that gpurun supports. Prefers Bearer to Basic.
 pub(super) fn challenge(headers: &HeaderMap) -> Option<Challenge> {
     let values = headers.get_all("www-authenticate").iter().filter_map(|value| value.to_str().ok());
     let challenges: Vec<_> = values.flat_map(parse).collect();
     challenges.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. })).or(challenges.first()).cloned()
 }
 
-/// `Bearer realm="…",service="…"`, `Basic realm="…"`, several of them after each other.
+/// Parses `Bearer realm="…",service="…"` and `Basic realm="…"`, including several challenges in one header.
 fn parse(text: &str) -> Vec<Challenge> {
     let mut found = Vec::new();
     let mut scheme = String::new();
@@ -198,16 +215,16 @@ fn parse(text: &str) -> Vec<Challenge> {
     let mut rest = text.trim_start_matches([' ', ',']);
     while !rest.is_empty() {
         let end = rest.find([' ', '=', ',']).unwrap_or(rest.len());
-        let (word, after) = rest.split_at(end);
+        let (name, after) = rest.split_at(end);
         rest = match after.trim_start().strip_prefix('=') {
             Some(value) => {
                 let (value, after) = quoted(value.trim_start());
-                parameters.insert(word.to_ascii_lowercase(), value);
+                parameters.insert(name.to_ascii_lowercase(), value);
                 after
             }
             None => {
                 finish(&scheme, &mut parameters);
-                scheme = word.to_owned();
+                scheme = name.to_owned();
                 after
             }
         }
@@ -217,7 +234,7 @@ fn parse(text: &str) -> Vec<Challenge> {
     found
 }
 
-/// A token or a quoted string, and what follows it.
+/// Splits off a token or a quoted string. Returns it with the rest of the text.
 fn quoted(text: &str) -> (String, &str) {
     let Some(inner) = text.strip_prefix('"') else {
         let end = text.find([',', ' ']).unwrap_or(text.len());

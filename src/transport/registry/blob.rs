@@ -1,27 +1,36 @@
-//! A layer that comes over the network, going on where it broke.
+//! Reads a layer from the network, and resumes after a connection breaks.
 //!
-//! A line that is silent breaks by the agent's own timeout. One that trickles, or breaks after every few bytes, would hold a pull for years
-//! without ever being silent: so each window of time must bring some bytes, or the line counts as broken too.
+//! A large layer is first read over several connections (see `parts`), and over one if the registry does not support
+//! that.
+//!
+//! The agent's own timeout ends a connection that sends nothing. A connection that trickles, or that breaks after every
+//! few bytes, could delay a pull for years without ever being silent. Each time window must therefore deliver a minimum
+//! of bytes, or the connection counts as broken.
 
 use std::fmt;
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use ureq::BodyReader;
 use ureq::http::{Response, StatusCode};
 
 use super::RegistryError;
-use super::endpoint::{Ask, Endpoint};
+use super::endpoint::{Endpoint, RequestSpec, declared_digest};
 use super::http::{self, Attempt};
+use super::pace::Pace;
+use super::parts::{LARGE, Parts, Start, Stopped};
 use crate::names::Digest;
 
-/// A blob of a registry; reading it makes the requests.
+/// A blob of a registry. Reading it makes the requests.
 #[derive(Clone)]
-pub struct RemoteBlob {
+pub(crate) struct RemoteBlob {
     endpoint: Arc<Endpoint>,
     digest: Digest,
     size: u64,
+    /// Whether to read it over one connection.
+    in_order: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for RemoteBlob {
@@ -32,62 +41,49 @@ impl fmt::Debug for RemoteBlob {
 
 impl RemoteBlob {
     pub(super) fn new(endpoint: Arc<Endpoint>, digest: Digest, size: u64) -> Self {
-        Self { endpoint, digest, size }
+        Self { endpoint, digest, size, in_order: Arc::new(AtomicBool::new(size < LARGE)) }
     }
 
-    pub fn open(&self) -> RemoteReader {
-        let window = self.endpoint.http().stall * 2;
-        let pace = Pace { window, spent: Duration::ZERO, bytes: 0, slow: 0 };
-        RemoteReader { blob: self.clone(), at: 0, body: None, failures: 0, pace }
+    /// Reads it over one connection from now on.
+    pub(crate) fn read_in_order(&self) {
+        self.in_order.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn host(&self) -> &str {
+        self.endpoint.host()
+    }
+
+    pub(crate) fn open(&self) -> RemoteReader {
+        let pace = Pace::new(self.endpoint.http().stall * 2);
+        RemoteReader { blob: self.clone(), at: 0, parts: None, body: None, failures: 0, requests: 0, received: 0, pace }
     }
 }
 
-/// Reads a remote blob from its beginning to the size that its descriptor promised, never beyond.
+/// Reads a remote blob from its start up to the size in its descriptor, never beyond.
 pub struct RemoteReader {
     blob: RemoteBlob,
     at: u64,
-    /// An answer's body, and how much of it lies before where we are.
+    /// If it is read over several connections.
+    parts: Option<Parts>,
+    /// The body of a response, and how many of its next bytes to skip because they were read before.
     body: Option<(BodyReader<'static>, u64)>,
-    /// Since bytes came last.
+    /// Failures since the last bytes arrived.
     failures: u32,
+    /// Requests so far. Progress resets `failures` but not this count, because a server that sends little for each
+    /// request would otherwise never reach a limit.
+    requests: u64,
+    /// All bytes received, including repeated ones.
+    received: u64,
     pace: Pace,
 }
 
-/// Bytes a second that a line must bring: a tenth of an old modem.
-const FLOOR: u64 = 512;
-/// Windows in a row that may bring less.
-const SLOW_WINDOWS: u32 = 3;
-
-/// Whether a line keeps up with [`FLOOR`], by the time that was spent waiting for it alone: a full disk's writer is not its fault.
-struct Pace {
-    window: Duration,
-    spent: Duration,
-    bytes: u64,
-    /// Windows in a row with too little.
-    slow: u32,
-}
-
-impl Pace {
-    /// Takes down what a read brought; whether a window has ended that brought too little.
-    fn is_slow(&mut self, spent: Duration, bytes: u64) -> bool {
-        self.spent += spent;
-        self.bytes += bytes;
-        if self.spent < self.window {
-            return false;
-        }
-        let is_slow = self.bytes < FLOOR * self.window.as_secs();
-        self.slow = if is_slow { self.slow + 1 } else { 0 };
-        (self.spent, self.bytes) = (Duration::ZERO, 0);
-        is_slow
-    }
-
-    /// The error, once that has been so for too long.
-    fn trouble(&self) -> Option<io::Error> {
-        let seconds = self.window.as_secs() * u64::from(SLOW_WINDOWS);
-        let why = || format!("it brings less than {FLOOR} bytes a second, for {seconds} seconds now");
-        (self.slow >= SLOW_WINDOWS).then(|| io::Error::new(io::ErrorKind::TimedOut, why()))
-    }
-}
+/// Maximum number of requests for a blob, in addition to one for each `BYTES_OF_A_REQUEST`.
+const MOST_REQUESTS: u64 = 64;
+const BYTES_OF_A_REQUEST: u64 = 64 << 10;
+/// Maximum number of times that a blob may be sent (by a server that does not support ranges), in addition to
+/// `MOST_BYTES`.
+const MOST_TIMES: u64 = 4;
+const MOST_BYTES: u64 = 64 << 20;
 
 impl fmt::Debug for RemoteReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -101,14 +97,17 @@ impl Read for RemoteReader {
         if want == 0 {
             return Ok(0);
         }
+        if let Some(got) = self.read_parts(&mut buffer[..want]).map_err(into_io)? {
+            return Ok(got);
+        }
         let mut began = Instant::now();
         loop {
             if let Some(trouble) = self.pace.trouble() {
-                return Err(told(self.error(trouble)));
+                return Err(into_io(self.error(trouble)));
             }
             let (is_new, (mut body, skip)) = match self.body.take() {
                 Some(body) => (false, body),
-                None => (true, self.connect().map_err(told)?),
+                None => (true, self.connect().map_err(into_io)?),
             };
             let most = if skip > 0 { skip.min(buffer.len() as u64) as usize } else { want };
             let broken = match body.read(&mut buffer[..most]) {
@@ -117,9 +116,11 @@ impl Read for RemoteReader {
                     format!("it ended after {} of {} bytes", self.at, self.blob.size),
                 ),
                 Ok(got) => {
+                    self.received += got as u64;
                     let is_slow = self.pace.is_slow(began.elapsed(), got as u64);
                     began = Instant::now();
-                    // Another connection may be better than a slow one. The time before a new one was a pause, maybe one that was asked for.
+                    // Replace a slow connection, because another one may be faster. The first read of a new connection
+                    // is exempt: the time before it includes a pause, which the server may have requested.
                     self.body = (is_new || !is_slow).then_some((body, skip.saturating_sub(got as u64)));
                     if skip > 0 {
                         continue;
@@ -132,12 +133,53 @@ impl Read for RemoteReader {
                 Err(error) => return Err(error),
             };
             let error = self.error(broken);
-            self.blob.endpoint.http().pause(&mut self.failures, error, None).map_err(told)?;
+            self.blob.endpoint.http().pause(&mut self.failures, error, None).map_err(into_io)?;
         }
     }
 }
 
 impl RemoteReader {
+    /// Reads over several connections. `None`: the rest is to be read over one connection.
+    fn read_parts(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, RegistryError> {
+        let endpoint = &self.blob.endpoint;
+        if self.at == 0 && self.parts.is_none() && !self.blob.in_order.load(Ordering::Relaxed) {
+            if endpoint.http().slots.are_limited() {
+                self.blob.read_in_order();
+                return Ok(None);
+            }
+            match Parts::start(endpoint, self.blob.digest, self.blob.size, &mut self.failures) {
+                Ok(Start::Parts(parts)) => self.parts = Some(parts),
+                Ok(Start::Whole(response)) => {
+                    self.blob.read_in_order();
+                    self.body = Some(self.position(response)?);
+                    return Ok(None);
+                }
+                Err(stopped) => return self.stop_parts(stopped).map(|()| None),
+            }
+        }
+        let Some(parts) = &mut self.parts else { return Ok(None) };
+        match parts.read(buffer) {
+            Ok(got) => {
+                self.at += got as u64;
+                self.failures = 0;
+                Ok(Some(got))
+            }
+            Err(stopped) => self.stop_parts(stopped).map(|()| None),
+        }
+    }
+
+    fn stop_parts(&mut self, stopped: Stopped) -> Result<(), RegistryError> {
+        self.parts = None;
+        self.blob.read_in_order();
+        let Stopped { error, after } = stopped;
+        tracing::debug!(%error, at = self.at, "reading the rest of a layer over one connection");
+        match (*error, after) {
+            (error, Some(_)) => self.blob.endpoint.http().pause(&mut self.failures, error, after),
+            (error @ RegistryError::Deadline { .. }, _) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     fn error(&self, cause: io::Error) -> RegistryError {
         let (host, what) = (self.blob.endpoint.host().to_owned(), self.blob.digest.to_string());
         RegistryError::Broken { host, what, cause }
@@ -147,9 +189,18 @@ impl RemoteReader {
         let what = self.blob.digest.to_string();
         let path = format!("blobs/{what}");
         let headers = if self.at > 0 { vec![("range", format!("bytes={}-", self.at))] } else { Vec::new() };
-        let ask = Ask { method: "GET", path: &path, headers, what: &what, ..Ask::default() };
+        let spec = RequestSpec { method: "GET", path: &path, headers, what: &what, ..RequestSpec::default() };
         loop {
-            let (error, after) = match self.blob.endpoint.attempt(&ask, &[]) {
+            self.requests += 1;
+            let most = (
+                MOST_REQUESTS + self.blob.size / BYTES_OF_A_REQUEST,
+                self.blob.size.saturating_mul(MOST_TIMES) + MOST_BYTES,
+            );
+            if self.requests > most.0 || self.received > most.1 {
+                let host = self.blob.endpoint.host().to_owned();
+                return Err(RegistryError::TinyReads { host, what, requests: self.requests - 1 });
+            }
+            let (error, after) = match self.blob.endpoint.attempt(&spec, &[]) {
                 Attempt::Done(response) => return self.position(response),
                 Attempt::Failed(error) => return Err(error),
                 Attempt::Again { error, after } => (error, after),
@@ -158,16 +209,17 @@ impl RemoteReader {
         }
     }
 
-    /// The body of an answer, and how much of it lies before where we are: a server that knows no ranges begins at the beginning.
+    /// Returns the body of a response, and how many of its bytes to skip. A server that does not support ranges starts
+    /// at the beginning.
     fn position(&self, response: Response<ureq::Body>) -> Result<(BodyReader<'static>, u64), RegistryError> {
         let host = self.blob.endpoint.host().to_owned();
         let what = self.blob.digest.to_string();
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
+        if let Some(found) = declared_digest(&response).filter(|into_io| *into_io != self.blob.digest) {
+            return Err(RegistryError::Digest { host, what, expected: self.blob.digest, found });
+        }
         if partial && self.at == 0 {
-            return Err(RegistryError::Protocol {
-                host,
-                why: "a part of a layer where the whole was asked for".into(),
-            });
+            return Err(RegistryError::Protocol { host, why: "a part of a layer instead of the whole layer".into() });
         }
         if partial {
             let range = response.headers().get("content-range").and_then(|value| value.to_str().ok());
@@ -186,7 +238,7 @@ impl RemoteReader {
     }
 }
 
-/// A registry's error as what `Read` answers; the store takes it out again to show its causes and hint.
-fn told(error: RegistryError) -> io::Error {
+/// Converts a registry's error for `Read`. The store extracts it again to show its causes and hint.
+fn into_io(error: RegistryError) -> io::Error {
     io::Error::other(error)
 }

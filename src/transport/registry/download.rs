@@ -1,4 +1,4 @@
-//! Plain downloads, for `ADD` of a build: with the certificates and the patience that registries get.
+//! Plain downloads, for `ADD` in a build. They use the same certificates and retries as requests to registries.
 
 use std::fmt;
 use std::io;
@@ -7,27 +7,28 @@ use std::time::Duration;
 use ureq::Body;
 use ureq::http::{Response, StatusCode};
 
+use super::error;
 use super::http::{self, LONGEST_WAIT};
 use super::{Options, RegistryError, tls};
 use crate::report::Explain;
 
-/// A URL that was not fetched.
+/// A URL that could not be fetched.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot fetch `{url}`")]
-pub struct DownloadError {
+pub(crate) struct DownloadError {
     url: String,
     #[source]
     pub cause: Trouble,
-    /// It was tried again and again.
+    /// Whether all attempts were used up.
     tried: bool,
 }
 
-/// Why not.
+/// The reason of the failure.
 #[derive(Debug)]
-pub enum Trouble {
+pub(crate) enum Trouble {
     Trust(RegistryError),
     Request(ureq::Error),
-    /// With how long the server asks to wait.
+    /// The status, and how long the server asks to wait.
     Status(StatusCode, Option<Duration>),
     Broken(io::Error),
 }
@@ -39,9 +40,9 @@ impl fmt::Display for Trouble {
             Self::Request(error) => write!(f, "{error}"),
             Self::Status(status, None) => write!(f, "the server answered {status}"),
             Self::Status(status, Some(wait)) => {
-                write!(f, "the server answered {status}, and asks to wait {} s", wait.as_secs())
+                write!(f, "the server answered {status} and requests a pause of {} s", wait.as_secs())
             }
-            Self::Broken(error) if error.kind() == io::ErrorKind::UnexpectedEof => f.write_str("it ends in the middle"),
+            Self::Broken(error) if error.kind() == io::ErrorKind::UnexpectedEof => f.write_str("it ends early"),
             Self::Broken(error) => write!(f, "{error}"),
         }
     }
@@ -60,15 +61,16 @@ impl Explain for DownloadError {
     fn hint(&self) -> Option<String> {
         match &self.cause {
             Trouble::Trust(error) => error.hint(),
-            _ if self.tried => Some("it was tried several times: try again later".into()),
+            _ if self.tried => Some("try again later; several attempts failed".into()),
             _ => None,
         }
     }
 }
 
-/// Fetches a URL; redirects are followed. `take` gets the answer: what it cannot read of it is asked for again, from the beginning, as is
-/// whatever else may work later. Before each further attempt `wait` lets the time go by, or ends it all.
-pub fn download<T, E: From<DownloadError>>(
+/// Fetches a URL, and follows redirects. `take` receives the response. If it cannot read the response completely, the
+/// download is repeated from the beginning, as after any other temporary failure. Before each further attempt, `wait`
+/// waits or aborts the download.
+pub(crate) fn download<T, E: From<DownloadError>>(
     url: &str,
     take: &mut dyn FnMut(Response<Body>) -> Result<Result<T, E>, io::Error>,
     wait: &mut dyn FnMut(Duration, &DownloadError) -> Result<(), E>,
@@ -76,8 +78,8 @@ pub fn download<T, E: From<DownloadError>>(
     let failed = |cause, tried| DownloadError { url: url.into(), cause, tried };
     let options = Options::default();
     let host = url.split('/').nth(2).unwrap_or_default();
-    let trust = tls::config(host, true, &options).map_err(|error| failed(Trouble::Trust(error), false))?;
-    let agent = http::agent(trust, options.stall);
+    let trust = tls::config(host, true, None).map_err(|error| failed(Trouble::Trust(error), false))?;
+    let agent = http::following_agent(trust, options.stall);
     let (mut failures, mut answered) = (0, false);
     loop {
         let (trouble, may_pass) = match agent.get(url).call() {
@@ -95,9 +97,9 @@ pub fn download<T, E: From<DownloadError>>(
                 let status = response.status();
                 (Trouble::Status(status, http::retry_after(&response)), http::may_pass(status))
             }
-            // That nobody is there is the answer, unless somebody was.
+            // A refused connection is final, unless the server has answered before.
             Err(error) => {
-                let may_pass = http::may_recover(&error) && (answered || !http::is_refused(&error));
+                let may_pass = http::may_recover(&error) && (answered || !error::is_refused(&error));
                 (Trouble::Request(error), may_pass)
             }
         };

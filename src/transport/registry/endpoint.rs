@@ -1,17 +1,20 @@
-//! One repository of one registry: its scheme found out, requests made with the right `Authorization`.
+//! One repository of one registry. Detects the scheme, and sends requests with the right `Authorization` header.
 
 use std::sync::Arc;
 
+use ureq::Body;
 use ureq::http::{Response, StatusCode};
-use ureq::{Agent, Body};
 
+use super::agents::Agents;
 use super::auth::{self, Auth};
+use super::error;
 use super::http::{self, Attempt, Http};
 use super::settings::Place;
-use super::{Options, RegistryError, credentials, tls};
-use crate::image::MAX_DOCUMENT;
+use super::{Options, RegistryError, credentials};
+use crate::image::{MAX_DOCUMENT, digest_of};
+use crate::names::Digest;
 
-/// The manifests that we can read; without this list a registry sends docker's first schema.
+/// The supported manifest types. Without this list, a registry sends docker's schema 1.
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, \
                       application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
 
@@ -20,58 +23,59 @@ pub(super) struct Endpoint {
     repository: String,
     /// `https://registry-1.docker.io`
     base: String,
-    agent: Agent,
+    agents: Agents,
     auth: Auth,
     http: Arc<Http>,
     /// `pull` or `pull,push`.
     actions: &'static str,
 }
 
-/// A request to make.
+/// A request.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Ask<'a> {
+pub(super) struct RequestSpec<'a> {
     pub method: &'static str,
-    /// Below `/v2/<repository>/`, or a whole URL.
+    /// Relative to `/v2/<repository>/`, or a complete URL.
     pub path: &'a str,
     pub headers: Vec<(&'static str, String)>,
-    /// What it is about, for an error.
+    /// The subject of the request, for error messages.
     pub what: &'a str,
     pub body: Payload<'a>,
-    /// The answer is a document, not a layer.
+    /// Whether the response is a document and not a layer.
     pub small: bool,
 }
 
-/// What a request carries.
+/// The body of a request.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) enum Payload<'a> {
     #[default]
     None,
     Empty,
     Bytes(&'a [u8]),
-    /// A stretch of a file, read anew for each attempt.
-    File(&'a super::push::Upload<'a>),
+    /// A range of a file, read again for each attempt.
+    File(&'a super::upload::Upload<'a>),
 }
 
 impl Endpoint {
-    pub fn open(place: &Place, http: &Arc<Http>, options: &Options) -> Result<Self, RegistryError> {
+    pub(super) fn open(place: &Place, http: &Arc<Http>, options: &Options) -> Result<Self, RegistryError> {
         Self::open_for(place, http, options, "pull")
     }
 
-    pub fn open_to_push(place: &Place, http: &Arc<Http>, options: &Options) -> Result<Self, RegistryError> {
+    pub(super) fn open_to_push(place: &Place, http: &Arc<Http>, options: &Options) -> Result<Self, RegistryError> {
         Self::open_for(place, http, options, "pull,push")
     }
 
-    fn open_for(
+    /// Opens a repository for some actions. Without a repository, `actions` is the scope itself.
+    pub(super) fn open_for(
         place: &Place,
         http: &Arc<Http>,
         options: &Options,
         actions: &'static str,
     ) -> Result<Self, RegistryError> {
         let verify = options.tls_verify.unwrap_or(!place.insecure);
-        let agent = http::agent(tls::config(&place.host, verify, options)?, http.stall);
-        // What people type is not where Docker Hub's API lives.
+        // The API of Docker Hub is not at the host name that users write.
         let address = if place.host == "docker.io" { "registry-1.docker.io" } else { &place.host };
-        // As docker: a registry on this very host may do without TLS.
+        let agents = Agents::new(&place.host, address, verify, options)?;
+        // As in docker, a registry on this host may work without TLS.
         let plain_is_fine = !verify || (options.tls_verify.is_none() && is_loopback(&place.host));
         let schemes: &[&str] = match place.scheme {
             Some("http") => &["http"],
@@ -80,41 +84,48 @@ impl Endpoint {
             None => &["https"],
         };
         let login = credentials::find(&place.host, &place.repository, options)?;
-        let mut last = None;
+        let mut last: Option<RegistryError> = None;
         for (at, scheme) in schemes.iter().enumerate() {
             let base = format!("{scheme}://{address}");
-            // What greets a TLS handshake with plain HTTP may answer anything, or hang up.
+            // A server that answers a TLS handshake with plain HTTP may send anything, or close the connection.
             let patient = at + 1 == schemes.len();
-            match ping(&base, &place.host, &agent, http, patient) {
+            match ping(&base, &place.host, &agents, http, patient) {
                 Ok(challenge) => {
                     return Ok(Self {
                         auth: Auth::new(&place.host, *scheme == "https", login, challenge),
                         host: place.host.clone(),
                         repository: place.repository.clone(),
                         base,
-                        agent,
+                        agents,
                         http: http.clone(),
                         actions,
                     });
                 }
-                // The second scheme's error would only say that port 80 is closed.
-                Err(error) => last = last.or(Some(error)),
+                // Report the error of the second scheme if the first one met no TLS at all and a server answered the
+                // second.
+                Err(error) => {
+                    last = match last {
+                        Some(first) if !first.found_no_tls() || error.found_no_server() => Some(first),
+                        _ => Some(error),
+                    };
+                }
             }
         }
         Err(last
             .unwrap_or_else(|| RegistryError::Protocol { host: place.host.clone(), why: "it has no address".into() }))
     }
 
-    pub fn host(&self) -> &str {
+    pub(super) fn host(&self) -> &str {
         &self.host
     }
 
-    pub fn http(&self) -> &Http {
+    pub(super) fn http(&self) -> &Http {
         &self.http
     }
 
-    /// The URL of something in this repository; an answer's `Location` may be whole or begin at the host.
-    pub fn url(&self, path: &str) -> String {
+    /// Returns the URL of a path in this repository. The `Location` of a response may be a complete URL or an absolute
+    /// path.
+    pub(super) fn url(&self, path: &str) -> String {
         if path.starts_with("https://") || path.starts_with("http://") {
             path.to_owned()
         } else if path.starts_with('/') {
@@ -124,11 +135,11 @@ impl Endpoint {
         }
     }
 
-    /// One attempt at a request, a refused token renewed once. An answer below 300 or one of `fine` is done.
-    pub fn attempt(&self, ask: &Ask<'_>, fine: &[u16]) -> Attempt<Response<Body>> {
+    /// Makes one attempt at a request. Renews a refused token once. A status below 300 or one of `fine` is a success.
+    pub(super) fn attempt(&self, spec: &RequestSpec<'_>, fine: &[u16]) -> Attempt<Response<Body>> {
         let mut renewed = false;
         loop {
-            let mut response = match self.send(ask) {
+            let mut response = match self.send(spec) {
                 Ok(Ok(response)) => response,
                 Ok(Err(cause)) => return self.failed(cause),
                 Err(error) => return Attempt::Failed(error),
@@ -138,28 +149,28 @@ impl Endpoint {
                 return Attempt::Done(response);
             }
             if status == StatusCode::UNAUTHORIZED && !renewed {
-                // The token may have ended in the middle of a long pull.
+                // The token may have expired during a long pull.
                 self.auth.forget(&self.scope());
                 renewed = true;
                 continue;
             }
             let after = http::retry_after(&response);
-            let said = http::said(response.body_mut(), self.http.stall);
-            let (host, what) = (self.host.clone(), ask.what.to_owned());
+            let message = http::error_message(response.body_mut(), self.http.stall);
+            let (host, what) = (self.host.clone(), spec.what.to_owned());
             return match status {
                 StatusCode::NOT_FOUND => Attempt::Failed(RegistryError::NotFound { host, what }),
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Attempt::Failed(self.auth.denied(&what, said)),
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Attempt::Failed(self.auth.denied(&what, message)),
                 _ => {
-                    let error = RegistryError::Status { host, what, status: status.as_u16(), said };
+                    let error = RegistryError::Status { host, what, status: status.as_u16(), message };
                     if http::may_pass(status) { Attempt::Again { error, after } } else { Attempt::Failed(error) }
                 }
             };
         }
     }
 
-    /// A request, made again where that may help.
-    pub fn call(&self, ask: &Ask<'_>, fine: &[u16]) -> Result<Response<Body>, RegistryError> {
-        self.http.retry(|| self.attempt(ask, fine))
+    /// Sends a request, and retries it after a temporary failure.
+    pub(super) fn call(&self, spec: &RequestSpec<'_>, fine: &[u16]) -> Result<Response<Body>, RegistryError> {
+        self.http.retry(|| self.attempt(spec, fine))
     }
 
     fn failed<T>(&self, cause: ureq::Error) -> Attempt<T> {
@@ -169,51 +180,56 @@ impl Endpoint {
     }
 
     fn scope(&self) -> String {
+        if self.repository.is_empty() {
+            return self.actions.to_owned();
+        }
         format!("repository:{}:{}", self.repository, self.actions)
     }
 
-    fn send(&self, ask: &Ask<'_>) -> Result<Result<Response<Body>, ureq::Error>, RegistryError> {
-        let url = self.url(ask.path);
-        let left = if ask.small { self.http.left_for_small()? } else { self.http.left()? };
-        let mut headers = ask.headers.clone();
-        // An upload may have been sent to a storage elsewhere, which has its own signature in the URL.
-        if url.starts_with(&format!("{}/", self.base))
-            && let Some(authorization) = self.auth.header(&self.scope(), &self.agent, &self.http)?
-        {
-            headers.push(("authorization", authorization));
+    fn send(&self, spec: &RequestSpec<'_>) -> Result<Result<Response<Body>, ureq::Error>, RegistryError> {
+        let url = self.url(spec.path);
+        let left = if spec.small { self.http.left_for_small()? } else { self.http.left()? };
+        // An upload may be redirected to another storage service, which has its own signature in the URL.
+        let mut login = None;
+        if url.starts_with(&format!("{}/", self.base)) {
+            login = self.auth.header(&self.scope(), &self.agents, &self.http)?;
         }
-        macro_rules! with {
-            ($request:expr) => {
-                headers
-                    .iter()
-                    .fold($request, |request, (name, value)| request.header(*name, value))
-                    .config()
-                    .timeout_global(left)
-                    .build()
+        self.agents.follow(spec.method, &url, &|agent, url, first| {
+            let mut headers: Vec<(&str, &str)> = spec.headers.iter().map(|(name, value)| (*name, &**value)).collect();
+            headers.extend(login.as_deref().filter(|_| first).map(|login| ("authorization", login)));
+            macro_rules! with {
+                ($request:expr) => {
+                    headers
+                        .iter()
+                        .fold($request, |request, (name, value)| request.header(*name, *value))
+                        .config()
+                        .timeout_global(left)
+                        .build()
+                };
+            }
+            let request = |method: &str| match method {
+                "PUT" => agent.put(url),
+                "PATCH" => agent.patch(url),
+                _ => agent.post(url),
             };
-        }
-        let request = |method: &str| match method {
-            "PUT" => self.agent.put(&url),
-            "PATCH" => self.agent.patch(&url),
-            _ => self.agent.post(&url),
-        };
-        Ok(match ask.body {
-            Payload::None if ask.method == "HEAD" => with!(self.agent.head(&url)).call(),
-            Payload::None => with!(self.agent.get(&url)).call(),
-            Payload::Empty => with!(request(ask.method)).send_empty(),
-            Payload::Bytes(bytes) => with!(request(ask.method)).send(bytes),
-            Payload::File(upload) => match upload.reader() {
-                Ok(mut reader) => with!(request(ask.method)).send(ureq::SendBody::from_reader(&mut reader)),
-                Err(error) => Err(error.into()),
-            },
+            match spec.body {
+                Payload::None if spec.method == "HEAD" => with!(agent.head(url)).call(),
+                Payload::None => with!(agent.get(url)).call(),
+                Payload::Empty => with!(request(spec.method)).send_empty(),
+                Payload::Bytes(bytes) => with!(request(spec.method)).send(bytes),
+                Payload::File(upload) => match upload.reader() {
+                    Ok(mut reader) => with!(request(spec.method)).send(ureq::SendBody::from_reader(&mut reader)),
+                    Err(error) => Err(error.into()),
+                },
+            }
         })
     }
 
-    /// A whole small document, read again when it breaks off.
-    fn document(&self, ask: &Ask<'_>) -> Result<Vec<u8>, RegistryError> {
-        let (host, what) = (&self.host, ask.what);
+    /// Reads a whole small document. Repeats the request if the connection breaks.
+    fn document(&self, spec: &RequestSpec<'_>) -> Result<Vec<u8>, RegistryError> {
+        let (host, what) = (&self.host, spec.what);
         let response = self.http.retry(|| {
-            let mut response = match self.attempt(ask, &[]) {
+            let mut response = match self.attempt(spec, &[]) {
                 Attempt::Done(response) => response,
                 Attempt::Again { error, after } => return Attempt::Again { error, after },
                 Attempt::Failed(error) => return Attempt::Failed(error),
@@ -226,32 +242,56 @@ impl Endpoint {
                 Err(cause) => self.failed(cause),
             }
         });
-        response.map(|(bytes, _)| bytes)
+        let (bytes, response) = response?;
+        match declared_digest(&response) {
+            Some(expected) if expected != digest_of(&bytes) => {
+                let (host, what) = (host.clone(), what.to_owned());
+                Err(RegistryError::Digest { host, what, expected, found: digest_of(&bytes) })
+            }
+            _ => Ok(bytes),
+        }
     }
 
-    /// A manifest or an index by tag or digest.
-    pub fn manifest(&self, reference: &str, what: &str) -> Result<Vec<u8>, RegistryError> {
+    /// Returns a manifest or an index, by tag or digest.
+    pub(super) fn manifest(&self, reference: &str, what: &str) -> Result<Vec<u8>, RegistryError> {
         let path = format!("manifests/{reference}");
         let headers = vec![("accept", ACCEPT.to_owned())];
-        self.document(&Ask { method: "GET", path: &path, headers, what, small: true, ..Ask::default() })
+        self.document(&RequestSpec { method: "GET", path: &path, headers, what, small: true, ..RequestSpec::default() })
     }
 
-    pub fn small_blob(&self, digest: &str) -> Result<Vec<u8>, RegistryError> {
-        self.document(&Ask {
+    /// Makes the request that needs a valid login and nothing else.
+    pub(super) fn check_login(&self) -> Result<(), RegistryError> {
+        let what = &self.host;
+        self.call(&RequestSpec { method: "GET", path: "/v2/", what, small: true, ..RequestSpec::default() }, &[])
+            .map(drop)
+    }
+
+    /// Returns a document of the registry's that is not part of a repository.
+    pub(super) fn json(&self, path: &str) -> Result<Vec<u8>, RegistryError> {
+        self.document(&RequestSpec { method: "GET", path, what: path, small: true, ..RequestSpec::default() })
+    }
+
+    pub(super) fn small_blob(&self, digest: &str) -> Result<Vec<u8>, RegistryError> {
+        self.document(&RequestSpec {
             method: "GET",
             path: &format!("blobs/{digest}"),
             what: digest,
             small: true,
-            ..Ask::default()
+            ..RequestSpec::default()
         })
     }
 }
 
-/// Is there a registry, and what does it want to see first?
+/// Returns the digest that a registry declares for its response, if it is a digest of the supported kind.
+pub(super) fn declared_digest(response: &Response<Body>) -> Option<Digest> {
+    response.headers().get("docker-content-digest")?.to_str().ok()?.trim().parse().ok()
+}
+
+/// Checks whether there is a registry, and which authentication it requires.
 fn ping(
     base: &str,
     host: &str,
-    agent: &Agent,
+    agents: &Agents,
     http: &Http,
     patient: bool,
 ) -> Result<Option<auth::Challenge>, RegistryError> {
@@ -261,22 +301,28 @@ fn ping(
             Ok(left) => left,
             Err(error) => return Attempt::Failed(error),
         };
-        match agent.get(&url).config().timeout_global(left).build().call() {
+        let asked =
+            agents.follow("GET", &url, &|agent, url, _| agent.get(url).config().timeout_global(left).build().call());
+        let answer = match asked {
+            Ok(answer) => answer,
+            Err(error) => return Attempt::Failed(error),
+        };
+        match answer {
             Ok(response) if response.status() == StatusCode::UNAUTHORIZED => {
                 Attempt::Done(auth::challenge(response.headers()))
             }
-            // Some answer 404 here and serve images all the same.
+            // Some registries answer 404 here and still serve images.
             Ok(response) if response.status().is_success() || response.status() == StatusCode::NOT_FOUND => {
                 Attempt::Done(None)
             }
             Ok(mut response) => {
                 let (status, after) = (response.status(), http::retry_after(&response));
-                let said = http::said(response.body_mut(), http.stall);
+                let message = http::error_message(response.body_mut(), http.stall);
                 let error =
-                    RegistryError::Status { host: host.into(), what: "/v2/".into(), status: status.as_u16(), said };
+                    RegistryError::Status { host: host.into(), what: "/v2/".into(), status: status.as_u16(), message };
                 if http::may_pass(status) { Attempt::Again { error, after } } else { Attempt::Failed(error) }
             }
-            Err(cause) if patient && http::may_recover(&cause) && !http::is_refused(&cause) => {
+            Err(cause) if patient && http::may_recover(&cause) && !error::is_refused(&cause) => {
                 Attempt::Again { error: unreachable(host, cause), after: None }
             }
             Err(cause) => Attempt::Failed(unreachable(host, cause)),
@@ -287,9 +333,11 @@ fn ping(
 fn unreachable(host: &str, cause: ureq::Error) -> RegistryError {
     let host = host.to_owned();
     match &cause {
+        ureq::Error::Io(error) if http::no_tls(error) => RegistryError::NoTls { host },
+        ureq::Error::Rustls(rustls::Error::InvalidMessage(_)) => RegistryError::NoTls { host },
         ureq::Error::Rustls(_) | ureq::Error::Tls(_) => RegistryError::Certificate { host, cause },
         ureq::Error::Io(error) if http::tls_trouble(error) => RegistryError::Certificate { host, cause },
-        // It was reached.
+        // The registry was reached.
         ureq::Error::TooManyRedirects | ureq::Error::RedirectFailed | ureq::Error::LargeResponseHeader(..) => {
             RegistryError::Protocol { host, why: cause.to_string() }
         }

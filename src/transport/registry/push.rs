@@ -1,94 +1,74 @@
-//! Into a registry: what it has not, blob by blob, then the manifest.
+//! Pushes an image to a registry: the missing blobs, one by one, then the manifest.
 //!
-//! The store keeps a layer's tar, not the bytes it once came in. So the manifest that an image came with is sent again, digest and all, only
-//! where the registry has every blob of it already (another tag, another name in the same registry); otherwise each layer is packed
-//! again, into a file first: its digest must be known before it is sent, and an upload that breaks can be repeated.
+//! The store keeps a layer's tar, not the compressed bytes that were pulled. The original manifest, with its digest, is
+//! therefore only sent if the registry already has all of its blobs (another tag, or another name in the same
+//! registry). Otherwise each layer is compressed again. It is written to a file first, because its digest must be known
+//! before the upload, and a broken upload can then be repeated.
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ureq::http::{Response, StatusCode};
 
-use super::endpoint::{Ask, Endpoint, Payload};
+use super::endpoint::{Endpoint, Payload, RequestSpec};
 use super::http::Http;
+use super::upload::Upload;
 use super::{Options, RegistryError};
 use crate::image::{Compression, Document, OCI_MANIFEST, digest_of, write_manifest};
 use crate::names::{Digest, Reference};
+use crate::sys::thread;
 use crate::transport::pack::pack;
 
-/// An image to send.
+/// An image to push.
 #[derive(Debug)]
-pub struct PushImage {
+pub(crate) struct PushImage {
     pub config: Vec<u8>,
-    /// The manifest that it came with.
+    /// The manifest that the image was loaded with.
     pub manifest: Option<Vec<u8>>,
     /// Lowest layer first.
     pub layers: Vec<PushLayer>,
-    /// What to make of the layers where they must be packed.
+    /// The compression for layers that must be compressed again.
     pub packing: Compression,
-    /// Repositories of the same registry that may have its blobs already.
+    /// Repositories of the same registry that may already have its blobs.
     pub neighbours: Vec<String>,
-    /// A directory for the packed layers.
+    /// A directory for the compressed layers.
     pub workplace: PathBuf,
 }
 
 /// A layer's tar.
 #[derive(Debug, Clone)]
-pub struct PushLayer {
+pub(crate) struct PushLayer {
     pub diff_id: Digest,
     pub path: PathBuf,
     pub size: u64,
 }
 
-/// Who is told how a push goes; called from several threads.
-pub trait PushProgress: Sync {
-    /// So many bytes of its tar are packed.
+/// Receives the progress of a push. Called from several threads.
+pub(crate) trait PushProgress: Sync {
+    /// Reports further bytes of a layer's tar that were compressed.
     fn packed(&self, _diff_id: &Digest, _bytes: u64) {}
-    /// It is there; `sent`: it was not before.
+    /// Reports that the registry has the layer. `sent` is false if the registry already had it.
     fn done(&self, _diff_id: &Digest, _sent: bool) {}
-    /// All are there.
+    /// Reports that the registry has all layers.
     fn finish(&self) {}
 }
 
 impl PushProgress for () {}
 
-/// What is in the registry now.
+/// The result of a push.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Pushed {
+pub(crate) struct Pushed {
     pub manifest_digest: Digest,
-    /// Layers that had to be sent.
+    /// Number of layers that were sent.
     pub sent: usize,
 }
 
-/// Layers packed and sent at a time.
+/// Number of layers that are compressed and sent in parallel.
 const PARALLEL: usize = 3;
 
-/// A stretch of a file on its way.
-#[derive(Debug)]
-pub(super) struct Upload<'a> {
-    file: &'a File,
-    len: u64,
-}
-
-impl Upload<'_> {
-    pub fn reader(&self) -> io::Result<impl Read + use<'_>> {
-        struct At<'a>(&'a File, u64);
-        impl Read for At<'_> {
-            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-                let got = self.0.read_at(buffer, self.1)?;
-                self.1 += got as u64;
-                Ok(got)
-            }
-        }
-        Ok(At(self.file, 0).take(self.len))
-    }
-}
-
-/// Sends an image to a registry, under the reference's tag.
-pub fn push(
+/// Pushes an image to a registry, with the reference's tag.
+pub(crate) fn push(
     reference: &Reference,
     image: &PushImage,
     options: &Options,
@@ -119,7 +99,7 @@ struct Push<'a> {
     progress: &'a dyn PushProgress,
 }
 
-/// A layer as the registry has it.
+/// A layer in the registry.
 #[derive(Debug, Clone)]
 struct Sent {
     digest: Digest,
@@ -128,7 +108,7 @@ struct Sent {
 }
 
 impl Push<'_> {
-    /// Whether the registry has every layer that a manifest names: then nothing need be packed.
+    /// Whether the registry has every layer that a manifest names, so that no layer must be compressed.
     fn has_all_of(&self, manifest: &[u8], image: &PushImage) -> bool {
         let Ok(Document::Manifest(manifest)) = Document::parse(manifest) else { return false };
         let there = |digest: &Digest| self.has(digest).unwrap_or(false);
@@ -137,22 +117,25 @@ impl Push<'_> {
         })
     }
 
-    /// Asks the registry to take a blob over from another of its repositories.
+    /// Asks the registry to mount a blob from another of its repositories.
     fn mount(&self, digest: &Digest, from: &str) -> Result<bool, RegistryError> {
         let (what, path) = (digest.to_string(), format!("blobs/uploads/?mount={digest}&from={from}"));
-        let ask = Ask { method: "POST", path: &path, body: Payload::Empty, what: &what, ..Ask::default() };
-        // 202: it would rather have the bytes; the upload that it began is left to end by itself.
-        Ok(self.endpoint.call(&ask, &[])?.status() == StatusCode::CREATED)
+        let spec =
+            RequestSpec { method: "POST", path: &path, body: Payload::Empty, what: &what, ..RequestSpec::default() };
+        // With 202, the registry wants an upload of the bytes. The upload that it opened expires by itself.
+        Ok(self.endpoint.call(&spec, &[])?.status() == StatusCode::CREATED)
     }
 
     fn has(&self, digest: &Digest) -> Result<bool, RegistryError> {
         let what = digest.to_string();
         let path = format!("blobs/{digest}");
-        let answer = self.endpoint.call(&Ask { method: "HEAD", path: &path, what: &what, ..Ask::default() }, &[404])?;
+        let answer = self
+            .endpoint
+            .call(&RequestSpec { method: "HEAD", path: &path, what: &what, ..RequestSpec::default() }, &[404])?;
         Ok(answer.status().is_success())
     }
 
-    /// All layers, a few at a time, equal ones once.
+    /// Pushes all layers, a few at a time. Equal layers are pushed once.
     fn layers(&self, image: &PushImage) -> Result<Vec<Sent>, RegistryError> {
         let mut todo: Vec<&PushLayer> = Vec::new();
         for layer in &image.layers {
@@ -162,7 +145,7 @@ impl Push<'_> {
         }
         todo.sort_by_key(|layer| layer.size);
         let done: Mutex<Vec<(Digest, Sent)>> = Mutex::default();
-        // The largest at the end of the list: taken first.
+        // The largest layer is last, and is taken first.
         let todo = Mutex::new(todo);
         let take = || todo.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let work = || -> Result<(), RegistryError> {
@@ -175,7 +158,8 @@ impl Push<'_> {
             Ok(())
         };
         std::thread::scope(|scope| {
-            let others: Vec<_> = (1..PARALLEL).map(|_| scope.spawn(work)).collect();
+            // If no further thread can start, the existing ones do its work.
+            let others: Vec<_> = (1..PARALLEL).filter_map(|_| thread::scoped(scope, work).ok()).collect();
             let own = work();
             let others = others.into_iter().map(|other| match other.join() {
                 Ok(result) => result,
@@ -196,10 +180,10 @@ impl Push<'_> {
             packing => {
                 let path = image.workplace.join(format!("{}.packed", layer.diff_id.hex()));
                 let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(failed)?;
-                let told = |bytes| self.progress.packed(&layer.diff_id, bytes);
-                // Nobody else needs its name, and so it goes with this process.
+                let on_packed = |bytes| self.progress.packed(&layer.diff_id, bytes);
+                // Only this process uses the file. Without a name, it is removed when the process ends.
                 std::fs::remove_file(&path).map_err(failed)?;
-                let (digest, size) = pack(&tar, &layer.diff_id, &file, packing, &told).map_err(failed)?;
+                let (digest, size) = pack(&tar, &layer.diff_id, &file, packing, &on_packed).map_err(failed)?;
                 (file, digest, size)
             }
         };
@@ -219,13 +203,19 @@ impl Push<'_> {
         Ok(digest)
     }
 
-    /// POST for a place, PUT everything there at once; an attempt that broke begins with a new place.
+    /// Uploads a blob: POST returns an upload URL, and PUT sends all bytes to it. A broken attempt is repeated with a
+    /// new URL.
     fn upload(&self, digest: &Digest, body: Payload<'_>, size: u64) -> Result<(), RegistryError> {
         let what = digest.to_string();
         self.endpoint.http().retry(|| {
             use super::http::Attempt;
-            let begin =
-                Ask { method: "POST", path: "blobs/uploads/", body: Payload::Empty, what: &what, ..Ask::default() };
+            let begin = RequestSpec {
+                method: "POST",
+                path: "blobs/uploads/",
+                body: Payload::Empty,
+                what: &what,
+                ..RequestSpec::default()
+            };
             let place = match self.endpoint.attempt(&begin, &[]) {
                 Attempt::Done(response) => match self.location(&response) {
                     Ok(place) => place,
@@ -240,9 +230,9 @@ impl Push<'_> {
                 vec![("content-type", "application/octet-stream".into()), ("content-length", size.to_string())];
             match self
                 .endpoint
-                .attempt(&Ask { method: "PUT", path: &path, headers, body, what: &what, small: false }, &[])
+                .attempt(&RequestSpec { method: "PUT", path: &path, headers, body, what: &what, small: false }, &[])
             {
-                // The place may have been forgotten: with a new one it may work.
+                // The registry may have dropped the upload. Retry with a new one.
                 Attempt::Failed(error @ RegistryError::NotFound { .. }) => Attempt::Again { error, after: None },
                 other => other,
             }
@@ -256,7 +246,7 @@ impl Push<'_> {
             location.filter(|_| response.status() == StatusCode::ACCEPTED).map(|place| self.endpoint.url(place));
         place.ok_or_else(|| RegistryError::Protocol {
             host: self.endpoint.host().into(),
-            why: "it names no place for an upload".into(),
+            why: "it names no URL for the upload".into(),
         })
     }
 
@@ -267,7 +257,7 @@ impl Push<'_> {
             .unwrap_or_else(|| OCI_MANIFEST.into());
         let what = reference.familiar();
         self.endpoint.call(
-            &Ask {
+            &RequestSpec {
                 method: "PUT",
                 path: &format!("manifests/{tag}"),
                 headers: vec![("content-type", media_type)],

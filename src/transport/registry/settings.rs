@@ -1,4 +1,4 @@
-//! Mirrors, and registries that speak plain HTTP: `/etc/gpurun/registries.json`, and GPURUN_MIRRORS for one command.
+//! Mirrors, and registries without TLS: `/etc/gpurun/registries.json`, and GPURUN_MIRRORS for one command.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,52 +9,62 @@ use serde::Deserialize;
 use crate::names::Reference;
 use crate::report::Explain;
 
-/// What an administrator says about registries.
+/// The administrator's settings for registries.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
-    /// Registry → mirrors (`[https://]HOST[:PORT][/PREFIX]`), asked in this order before the registry itself.
+pub(crate) struct Settings {
+    /// Registry → mirrors (`[https://]HOST[:PORT][/PREFIX]`), which are tried in this order before the registry itself.
     #[serde(default)]
     pub mirrors: BTreeMap<String, Vec<String>>,
-    /// Registries whose certificate is not checked, and that may speak plain HTTP.
+    /// Registries whose certificate is not verified, and that may use plain HTTP.
     #[serde(default)]
     pub insecure: Vec<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
+pub(crate) enum SettingsError {
     #[error("cannot read `{}`", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("`{}` is no list of mirrors", path.display())]
+    #[error("`{}` is not a list of mirrors", path.display())]
     Json { path: PathBuf, source: serde_json::Error },
-    #[error("GPURUN_MIRRORS has `{0}`")]
+    #[error("cannot parse `{0}` in GPURUN_MIRRORS")]
     Variable(String),
 }
 
 impl Explain for SettingsError {
     fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Variable(_) => "write `REGISTRY=MIRROR`, several with blanks between: `docker.io=mirror.lab:5000`".into(),
-            _ => r#"its form is {"mirrors": {"docker.io": ["https://mirror.lab:5000"]}, "insecure": ["mirror.lab:5000"]}"#
+            Self::Variable(_) => "write `REGISTRY=MIRROR`, separated by blanks: `docker.io=mirror.lab:5000`".into(),
+            _ => r#"use the form {"mirrors": {"docker.io": ["https://mirror.lab:5000"]}, "insecure": ["mirror.lab:5000"]}"#
                 .into(),
         })
     }
 }
 
-/// A place where an image may be: a registry's API and the repository's path in it.
+impl Settings {
+    /// Appends the settings of another file.
+    pub(crate) fn extend(&mut self, other: &Self) {
+        for (registry, mirrors) in &other.mirrors {
+            self.mirrors.entry(registry.clone()).or_default().extend(mirrors.iter().cloned());
+        }
+        self.insecure.extend(other.insecure.iter().cloned());
+    }
+}
+
+/// A possible location of an image: a registry's API and the repository's path in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
-    /// Host and port as people write them: the key for credentials and certificates.
+    /// Host and port as users write them: the key for credentials and certificates.
     pub host: String,
     pub repository: String,
-    /// `https` or `http` where it is said.
+    /// `https` or `http`, if it is specified.
     pub scheme: Option<&'static str>,
     pub insecure: bool,
 }
 
 impl Settings {
-    /// The file at `path`, if it is there, then GPURUN_MIRRORS's `variable`.
-    pub fn read(path: &Path, variable: Option<&str>) -> Result<Self, SettingsError> {
+    /// Reads the file at `path`, if it exists, and then `variable`, the value of GPURUN_MIRRORS.
+    pub(crate) fn read(path: &Path, variable: Option<&str>) -> Result<Self, SettingsError> {
         let mut settings: Self = match std::fs::read(path) {
             Ok(bytes) => {
                 serde_json::from_slice(&bytes).map_err(|source| SettingsError::Json { path: path.into(), source })?
@@ -69,7 +79,7 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Where an image may be, in the order to ask: mirrors, at last its registry.
+    /// Returns the possible locations of an image in the order to try: the mirrors, then its registry.
     pub(super) fn places(&self, reference: &Reference) -> Vec<Place> {
         let mirrors = self.mirrors.get(&reference.domain).into_iter().flatten();
         let mut places: Vec<_> = mirrors.map(|mirror| self.mirror(mirror, &reference.path)).collect();
@@ -77,7 +87,12 @@ impl Settings {
         places
     }
 
-    /// Its registry alone: where to push to.
+    /// Whether a registry may be used without TLS.
+    pub(super) fn is_insecure(&self, host: &str) -> bool {
+        self.insecure.iter().any(|known| known == host)
+    }
+
+    /// Returns the location in the image's registry, which is the destination of a push.
     pub(super) fn place(&self, reference: &Reference) -> Place {
         Place {
             host: reference.domain.clone(),

@@ -1,9 +1,9 @@
-//! Whom to trust: the system's authorities, and what an administrator put into certs.d for one registry.
+//! Trusted certificates: the system's CAs, and those that an administrator put into certs.d for a registry.
 //!
 //! ```text
 //! /etc/docker/certs.d/HOST[:PORT]/     (and /etc/containers/certs.d; or the directory of --cert-dir)
-//!     *.crt                            authorities
-//!     NAME.cert, NAME.key              our certificate for it
+//!     *.crt                            CA certificates
+//!     NAME.cert, NAME.key              client certificate for the registry
 //! ```
 
 use std::fs;
@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 
-use super::{Options, RegistryError};
+use super::RegistryError;
 
-/// Where distributions keep the authorities that they trust.
+/// The CA bundles of Linux distributions.
 const SYSTEM: [&str; 5] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
@@ -25,8 +25,9 @@ const SYSTEM: [&str; 5] = [
 ];
 const PER_HOST: [&str; 2] = ["/etc/docker/certs.d", "/etc/containers/certs.d"];
 
-/// The TLS settings for the registry `host`; `verify` false takes any certificate.
-pub(super) fn config(host: &str, verify: bool, options: &Options) -> Result<TlsConfig, RegistryError> {
+/// Returns the TLS settings for `host` (with its port). If `verify` is false, any certificate is accepted. `dir` is
+/// used in place of the host's directory in certs.d.
+pub(super) fn config(host: &str, verify: bool, dir: Option<&Path>) -> Result<TlsConfig, RegistryError> {
     let mut roots = Vec::new();
     if verify {
         let system = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
@@ -36,7 +37,7 @@ pub(super) fn config(host: &str, verify: bool, options: &Options) -> Result<TlsC
         }
     }
     let mut client = None;
-    for dir in directories(host, options) {
+    for dir in directories(host, dir) {
         for path in files(&dir)? {
             match path.extension().and_then(|extension| extension.to_str()) {
                 Some("crt") if verify => roots.extend(certificates(&path)?),
@@ -53,9 +54,12 @@ pub(super) fn config(host: &str, verify: bool, options: &Options) -> Result<TlsC
         .build())
 }
 
-fn directories(host: &str, options: &Options) -> Vec<PathBuf> {
-    match &options.cert_dir {
-        Some(dir) => vec![dir.clone()],
+fn directories(host: &str, dir: Option<&Path>) -> Vec<PathBuf> {
+    // The host may come from a server's response and have any content. It must not become an arbitrary path.
+    let is_host = !host.is_empty() && !host.starts_with('.') && !host.contains(['/', '\0']);
+    match dir {
+        Some(dir) => vec![dir.to_owned()],
+        None if !is_host => Vec::new(),
         None => PER_HOST.iter().map(|dir| Path::new(dir).join(host)).filter(|dir| dir.is_dir()).collect(),
     }
 }
