@@ -1,17 +1,19 @@
-//! Which images there are, and which of them a name or the beginning of an id means.
+//! Lists images, and finds them by name or by the start of an id.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use super::{Image, ImageRecord, ResolveError, Store, StoreError, is_there, names, read_if_there};
+use super::files::{exists, read_optional};
+use super::record::ImageRecord;
+use super::{Image, ResolveError, Store, StoreError, names};
 use crate::image::{ImageConfig, digest_of};
 use crate::layer::merge;
 use crate::names::{Digest, Reference};
 
 impl Store {
-    /// All images, the named ones first, by name. A damaged one is left out, with a word: the others are none the worse for it.
-    pub fn list(&self) -> Result<Vec<Image>, StoreError> {
+    /// Returns all images: those with names first, sorted by name. Skips damaged ones with a warning.
+    pub(crate) fn list(&self) -> Result<Vec<Image>, StoreError> {
         let (images, damaged) = self.list_all()?;
         for error in damaged {
             tracing::warn!("{error}; see `gpurun image verify`");
@@ -19,7 +21,7 @@ impl Store {
         Ok(images)
     }
 
-    /// The readable images, and what is wrong with the others.
+    /// Returns the readable images, and the errors of the others.
     pub(super) fn list_all(&self) -> Result<(Vec<Image>, Vec<StoreError>), StoreError> {
         let names = self.names()?;
         let (mut images, mut damaged) = (Vec::new(), Vec::new());
@@ -36,7 +38,7 @@ impl Store {
         Ok((images, damaged))
     }
 
-    /// What the layers' tars had as sizes when they came.
+    /// Returns the sizes of the layers' tars, as recorded when the layers were loaded.
     pub(super) fn recorded_sizes(&self) -> Result<BTreeMap<Digest, u64>, StoreError> {
         let mut sizes = BTreeMap::new();
         for image in self.list_all()?.0 {
@@ -45,8 +47,8 @@ impl Store {
         Ok(sizes)
     }
 
-    /// Finds an image by id, name or unambiguous beginning of its id.
-    pub fn resolve(&self, name: &str) -> Result<Image, ResolveError> {
+    /// Finds an image by id, by name, or by an unambiguous start of its id.
+    pub(crate) fn resolve(&self, name: &str) -> Result<Image, ResolveError> {
         let failed = |cause| ResolveError::Store { name: name.into(), cause };
         let names = self.names().map_err(failed)?;
         let id = match self.find(name, &names).map_err(failed)? {
@@ -61,18 +63,19 @@ impl Store {
         self.image(id, &names).map_err(failed)?.ok_or_else(|| self.not_found(name))
     }
 
-    /// The id that a name means, even of an image that is damaged; by its whole id also one that runs from an archive.
-    pub fn identify(&self, name: &str) -> Result<Digest, ResolveError> {
+    /// Returns the id that a name refers to, even if the image is damaged. A full id also finds an image that runs from
+    /// an archive.
+    pub(crate) fn identify(&self, name: &str) -> Result<Digest, ResolveError> {
         let failed = |cause| ResolveError::Store { name: name.into(), cause };
         match self.find(name, &self.names().map_err(failed)?).map_err(failed)? {
-            Found::One(id) if is_there(&self.image_dir(&id)).map_err(failed)? => Ok(id),
-            Found::One(id) if is_there(&self.archive_dir(&id)).map_err(failed)? => Ok(id),
+            Found::One(id) if exists(&self.image_dir(&id)).map_err(failed)? => Ok(id),
+            Found::One(id) if exists(&self.archive_dir(&id)).map_err(failed)? => Ok(id),
             _ => Ok(self.resolve(name)?.id),
         }
     }
 
-    /// Whether `text` is how `name` may be said, and not an id.
-    pub fn is_name(&self, text: &str, name: &Reference) -> bool {
+    /// Whether `text` is a form of `name`, and not an id.
+    pub(crate) fn is_name(&self, text: &str, name: &Reference) -> bool {
         names::candidates(text).contains(name)
     }
 
@@ -110,12 +113,17 @@ impl Store {
         Ok(if references.is_empty() { Found::BadName } else { Found::None })
     }
 
-    /// `name@digest` means an image of that name that came with that manifest, under whatever tag: as docker's repository digests do.
+    /// Resolves `name@digest` to an image of that name that has that manifest, under any tag, as docker's repository
+    /// digests do.
     fn by_manifest(&self, references: &[Reference], names: &names::Names) -> Result<Option<Digest>, StoreError> {
         let Some((reference, digest)) = references.iter().find_map(|one| Some((one, one.digest?))) else {
             return Ok(None);
         };
         let is_meant = |name: &Reference| (&name.domain, &name.path) == (&reference.domain, &reference.path);
+        let pulled = self.repo_digests()?.get(reference, &digest);
+        if let Some(id) = pulled.filter(|id| names.of(id).iter().any(is_meant)) {
+            return Ok(Some(id));
+        }
         let (images, _) = self.list_all()?;
         let mut images = images.into_iter().filter(|image| image.manifest_digest == Some(digest));
         Ok(images.find(|image| names.of(&image.id).iter().any(is_meant)).map(|image| image.id))
@@ -132,20 +140,21 @@ impl Store {
         Ok(ids)
     }
 
-    /// Reads one image; `None` when it is not there.
+    /// Reads one image. `None` if it does not exist.
     pub(super) fn image(&self, id: Digest, names: &names::Names) -> Result<Option<Image>, StoreError> {
         self.image_in(&self.image_dir(&id), id, names)
     }
 
     pub(super) fn image_in(&self, dir: &Path, id: Digest, names: &names::Names) -> Result<Option<Image>, StoreError> {
-        // Both files come and go with their directory, in one rename: what is missing was removed, even between the two reads.
-        let Some(bytes) = read_if_there(&dir.join("config.json"))? else { return Ok(None) };
+        // Both files appear and disappear with their directory, in one rename. If one is missing, the image was
+        // removed, perhaps between the two reads.
+        let Some(bytes) = read_optional(&dir.join("config.json"))? else { return Ok(None) };
         if digest_of(&bytes) != id {
             return Err(StoreError::Changed { path: dir.join("config.json") });
         }
         let config = ImageConfig::parse(&bytes).map_err(|cause| StoreError::Damaged { id: id.to_string(), cause })?;
         let path = dir.join("image.json");
-        let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
+        let Some(bytes) = read_optional(&path)? else { return Ok(None) };
         let record = ImageRecord::parse(&bytes, &path)?;
         Ok(Some(Image {
             id,
@@ -154,6 +163,7 @@ impl Store {
             config: config.config,
             architecture: config.architecture,
             os: config.os,
+            variant: config.variant,
             created: config.created,
             diff_ids: config.diff_ids,
             size: record.layer_sizes.iter().sum(),

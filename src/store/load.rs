@@ -1,4 +1,4 @@
-//! Loading: a source's images become images of the store.
+//! Loads the images of a source into the store.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -9,23 +9,30 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::ingest::{self, Buffer, CHUNK, Here, IngestError, Ingested, Shared, Unpacker, Windows};
-use super::{ImageRecord, Staging, Store, StoreError, Stretch, make_dir, merge_layers, scan_layers};
+use super::files::length;
+use super::files::make_dir;
+use super::ingest::{self, Buffer, CHUNK, IngestError, Ingested, Inline, Shared, Unpacker, Windows};
+use super::limits::MAX_STEPS;
+use super::progress::Progress;
+use super::record::ImageRecord;
+use super::scan::{merge_layers, scan_layers};
+use super::staging::Staging;
+use super::{Store, StoreError, Stretch};
 use crate::durable;
 use crate::image::{Compression, Platform, digest_of};
 use crate::layer::{Entry, Tree, erofs, merge};
 use crate::names::{Digest, Reference};
 use crate::report::Explain;
-use crate::sys;
+use crate::sys::{self, thread};
 use crate::transport::{self, Source, SourceError, SourceImage, SourceLayer, registry};
 
 #[derive(Debug, Clone)]
-pub struct LoadOptions {
-    /// Names besides those in the source, for a source of one image.
+pub(crate) struct LoadOptions {
+    /// Additional names, for a source with one image.
     pub names: Vec<Reference>,
-    /// Which image of an index to take.
+    /// The platform to choose from an index.
     pub platform: Platform,
-    /// For sources in a registry.
+    /// Options for sources in a registry.
     pub registry: registry::Options,
 }
 
@@ -35,36 +42,19 @@ impl Default for LoadOptions {
     }
 }
 
-/// An image that is in the store now.
+/// An image that was loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Loaded {
+pub(crate) struct Loaded {
     pub id: Digest,
     pub names: Vec<Reference>,
-    /// Layers that were in the store already.
+    /// Number of layers that were already in the store.
     pub shared_layers: usize,
     pub layers: usize,
 }
 
-/// Who is told how a load goes. Called from several threads.
-pub trait Progress: Sync {
-    /// A pipe or a packed archive must be unpacked before its images are found: so many bytes more of it are.
-    fn unpack(&self, _bytes: u64) {}
-    /// What there is to read: the layers that are not in the store yet, with their packed bytes.
-    fn start(&self, _layers: &[(Digest, u64)]) {}
-    /// So many packed bytes more of one of them are read.
-    fn advance(&self, _layer: usize, _bytes: u64) {}
-    /// One of them is in.
-    fn done(&self, _layer: usize) {}
-    /// All layers are in; the rest is short.
-    fn finish(&self) {}
-}
-
-/// Tells nobody.
-impl Progress for () {}
-
-/// A load that failed; the store is as it was.
+/// A load that failed. The store is unchanged.
 #[derive(Debug, thiserror::Error)]
-pub enum LoadError {
+pub(crate) enum LoadError {
     #[error("cannot {action} `{origin}`")]
     Source {
         action: &'static str,
@@ -90,7 +80,7 @@ pub enum LoadError {
         #[source]
         cause: StoreError,
     },
-    #[error("`{origin}` holds {images} images: one name cannot be given to all of them")]
+    #[error("cannot give one name to all images of `{origin}`: it contains {images} images")]
     OneName { origin: String, images: usize },
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -102,46 +92,59 @@ impl Explain for LoadError {
             Self::Source { cause, .. } => cause.hint(),
             Self::Layer { cause, .. } | Self::Spool { cause, .. } => match cause {
                 IngestError::Unpack(error) if registry_error(error).is_some() => registry_error(error)?.hint(),
-                IngestError::Unpack(_) | IngestError::Digest { .. } | IngestError::DiffId { .. } => {
-                    Some("the image is damaged or was changed: save or copy it again".into())
-                }
-                _ => cause.room(),
+                IngestError::Damaged { .. } => Some(
+                    "try another mirror, or ask the operator of the registry; the registry, or a proxy before it, \
+                     is broken"
+                        .into(),
+                ),
+                cause if cause.is_damage() => Some("save or copy the image again; it is damaged or was changed".into()),
+                _ => cause.space_hint(),
             },
             Self::Image { cause, .. } | Self::Store(cause) => cause.hint(),
-            Self::OneName { .. } => Some("load it without `--name`: its images keep the names they have".into()),
+            Self::OneName { .. } => Some("load it without `--name`; its images then keep their names".into()),
         }
     }
 }
 
-/// What a registry said, where a layer's bytes came from one.
+/// Returns the registry's error, if the layer came from a registry.
 fn registry_error(error: &io::Error) -> Option<&registry::RegistryError> {
     error.get_ref()?.downcast_ref()
 }
 
-/// Layers taken in at a time: each keeps two cores busy.
+/// Number of layers that are ingested in parallel. Each keeps two cores busy.
 const PARALLEL: usize = 2;
-/// The same where the network is what is waited for.
+/// The same for layers from the network, which is then the bottleneck.
 const PARALLEL_REMOTE: usize = 4;
 
-/// What is smaller than the smallest of a layer's buffers may stay with malloc.
+/// Allocations below this size, which is that of the smallest buffer of a layer, stay with malloc.
 const LARGE: usize = 256 << 10;
 
-/// A layer that the load needs.
+/// A layer to ingest.
 struct Job<'a> {
     layer: &'a SourceLayer,
-    /// Where its tar lies until the commit.
+    /// Path of its tar until the commit.
     path: PathBuf,
 }
 
-/// Layers that are there, with their pinned tars, and layers to take in.
+/// Existing layers, with their pinned tars, and layers to ingest.
 type Planned<'a> = (Vec<(Digest, Stretch)>, Vec<Job<'a>>);
 
-/// The layers of a load: sizes, and entries for the merge.
-pub(super) type Layers = BTreeMap<Digest, (u64, Vec<Entry>)>;
+/// The layers of a load: sizes, entries for the merge, and the remaining steps that its merges may take.
+pub(super) struct Layers {
+    pub sizes: BTreeMap<Digest, u64>,
+    entries: BTreeMap<Digest, Vec<Entry>>,
+    steps: u64,
+}
+
+impl Layers {
+    pub(super) fn new(entries: BTreeMap<Digest, Vec<Entry>>) -> Self {
+        Self { sizes: BTreeMap::new(), entries, steps: MAX_STEPS }
+    }
+}
 
 impl Store {
-    /// Loads all images of a source; either all of them are in the store afterwards, or the store is as it was.
-    pub fn load(
+    /// Loads all images of a source. Either all of them are in the store afterwards, or the store is unchanged.
+    pub(crate) fn load(
         &self,
         source: &Source,
         options: &LoadOptions,
@@ -155,31 +158,36 @@ impl Store {
             };
             image.names.extend(options.names.iter().cloned());
         }
-        self.load_images(&images, &staging, progress)
+        self.load_images(&mut images, &staging, progress)
     }
 
-    /// Takes in images that a transport has found.
+    /// Loads images that a transport has found.
     fn load_images(
         &self,
-        images: &[SourceImage],
+        images: &mut [SourceImage],
         staging: &Staging,
         progress: &dyn Progress,
     ) -> Result<Vec<Loaded>, LoadError> {
+        self.prove_manifests(images)?;
+        let images = &*images;
         let (present, jobs) = self.plan(images, staging)?;
         progress.start(&jobs.iter().map(|job| (job.layer.diff_id, job.layer.blob.len)).collect::<Vec<_>>());
         let ingested = ingest_all(&jobs, progress)?;
         progress.finish();
-        let mut layers: Layers =
-            jobs.iter().zip(ingested).map(|(job, done)| (job.layer.diff_id, (done.size, done.entries))).collect();
-        // Layers that are there are read again only for an index that is to be drawn.
-        let mut drawn = true;
+        let mut layers = Layers::new(BTreeMap::new());
+        for (job, done) in jobs.iter().zip(ingested) {
+            layers.sizes.insert(job.layer.diff_id, done.size);
+            layers.entries.insert(job.layer.diff_id, done.entries);
+        }
+        // Read existing layers again only if an index must be rendered.
+        let mut indexed = true;
         for image in images {
             let chain_id = merge::chain_id(&image.config.diff_ids);
-            drawn &= length(&index_in(staging, &chain_id))?.is_some() || self.pin_index(&chain_id, staging)?;
+            indexed &= length(&index_in(staging, &chain_id))?.is_some() || self.pin_index(&chain_id, staging)?;
         }
-        let entries = if drawn { vec![Vec::new(); present.len()] } else { scan_layers(&present, Stretch::open)? };
-        for ((diff_id, stretch), entries) in present.iter().zip(entries) {
-            layers.insert(*diff_id, (stretch.len, entries));
+        layers.sizes.extend(present.iter().map(|(diff_id, stretch)| (*diff_id, stretch.len)));
+        if !indexed {
+            layers.entries.extend(scan_layers(&present, Stretch::open)?);
         }
         for (at, image) in images.iter().enumerate() {
             let failed = |cause| LoadError::Image { image: label(image), cause };
@@ -199,7 +207,7 @@ impl Store {
         Ok(images.iter().map(loaded).collect())
     }
 
-    /// Which layers are there (pinned by a link, so that they stay) and which are to be taken in, each once, the largest first.
+    /// Returns the existing layers (pinned with a link) and the layers to ingest. Each is listed once, largest first.
     fn plan<'a>(&self, images: &'a [SourceImage], staging: &Staging) -> Result<Planned<'a>, LoadError> {
         let (mut present, mut jobs) = (Vec::new(), Vec::new());
         let recorded = self.recorded_sizes()?;
@@ -223,8 +231,8 @@ impl Store {
         Ok((present, jobs))
     }
 
-    /// Makes an image's small files in the workplace. An index that is there was drawn from the same layers: they have been merged before,
-    /// and nothing in them was refused.
+    /// Creates the small files of an image in the staging directory. If an index already exists, it was rendered from
+    /// the same layers, so their merge was checked before.
     pub(super) fn prepare(
         &self,
         image: &SourceImage,
@@ -235,15 +243,10 @@ impl Store {
     ) -> Result<(), StoreError> {
         let diff_ids = &image.config.diff_ids;
         let chain_id = merge::chain_id(diff_ids);
-        let sizes = diff_ids.iter().filter_map(|diff_id| layers.get(diff_id).map(|(size, _)| *size)).collect();
+        let sizes = diff_ids.iter().filter_map(|diff_id| layers.sizes.get(diff_id).copied()).collect();
         if length(&index_in(staging, &chain_id))?.is_none() && !self.pin_index(&chain_id, staging)? {
-            let mut stack = Vec::new();
-            for (at, diff_id) in diff_ids.iter().enumerate() {
-                let Some((_, entries)) = layers.get_mut(diff_id) else { continue };
-                let needed_again = !last || diff_ids[at + 1..].contains(diff_id);
-                stack.push((*diff_id, if needed_again { entries.clone() } else { std::mem::take(entries) }));
-            }
-            write_index(&merge_layers(stack.into_iter())?, &chain_id, staged(staging), staging)?;
+            let tree = merge_layers(diff_ids, &mut layers.entries, !last, &mut layers.steps)?;
+            write_index(&tree, &chain_id, staged(staging), staging)?;
         }
         if length(&staging.path().join(image.id.hex()))?.is_some() {
             // The source lists it twice.
@@ -253,9 +256,10 @@ impl Store {
         durable::sync_dir(&dir).map_err(StoreError::io("sync", &dir))
     }
 
-    /// Holds an index that is there by links in the workplace, as layers are: an image that shares it may be removed meanwhile.
+    /// Pins an existing index with links in the staging directory, as for layers, because an image that shares it may
+    /// be removed in the meantime.
     fn pin_index(&self, chain_id: &Digest, staging: &Staging) -> Result<bool, StoreError> {
-        // A removal takes both of its files, or none.
+        // A removal takes both files or none.
         let _hold = self.hold()?;
         let to = index_in(staging, chain_id);
         for (from, to) in
@@ -271,16 +275,17 @@ impl Store {
         Ok(length(&to)?.is_some())
     }
 
-    /// Renames everything into place, under the lock: what is named only after what it names. A commit that fails takes back what it did.
+    /// Renames everything into place, under the lock. A file is moved before the files that refer to it. A commit that
+    /// fails is rolled back.
     pub(super) fn commit(&self, images: &[SourceImage], staging: &Staging) -> Result<(), StoreError> {
         let _lock = self.lock()?;
         let mut adopted = Vec::new();
-        self.place(images, staging, &mut adopted).inspect_err(|_| self.take_back(&adopted, staging))
+        self.place(images, staging, &mut adopted).inspect_err(|_| self.rollback(&adopted, staging))
     }
 
-    fn take_back(&self, adopted: &[Digest], staging: &Staging) {
+    fn rollback(&self, adopted: &[Digest], staging: &Staging) {
         let taken = self.names().and_then(|names| {
-            // A name that is written already means a whole image: that stays.
+            // If a name is already written, it refers to a complete image, which stays.
             for id in adopted.iter().filter(|id| names.of(id).is_empty()) {
                 let dir = self.image_dir(id);
                 fs::rename(&dir, staging.path().join(id.hex())).map_err(StoreError::io("remove", &dir))?;
@@ -288,7 +293,7 @@ impl Store {
             self.collect_garbage()
         });
         if taken.is_err() {
-            // On a disk as broken as that, the next command tries.
+            // The disk is too broken for a rollback. The next command tries again.
             staging.abandon();
         }
     }
@@ -303,7 +308,7 @@ impl Store {
         for image in images {
             self.adopt_index(staging, &merge::chain_id(&image.config.diff_ids))?;
             if !matches!(self.image(image.id, &names), Ok(Some(_))) {
-                // Damaged, or not there: what was just checked takes its place.
+                // The existing image is damaged or missing. The image that was just checked replaces it.
                 let (dir, damaged) = (self.image_dir(&image.id), format!("damaged.{}", image.id.hex()));
                 match fs::rename(&dir, staging.path().join(damaged)) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -320,12 +325,13 @@ impl Store {
             }
         }
         self.sync("images")?;
+        self.add_repo_digests(images)?;
         self.write_names(&names)
     }
 
     pub(super) fn adopt_index(&self, staging: &Staging, chain_id: &Digest) -> Result<(), StoreError> {
         let index = index_in(staging, chain_id);
-        // The side file first: where an index is, its devices are.
+        // Move the side file first: an index must not exist without its devices.
         adopt(&index.with_extension("side"), &self.side_path(chain_id))?;
         adopt(&index, &self.index_path(chain_id)).map(drop)
     }
@@ -336,12 +342,14 @@ impl Store {
     }
 }
 
-/// Whether a layer has not the size that it had when it came. (Its digest is `verify`'s business: reading gigabytes takes seconds.)
+/// Whether the size of a layer differs from the recorded one. (`verify` checks the digest, because reading gigabytes
+/// takes seconds.)
 fn is_cut(path: &Path, recorded: Option<&u64>) -> bool {
     recorded.is_some_and(|size| path.metadata().is_ok_and(|metadata| metadata.len() != *size))
 }
 
-/// Renames `from` to `to`, unless that is there already: equal names are equal contents here. Answers whether it did.
+/// Renames `from` to `to`, unless `to` already exists: equal names mean equal content here. Returns whether it was
+/// renamed.
 fn adopt(from: &Path, to: &Path) -> Result<bool, StoreError> {
     if length(to)?.is_some() || length(from)?.is_none() {
         return Ok(false);
@@ -350,9 +358,9 @@ fn adopt(from: &Path, to: &Path) -> Result<bool, StoreError> {
     Ok(true)
 }
 
-/// The same for a layer, whose file may have been cut short since: then the new one takes its place.
+/// The same for a layer. An existing file that was truncated is replaced.
 fn adopt_layer(from: &Path, to: &Path) -> Result<(), StoreError> {
-    // An image has a layer twice at times: then it is in its place.
+    // An image may list a layer twice. The second time, it is already in place.
     let Some(len) = length(from)? else { return Ok(()) };
     if length(to)? == Some(len) {
         return Ok(());
@@ -360,21 +368,12 @@ fn adopt_layer(from: &Path, to: &Path) -> Result<(), StoreError> {
     fs::rename(from, to).map_err(StoreError::io("create", to))
 }
 
-/// How long a file is that is there. A disk that cannot tell is no proof that it is not.
-pub(super) fn length(path: &Path) -> Result<Option<u64>, StoreError> {
-    match path.symlink_metadata() {
-        Ok(metadata) => Ok(Some(metadata.len())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(cause) => Err(StoreError::io("read", path)(cause)),
-    }
-}
-
-/// Where an index is drawn.
+/// Returns the path at which an index is rendered.
 pub(super) fn index_in(staging: &Staging, chain_id: &Digest) -> PathBuf {
     staging.path().join(format!("{}.erofs", chain_id.hex()))
 }
 
-/// Writes an image's small files to a directory of the workplace, which it answers.
+/// Writes the small files of an image to a directory in the staging directory, and returns its path.
 pub(super) fn write_documents(
     image: &SourceImage,
     layer_sizes: Vec<u64>,
@@ -405,7 +404,7 @@ pub(super) fn write_documents(
     Ok(dir)
 }
 
-/// Opens the tars that lie in a workplace.
+/// Opens the tars of a staging directory.
 pub(super) fn staged(staging: &Staging) -> impl Fn(&Digest) -> Result<File, StoreError> {
     |diff_id| {
         let path = staging.path().join(format!("{}.tar", diff_id.hex()));
@@ -413,7 +412,7 @@ pub(super) fn staged(staging: &Staging) -> impl Fn(&Digest) -> Result<File, Stor
     }
 }
 
-/// Draws the index of a merged tree into the workplace; `open` opens what it points into.
+/// Renders the index of a merged tree in the staging directory. `open` opens the files that it points into.
 pub(super) fn write_index(
     tree: &Tree,
     chain_id: &Digest,
@@ -447,7 +446,7 @@ pub(super) fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// Takes the layers in, a few at a time; the first failure stops the others.
+/// Ingests the layers, a few at a time. The first failure stops the others.
 fn ingest_all(jobs: &[Job<'_>], progress: &dyn Progress) -> Result<Vec<Ingested>, LoadError> {
     sys::memory::give_back_blocks_of(LARGE);
     let shared = Shared::new(progress);
@@ -469,7 +468,8 @@ fn ingest_all(jobs: &[Job<'_>], progress: &dyn Progress) -> Result<Vec<Ingested>
     std::thread::scope(|scope| {
         let most = if jobs.iter().any(|job| job.layer.blob.is_remote()) { PARALLEL_REMOTE } else { PARALLEL };
         for _ in 1..most.min(jobs.len()) {
-            scope.spawn(work);
+            // If a thread cannot start, the others do its work.
+            let _ = thread::scoped(scope, work);
         }
         work();
     });
@@ -478,7 +478,7 @@ fn ingest_all(jobs: &[Job<'_>], progress: &dyn Progress) -> Result<Vec<Ingested>
     for result in results.into_iter().flatten() {
         match result {
             Ok(ingested) => done.push(ingested),
-            // Not the cause: that stands with another layer.
+            // This is not the cause, which is the error of another layer.
             Err(error @ LoadError::Layer { cause: IngestError::Stopped, .. }) => stopped = Some(error),
             Err(error) => return Err(error),
         }
@@ -487,8 +487,19 @@ fn ingest_all(jobs: &[Job<'_>], progress: &dyn Progress) -> Result<Vec<Ingested>
 }
 
 fn ingest_one(at: usize, job: &Job<'_>, shared: &Shared<'_>) -> Result<Ingested, IngestError> {
-    let out = create(&job.path).map_err(IngestError::Write)?;
-    ingest::ingest(at, job.layer, &out, shared)
+    let mut out = create(&job.path).map_err(IngestError::Write)?;
+    let first = ingest::ingest(at, job.layer, &out, shared);
+    let (Err(error), Some(host)) = (&first, job.layer.blob.registry()) else { return first };
+    if !error.is_damage() || shared.is_stopped() {
+        return first;
+    }
+    tracing::debug!(%error, layer = %job.layer.diff_id, "requesting a damaged layer again");
+    job.layer.blob.read_in_order();
+    out.set_len(0).and_then(|()| io::Seek::rewind(&mut out)).map_err(IngestError::Write)?;
+    ingest::ingest(at, job.layer, &out, shared).map_err(|error| match error.is_damage() {
+        true => IngestError::Damaged { host: host.into(), cause: error.into() },
+        false => error,
+    })
 }
 
 fn label(image: &SourceImage) -> String {
@@ -528,7 +539,7 @@ fn find_images(
             io::Seek::rewind(&mut file).map_err(unreadable)?;
         }
         if !seekable || Compression::sniff(&first) != Compression::None {
-            // A pipe, or a packed archive: its members can be found only after it is unpacked.
+            // For a pipe or a compressed archive, the members can only be found after unpacking.
             file = spool(file, staging, progress)
                 .map_err(|cause| LoadError::Spool { origin: source.to_string(), cause })?;
         }
@@ -541,11 +552,11 @@ fn find_images(
     images.map_err(|cause| failed("load", cause))
 }
 
-/// Unpacks a whole stream into a file of the workplace.
+/// Unpacks a whole stream into a file of the staging directory.
 fn spool(input: impl Read, staging: &Staging, progress: &dyn Progress) -> Result<File, IngestError> {
     let mut file = create(&staging.path().join("archive")).map_err(IngestError::Write)?;
     let windows = Windows::new();
-    let mut unpacker = Unpacker::new(input, &windows, |rest, _| Here(rest)).map_err(IngestError::Unpack)?;
+    let mut unpacker = Unpacker::new(input, &windows, |rest, _| Ok(Inline(rest))).map_err(IngestError::Unpack)?;
     let mut buffer = Buffer::new(CHUNK);
     let mut checked = 0u64;
     loop {

@@ -1,11 +1,12 @@
-//! `names.json`: which name means which image.
+//! `names.json`: which image each name refers to.
 //!
-//! Under the name `""`, which no image can have, stands the digest of all others: a bit that flips in a name would give an image another
-//! one, and nobody would know. (A file without it comes from an older gpurun.)
+//! The name `""`, which no image can have, maps to the digest of all other entries. Without it, a flipped bit in a name
+//! would silently rename an image. (Files of older gpurun versions lack it.)
 
 use std::collections::BTreeMap;
 
-use super::{Store, StoreError, read_if_there};
+use super::files::read_optional;
+use super::{Store, StoreError};
 use crate::durable;
 use crate::image::digest_of;
 use crate::names::{Digest, Reference};
@@ -15,25 +16,25 @@ use crate::names::{Digest, Reference};
 pub(super) struct Names(BTreeMap<String, String>);
 
 impl Names {
-    pub fn get(&self, reference: &Reference) -> Option<Digest> {
+    pub(super) fn get(&self, reference: &Reference) -> Option<Digest> {
         self.0.get(&reference.to_string())?.parse().ok()
     }
 
-    pub fn of(&self, id: &Digest) -> Vec<Reference> {
+    pub(super) fn of(&self, id: &Digest) -> Vec<Reference> {
         let id = id.to_string();
         self.0.iter().filter(|(_, target)| **target == id).filter_map(|(name, _)| name.parse().ok()).collect()
     }
 
-    /// Every name that means something, as stored.
-    pub fn all(&self) -> impl Iterator<Item = (String, Digest)> + '_ {
+    /// Returns every name with a valid id, as stored.
+    pub(super) fn all(&self) -> impl Iterator<Item = (String, Digest)> + '_ {
         self.0.iter().filter_map(|(name, id)| Some((name.clone(), id.parse().ok()?)))
     }
 
-    pub fn set(&mut self, reference: &Reference, id: &Digest) {
+    pub(super) fn set(&mut self, reference: &Reference, id: &Digest) {
         self.0.insert(reference.to_string(), id.to_string());
     }
 
-    pub fn remove(&mut self, reference: &Reference) {
+    pub(super) fn remove(&mut self, reference: &Reference) {
         self.0.remove(&reference.to_string());
     }
 }
@@ -41,26 +42,26 @@ impl Names {
 impl Store {
     pub(super) fn names(&self) -> Result<Names, StoreError> {
         let path = self.root.join("names.json");
-        match read_if_there(&path)? {
+        match read_optional(&path)? {
             None => Ok(Names::default()),
             Some(bytes) => {
                 let mut names: BTreeMap<String, String> =
                     serde_json::from_slice(&bytes).map_err(|cause| StoreError::Json { path: path.clone(), cause })?;
                 match names.remove(CHECK) {
-                    Some(told) if told != check(&names) => Err(StoreError::Altered { path }),
+                    Some(recorded) if recorded != check(&names) => Err(StoreError::Altered { path }),
                     _ => Ok(Names(names)),
                 }
             }
         }
     }
 
-    /// Only under the lock, taken alone.
+    /// Requires the exclusive lock.
     pub(super) fn write_names(&self, names: &Names) -> Result<(), StoreError> {
         let path = self.root.join("names.json");
         let mut all = names.0.clone();
         all.insert(CHECK.into(), check(&names.0));
         let bytes = serde_json::to_vec_pretty(&all).map_err(|cause| StoreError::Json { path: path.clone(), cause })?;
-        // In `tmp/`: what a killed process leaves there the next command sweeps.
+        // In `tmp/`, where the next command sweeps the leftovers of a killed process.
         let temp = self.root.join("tmp").join(format!("names.{}", std::process::id()));
         durable::write_atomic_by(&temp, &path, &bytes).map_err(StoreError::io("write", &path))
     }
@@ -68,7 +69,7 @@ impl Store {
 
 const CHECK: &str = "";
 
-fn check(names: &BTreeMap<String, String>) -> String {
+pub(super) fn check(names: &BTreeMap<String, String>) -> String {
     let mut text = String::new();
     for (name, id) in names {
         text.push_str(&format!("{name} {id}\n"));
@@ -76,7 +77,8 @@ fn check(names: &BTreeMap<String, String>) -> String {
     digest_of(text.as_bytes()).to_string()
 }
 
-/// What a short name may mean, in order: docker's normal form, then a local build of that name.
+/// Returns the references that a short name may stand for, in order: docker's normal form, then a local build of that
+/// name.
 pub(super) fn candidates(name: &str) -> Vec<Reference> {
     let has_domain = name
         .split_once('/')

@@ -1,45 +1,47 @@
-//! What a build reads stays readable, whatever is removed from the store meanwhile.
+//! Keeps the layers that a build reads, even if their images are removed from the store in the meantime.
 //!
-//! A build resolves its images once and reads their layers for as long as it runs, and no name and no container says so. So it links every layer
-//! that it knows into a workplace of its own: a removal beside it costs the name and the index, which are made again where they are
-//! needed, and the space is free when the build ends, however it ends. (To refuse the removal instead, as for a container, somebody would have
-//! to know for each image which builds use it; and `prune` would have to know which of the steps.)
+//! A build resolves its images once and reads their layers while it runs, without a name or a container that refers to
+//! them. It therefore links every layer that it uses into its own staging directory. A concurrent removal then only
+//! removes the name and the index, which are created again if necessary. The space is freed when the build ends,
+//! however it ends. The alternative is to refuse the removal, as for a container. This would require a record of the
+//! builds that use each image, and `prune` would need to know the builds that use each step.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
-use super::{Draft, Image, Staging, Store, StoreError, is_there, read_if_there};
+use super::files::{exists, read_optional};
+use super::staging::Staging;
+use super::{Image, Store, StoreError};
 use crate::layer::Tree;
 use crate::names::Digest;
 
-/// Links to layers, gone with this value or with its process.
+/// Links to layers. They are removed with this value, or after its process ends.
 #[derive(Debug)]
-pub struct Pins<'a> {
-    store: &'a Store,
+pub(crate) struct Pins<'a> {
+    pub(super) store: &'a Store,
     staging: Staging,
 }
 
 impl Store {
-    pub fn pins(&self) -> Result<Pins<'_>, StoreError> {
+    pub(crate) fn pins(&self) -> Result<Pins<'_>, StoreError> {
         Ok(Pins { store: self, staging: Staging::new(self)? })
     }
 }
 
-impl<'a> Pins<'a> {
-    /// Pins an image's layers, and answers its config; nothing, if it was removed since it was found.
-    pub fn image(&self, image: &Image) -> Result<Option<Vec<u8>>, StoreError> {
+impl Pins<'_> {
+    /// Pins an image's layers, and returns its config. Returns `None` if the image was removed since it was found.
+    pub(crate) fn image(&self, image: &Image) -> Result<Option<Vec<u8>>, StoreError> {
         let _hold = self.store.hold()?;
-        let Some(config) = read_if_there(&self.store.image_dir(&image.id).join("config.json"))? else {
+        let Some(config) = read_optional(&self.store.image_dir(&image.id).join("config.json"))? else {
             return Ok(None);
         };
         self.link(&image.diff_ids)?;
         Ok(Some(config))
     }
 
-    /// Whether an image of these layers is whole and there; then they are pinned.
-    pub fn chain(&self, diff_ids: &[Digest]) -> Result<bool, StoreError> {
+    /// Whether an image with these layers is complete. If so, pins the layers.
+    pub(crate) fn chain(&self, diff_ids: &[Digest]) -> Result<bool, StoreError> {
         let _hold = self.store.hold()?;
         if !self.store.has_chain(diff_ids)? {
             return Ok(false);
@@ -48,14 +50,9 @@ impl<'a> Pins<'a> {
         Ok(true)
     }
 
-    /// A place to make an image in, on top of what is pinned; its layers are pinned, too.
-    pub fn draft(self: &Rc<Self>) -> Result<Draft<'a>, StoreError> {
-        Draft::new(self.store, Some(self.clone()))
-    }
-
-    /// The merged tree of a stack of pinned layers, and the tars that it points into.
-    pub fn tree(&self, diff_ids: &[Digest]) -> Result<(Tree, Vec<File>), StoreError> {
-        super::draft::tree(diff_ids, &|diff_id| self.path(diff_id))
+    /// Returns the merged tree of a stack of pinned layers, and the tars that it points into.
+    pub(crate) fn tree(&self, diff_ids: &[Digest]) -> Result<(Tree, Vec<File>), StoreError> {
+        super::scan::tree(diff_ids, &|diff_id| self.path(diff_id))
     }
 
     fn link(&self, diff_ids: &[Digest]) -> Result<(), StoreError> {
@@ -69,10 +66,10 @@ impl<'a> Pins<'a> {
         }
     }
 
-    /// Where a layer lies that is pinned.
+    /// Returns the path of a layer, if it is pinned.
     pub(super) fn find(&self, diff_id: &Digest) -> Result<Option<PathBuf>, StoreError> {
         let path = self.path(diff_id);
-        Ok(is_there(&path)?.then_some(path))
+        Ok(exists(&path)?.then_some(path))
     }
 
     fn path(&self, diff_id: &Digest) -> PathBuf {

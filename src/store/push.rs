@@ -1,14 +1,15 @@
-//! From the store to a registry.
+//! Pushes images from the store to a registry.
 
-use super::{Image, Staging, Store, StoreError};
+use super::staging::Staging;
+use super::{Image, Store, StoreError};
 use crate::image::Compression;
 use crate::names::{Digest, Reference};
 use crate::report::Explain;
 use crate::transport::registry::{self, PushImage, PushLayer, PushProgress, Pushed, RegistryError};
 
-/// An image that is not sent.
+/// An image that cannot be pushed.
 #[derive(Debug, thiserror::Error)]
-pub enum PushError {
+pub(crate) enum PushError {
     #[error("cannot push to `{target}`")]
     Registry {
         target: Reference,
@@ -23,10 +24,9 @@ impl Explain for PushError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Registry { cause, .. } => match &**cause {
-                RegistryError::Pack { layer, .. } => Some(format!(
-                    "`gpurun image verify` tells whether the stored layer {} is whole",
-                    &layer.hex()[..12]
-                )),
+                RegistryError::Pack { layer, .. } => {
+                    Some(format!("check the stored layer {} with `gpurun image verify`", &layer.hex()[..12]))
+                }
                 cause => cause.hint(),
             },
             Self::Store(cause) => cause.hint(),
@@ -35,8 +35,8 @@ impl Explain for PushError {
 }
 
 impl Store {
-    /// An image's layers with the sizes of their tars, lowest first.
-    pub fn layers(&self, image: &Image) -> Result<Vec<(Digest, u64)>, StoreError> {
+    /// Returns an image's layers with the sizes of their tars, lowest first.
+    pub(crate) fn layers(&self, image: &Image) -> Result<Vec<(Digest, u64)>, StoreError> {
         let size = |diff_id: &Digest| {
             let path = self.layer_path(diff_id);
             Ok((*diff_id, path.metadata().map_err(StoreError::io("read", &path))?.len()))
@@ -44,8 +44,9 @@ impl Store {
         image.diff_ids.iter().map(size).collect()
     }
 
-    /// Sends an image to a registry. A removal beside it takes nothing away: the layers are held by links in a workplace.
-    pub fn push(
+    /// Pushes an image to a registry. The layers are pinned with links in a staging directory, so that a concurrent
+    /// removal does no harm.
+    pub(crate) fn push(
         &self,
         image: &Image,
         target: &Reference,

@@ -1,50 +1,52 @@
-//! Removing images and names.
+//! Removes images and names.
 
 use std::fs;
 
+use super::files::exists;
+use super::find::Found;
 use super::names::Names;
 use super::staging::{empty, remove as remove_path};
-use super::{Found, Image, ResolveError, Store, StoreError, is_there};
+use super::{Image, ResolveError, Store, StoreError};
 use crate::names::{Digest, Reference};
 use crate::report::{Explain, Report};
 
-/// What a removal did.
+/// The result of a removal.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Removed {
+pub(crate) struct Removed {
     pub untagged: Vec<Reference>,
-    /// The image itself, when nothing names it any more.
+    /// The image itself, if no name refers to it any more.
     pub deleted: Option<Digest>,
-    /// Bytes of layers and indexes that went with it.
+    /// Bytes of layers and indexes that were removed with it.
     pub freed: u64,
 }
 
-/// Who needs an image.
+/// A user of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum User {
-    /// A container, by its name.
+pub(crate) enum User {
+    /// A container, by name.
     Container(String),
-    /// A step of a build, while it runs.
+    /// A step of a build that is running.
     Build,
     /// `gpurun image mount`.
     Mount,
-    /// Nobody can say, for this reason: such an image stays.
+    /// Unknown for this reason. The image is not removed.
     Unknown(Report),
 }
 
-/// An image that is not removed.
+/// An image that cannot be removed.
 #[derive(Debug, thiserror::Error)]
-pub enum RemoveError {
+pub(crate) enum RemoveError {
     #[error(transparent)]
     Resolve(#[from] ResolveError),
-    #[error("the image `{image}` is in use by the container `{container}`")]
+    #[error("cannot remove the image `{image}`: the container `{container}` uses it")]
     InUse { image: String, container: String },
-    #[error("the image `{image}` is in use by a build")]
+    #[error("cannot remove the image `{image}`: a build uses it")]
     Building { image: String },
-    #[error("the image `{image}` is mounted")]
+    #[error("cannot remove the image `{image}`: it is mounted")]
     Mounted { image: String },
-    #[error("it cannot be told who uses the image `{image}`: {}", .why.message)]
+    #[error("cannot find out whether the image `{image}` is in use: {}", .why.message)]
     Unknown { image: String, why: Box<Report> },
-    #[error("the image `{id}` has several names: {}", names.join(", "))]
+    #[error("cannot remove the image `{id}`: it has several names: {}", names.join(", "))]
     SeveralNames { id: String, names: Vec<String> },
     #[error("cannot remove the image `{image}`")]
     Store {
@@ -57,7 +59,7 @@ pub enum RemoveError {
 impl Explain for RemoveError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Resolve(error) => error.hint(),
+            Self::Resolve(error) => error.hint_in_store(),
             Self::InUse { container, .. } => Some(format!("remove the container first: `gpurun rm -f {container}`")),
             Self::Building { .. } => Some("wait until the build has ended, or stop it".into()),
             Self::Unknown { why, .. } => why.hint.clone(),
@@ -69,11 +71,13 @@ impl Explain for RemoveError {
 }
 
 impl Store {
-    /// Removes a name, and with its last name the image; by id, the image with its name (with all of them by `force`).
+    /// Removes a name, and the image too if it was the last name. With an id, removes the image and its only name, or
+    /// all of its names with `force`.
     ///
-    /// `in_use` tells who needs an image, if anybody: such an image is never removed. It is asked under the store's lock,
-    /// which [`Store::hold`] keeps away between resolving an image and putting its user on record.
-    pub fn remove(
+    /// `in_use` returns a user of an image, if there is one. Such an image is never removed. It is called under the
+    /// store's lock, which [`Store::hold`] keeps others from taking between the resolution of an image and the record
+    /// of its user.
+    pub(crate) fn remove(
         &self,
         name: &str,
         force: bool,
@@ -82,10 +86,10 @@ impl Store {
         let failed = |cause| RemoveError::Store { image: name.into(), cause };
         let _lock = self.lock().map_err(failed)?;
         let mut names = self.names().map_err(failed)?;
-        // Not by way of its documents: a damaged image can be removed too.
+        // Do not read its documents, so that a damaged image can be removed too.
         let id = match self.find(name, &names).map_err(failed)? {
-            Found::One(id) if is_there(&self.image_dir(&id)).map_err(failed)? => id,
-            // The look-up says why not.
+            Found::One(id) if exists(&self.image_dir(&id)).map_err(failed)? => id,
+            // The lookup returns the reason.
             _ => self.resolve(name)?.id,
         };
         let all = names.of(&id);
@@ -116,15 +120,15 @@ impl Store {
             self.write_names(&names).map_err(failed)?;
             return Ok(removed);
         }
-        removed.freed = self.take_away(&[id], &names).map_err(failed)?;
+        removed.freed = self.delete(&[id], &names).map_err(failed)?;
         removed.deleted = Some(id);
         Ok(removed)
     }
 
-    /// Removes images, whose names are no longer among `names`. In an order that a disk without room can follow: nothing is written before
-    /// something is freed. The images' directories, in `tmp/` until all is done, are the mark by which a sweep knows, should this process
-    /// die or fail, that garbage and names of nothing are left.
-    fn take_away(&self, ids: &[Digest], names: &Names) -> Result<u64, StoreError> {
+    /// Removes images whose names are no longer in `names`. The order works on a full disk: nothing is written before
+    /// space is freed. The images' directories stay in `tmp/` until the end. If this process dies or fails, they tell
+    /// the next sweep that unused layers and stale names remain.
+    fn delete(&self, ids: &[Digest], names: &Names) -> Result<u64, StoreError> {
         let mut marks = Vec::new();
         for id in ids {
             let (dir, mark) = (self.image_dir(id), self.root.join("tmp").join(format!("removed.{}", id.hex())));
@@ -132,11 +136,12 @@ impl Store {
             fs::rename(&dir, &mark).map_err(StoreError::io("remove", &dir))?;
             marks.push(mark);
         }
-        // Before their layers go: whatever is listed after a power cut is whole.
+        // Sync before the layers are removed, so that every image that is listed after a power failure is complete.
         self.sync("images")?;
         let freed = self.collect_garbage()?;
         if !ids.is_empty() {
-            // The layers may be other images', or a mount may hold them: the documents' blocks are free for the names at any rate.
+            // The layers may belong to other images, or a mount may hold them. The blocks of the documents are free for
+            // the names in any case.
             marks.iter().try_for_each(|mark| empty(mark))?;
             self.write_names(names)?;
         }
@@ -144,9 +149,9 @@ impl Store {
         Ok(freed)
     }
 
-    /// Removes the images that nobody uses and that have no name; `all`: those with names, and the steps of builds, too. Answers what was
-    /// removed, and the bytes freed by all of it.
-    pub fn prune(
+    /// Removes the images that are not used and have no name. With `all`, also those with names, and the steps of
+    /// builds. Returns the removed images, and the total number of bytes freed.
+    pub(crate) fn prune(
         &self,
         all: bool,
         in_use: &dyn Fn(&Digest) -> Option<User>,
@@ -159,15 +164,15 @@ impl Store {
         for name in images.iter().flat_map(|image| &image.names) {
             names.remove(name);
         }
-        let freed = self.take_away(&images.iter().map(|image| image.id).collect::<Vec<_>>(), &names)?;
+        let freed = self.delete(&images.iter().map(|image| image.id).collect::<Vec<_>>(), &names)?;
         let removed = |image: Image| Removed { untagged: image.names, deleted: Some(image.id), freed: 0 };
         Ok((images.into_iter().map(removed).collect(), freed))
     }
 
-    /// The id that a name means now, for those who only need to know whether there is one.
-    pub fn contains(&self, name: &str) -> Result<bool, StoreError> {
+    /// Whether a name refers to an image, for callers that do not need the image.
+    pub(crate) fn contains(&self, name: &str) -> Result<bool, StoreError> {
         Ok(match self.find(name, &self.names()?)? {
-            Found::One(id) => is_there(&self.image_dir(&id))?,
+            Found::One(id) => exists(&self.image_dir(&id))?,
             Found::Several(_) => true,
             Found::None | Found::BadName => false,
         })

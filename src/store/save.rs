@@ -1,56 +1,59 @@
-//! From the store to archives and layouts that docker, podman, skopeo and umoci read.
+//! Saves images of the store as archives and layouts that docker, podman, skopeo and umoci read.
 //!
 //! ```text
 //! oci-layout, index.json            OCI: manifests by digest, names as annotations
 //! blobs/sha256/<digest>             configs, manifests, layers
-//! manifest.json                     docker's, in a docker-archive only: one file is both then, as `docker save` writes it today
+//! manifest.json                     docker's; only in a docker-archive, which has both formats, as with `docker save`
 //! ```
 //!
-//! The configs are verbatim, so an image keeps its id. Equal images give equal archives: nothing in them tells the time.
+//! Configs are verbatim, so an image keeps its id. Equal images give equal archives, because the archives contain no
+//! timestamps.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 
 use super::load::create;
-use super::{Image, Staging, Store, StoreError};
+use super::staging::Staging;
+use super::{Image, Store, StoreError};
 use crate::durable;
 use crate::image::{Compression, OCI_MANIFEST, digest_of, write_manifest};
 use crate::layer::tar::Writer;
 use crate::layer::{Data, Entry, EntryKind, Segment};
 use crate::names::{Digest, Reference};
 use crate::report::Explain;
+use crate::sys::lock::{Flock, FlockArg};
+use crate::sys::process::CallerUmask;
 use crate::transport::pack;
 
-/// What is written.
+/// The format of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// A tar for `docker load` and `podman load`, which is an OCI archive too.
+pub(crate) enum Format {
+    /// A tar for `docker load` and `podman load`. It is also an OCI archive.
     DockerArchive,
     OciArchive,
     /// An OCI layout as a directory.
     OciDirectory,
 }
 
-/// An image to save, and the names to save it under.
+/// An image to save, and its names in the output.
 #[derive(Debug, Clone)]
-pub struct ToSave {
+pub(crate) struct ToSave {
     pub image: Image,
     pub names: Vec<Reference>,
 }
 
-/// Where a save goes.
-pub enum Sink<'a> {
+/// The destination of a save.
+pub(crate) enum Sink<'a> {
     Stream(&'a mut dyn Write),
-    /// A directory that is empty or not there.
+    /// A directory that is empty or does not exist.
     Directory(&'a Path),
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum SaveError {
+pub(crate) enum SaveError {
     #[error("cannot write the archive")]
     Write(#[source] io::Error),
     #[error("cannot write `{}`", path.display())]
@@ -59,9 +62,9 @@ pub enum SaveError {
         #[source]
         cause: io::Error,
     },
-    #[error("the directory `{}` is not empty", .0.display())]
+    #[error("cannot write to the directory `{}`: it is not empty", .0.display())]
     NotEmpty(PathBuf),
-    #[error("the layer `{layer}` cannot be read or packed")]
+    #[error("cannot read or compress the layer `{layer}`")]
     Layer {
         layer: Digest,
         #[source]
@@ -75,10 +78,10 @@ impl Explain for SaveError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Write(cause) | Self::File { cause, .. } if cause.raw_os_error() == Some(libc::ENOSPC) => {
-                Some("the disk is full: write to another one".into())
+                Some("write to another disk; this one is full".into())
             }
-            Self::NotEmpty(_) => Some("choose a new one; an image is never added to what is there".into()),
-            Self::Layer { .. } => Some("`gpurun image verify` tells what is damaged".into()),
+            Self::NotEmpty(_) => Some("choose a new directory; images are not added to existing files".into()),
+            Self::Layer { .. } => Some("find the damaged files with `gpurun image verify`".into()),
             Self::Store(cause) => cause.hint(),
             Self::Write(_) | Self::File { .. } => None,
         }
@@ -88,20 +91,20 @@ impl Explain for SaveError {
 /// A blob of the archive.
 enum Blob {
     Bytes(Vec<u8>),
-    /// A layer's tar as it is in the store.
+    /// A layer's tar from the store.
     Tar {
         diff_id: Digest,
         path: PathBuf,
         size: u64,
     },
-    /// A layer packed for this archive.
+    /// A layer that was compressed for this archive.
     Packed {
         path: PathBuf,
         size: u64,
     },
 }
 
-/// Everything that is to be written, in order.
+/// The members to write, in order.
 #[derive(Default)]
 struct Plan {
     members: Vec<(String, Blob)>,
@@ -110,8 +113,8 @@ struct Plan {
 }
 
 impl Store {
-    /// Writes images out. Their layers are held by links meanwhile: a removal beside it takes nothing away.
-    pub fn save(
+    /// Writes images to a sink. Pins their layers with links, so that a concurrent removal does no harm.
+    pub(crate) fn save(
         &self,
         images: &[ToSave],
         format: Format,
@@ -119,7 +122,7 @@ impl Store {
         sink: Sink<'_>,
     ) -> Result<(), SaveError> {
         let staging = Staging::new(self)?;
-        // docker-archives hold plain tars: docker packs nothing in them either.
+        // docker-archives contain uncompressed tars, as docker writes them.
         let packing = if format == Format::DockerArchive { Compression::None } else { packing };
         let mut plan = Plan::default();
         for to_save in images {
@@ -165,11 +168,11 @@ impl Store {
             let mut descriptor = descriptor.clone();
             descriptor["annotations"] = json!({
                 "io.containerd.image.name": name.to_string(),
-                "org.opencontainers.image.ref.name": word(name, all),
+                "org.opencontainers.image.ref.name": ref_name(name, all),
             });
             plan.index.push(descriptor);
         }
-        // Names in full: podman takes a short one for `localhost/…`.
+        // Full names, because podman expands a short one to `localhost/…`.
         plan.docker.push(json!({
             "Config": blob(&config_digest),
             "RepoTags": to_save.names.iter().filter(|name| name.digest.is_none()).map(Reference::to_string).collect::<Vec<_>>(),
@@ -178,7 +181,7 @@ impl Store {
         Ok(())
     }
 
-    /// Answers the digest and size of the layer's blob.
+    /// Returns the digest and size of the layer's blob.
     fn plan_layer(
         &self,
         diff_id: Digest,
@@ -210,7 +213,7 @@ impl Store {
 }
 
 impl Plan {
-    /// Adds a member, unless it is there: layers and configs are shared.
+    /// Adds a member unless it exists already, because images share layers and configs.
     fn add(&mut self, name: &str, blob: Blob) {
         if self.members.iter().all(|(known, _)| known != name) {
             self.members.push((name.into(), blob));
@@ -235,7 +238,7 @@ impl Blob {
         }
     }
 
-    /// `failed` is what a sink's error becomes; a layer that cannot be read is told by its name.
+    /// Writes the members. `failed` converts an error of the sink. An error of a layer's file names the layer.
     fn write(
         &self,
         sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
@@ -282,8 +285,9 @@ fn blob(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
-/// The layout's word for a name: its tag, as skopeo and umoci want to say it, or the whole name where tags repeat.
-fn word(name: &Reference, all: &[ToSave]) -> String {
+/// Returns the layout's `ref.name` for a name: the tag, as skopeo and umoci expect, or the whole name if several images
+/// have the same tag.
+fn ref_name(name: &Reference, all: &[ToSave]) -> String {
     let Some(tag) = &name.tag else { return name.to_string() };
     let same = all.iter().flat_map(|to_save| &to_save.names).filter(|other| other.tag.as_ref() == Some(tag));
     if same.count() > 1 { name.familiar() } else { tag.clone() }
@@ -309,13 +313,14 @@ fn write_tar(plan: &Plan, out: &mut dyn Write) -> Result<(), SaveError> {
     tar.finish().and_then(|mut out| out.flush()).map_err(SaveError::Write)
 }
 
-/// Builds the layout in a directory inside `dir` and moves it out at the end. While that directory is there everything beside it is of an
-/// unfinished save: so one that was killed is cleared by the next.
+/// Creates the layout in a subdirectory of `dir` and moves it up at the end. While the subdirectory exists, everything
+/// next to it belongs to an unfinished save, so that the next save can clean up after a killed one.
 fn write_directory(plan: &Plan, dir: &Path) -> Result<(), SaveError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |cause| SaveError::File { path, cause }
     };
+    let _umask = CallerUmask::enter();
     fs::create_dir_all(dir).map_err(failed(dir))?;
     clear_unfinished(dir).map_err(failed(dir))?;
     if fs::read_dir(dir).map_err(failed(dir))?.next().is_some() {
@@ -325,7 +330,7 @@ fn write_directory(plan: &Plan, dir: &Path) -> Result<(), SaveError> {
     fs::create_dir(&partial).map_err(failed(&partial))?;
     let written = fill(plan, dir, &partial);
     if written.is_err() {
-        // The first error is the one to tell.
+        // Report the first error.
         let _ = clear(dir);
     }
     written
@@ -338,9 +343,9 @@ fn fill(plan: &Plan, dir: &Path, partial: &Path) -> Result<(), SaveError> {
         let path = path.to_owned();
         move |cause| SaveError::File { path, cause }
     };
-    // A living save holds it.
-    let _lock = Flock::lock(File::open(partial).map_err(failed(partial))?, FlockArg::LockExclusiveNonblock)
-        .map_err(|(_, errno)| failed(partial)(errno.into()))?;
+    // The save holds this lock while it runs.
+    let _lock = Flock::lock(File::open(partial).map_err(failed(partial))?, FlockArg::ExclusiveNonblock)
+        .map_err(failed(partial))?;
     let blobs = partial.join("blobs/sha256");
     fs::create_dir_all(&blobs).map_err(failed(&blobs))?;
     for (name, blob) in &plan.members {
@@ -357,7 +362,7 @@ fn fill(plan: &Plan, dir: &Path, partial: &Path) -> Result<(), SaveError> {
     fs::remove_dir(partial).map_err(failed(partial))
 }
 
-/// What is moved out; with the last one it is a layout.
+/// The names that are moved up. The layout is complete after the last one.
 const LAYOUT: [&str; 3] = ["blobs", "oci-layout", "index.json"];
 
 fn clear_unfinished(dir: &Path) -> io::Result<()> {
@@ -365,9 +370,9 @@ fn clear_unfinished(dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,
     };
-    match Flock::lock(partial, FlockArg::LockExclusiveNonblock) {
+    match Flock::lock(partial, FlockArg::ExclusiveNonblock) {
         Ok(_lock) => clear(dir),
-        // Another save is at it: then the directory is not empty.
+        // Another save is in progress, so the directory is not empty.
         Err(_) => Ok(()),
     }
 }
@@ -376,7 +381,7 @@ fn clear(dir: &Path) -> io::Result<()> {
     for name in LAYOUT.into_iter().chain([PARTIAL]) {
         let path = dir.join(name);
         let removed = match path.symlink_metadata() {
-            Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&path),
+            Ok(metadata) if metadata.is_dir() => crate::sys::tree::remove(&path),
             Ok(_) => fs::remove_file(&path),
             Err(error) => Err(error),
         };

@@ -1,15 +1,17 @@
-//! A loader's workplace, and the sweep of what dead ones left.
+//! Staging directories of loads, and the sweep of leftovers of dead processes.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::load::length;
-use super::{Store, StoreError, make_dir, parse_hex};
+use super::files::length;
+use super::files::make_dir;
+use super::find::parse_hex;
+use super::{Store, StoreError};
 use crate::durable::FileLock;
 
-/// A directory below `tmp/` that lives as long as this value; its lock proves it to others.
+/// A directory below `tmp/` that exists as long as this value. Its lock shows other processes that it is in use.
 #[derive(Debug)]
 pub(super) struct Staging {
     dir: PathBuf,
@@ -18,14 +20,14 @@ pub(super) struct Staging {
 }
 
 impl Staging {
-    /// Made under the store's lock: between mkdir and flock a sweep must not come.
-    pub fn new(store: &Store) -> Result<Self, StoreError> {
+    /// Creates the directory under the store's lock, so that no sweep runs between mkdir and flock.
+    pub(super) fn new(store: &Store) -> Result<Self, StoreError> {
         let _store_lock = store.lock()?;
         Self::new_locked(store)
     }
 
-    /// For those that hold the store's lock.
-    pub fn new_locked(store: &Store) -> Result<Self, StoreError> {
+    /// The same for callers that hold the store's lock.
+    pub(super) fn new_locked(store: &Store) -> Result<Self, StoreError> {
         let tmp = store.root.join("tmp");
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(|error| StoreError::io("create", &tmp)(io::Error::other(error)))?;
@@ -36,12 +38,13 @@ impl Staging {
         Ok(Self { dir, _lock: lock, abandoned: AtomicBool::new(false) })
     }
 
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.dir
     }
 
-    /// Leaves it as a dead process would: its owner failed half way, and the next command clears up, here and in the store.
-    pub fn abandon(&self) {
+    /// Leaves the directory behind as a killed process would. The owner failed halfway, and the next command cleans up,
+    /// here and in the store.
+    pub(super) fn abandon(&self) {
         self.abandoned.store(true, Ordering::Relaxed);
     }
 }
@@ -51,13 +54,13 @@ impl Drop for Staging {
         if *self.abandoned.get_mut() {
             return;
         }
-        // What cannot be removed now is swept by the next command.
-        let _ = fs::remove_dir_all(&self.dir);
+        // The next command sweeps what cannot be removed now.
+        let _ = crate::sys::tree::remove(&self.dir);
     }
 }
 
 impl Store {
-    /// Clears what dead processes left, unless somebody works on the store right now (then they or the next one will).
+    /// Removes leftovers of dead processes, unless another process holds the lock. A later command sweeps then.
     pub(super) fn sweep_if_free(&self) -> Result<(), StoreError> {
         let tmp = self.root.join("tmp");
         let mut entries = fs::read_dir(&tmp).map_err(StoreError::io("read", &tmp))?;
@@ -71,7 +74,7 @@ impl Store {
         }
     }
 
-    /// Only under the lock, taken alone.
+    /// Requires the exclusive lock.
     fn sweep(&self) -> Result<(), StoreError> {
         let tmp = self.root.join("tmp");
         let mut dead = Vec::new();
@@ -85,20 +88,20 @@ impl Store {
             return Ok(());
         }
         self.collect_garbage()?;
-        // The next command tries again what cannot be emptied.
+        // The next command tries again if a directory cannot be emptied.
         dead.iter().filter(|path| path.is_dir()).for_each(|path| drop(empty(path)));
         if self.forget_names_of_nothing().is_ok() {
-            // The marks last. What their owners remove at the same moment is as good as removed; what stays for another reason, the next
-            // command tries.
+            // Remove the directories themselves last, because they mark unfinished work. It does not matter if their
+            // owners remove them at the same moment. If one stays for another reason, the next command tries again.
             dead.iter().for_each(|path| drop(remove(path)));
         }
         Ok(())
     }
 
-    /// Names of images that a dead process had begun to remove.
+    /// Removes the names of images that a dead process had started to remove.
     fn forget_names_of_nothing(&self) -> Result<(), StoreError> {
         let mut names = match self.names() {
-            // For `verify` to tell.
+            // `verify` reports it.
             Err(error) if error.is_damage() => return Ok(()),
             other => other?,
         };
@@ -115,11 +118,12 @@ impl Store {
         self.write_names(&names)
     }
 
-    /// Removes layers, indexes and drawn trees that no image names; only under the lock, taken alone. Returns the bytes freed.
+    /// Removes layers, indexes and rendered trees that no image uses. Requires the exclusive lock. Returns the bytes
+    /// freed.
     pub(super) fn collect_garbage(&self) -> Result<u64, StoreError> {
         let (images, damaged) = self.list_all()?;
         if !damaged.is_empty() {
-            // Nobody knows which layers they need: all stay until that is settled.
+            // The layers of a damaged image are unknown, so all layers stay until it is repaired.
             return Ok(0);
         }
         let layer =
@@ -136,7 +140,7 @@ impl Store {
             for entry in fs::read_dir(&dir).map_err(StoreError::io("read", &dir))? {
                 let path = entry.map_err(StoreError::io("read", &dir))?.path();
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
-                // Image directories, side files and temporaries of atomic writes are told apart by their names.
+                // The names distinguish image directories, side files and temporary files of atomic writes.
                 let Some(stem) = name.strip_suffix(suffix).filter(|stem| parse_hex(stem).is_some()) else { continue };
                 if !named(stem) {
                     freed += path.symlink_metadata().map_or(0, |metadata| metadata.len());
@@ -148,18 +152,19 @@ impl Store {
     }
 }
 
-/// Whether nobody works in what lies in `tmp/` any more. Where the disk cannot tell, somebody does: it stays for a later command.
+/// Whether an entry of `tmp/` is no longer in use. After an I/O error it counts as in use, and stays for a later
+/// command.
 fn is_dead(path: &Path) -> bool {
     let is_gone = |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
     let lock = path.join("lock");
     match lock.symlink_metadata().and_then(|_| FileLock::try_exclusive(&lock)) {
         Ok(free) => free.is_some(),
-        // Not a workplace at all (a file, a removed image), or one that its owner is just taking away.
+        // Either it is not a staging directory (a file, a removed image), or its owner is just removing it.
         Err(error) => is_gone(&error),
     }
 }
 
-/// Removes what is in a directory: as a mark it is as good without, and the disk may need the room.
+/// Removes the content of a directory. The empty directory still serves as a mark, and the disk may need the space.
 pub(super) fn empty(dir: &Path) -> Result<(), StoreError> {
     for entry in fs::read_dir(dir).map_err(StoreError::io("read", dir))? {
         remove(&entry.map_err(StoreError::io("read", dir))?.path())?;
@@ -167,10 +172,10 @@ pub(super) fn empty(dir: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Removes a file or a directory with all in it, if it is there.
+/// Removes a file or a directory tree, if it exists.
 pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
     let removed = match path.symlink_metadata() {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(metadata) if metadata.is_dir() => crate::sys::tree::remove(path),
         Ok(_) => fs::remove_file(path),
         Err(error) => Err(error),
     };

@@ -1,16 +1,21 @@
-//! Sources of images for this room's tests: OCI layouts and docker-archives, right ones and such as a test bends.
+//! Image sources for this module's tests: OCI layouts and docker-archives, both valid ones and ones that a test
+//! corrupts.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::Write;
+use std::path::Path;
 
 use flate2::Compression as Level;
 use flate2::write::GzEncoder;
 
 use super::*;
 use crate::image::digest_of;
+use crate::layer::Tree;
 use crate::layer::testing::Layer;
+use crate::names::Digest;
 
-/// A source: files by name, to be written as a directory or packed into a tar.
+/// A source: files by name, to be written as a directory or as a tar.
 #[derive(Default, Clone)]
 pub struct Files(pub BTreeMap<String, Vec<u8>>);
 
@@ -99,7 +104,7 @@ impl Oci {
         (diff_ids, descriptors)
     }
 
-    /// Adds a manifest; `extra` is more text in the index's descriptor (annotations, platform).
+    /// Adds a manifest. `extra` is additional text in the descriptor of the index (annotations, platform).
     pub fn manifest(&mut self, config: &str, layers: &[String], extra: &str) -> String {
         let (digest, size) = self.files.blob(config.as_bytes().to_vec());
         let manifest = format!(
@@ -156,18 +161,18 @@ pub fn store() -> (tempfile::TempDir, Store) {
     (dir, store)
 }
 
-pub fn load(store: &Store, path: &Path) -> Result<Vec<Loaded>, LoadError> {
+pub fn load(store: &Store, path: &Path) -> Result<Vec<Loaded>, crate::store::load::LoadError> {
     store.load(&Source::path(path), &LoadOptions::default(), &())
 }
 
-pub fn load_tar(store: &Store, bytes: &[u8]) -> Result<Vec<Loaded>, LoadError> {
+pub fn load_tar(store: &Store, bytes: &[u8]) -> Result<Vec<Loaded>, crate::store::load::LoadError> {
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     file.write_all(bytes).expect("written");
     load(store, file.path())
 }
 
-/// The message and all causes.
-pub fn told(error: impl Into<crate::report::Report>) -> String {
+/// Returns the message with all causes.
+pub fn message_of(error: impl Into<crate::report::Report>) -> String {
     error.into().to_string()
 }
 
@@ -180,7 +185,7 @@ pub fn ls(dir: &Path) -> Vec<String> {
     names
 }
 
-/// No layer, no image, no workplace: what every refused load must leave.
+/// Asserts that a refused load left no layer, image or staging directory.
 #[track_caller]
 pub fn assert_untouched(store: &Store) {
     for dir in ["layers", "images", "tmp", "dirs"] {

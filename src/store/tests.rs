@@ -1,9 +1,15 @@
-//! What the store keeps, finds and forgets: through removals, other processes, crashes, broken disks and other versions.
+//! Tests of the store as a whole: lookup and removal, concurrent processes, crashes, broken disks and other versions.
 
-use std::io::Write;
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
 
+use super::root::format_line;
+use super::staging::Staging;
 use super::testing::*;
 use super::*;
+use crate::image::digest_of;
+use crate::names::Digest;
 
 #[test]
 fn names_ids_and_prefixes_resolve() {
@@ -18,13 +24,13 @@ fn names_ids_and_prefixes_resolve() {
     }
     assert_eq!(store.resolve("b").expect("a local build by its short name").label(), "localhost/b:latest");
     for name in ["a", "c", "ffffffffffff", "localhost/a:1"] {
-        let error = told(store.resolve(name).expect_err(name));
+        let error = message_of(store.resolve(name).expect_err(name));
         assert!(error.contains(&format!("no image `{name}`")) && error.contains("`a:1`"), "{error}");
     }
     assert!(matches!(store.resolve("").expect_err("nothing"), ResolveError::BadName(_)));
     assert!(matches!(store.resolve("../x").expect_err("a path"), ResolveError::BadName(_)));
     assert_eq!(store.list().expect("listed").len(), 2);
-    // The name moves to the next image that claims it; the old one stays, without a name.
+    // The name moves to the next image that claims it. The old image stays without a name.
     load_tar(&store, &docker(&["a:1"], &[base(), top()]).tar()).expect("loads");
     assert_ne!(store.resolve("a:1").expect("by name").id, a);
     assert_eq!(store.resolve(&a.hex()).expect("by id").names, []);
@@ -39,9 +45,9 @@ fn layers_are_shared_and_go_with_their_last_image() {
     assert_eq!(ls(&store.root().join("layers")).len(), 2);
     let b = store.resolve("b").expect("b");
     let error = store.remove(&b.id.to_string(), false, &|_| None).expect_err("two names");
-    assert!(matches!(error, RemoveError::SeveralNames { .. }));
+    assert!(matches!(error, remove::RemoveError::SeveralNames { .. }));
     assert_eq!(store.remove("c", false, &|_| Some(User::Container("x".into()))).expect("a name only").deleted, None);
-    let error = told(
+    let error = message_of(
         store.remove("b", true, &|id| (*id == b.id).then(|| User::Container("train".into()))).expect_err("in use"),
     );
     assert!(error.contains("container `train`") && error.contains("gpurun rm -f train"), "{error}");
@@ -52,21 +58,24 @@ fn layers_are_shared_and_go_with_their_last_image() {
     assert_eq!(ls(&store.root().join("layers")), [format!("{}.tar", digest_of(&base()).hex())]);
     store.remove("a", false, &|_| None).expect("removed");
     assert_untouched(&store);
-    assert!(matches!(store.remove("a", false, &|_| None), Err(RemoveError::Resolve(ResolveError::NotFound { .. }))));
+    assert!(matches!(
+        store.remove("a", false, &|_| None),
+        Err(remove::RemoveError::Resolve(ResolveError::NotFound { .. }))
+    ));
 }
 
 #[test]
 fn what_a_dead_loader_left_is_swept() {
     let (_dir, store) = store();
     load_tar(&store, &docker(&["a"], &[base()]).tar()).expect("loads");
-    // As a SIGKILL leaves it: a workplace without a living lock, and a layer that was renamed before the image was.
+    // As after SIGKILL: a staging directory without a held lock, and a layer that was renamed before the image was.
     let dead = store.root().join("tmp/0123456789abcdef");
     fs::create_dir(&dead).expect("made");
     fs::write(dead.join("lock"), "").expect("written");
     fs::write(dead.join("archive"), "half").expect("written");
     fs::write(store.layer_path(&digest_of(b"orphan")), "half").expect("written");
     fs::write(store.root().join("tmp/stray"), "").expect("written");
-    // A living one beside it.
+    // A directory in use next to it.
     let living = Staging::new(&store).expect("a workplace");
     let store = Store::open(store.root()).expect("opened again");
     assert!(!dead.exists() && living.path().exists() && !store.root().join("tmp/stray").exists());
@@ -77,16 +86,16 @@ fn what_a_dead_loader_left_is_swept() {
 }
 
 #[test]
-fn a_disk_that_cannot_tell_is_no_absence() {
+fn an_io_error_is_not_an_absence() {
     let (_root, store) = store();
     load_tar(&store, &docker(&["t"], &[base()]).tar()).expect("loaded");
     let image = store.resolve("t").expect("there");
-    // An error that root gets too: a directory that leads to itself.
-    let break_and = |name: &str, told: &mut dyn FnMut()| {
+    // An error that root gets too: a symbolic link to itself.
+    let break_and = |name: &str, message_of: &mut dyn FnMut()| {
         let (dir, aside) = (store.root().join(name), store.root().join("aside"));
         fs::rename(&dir, &aside).expect("moved");
         std::os::unix::fs::symlink(&dir, &dir).expect("linked");
-        told();
+        message_of();
         fs::remove_file(&dir).expect("removed");
         fs::rename(&aside, &dir).expect("moved back");
     };
@@ -96,15 +105,15 @@ fn a_disk_that_cannot_tell_is_no_absence() {
     });
     break_and("images", &mut || {
         store.contains("t").expect_err("who knows");
-        let told = store.identify("t").expect_err("who knows").to_string();
-        assert!(told.contains("cannot look up"), "{told}");
-        let told = store.remove("t", true, &|_| None).expect_err("who knows").to_string();
-        assert!(told.contains("cannot remove"), "{told}");
+        let message_of = store.identify("t").expect_err("who knows").to_string();
+        assert!(message_of.contains("cannot look up"), "{message_of}");
+        let message_of = store.remove("t", true, &|_| None).expect_err("who knows").to_string();
+        assert!(message_of.contains("cannot remove"), "{message_of}");
         store.verify(None, &|_| ()).expect_err("who knows");
         store.index_devices(&image).expect_err("who knows");
     });
     assert!(store.has_layers(&image).expect("told") && store.contains("t").expect("told"));
-    // A workplace whose lock cannot be looked at may be somebody's.
+    // A staging directory whose lock cannot be checked may be in use.
     let workplace = store.root().join("tmp/somebody's");
     fs::create_dir(&workplace).expect("made");
     std::os::unix::fs::symlink(workplace.join("lock"), workplace.join("lock")).expect("linked");
@@ -147,17 +156,17 @@ fn loads_and_removals_at_once() {
                     load_tar(store, archive).expect("loads");
                     if worker % 2 == 0 {
                         match store.remove("shared", true, &|_| None) {
-                            Ok(_) | Err(RemoveError::Resolve(ResolveError::NotFound { .. })) => {}
-                            Err(error) => panic!("{}", told(error)),
+                            Ok(_) | Err(remove::RemoveError::Resolve(ResolveError::NotFound { .. })) => {}
+                            Err(error) => panic!("{}", message_of(error)),
                         }
                     }
                     let _ = Store::open(store.root()).expect("opens");
                     for image in store.list().expect("listed") {
-                        // Removed by another between listing and reading, at most.
+                        // At worst, another thread removed it between the listing and the read.
                         match store.tree(&image) {
                             Ok(tree) => assert_eq!(names_in(&tree), 3),
                             Err(StoreError::Io { cause, .. }) => assert_eq!(cause.kind(), io::ErrorKind::NotFound),
-                            Err(error) => panic!("{}", told(error)),
+                            Err(error) => panic!("{}", message_of(error)),
                         }
                     }
                 }
@@ -171,20 +180,22 @@ fn loads_and_removals_at_once() {
 }
 
 #[test]
-fn another_layout_is_told_from_a_damaged_line() {
+fn another_format_is_distinguished_from_damage() {
     let (dir, store) = store();
     let open = |line: &[u8]| {
         fs::write(store.root().join("format"), line).expect("written");
-        Store::open(&dir.path().join("root")).map(drop).map_err(told)
+        Store::open(&dir.path().join("root")).map(drop).map_err(message_of)
     };
     let whole = b"gpurun store 1\n";
     assert_eq!(fs::read(store.root().join("format")).expect("read"), whole);
     let error = open(format_line(2).as_bytes()).expect_err("newer");
     assert!(
-        error.contains("has the format `gpurun store 2 ") && error.contains("use the gpurun that made it"),
+        error.contains("has the format `gpurun store 2 ")
+            && error.contains("use the version of gpurun that created it"),
         "{error}"
     );
-    // Every bit of it, every bit of a later one's, and what is longer or shorter: damage, whatever number it shows.
+    // Any flipped bit of this line or of a later one's, and any line that is longer or shorter, is damage, whatever its
+    // number.
     let flipped = |line: &[u8], at: usize| {
         let mut line = line.to_vec();
         line[at / 8] ^= 1 << (at % 8);
@@ -204,7 +215,7 @@ fn another_layout_is_told_from_a_damaged_line() {
     open(whole).expect("as the hint says");
 }
 
-/// Runs in a process of its own, which it ends by SIGKILL at the stage that the environment names.
+/// Runs in a separate process, which kills itself with SIGKILL at the stage that the environment names.
 #[test]
 fn killed_loader() {
     let (Ok(root), Ok(archive), Ok(stage)) =

@@ -1,70 +1,78 @@
-//! What the store takes of the disk: every byte below its root, by what it is for.
+//! Disk usage of the store: every byte below its root, by purpose.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::{Image, Store, StoreError, parse_hex};
+use super::find::parse_hex;
+use super::{Image, Store, StoreError};
 use crate::names::Digest;
 
-/// Bytes on the disk (blocks, not lengths), each counted once however many names it has.
+/// Bytes on disk (blocks, not lengths). A file with several links is counted once.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Usage {
+pub(crate) struct Usage {
     pub layers: u64,
     /// `*.erofs` and `*.side`.
     pub indexes: u64,
     /// Configs, manifests, records, names.
     pub documents: u64,
-    /// Trees drawn as plain files, where the kernel cannot mount an index.
-    pub drawn: u64,
-    /// Workplaces of loads that run now.
+    /// Trees rendered as plain files, if the kernel cannot mount an index.
+    pub rendered: u64,
+    /// Staging directories of running loads.
     pub in_progress: u64,
     pub containers: u64,
     pub volumes: u64,
-    /// The directories themselves, the lock, and what somebody else put there.
+    /// The directories themselves, the lock, and foreign files.
     pub other: u64,
-    /// How many layers there are.
+    /// Number of layers.
     pub layer_count: usize,
-    /// Per layer, for the sums of images.
+    /// Bytes of each layer, to compute the sums of images.
     pub by_layer: BTreeMap<Digest, u64>,
 }
 
 impl Usage {
-    pub fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.layers
             + self.indexes
             + self.documents
-            + self.drawn
+            + self.rendered
             + self.in_progress
             + self.containers
             + self.volumes
             + self.other
     }
 
-    /// Bytes of layers that `image` has, and of those that none of `others` has too.
-    pub fn of_image<'a>(&self, image: &Image, others: impl Iterator<Item = &'a Image>) -> (u64, u64) {
-        let shared: HashSet<Digest> =
-            others.filter(|other| other.id != image.id).flat_map(|other| other.diff_ids.iter().copied()).collect();
-        let mine: HashSet<Digest> = image.diff_ids.iter().copied().collect();
-        let sum = |ids: &mut dyn Iterator<Item = &Digest>| ids.filter_map(|id| self.by_layer.get(id)).sum();
-        (sum(&mut mine.iter()), sum(&mut mine.difference(&shared)))
+    /// Returns for each image the bytes of its layers, and of those that no other image has.
+    pub(crate) fn of_images(&self, images: &[Image]) -> Vec<(u64, u64)> {
+        let distinct = |image: &Image| image.diff_ids.iter().copied().collect::<HashSet<Digest>>();
+        let mut owners: HashMap<Digest, usize> = HashMap::new();
+        for diff_id in images.iter().flat_map(distinct) {
+            *owners.entry(diff_id).or_default() += 1;
+        }
+        let bytes = |diff_id: &Digest| self.by_layer.get(diff_id).copied().unwrap_or(0);
+        let sums = |image: &Image| {
+            let mine = distinct(image);
+            let own = mine.iter().filter(|diff_id| owners.get(diff_id) == Some(&1));
+            (mine.iter().map(bytes).sum(), own.map(bytes).sum())
+        };
+        images.iter().map(sums).collect()
     }
 
-    /// Bytes of layers that only images outside `kept` have.
-    pub fn only_outside(&self, kept: &[&Image]) -> u64 {
+    /// Returns the bytes of layers that only images outside `kept` have.
+    pub(crate) fn only_outside(&self, kept: &[&Image]) -> u64 {
         let kept: HashSet<Digest> = kept.iter().flat_map(|image| image.diff_ids.iter().copied()).collect();
         self.by_layer.iter().filter(|(id, _)| !kept.contains(id)).map(|(_, bytes)| bytes).sum()
     }
 }
 
 impl Store {
-    /// Walks everything below the root. What comes and goes meanwhile is counted or not.
-    pub fn usage(&self) -> Result<Usage, StoreError> {
+    /// Walks everything below the root. Files that are created or removed in the meantime may or may not be counted.
+    pub(crate) fn usage(&self) -> Result<Usage, StoreError> {
         let mut usage = Usage::default();
         let mut seen = HashSet::new();
-        // What is final first: a layer that a loader pinned by a link counts as a layer.
+        // Walk the final directories first: a layer that a load pinned with a link counts as a layer.
         for name in ["layers", "images", "archives", "dirs", "tmp", "containers", "volumes"] {
             let dir = self.root().join(name);
             walk(&dir, &mut seen, &mut |path, blocks, is_dir| {
@@ -73,7 +81,7 @@ impl Store {
             })?;
         }
         walk(self.root(), &mut seen, &mut |path, blocks, is_dir| match path.file_name() {
-            Some(name) if name == "names.json" => usage.documents += blocks,
+            Some(name) if name == "names.json" || name == "digests.json" => usage.documents += blocks,
             _ => usage.count("", path, blocks, is_dir),
         })?;
         Ok(usage)
@@ -98,7 +106,7 @@ impl Usage {
             "images" if !at_top || parse_hex(&name).is_some() => self.documents += blocks,
             "archives" if name.ends_with(".erofs") || name.ends_with(".side") => self.indexes += blocks,
             "archives" => self.documents += blocks,
-            "dirs" if !below.as_os_str().is_empty() => self.drawn += blocks,
+            "dirs" if !below.as_os_str().is_empty() => self.rendered += blocks,
             "tmp" if !below.as_os_str().is_empty() => self.in_progress += blocks,
             "containers" => self.containers += blocks,
             "volumes" => self.volumes += blocks,
@@ -107,10 +115,15 @@ impl Usage {
     }
 }
 
-/// Calls `told` with every inode at and below `path` that was not seen yet: its path, its bytes on the disk, whether it is a directory.
-fn walk(path: &Path, seen: &mut HashSet<(u64, u64)>, told: &mut dyn FnMut(&Path, u64, bool)) -> Result<(), StoreError> {
+/// Calls `visit` for every inode at and below `path` that is not in `seen`, with its path, its bytes on disk, and
+/// whether it is a directory.
+fn walk(
+    path: &Path,
+    seen: &mut HashSet<(u64, u64)>,
+    visit: &mut dyn FnMut(&Path, u64, bool),
+) -> Result<(), StoreError> {
     let failed = |error: io::Error| match error.kind() {
-        // Removed since its directory was read, or a rename away from being removed.
+        // Removed since its directory was read, or renamed in order to be removed.
         io::ErrorKind::NotFound => Ok(()),
         _ => Err(StoreError::io("read", path)(error)),
     };
@@ -119,9 +132,9 @@ fn walk(path: &Path, seen: &mut HashSet<(u64, u64)>, told: &mut dyn FnMut(&Path,
         Err(error) => return failed(error),
     };
     if seen.insert((metadata.dev(), metadata.ino())) {
-        told(path, metadata.blocks() * 512, metadata.is_dir());
+        visit(path, metadata.blocks() * 512, metadata.is_dir());
     } else {
-        // Another name of a file, or a directory that was walked.
+        // Another link of a file, or a directory that was already walked.
         return Ok(());
     }
     if metadata.is_dir() {
@@ -130,7 +143,7 @@ fn walk(path: &Path, seen: &mut HashSet<(u64, u64)>, told: &mut dyn FnMut(&Path,
             Err(error) => return failed(error),
         };
         for entry in entries {
-            walk(&entry.map_err(StoreError::io("read", path))?.path(), seen, told)?;
+            walk(&entry.map_err(StoreError::io("read", path))?.path(), seen, visit)?;
         }
     }
     Ok(())

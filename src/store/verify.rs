@@ -1,8 +1,9 @@
-//! Is everything what its name says? Layers and configs by their digests, indexes by drawing them again: the same tree gives the same bytes. Trees
-//! that were drawn as directories, file by file.
+//! Verifies the store. Layers and configs are checked by their digests. Indexes are rendered again and compared,
+//! because the same tree gives the same bytes. Trees that were rendered as directories are compared file by file.
 //!
-//! Of an image that runs from an archive the store has documents, an index and perhaps a drawn tree: those are looked at. The archive is a person's
-//! file; one that is gone or was changed is no damage of the store, and nothing that was made from it can be compared with it.
+//! For an image that runs from an archive, the store has documents, an index and perhaps a rendered tree, and these are
+//! checked. The archive itself belongs to the user. A missing or changed archive is not damage of the store, and files
+//! that were created from it cannot be compared with it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,49 +15,53 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use super::Stretch;
+use super::files::{exists, make_dir, read_optional};
 use super::names::Names;
-use super::{Image, ImageRecord, Staging, Store, StoreError, is_there, load, make_dir, read_if_there};
+use super::record::ImageRecord;
+use super::staging::Staging;
+use super::{Image, Store, StoreError, load};
 use crate::image::{ImageConfig, digest_of};
 use crate::layer::{Tree, compare, directory, merge};
 use crate::names::{Digest, Reference};
 
-/// Something in the store that is not what it should be.
+/// Damage in the store.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Fault {
+pub(crate) struct Fault {
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// The description of the damage.
     pub why: String,
-    /// The images that need it: their names, or ids.
+    /// The images that need the file: their names, or ids.
     pub images: Vec<String>,
-    pub cure: Cure,
+    pub repair: Repair,
 }
 
-/// What helps.
+/// The remedy for a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Cure {
-    /// It can be made again from what is there.
-    Redraw(Digest),
-    /// It must come from its source again; without the damaged file a load brings it.
+pub(crate) enum Repair {
+    /// Render the file again from other files of the store.
+    Rebuild(Digest),
+    /// Load the image from its source again. The damaged file must be removed first.
     LoadAgain,
-    /// What the store knows of an archive: without it, the archive is looked at anew when something runs from it.
+    /// Remove the store's record of an archive. It is created again when a container runs from the archive.
     RunAgain,
-    /// A tree drawn as a directory: without it, it is drawn again when it is needed. A container may run from it.
-    Undraw,
-    /// A name that means nothing.
+    /// Remove a tree that was rendered as a directory. It is rendered again when it is needed. A container may be
+    /// running from it.
+    RemoveTree,
+    /// Remove a name that refers to no image.
     Forget,
 }
 
-/// What was looked at.
+/// The result of a verification.
 #[derive(Debug, Default)]
-pub struct Verified {
+pub(crate) struct Verified {
     pub images: usize,
     pub layers: usize,
-    /// Of layers' tars.
+    /// Bytes of layers' tars.
     pub bytes: u64,
     pub faults: Vec<Fault>,
 }
 
-/// A damaged document, and what is wrong with it.
+/// A damaged document, with the description of the damage.
 type Damage = (PathBuf, String);
 
 /// An image with readable documents.
@@ -67,19 +72,20 @@ struct Readable {
 }
 
 impl Store {
-    /// Checks some images, or all with the names too. `told` hears of each layer's bytes as they are read.
-    pub fn verify(&self, wanted: Option<&[Digest]>, told: &dyn Fn(u64)) -> Result<Verified, StoreError> {
-        // Nothing is removed meanwhile.
+    /// Verifies some images, or all images and the names. `progress` receives the number of bytes of a layer that were
+    /// read.
+    pub(crate) fn verify(&self, wanted: Option<&[Digest]>, progress: &dyn Fn(u64)) -> Result<Verified, StoreError> {
+        // Nothing may be removed in the meantime.
         let _hold = self.hold()?;
         let mut verified = Verified::default();
         let names = match self.names() {
             Err(error) if error.is_damage() => {
                 let path = self.root.join("names.json");
                 let why = match error {
-                    StoreError::Altered { .. } => "its digest is not the one that it tells".to_owned(),
-                    _ => "it is no list of names".to_owned(),
+                    StoreError::Altered { .. } => "its digest does not match its contents".to_owned(),
+                    _ => "it is not a list of names".to_owned(),
                 };
-                verified.faults.push(Fault { path, why, images: vec!["every name".into()], cure: Cure::LoadAgain });
+                verified.faults.push(Fault { path, why, images: vec!["every name".into()], repair: Repair::LoadAgain });
                 Names::default()
             }
             other => other?,
@@ -91,18 +97,18 @@ impl Store {
             match documents_fault(&self.image_dir(&id), &id)? {
                 Ok((config, record)) => readable.push(Readable { label, config, record }),
                 Err((path, why)) => {
-                    verified.faults.push(Fault { path, why, images: vec![label], cure: Cure::LoadAgain });
+                    verified.faults.push(Fault { path, why, images: vec![label], repair: Repair::LoadAgain });
                 }
             }
         }
-        let sound = self.verify_layers(&readable, &mut verified, told)?;
+        let sound = self.verify_layers(&readable, &mut verified, progress)?;
         for image in &readable {
             if image.config.diff_ids.iter().all(|id| sound.get(id) == Some(&true)) {
                 verified.faults.extend(self.index_fault(image)?);
                 let chain_id = merge::chain_id(&image.config.diff_ids);
                 let path = self.directory_path(&chain_id);
                 let tree = || self.tree_of(&image.config.diff_ids);
-                verified.faults.extend(self.drawn_fault(path, &image.label, tree)?);
+                verified.faults.extend(self.rendered_fault(path, &image.label, tree)?);
             }
         }
         for id in self.archive_ids()?.into_iter().filter(|id| wanted.is_none_or(|wanted| wanted.contains(id))) {
@@ -111,13 +117,14 @@ impl Store {
         }
         if wanted.is_none() {
             for (name, id) in names.all() {
-                if !is_there(&self.image_dir(&id))? {
-                    let why = format!("the name `{name}` means the image {}, which is not there", &id.hex()[..12]);
+                if !exists(&self.image_dir(&id))? {
+                    let why =
+                        format!("the name `{name}` refers to the image {}, which does not exist", &id.hex()[..12]);
                     verified.faults.push(Fault {
                         path: self.root.join("names.json"),
                         why,
                         images: vec![name],
-                        cure: Cure::Forget,
+                        repair: Repair::Forget,
                     });
                 }
             }
@@ -127,12 +134,12 @@ impl Store {
         Ok(verified)
     }
 
-    /// Which layers are sound; two at a time, each once.
+    /// Checks each layer once, two at a time, and returns which are intact.
     fn verify_layers(
         &self,
         images: &[Readable],
         verified: &mut Verified,
-        told: &dyn Fn(u64),
+        progress: &dyn Fn(u64),
     ) -> Result<BTreeMap<Digest, bool>, StoreError> {
         let mut users: BTreeMap<Digest, Vec<String>> = BTreeMap::new();
         for image in images {
@@ -147,7 +154,7 @@ impl Store {
         for (id, images) in users {
             let path = self.layer_path(&id);
             verified.layers += 1;
-            let why = match hash(&path, told) {
+            let why = match hash(&path, progress) {
                 Ok((found, size)) => {
                     verified.bytes += size;
                     (found != id).then(|| format!("its digest is {found}"))
@@ -156,12 +163,12 @@ impl Store {
                 Err(error) => Some(format!("it cannot be read: {error}")),
             };
             sound.insert(id, why.is_none());
-            verified.faults.extend(why.map(|why| Fault { path, why, images, cure: Cure::LoadAgain }));
+            verified.faults.extend(why.map(|why| Fault { path, why, images, repair: Repair::LoadAgain }));
         }
         Ok(sound)
     }
 
-    /// Draws the index of an image with sound layers again, and compares.
+    /// Renders the index of an image with intact layers again, and compares.
     fn index_fault(&self, image: &Readable) -> Result<Option<Fault>, StoreError> {
         let chain_id = merge::chain_id(&image.config.diff_ids);
         let fault = |path: &Path, why: &str| {
@@ -169,26 +176,26 @@ impl Store {
                 path: path.into(),
                 why: why.into(),
                 images: vec![image.label.clone()],
-                cure: Cure::Redraw(chain_id),
+                repair: Repair::Rebuild(chain_id),
             })
         };
         if image.record.chain_id != chain_id.to_string() {
             return Ok(fault(&self.index_path(&chain_id), "the image's record names another index"));
         }
         let staging = Staging::new_locked(self)?;
-        self.draw_again(&image.config.diff_ids, &staging)?;
+        self.rebuild_index(&image.config.diff_ids, &staging)?;
         let differing = differing_index(&load::index_in(&staging, &chain_id), &self.index_path(&chain_id))?;
         Ok(differing.and_then(|(path, why)| fault(&path, &why)))
     }
 
-    /// Compares the directory that an image with sound layers was drawn as, if it was.
-    fn drawn_fault(
+    /// Compares the rendered directory of an image with intact layers, if it exists.
+    fn rendered_fault(
         &self,
         path: PathBuf,
         label: &str,
         tree: impl FnOnce() -> Result<(Tree, Vec<File>), StoreError>,
     ) -> Result<Option<Fault>, StoreError> {
-        if !is_there(&path)? {
+        if !exists(&path)? {
             return Ok(None);
         }
         let (tree, sources) = tree()?;
@@ -196,14 +203,15 @@ impl Store {
         let scratch = staging.path().join("scratch");
         make_dir(&scratch, 0o700)?;
         let open = |path: &Path| directory::open_root(path).map_err(StoreError::io("open", path));
-        let fault = |why| Fault { path: path.clone(), why, images: vec![label.to_owned()], cure: Cure::Undraw };
+        let fault = |why| Fault { path: path.clone(), why, images: vec![label.to_owned()], repair: Repair::RemoveTree };
         Ok(compare::difference(&tree, &sources, open(&path)?.as_fd(), open(&scratch)?.as_fd()).map(fault))
     }
 
-    /// The first thing that is wrong with what the store has of an archive.
+    /// Returns the first fault in the store's files for an archive.
     fn archive_fault(&self, id: Digest) -> Result<Option<Fault>, StoreError> {
         let dir = self.archive_dir(&id);
-        let fault = |(path, why)| Fault { path, why, images: vec![id.hex()[..12].to_owned()], cure: Cure::RunAgain };
+        let fault =
+            |(path, why)| Fault { path, why, images: vec![id.hex()[..12].to_owned()], repair: Repair::RunAgain };
         if let Err(damage) = documents_fault(&dir, &id)? {
             return Ok(Some(fault(damage)));
         }
@@ -213,20 +221,22 @@ impl Store {
             Ok(None) => return Ok(Some(fault((dir.join("place.json"), "it is missing".into())))),
             Err(StoreError::Json { path, cause }) => return Ok(Some(fault((path, cause.to_string())))),
             Err(StoreError::Altered { path }) => {
-                return Ok(Some(fault((path, "its digest is not the one that it tells".into()))));
+                return Ok(Some(fault((path, "its digest does not match its contents".into()))));
             }
             Err(error) => return Err(error),
         };
         let compared = self.archive_index_fault(&image).and_then(|damage| match damage {
             Some(damage) => Ok(Some(fault(damage))),
-            None => self.drawn_fault(self.drawn_path(&image), &image.short_id(), || self.tree_and_sources(&image)),
+            None => {
+                self.rendered_fault(self.rendered_path(&image), &image.short_id(), || self.tree_and_sources(&image))
+            }
         });
         match compared {
-            // Changed while this looked at it.
+            // The archive changed during the check.
             Err(StoreError::Archive { .. }) => Ok(None),
-            // The file is a person's, to mend or not: only what is known of it goes.
+            // The archive belongs to the user, who may repair it. Only its record is removed.
             Err(error @ (StoreError::Scan { .. } | StoreError::Merge(_))) => {
-                Ok(Some(fault((dir.join("place.json"), format!("the archive that it means is damaged: {error}")))))
+                Ok(Some(fault((dir.join("place.json"), format!("the archive that it refers to is damaged: {error}")))))
             }
             other => other,
         }
@@ -243,7 +253,7 @@ impl Store {
         differing_index(&load::index_in(&staging, &image.chain_id), &self.index_of(image))
     }
 
-    fn draw_again(&self, diff_ids: &[Digest], staging: &Staging) -> Result<(), StoreError> {
+    fn rebuild_index(&self, diff_ids: &[Digest], staging: &Staging) -> Result<(), StoreError> {
         let mut paths: Vec<(Digest, Stretch)> = Vec::new();
         for diff_id in diff_ids {
             let path = staging.path().join(format!("{}.tar", diff_id.hex()));
@@ -252,47 +262,48 @@ impl Store {
             }
             paths.push((*diff_id, Stretch::whole(path)?));
         }
-        let layers = super::scan_layers(&paths, Stretch::open)?;
-        let tree = super::merge_layers(diff_ids.iter().copied().zip(layers))?;
+        let tree = super::scan::tree_of_layers(diff_ids, super::scan::scan_layers(&paths, Stretch::open)?)?;
         load::write_index(&tree, &merge::chain_id(diff_ids), load::staged(staging), staging)
     }
 
-    /// Takes away what is damaged, and makes again what can be made: afterwards a load of the images that a fault names brings the rest.
-    /// Files that a running container has mounted stay with it; their names go. A directory that one runs from must stay: `alone` answers with
-    /// the lease of a drawn tree, by its name, for nobody else to have until it is dropped; nothing where somebody has it. Answers with the
-    /// paths that are left for that reason.
-    pub fn repair<Lease>(
+    /// Removes damaged files, and renders again those that can be rendered. A later load of the images that a fault
+    /// names restores the rest. Files that a running container has mounted stay with it, and only their names are
+    /// removed. A directory that a container runs from must stay: `lease_exclusively` returns an exclusive lease of a rendered
+    /// tree, by its name, or `None` if the tree is in use. Returns the paths that are left for this reason.
+    pub(crate) fn repair<Lease>(
         &self,
         faults: &[Fault],
-        alone: &dyn Fn(&str) -> Option<Lease>,
+        lease_exclusively: &dyn Fn(&str) -> Option<Lease>,
     ) -> Result<Vec<PathBuf>, StoreError> {
         let _lock = self.lock()?;
         let staging = Staging::new_locked(self)?;
-        for fault in faults.iter().filter(|fault| matches!(fault.cure, Cure::LoadAgain | Cure::RunAgain)) {
-            // Of an image with one damaged document nothing stays: a load writes them all.
+        for fault in faults.iter().filter(|fault| matches!(fault.repair, Repair::LoadAgain | Repair::RunAgain)) {
+            // If one document of an image is damaged, remove all of them, because a load writes them all.
             let dir = fault.path.parent().filter(|dir| is_image(dir));
-            take_away(dir.unwrap_or(&fault.path), &staging)?;
+            delete(dir.unwrap_or(&fault.path), &staging)?;
         }
         let images = self.list()?;
         let mut names = self.names()?;
         let mut left = Vec::new();
         for fault in faults {
-            match fault.cure {
-                Cure::LoadAgain | Cure::RunAgain => {}
-                // A container that comes later finds nothing there, and draws it.
-                Cure::Undraw => match alone(&fault.path.file_name().unwrap_or_default().to_string_lossy()) {
-                    Some(_lease) => take_away(&fault.path, &staging)?,
-                    None => left.push(fault.path.clone()),
-                },
-                Cure::Forget => {
+            match fault.repair {
+                Repair::LoadAgain | Repair::RunAgain => {}
+                // A later container finds that the tree is missing, and renders it.
+                Repair::RemoveTree => {
+                    match lease_exclusively(&fault.path.file_name().unwrap_or_default().to_string_lossy()) {
+                        Some(_lease) => delete(&fault.path, &staging)?,
+                        None => left.push(fault.path.clone()),
+                    }
+                }
+                Repair::Forget => {
                     fault.images.iter().filter_map(|name| name.parse().ok()).for_each(|name| names.remove(&name))
                 }
-                Cure::Redraw(chain_id) => {
-                    take_away(&self.index_path(&chain_id), &staging)?;
-                    take_away(&self.side_path(&chain_id), &staging)?;
+                Repair::Rebuild(chain_id) => {
+                    delete(&self.index_path(&chain_id), &staging)?;
+                    delete(&self.side_path(&chain_id), &staging)?;
                     if let Some(image) = images.iter().find(|image: &&Image| image.chain_id == chain_id) {
                         let fresh = Staging::new_locked(self)?;
-                        self.draw_again(&image.diff_ids, &fresh)?;
+                        self.rebuild_index(&image.diff_ids, &fresh)?;
                         self.adopt_index(&fresh, &chain_id)?;
                     }
                 }
@@ -305,12 +316,12 @@ impl Store {
     }
 }
 
-/// An image's documents, or which of them is damaged and how.
+/// Returns an image's documents, or the one that is damaged.
 fn documents_fault(dir: &Path, id: &Digest) -> Result<Result<(ImageConfig, ImageRecord), Damage>, StoreError> {
     let (config_path, record_path, manifest_path) =
         (dir.join("config.json"), dir.join("image.json"), dir.join("manifest.json"));
     let missing = || "it is missing".to_owned();
-    let Some(config) = read_if_there(&config_path)? else { return Ok(Err((config_path, missing()))) };
+    let Some(config) = read_optional(&config_path)? else { return Ok(Err((config_path, missing()))) };
     let found = digest_of(&config);
     if found != *id {
         return Ok(Err((config_path, format!("its digest is {found}"))));
@@ -319,13 +330,13 @@ fn documents_fault(dir: &Path, id: &Digest) -> Result<Result<(ImageConfig, Image
         Ok(config) => config,
         Err(error) => return Ok(Err((config_path, error.to_string()))),
     };
-    let Some(record) = read_if_there(&record_path)? else { return Ok(Err((record_path, missing()))) };
+    let Some(record) = read_optional(&record_path)? else { return Ok(Err((record_path, missing()))) };
     let record = match ImageRecord::parse(&record, &record_path) {
         Ok(record) => record,
         Err(StoreError::Json { cause, .. }) => return Ok(Err((record_path, cause.to_string()))),
-        Err(_) => return Ok(Err((record_path, "its digest is not the one that it tells".into()))),
+        Err(_) => return Ok(Err((record_path, "its digest does not match its contents".into()))),
     };
-    let manifest = read_if_there(&manifest_path)?.map(|bytes| digest_of(&bytes).to_string());
+    let manifest = read_optional(&manifest_path)?.map(|bytes| digest_of(&bytes).to_string());
     if manifest != record.manifest_digest {
         let why = manifest.map_or_else(missing, |found| format!("its digest is {found}"));
         return Ok(Err((manifest_path, why)));
@@ -333,17 +344,17 @@ fn documents_fault(dir: &Path, id: &Digest) -> Result<Result<(ImageConfig, Image
     Ok(Ok((config, record)))
 }
 
-/// Which file of a stored index is not as it was drawn just now.
-fn differing_index(drawn: &Path, stored: &Path) -> Result<Option<Damage>, StoreError> {
+/// Returns the file of a stored index that differs from the index that was just rendered.
+fn differing_index(rendered: &Path, stored: &Path) -> Result<Option<Damage>, StoreError> {
     for (made, stored) in
-        [(drawn.to_owned(), stored.to_owned()), (drawn.with_extension("side"), stored.with_extension("side"))]
+        [(rendered.to_owned(), stored.to_owned()), (rendered.with_extension("side"), stored.with_extension("side"))]
     {
-        let why = match (is_there(&made)?, is_there(&stored)?) {
+        let why = match (exists(&made)?, exists(&stored)?) {
             (false, false) => continue,
             (true, false) => "it is missing",
             (false, true) => "nothing needs it",
             (true, true) if same_bytes(&made, &stored).map_err(StoreError::io("read", &stored))? => continue,
-            (true, true) => "it is not what the layers say",
+            (true, true) => "it does not match the layers",
         };
         return Ok(Some((stored, why.into())));
     }
@@ -351,11 +362,11 @@ fn differing_index(drawn: &Path, stored: &Path) -> Result<Option<Damage>, StoreE
 }
 
 fn is_image(dir: &Path) -> bool {
-    dir.file_name().and_then(|name| name.to_str()).and_then(super::parse_hex).is_some()
+    dir.file_name().and_then(|name| name.to_str()).and_then(super::find::parse_hex).is_some()
 }
 
-/// Moves a damaged file into the workplace, with which it goes.
-fn take_away(path: &Path, staging: &Staging) -> Result<(), StoreError> {
+/// Moves a damaged file to the staging directory, with which it is removed.
+fn delete(path: &Path, staging: &Staging) -> Result<(), StoreError> {
     let to = staging.path().join(format!("damaged.{}", path.file_name().unwrap_or_default().to_string_lossy()));
     match fs::rename(path, to) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", path)(error)),
@@ -363,7 +374,7 @@ fn take_away(path: &Path, staging: &Staging) -> Result<(), StoreError> {
     }
 }
 
-fn hash(path: &Path, told: &dyn Fn(u64)) -> io::Result<(Digest, u64)> {
+fn hash(path: &Path, progress: &dyn Fn(u64)) -> io::Result<(Digest, u64)> {
     let mut file = File::open(path)?;
     let mut buffer = vec![0; 1 << 20];
     let (mut hash, mut size) = (Sha256::new(), 0);
@@ -373,7 +384,7 @@ fn hash(path: &Path, told: &dyn Fn(u64)) -> io::Result<(Digest, u64)> {
             got => {
                 hash.update(&buffer[..got]);
                 size += got as u64;
-                told(got as u64);
+                progress(got as u64);
             }
         }
     }

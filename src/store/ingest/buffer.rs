@@ -1,4 +1,4 @@
-//! Buffers that a disk takes as they lie, and a file that is written with them past the page cache.
+//! Buffers that are aligned for direct I/O, and a writer that bypasses the page cache with them.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -7,21 +7,21 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::inflate::{HISTORY, SLACK};
 
-/// What every block device's alignment divides.
+/// A multiple of every block device's alignment.
 const ALIGN: usize = 4096;
 
-/// Bytes that begin at a multiple of 4096, with the margins that unpacking wants around them ([`crate::inflate`]).
+/// Bytes that start at a multiple of 4096, with the margins that decompression requires ([`crate::inflate`]).
 #[derive(Debug)]
-pub struct Buffer {
+pub(crate) struct Buffer {
     memory: Vec<u8>,
     start: usize,
     len: usize,
 }
 
 impl Buffer {
-    pub fn new(len: usize) -> Self {
+    pub(crate) fn new(len: usize) -> Self {
         let memory = vec![0; HISTORY + ALIGN + len + SLACK];
-        // `align_offset` may decline to answer; then the writes are buffered ones, no worse.
+        // `align_offset` may fail. The writes are then buffered, which is also correct.
         let start = match memory[HISTORY..].as_ptr().align_offset(ALIGN) {
             start if start < ALIGN => HISTORY + start,
             _ => HISTORY,
@@ -29,39 +29,40 @@ impl Buffer {
         Self { memory, start, len }
     }
 
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.memory[self.start..self.start + self.len]
     }
 
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..self.start + self.len]
     }
 
-    /// [`HISTORY`] bytes more in front, [`SLACK`] behind.
-    pub fn with_margins(&mut self) -> &mut [u8] {
+    /// Returns the bytes with [`HISTORY`] more bytes before them and [`SLACK`] after them.
+    pub(crate) fn with_margins(&mut self) -> &mut [u8] {
         &mut self.memory[self.start - HISTORY..self.start + self.len + SLACK]
     }
 }
 
-/// Writes a file from its beginning, past the page cache as long as that is possible.
+/// Writes a file from its start, bypassing the page cache as long as possible.
 #[derive(Debug)]
-pub struct DirectWriter<'a> {
+pub(super) struct DirectWriter<'a> {
     file: &'a File,
     direct: bool,
 }
 
 impl<'a> DirectWriter<'a> {
-    pub fn new(file: &'a File) -> Self {
-        // A file system that cannot says so here, or with the first write.
+    pub(super) fn new(file: &'a File) -> Self {
+        // A file system without direct I/O reports that here, or with the first write.
         Self { direct: set_direct(file, true).is_ok(), file }
     }
 
-    pub fn is_direct(&self) -> bool {
+    pub(super) fn is_direct(&self) -> bool {
         self.direct
     }
 
-    /// Writes all of `bytes`, which lie in a [`Buffer`]. What is no whole number of blocks ends the direct writing.
-    pub fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    /// Writes all of `bytes`, which are in a [`Buffer`]. A length that is not a multiple of the block size ends direct
+    /// writing.
+    pub(super) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.direct && !bytes.len().is_multiple_of(ALIGN) {
                 self.end_direct()?;
@@ -70,7 +71,7 @@ impl<'a> DirectWriter<'a> {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => bytes = &bytes[written..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Not this file system, not this alignment: nothing of it was written.
+                // The file system does not support direct I/O, or not this alignment. Nothing was written.
                 Err(error) if self.direct && error.raw_os_error() == Some(libc::EINVAL) => self.end_direct()?,
                 Err(error) => return Err(error),
             }
@@ -105,7 +106,7 @@ mod tests {
             }
             let mut writer = DirectWriter::new(&file);
             let mut want = Vec::new();
-            // Whole blocks, an odd end, and on from there.
+            // Whole blocks, a partial block, and further writes from there.
             for len in [64 << 10, 4096, 5000, 1, 8192] {
                 writer.write(&buffer.bytes()[..len]).expect("written");
                 want.extend_from_slice(&buffer.bytes()[..len]);

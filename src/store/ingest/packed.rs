@@ -1,4 +1,5 @@
-//! A layer's packed bytes, in pieces: hashed and counted where they are read, on a thread of their own if wanted.
+//! The compressed bytes of a layer, in pieces. They are hashed and counted as they are read, optionally on a separate
+//! thread.
 
 use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -9,27 +10,28 @@ use sha2::{Digest as _, Sha256};
 use crate::inflate;
 use crate::names::Digest;
 use crate::store::Progress;
+use crate::sys::thread;
 
 const PIECE: usize = 256 << 10;
 /// How many pieces the reader may be ahead.
 const PIECES: usize = 4;
 
-/// What is read is told, and hashed if wanted.
-pub struct Packed<'a, R> {
+/// A reader that reports its progress, and hashes the bytes if required.
+pub(super) struct Packed<'a, R> {
     reader: R,
     progress: &'a dyn Progress,
-    /// Its number for `progress`.
+    /// The layer's number for `progress`.
     layer: usize,
     hash: Option<Sha256>,
 }
 
 impl<'a, R: Read> Packed<'a, R> {
-    pub fn new(reader: R, progress: &'a dyn Progress, layer: usize) -> Self {
+    pub(super) fn new(reader: R, progress: &'a dyn Progress, layer: usize) -> Self {
         Self { reader, progress, layer, hash: None }
     }
 
-    /// Hashes from now on, after what was read already.
-    pub fn hash(mut self, already: &Piece) -> Self {
+    /// Enables hashing, starting with the bytes that were already read.
+    pub(super) fn hash(mut self, already: &Piece) -> Self {
         self.hash = Some(Sha256::new_with_prefix(already.bytes()));
         self
     }
@@ -46,28 +48,28 @@ impl<R: Read> Read for Packed<'_, R> {
     }
 }
 
-/// Some of the packed bytes, with room in front for what is left of those before.
-pub struct Piece {
+/// Some of the compressed bytes. The memory has space before them for the rest of the previous piece.
+pub(crate) struct Piece {
     memory: Vec<u8>,
     start: usize,
     end: usize,
 }
 
 impl Piece {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { memory: vec![0; inflate::MOST_LEFT + PIECE], start: inflate::MOST_LEFT, end: inflate::MOST_LEFT }
     }
 
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.memory[self.start..self.end]
     }
 
-    pub fn used(&mut self, count: usize) {
+    pub(crate) fn used(&mut self, count: usize) {
         self.start = (self.start + count).min(self.end);
     }
 
-    /// As much as fits or is there: none at the end.
-    pub fn fill(&mut self, reader: &mut impl Read) -> io::Result<()> {
+    /// Reads until the memory is full or the stream ends. The piece is empty at the end.
+    pub(crate) fn fill(&mut self, reader: &mut impl Read) -> io::Result<()> {
         (self.start, self.end) = (inflate::MOST_LEFT, inflate::MOST_LEFT);
         while self.end < self.memory.len() {
             match until_read(|| reader.read(&mut self.memory[self.end..]))? {
@@ -85,40 +87,40 @@ impl Piece {
     }
 }
 
-/// Where one piece after the other comes from.
-pub trait Pieces {
-    /// Puts the next one in the place of one that is spent: an empty one at the end.
+/// A source of pieces.
+pub(crate) trait Pieces {
+    /// Replaces a used piece with the next one, which is empty at the end.
     fn next(&mut self, piece: &mut Piece) -> io::Result<()>;
 }
 
-/// Read when they are wanted.
-pub struct Here<R>(pub R);
+/// Reads pieces on demand, on the same thread.
+pub(crate) struct Inline<R>(pub R);
 
-impl<R: Read> Pieces for Here<R> {
+impl<R: Read> Pieces for Inline<R> {
     fn next(&mut self, piece: &mut Piece) -> io::Result<()> {
         piece.fill(&mut self.0)
     }
 }
 
-/// Read by another thread.
-pub struct Ahead {
+/// Pieces that another thread reads ahead.
+pub(super) struct ReadAhead {
     full: Receiver<io::Result<Piece>>,
     empty: SyncSender<Piece>,
 }
 
-impl Ahead {
-    /// Reads to the end, or until nobody takes what comes. The thread answers with the digest of all that was read.
-    pub fn spawn<'scope, R: Read + Send + 'scope>(
+impl ReadAhead {
+    /// Reads to the end, or until the receiver is gone. The thread returns the digest of all bytes.
+    pub(super) fn spawn<'scope, R: Read + Send + 'scope>(
         scope: &'scope Scope<'scope, '_>,
         mut packed: Packed<'scope, R>,
-    ) -> (Self, ScopedJoinHandle<'scope, Option<Digest>>) {
+    ) -> io::Result<(Self, ScopedJoinHandle<'scope, Option<Digest>>)> {
         let (filled, full) = sync_channel(PIECES);
         let (empty, to_fill) = sync_channel::<Piece>(PIECES + 1);
         for _ in 0..PIECES {
-            // The channel has room for all of them.
+            // The channel has capacity for all pieces.
             let _ = empty.send(Piece::new());
         }
-        let reading = scope.spawn(move || {
+        let reading = thread::scoped(scope, move || {
             for mut piece in to_fill {
                 let read = piece.fill(&mut packed).map(|()| piece);
                 let over = read.as_ref().map_or(true, |piece| piece.bytes().is_empty());
@@ -127,20 +129,20 @@ impl Ahead {
                 }
             }
             packed.hash.map(|hash| Digest(hash.finalize().into()))
-        });
-        (Self { full, empty }, reading)
+        })?;
+        Ok((Self { full, empty }, reading))
     }
 }
 
-impl Pieces for Ahead {
+impl Pieces for ReadAhead {
     fn next(&mut self, piece: &mut Piece) -> io::Result<()> {
         match self.full.recv() {
             Ok(next) => {
                 let spent = std::mem::replace(piece, next?);
-                // The reader may be done already.
+                // The reader may have finished already.
                 let _ = self.empty.send(spent);
             }
-            // It was said before that this is the end.
+            // The end was already reported.
             Err(_) => piece.start = piece.end,
         }
         Ok(())
@@ -148,20 +150,20 @@ impl Pieces for Ahead {
 }
 
 /// The pieces as one stream.
-pub struct Stream<P> {
+pub(crate) struct Stream<P> {
     pieces: P,
     piece: Piece,
     ended: bool,
 }
 
 impl<P: Pieces> Stream<P> {
-    pub fn new(first: Piece, pieces: P) -> Self {
+    pub(crate) fn new(first: Piece, pieces: P) -> Self {
         Self { ended: first.bytes().is_empty(), piece: first, pieces }
     }
 }
 
 impl<P: Pieces> inflate::Input for Stream<P> {
-    fn there(&self) -> (&[u8], bool) {
+    fn available(&self) -> (&[u8], bool) {
         (self.piece.bytes(), self.ended)
     }
 
@@ -181,8 +183,8 @@ impl<P: Pieces> inflate::Input for Stream<P> {
 }
 
 impl<P: Pieces> Stream<P> {
-    /// What comes next: nothing at the end alone.
-    pub fn next(&mut self) -> io::Result<&[u8]> {
+    /// Returns the next bytes. They are empty only at the end.
+    pub(crate) fn next(&mut self) -> io::Result<&[u8]> {
         if self.piece.bytes().is_empty() && !self.ended {
             inflate::Input::more(self)?;
         }
@@ -190,8 +192,8 @@ impl<P: Pieces> Stream<P> {
     }
 }
 
-/// Reads again where a signal came between.
-pub fn until_read(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+/// Repeats a read that a signal interrupted.
+pub(super) fn until_read(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     loop {
         match read() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -1,4 +1,4 @@
-//! From packed bytes to whole buffers of a tar stream, by what the first bytes say.
+//! Decompresses a layer into whole buffers of a tar stream. The first bytes determine the compression.
 
 use std::io::{self, Read};
 
@@ -8,51 +8,56 @@ use super::unzstd::{Unzstd, Windows};
 use crate::image::Compression;
 use crate::inflate::Gunzip;
 
-pub enum Unpacker<'a, R, P: Pieces> {
-    /// What was read to find that out, and the rest.
+pub(crate) enum Unpacker<'a, R, P: Pieces> {
+    /// The first piece, which was read to detect the compression, and the rest.
     Plain(Piece, R),
     Gzip(Box<Gunzip>, Stream<P>),
     Zstd(Unzstd<'a>, Stream<P>),
 }
 
 impl<'a, R: Read, P: Pieces> Unpacker<'a, R, P> {
-    /// Looks at the first piece. `pieces` makes of the reader what the others come from, where there is something to unpack; a window's memory
-    /// comes out of `windows`.
-    pub fn new(mut reader: R, windows: &'a Windows, pieces: impl FnOnce(R, &Piece) -> P) -> io::Result<Self> {
+    /// Reads the first piece. If the stream is compressed, `pieces` converts the reader to the source of the other
+    /// pieces. The memory of a zstd window is taken from `windows`.
+    pub(crate) fn new(
+        mut reader: R,
+        windows: &'a Windows,
+        pieces: impl FnOnce(R, &Piece) -> io::Result<P>,
+    ) -> io::Result<Self> {
         let mut first = Piece::new();
         first.fill(&mut reader)?;
         Ok(match Compression::sniff(first.bytes()) {
             Compression::None => Self::Plain(first, reader),
             Compression::Gzip => {
-                let pieces = pieces(reader, &first);
+                let pieces = pieces(reader, &first)?;
                 Self::Gzip(Box::default(), Stream::new(first, pieces))
             }
             Compression::Zstd => {
-                let pieces = pieces(reader, &first);
-                // A window is bounded to 128 MiB by the library.
+                let pieces = pieces(reader, &first)?;
+                // The library limits a window to 128 MiB.
                 Self::Zstd(Unzstd::new(windows), Stream::new(first, pieces))
             }
         })
     }
 
-    /// For a stream whose unpacked bytes are compared with a digest: the packing's own, weaker checksum costs a twelfth of the time it takes to unpack.
-    pub fn ignore_checksums(&mut self) {
+    /// Skips the checksums of the compression format, for a stream whose output is compared with a digest. They are
+    /// weaker, and cost a twelfth of the decompression time.
+    pub(crate) fn ignore_checksums(&mut self) {
         if let Self::Gzip(gunzip, _) = self {
             gunzip.ignore_checksums();
         }
     }
 
-    /// Fills the buffer; less than all of it only at the end of the stream.
-    pub fn fill(&mut self, chunk: &mut Buffer) -> io::Result<usize> {
+    /// Fills the buffer. It is only partially filled at the end of the stream.
+    pub(crate) fn fill(&mut self, chunk: &mut Buffer) -> io::Result<usize> {
         let (first, reader) = match self {
             Self::Plain(first, reader) => (first, reader),
             Self::Gzip(gunzip, stream) => return gunzip.fill(stream, chunk.with_margins()),
             Self::Zstd(unzstd, stream) => return unzstd.fill(stream, chunk.bytes_mut()),
         };
-        let room = chunk.bytes_mut();
+        let space = chunk.bytes_mut();
         let mut filled = 0;
-        while filled < room.len() {
-            let rest = &mut room[filled..];
+        while filled < space.len() {
+            let rest = &mut space[filled..];
             let got = if first.bytes().is_empty() {
                 until_read(|| reader.read(rest))?
             } else {
@@ -68,8 +73,8 @@ impl<'a, R: Read, P: Pieces> Unpacker<'a, R, P> {
         Ok(filled)
     }
 
-    /// The stream ended: was all that is packed used?
-    pub fn finish(self) -> io::Result<()> {
+    /// Checks at the end of the stream that all compressed bytes were used.
+    pub(crate) fn finish(self) -> io::Result<()> {
         let mut stream = match self {
             Self::Plain(..) => return Ok(()),
             Self::Gzip(_, stream) | Self::Zstd(_, stream) => stream,
@@ -77,7 +82,7 @@ impl<'a, R: Read, P: Pieces> Unpacker<'a, R, P> {
         if stream.next()?.is_empty() {
             return Ok(());
         }
-        Err(io::Error::new(io::ErrorKind::InvalidData, "garbage after the end of the stream"))
+        Err(io::Error::new(io::ErrorKind::InvalidData, "unexpected data after the end of the stream"))
     }
 }
 
@@ -86,10 +91,10 @@ mod tests {
     use std::io::Write;
 
     use super::super::CHUNK;
-    use super::super::packed::{Ahead, Here, Packed};
+    use super::super::packed::{Inline, Packed, ReadAhead};
     use super::*;
 
-    /// Bytes that no packer shortens much, so that a stream is read in many pieces.
+    /// Bytes that barely compress, so that a stream is read in many pieces.
     fn noise(length: usize) -> Vec<u8> {
         let mut state = 0x9E37_79B9_u32;
         let mut next = || {
@@ -125,14 +130,14 @@ mod tests {
                 ("zstd", zstd::encode_all(&bytes[..], 1).expect("packed")),
             ];
             for (name, packed) in packings {
-                let here = Unpacker::new(&packed[..], &windows, |rest, _| Here(rest)).expect("a stream");
+                let here = Unpacker::new(&packed[..], &windows, |rest, _| Ok(Inline(rest))).expect("a stream");
                 assert!(all_of(here).expect("unpacked") == bytes, "{name}, {length}");
                 std::thread::scope(|scope| {
                     let mut reading = None;
                     let ahead = Unpacker::new(Packed::new(&packed[..], &(), 0), &windows, |rest, first| {
-                        let (ahead, thread) = Ahead::spawn(scope, rest.hash(first));
+                        let (ahead, thread) = ReadAhead::spawn(scope, rest.hash(first))?;
                         reading = Some(thread);
-                        ahead
+                        Ok(ahead)
                     });
                     assert!(all_of(ahead.expect("a stream")).expect("unpacked") == bytes, "{name}, {length}, ahead");
                     assert_eq!(reading.is_some(), name != "plain");
@@ -158,26 +163,28 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_fails_is_heard_across_threads() {
+    fn a_reader_error_crosses_threads() {
         let windows = Windows::new();
         let packed = zstd::encode_all(&noise(5 * CHUNK)[..], 1).expect("packed");
         let half = &packed[..packed.len() / 2];
         let error = std::thread::scope(|scope| {
-            let unpacker =
-                Unpacker::new(Packed::new(Failing(half), &(), 0), &windows, |rest, _| Ahead::spawn(scope, rest).0);
+            let unpacker = Unpacker::new(Packed::new(Failing(half), &(), 0), &windows, |rest, _| {
+                Ok(ReadAhead::spawn(scope, rest)?.0)
+            });
             all_of(unpacker.expect("a stream")).expect_err("a failure")
         });
         assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
     }
 
     #[test]
-    fn one_who_stops_early_ends_the_reader() {
+    fn an_early_stop_ends_the_reader() {
         let windows = Windows::new();
         let packed = zstd::encode_all(&noise(8 * CHUNK)[..], 1).expect("packed");
-        // The scope would not end if the reader waited for somebody to take what it has.
+        // The scope would not end if the reader waited for its pieces to be received.
         std::thread::scope(|scope| {
-            let unpacker =
-                Unpacker::new(Packed::new(&packed[..], &(), 0), &windows, |rest, _| Ahead::spawn(scope, rest).0);
+            let unpacker = Unpacker::new(Packed::new(&packed[..], &(), 0), &windows, |rest, _| {
+                Ok(ReadAhead::spawn(scope, rest)?.0)
+            });
             let filled = unpacker.expect("a stream").fill(&mut Buffer::new(CHUNK)).expect("a buffer");
             assert_eq!(filled, CHUNK);
         });

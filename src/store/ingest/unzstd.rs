@@ -1,8 +1,10 @@
-//! zstd, unpacked frame by frame: before each, its window is asked for where all layers of a load share the memory.
+//! zstd decompression, frame by frame. Before each frame, the memory of its window is reserved from the amount that all
+//! layers of a load share.
 //!
-//! A window is what a packer chose, up to 128 MiB (`zstd -19` takes 8 MiB, `-3` 2, `--ultra -22` 128), and it is told only in a frame's header,
-//! with the layer's first bytes. So how many layers are unpacked at a time cannot be decided before they are begun: each waits
-//! with its header in hand, and a connection that breaks meanwhile is made again.
+//! The packer chooses the window size, up to 128 MiB (`zstd -19` takes 8 MiB, `-3` takes 2, `--ultra -22` takes 128).
+//! It is only known from a frame's header, with the first bytes of the layer. The number of layers to decompress in
+//! parallel can therefore not be decided in advance. Each layer waits after it has read its header, and a connection
+//! that breaks in the meantime is opened again.
 
 use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,16 +14,17 @@ use zstd::zstd_safe::{self, DCtx, InBuffer, OutBuffer};
 use super::packed::{Pieces, Stream};
 use crate::inflate::Input as _;
 
-/// For the windows of all layers of a load together: two of `zstd -19`, or four of what most packers make.
+/// Memory for the windows of all layers of a load: enough for two of `zstd -19`, or four of the size that most packers
+/// use.
 const WINDOWS: u64 = 17 << 20;
-/// The library refuses a larger one, whatever a header says (it may say 2^64 - 1).
+/// The library refuses larger windows, whatever the header says (up to 2^64 - 1).
 const LARGEST: u64 = 128 << 20;
-/// A frame's header is no longer.
+/// Maximum length of a frame's header.
 const LONGEST_HEADER: usize = 18;
 
 /// The memory that the windows of a load's layers share.
 #[derive(Debug)]
-pub struct Windows {
+pub(crate) struct Windows {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -29,11 +32,11 @@ pub struct Windows {
 #[derive(Debug, Default)]
 struct State {
     taken: u64,
-    /// Nobody waits any more.
+    /// Waiting has ended, because a layer failed.
     over: bool,
 }
 
-/// Some of that memory.
+/// A part of that memory.
 #[derive(Debug)]
 struct Share<'a> {
     windows: &'a Windows,
@@ -48,17 +51,17 @@ impl Drop for Share<'_> {
 }
 
 impl Windows {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { state: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// Whoever waits, and whoever would, gets an error.
-    pub fn end(&self) {
+    /// Makes all current and future calls of `take` fail.
+    pub(crate) fn end(&self) {
         self.lock().over = true;
         self.changed.notify_all();
     }
 
-    /// Waits until there is room. A window that is larger than all of it is alone in it.
+    /// Waits until enough memory is free. A window larger than the total is used alone.
     fn take(&self, bytes: u64) -> io::Result<Share<'_>> {
         let bytes = bytes.min(LARGEST);
         let is_full = |state: &mut State| !state.over && state.taken > 0 && state.taken + bytes > WINDOWS;
@@ -75,20 +78,20 @@ impl Windows {
     }
 }
 
-pub struct Unzstd<'a> {
+pub(crate) struct Unzstd<'a> {
     windows: &'a Windows,
-    /// With the share that its window has.
+    /// The context, with the memory of its window.
     context: Option<(DCtx<'static>, Share<'a>)>,
     in_frame: bool,
 }
 
 impl<'a> Unzstd<'a> {
-    pub fn new(windows: &'a Windows) -> Self {
+    pub(crate) fn new(windows: &'a Windows) -> Self {
         Self { windows, context: None, in_frame: false }
     }
 
-    /// Fills `room`; less than all of it only at the end of the stream.
-    pub fn fill<P: Pieces>(&mut self, stream: &mut Stream<P>, room: &mut [u8]) -> io::Result<usize> {
+    /// Fills `room`. It is only partially filled at the end of the stream.
+    pub(crate) fn fill<P: Pieces>(&mut self, stream: &mut Stream<P>, room: &mut [u8]) -> io::Result<usize> {
         let whole = room.len();
         let mut out = OutBuffer::around(room);
         while out.pos() < whole {
@@ -108,19 +111,19 @@ impl<'a> Unzstd<'a> {
             stream.used(used);
             self.in_frame = left > 0;
             if self.in_frame && at_end && out.pos() == before {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the zstd stream is cut off"));
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the zstd stream is truncated"));
             }
         }
         Ok(out.pos())
     }
 
-    /// A frame begins: the memory for its window, if it is larger than those before. What is held is given back first: nobody waits with something
-    /// in hand that another one waits for.
+    /// Starts a frame, and takes the memory for its window if it is larger than the previous ones. Releases the memory
+    /// that it holds first, so that layers do not deadlock by waiting while they hold memory.
     fn begin<P: Pieces>(&mut self, stream: &mut Stream<P>) -> io::Result<()> {
-        while stream.there().0.len() < LONGEST_HEADER && !stream.there().1 {
+        while stream.available().0.len() < LONGEST_HEADER && !stream.available().1 {
             stream.more()?;
         }
-        let window = window(stream.there().0).unwrap_or(0);
+        let window = window(stream.available().0).unwrap_or(0);
         if self.context.as_ref().is_none_or(|(_, share)| window > share.bytes) {
             self.context = None;
             let share = self.windows.take(window)?;
@@ -136,7 +139,8 @@ fn bad(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the zstd stream is damaged: {why}"))
 }
 
-/// The window that the header of a frame asks for (RFC 8878, 3.1.1); nothing for what is none, which zstd itself refuses or skips.
+/// Returns the window size from the header of a frame (RFC 8878, 3.1.1). Returns `None` for anything else, which zstd
+/// itself refuses or skips.
 fn window(header: &[u8]) -> Option<u64> {
     let rest = header.strip_prefix(&[0x28, 0xb5, 0x2f, 0xfd])?;
     let (descriptor, rest) = rest.split_first()?;
@@ -146,7 +150,7 @@ fn window(header: &[u8]) -> Option<u64> {
         let base = 1 << (10 + (byte >> 3));
         return Some(base + base / 8 * (byte & 7));
     }
-    // All of the contents is the window.
+    // The window is the whole content.
     let dictionary_id = [0, 1, 2, 4][usize::from(descriptor & 3)];
     let length = [1, 2, 4, 8][usize::from(descriptor >> 6)];
     let mut size = [0; 8];
@@ -178,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_tells_its_window() {
+    fn a_header_gives_its_window() {
         for log in [10, 17, 21, 23, 27] {
             assert_eq!(window(&packed(b"x", Some(log), false)), Some(1 << log), "{log}");
         }
@@ -186,7 +190,7 @@ mod tests {
             let found = window(&packed(&vec![7; size], Some(23), true));
             assert_eq!(found, Some(size as u64), "one segment of {size} bytes");
         }
-        // The RFC's largest, and an odd one.
+        // The largest window of the RFC, and a size that is not a power of two.
         assert_eq!(window(b"\x28\xb5\x2f\xfd\x00\xff"), Some((1 << 41) + 7 * (1 << 38)));
         assert_eq!(window(b"\x28\xb5\x2f\xfd\x00\x0b"), Some(2048 + 3 * 256));
         for none in
@@ -199,28 +203,28 @@ mod tests {
     #[test]
     fn large_windows_wait_for_each_other_and_a_larger_one_than_all_is_alone() {
         let windows = Windows::new();
-        let (told, heard) = channel();
-        let is_quiet = || heard.recv_timeout(Duration::from_millis(50)).is_err();
+        let (sender, receiver) = channel();
+        let is_quiet = || receiver.recv_timeout(Duration::from_millis(50)).is_err();
         std::thread::scope(|scope| {
             let (first, second) = (windows.take(8 << 20).expect("a share"), windows.take(8 << 20).expect("a share"));
             let wait = |bytes| {
-                let (windows, told) = (&windows, told.clone());
+                let (windows, sender) = (&windows, sender.clone());
                 scope.spawn(move || {
                     let share = windows.take(bytes);
-                    told.send(bytes).expect("heard");
+                    sender.send(bytes).expect("heard");
                     share
                 })
             };
             let third = wait(8 << 20);
             assert!(is_quiet(), "no room for a third");
             drop(first);
-            assert_eq!(heard.recv(), Ok(8 << 20));
+            assert_eq!(receiver.recv(), Ok(8 << 20));
             let huge = wait(128 << 20);
             assert!(is_quiet());
             drop(second);
             assert!(is_quiet(), "the third is there");
             drop(third.join().expect("done").expect("a share"));
-            assert_eq!(heard.recv(), Ok(128 << 20));
+            assert_eq!(receiver.recv(), Ok(128 << 20));
             let late = wait(1);
             assert!(is_quiet(), "the huge one is alone");
             windows.end();
@@ -228,7 +232,7 @@ mod tests {
             drop(huge.join().expect("done").expect("a share"));
         });
         assert!(windows.take(1).is_err() && windows.lock().taken == 0);
-        // A header may say anything.
+        // A header may contain any value.
         let windows = Windows::new();
         let lie = windows.take(u64::MAX).expect("a share");
         assert_eq!((lie.bytes, windows.lock().taken), (LARGEST, LARGEST));

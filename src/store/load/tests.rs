@@ -1,9 +1,12 @@
-//! What a load makes of a source, and what it refuses: then the store is as it was.
+//! Tests of loading sources, and of refusals that leave the store unchanged.
 
+use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use super::super::testing::*;
 use super::super::*;
+use crate::image::digest_of;
 use crate::layer::testing::Layer;
 
 #[test]
@@ -43,7 +46,7 @@ fn several_images_and_odd_ones() {
     let mut two = Oci::new()
         .image("localhost/x:1", &[(base(), Packing::Gzip)])
         .image("localhost/y:1", &[(base(), Packing::Gzip), (top(), Packing::Gzip)]);
-    // Listed again under another name; a bare tag is no name.
+    // The first image is listed again under another name. A bare tag is not a name.
     two = two.image("localhost/z:1", &[(base(), Packing::Gzip)]).image("latest", &[]);
     let loaded = load(&store, two.files().directory().path()).expect("loads");
     assert_eq!(loaded.len(), 3);
@@ -51,7 +54,7 @@ fn several_images_and_odd_ones() {
     assert_eq!(loaded[2].names, []);
     let empty = store.resolve(&loaded[2].id.hex()).expect("an image without layers");
     assert_eq!((names_in(&store.tree(&empty).expect("a tree")), empty.diff_ids.len()), (0, 0));
-    // 127 layers, most of them the same.
+    // 127 layers, most of them duplicates.
     let layers: Vec<_> = (0..127).map(|at| Layer::new().file(&format!("f{}", at % 5), "x").end()).collect();
     load_tar(&store, &docker(&["many"], &layers).tar()).expect("loads");
     let many = store.resolve("many").expect("many");
@@ -70,13 +73,13 @@ fn several_images_and_odd_ones() {
         &options,
         &(),
     );
-    assert!(matches!(error, Err(LoadError::OneName { images: 2, .. })));
+    assert!(matches!(error, Err(crate::store::load::LoadError::OneName { images: 2, .. })));
 }
 
 #[test]
 fn what_is_there_is_not_read_again() {
     let (_dir, store) = store();
-    // Two images of the same layers in one source.
+    // Two images with the same layers in one source.
     let layers = [(base(), Packing::None), (top(), Packing::Gzip)];
     let mut source = Oci::new().image("a:1", &layers);
     let (diff_ids, descriptors) = source.layers(&layers);
@@ -89,7 +92,7 @@ fn what_is_there_is_not_read_again() {
     let ids = |store: &Store| ["a:1", "b:1"].map(|name| store.resolve(name).expect(name).id);
     let before = ids(&store);
     assert_ne!(before[0], before[1]);
-    // Whoever read this layer would stumble: its first header's checksum is wrong now.
+    // Corrupt the checksum of the layer's first header, so that reading it again would fail.
     let path = store.layer_path(&diff_ids[0]);
     let mut tar = fs::read(&path).expect("the layer");
     tar[0] ^= 1;
@@ -124,25 +127,25 @@ fn the_platform_is_chosen() {
     oci.manifests = vec![outer];
     load(&store, oci.files().directory().path()).expect("loads");
     assert_eq!(store.resolve("m:1").expect("m").architecture, host);
-    // None for this machine.
+    // No image for this machine.
     let mut foreign = Oci::new();
     let extra = r#","platform":{"os":"linux","architecture":"s390x"}"#;
     let descriptor = foreign.manifest(&config(&[]), &[], extra);
     foreign.manifests = vec![descriptor];
-    let error = told(load(&store, foreign.files().directory().path()).expect_err("foreign"));
-    assert!(error.contains("there is: linux/s390x"), "{error}");
-    // Endless nesting.
+    let error = message_of(load(&store, foreign.files().directory().path()).expect_err("foreign"));
+    assert!(error.contains("it has: linux/s390x"), "{error}");
+    // Nesting that is too deep.
     let mut deep = Oci::new();
     let mut entry = deep.manifest(&config(&[]), &[], "");
     for _ in 0..6 {
         entry = nest(&mut deep, &[entry]);
     }
     deep.manifests = vec![entry];
-    assert!(told(load(&store, deep.files().directory().path()).expect_err("deep")).contains("nested"));
+    assert!(message_of(load(&store, deep.files().directory().path()).expect_err("deep")).contains("nested"));
 }
 
 #[test]
-fn what_lies_about_its_digest_or_size_is_refused() {
+fn wrong_digests_and_sizes_are_refused() {
     let good = || Oci::new().image("localhost/t:1", &[(base(), Packing::Gzip), (top(), Packing::Gzip)]).files();
     let blobs: Vec<String> = good().0.keys().filter(|name| name.starts_with("blobs/")).cloned().collect();
     assert_eq!(blobs.len(), 4);
@@ -161,28 +164,28 @@ fn what_lies_about_its_digest_or_size_is_refused() {
             assert_untouched(&store);
         }
     }
-    // The blob is what its digest says, but not the layer that the config means.
+    // The blob matches its digest, but it is not the layer that the config names.
     let mut oci = Oci::new();
     let (_, descriptors) = oci.layers(&[(base(), Packing::Gzip)]);
     let descriptor = oci.manifest(&config(&[digest_of(&top())]), &descriptors, "");
     oci.manifests = vec![descriptor];
     let (_dir, store) = store();
-    let error = told(load(&store, oci.files().directory().path()).expect_err("a wrong diff id"));
-    assert!(error.contains("diff id"), "{error}");
-    // More and fewer diff ids than layers; a config name that lies.
+    let error = message_of(load(&store, oci.files().directory().path()).expect_err("a wrong diff ID"));
+    assert!(error.contains("diff ID"), "{error}");
+    // More and fewer diff IDs than layers; a wrong config name.
     for diff_ids in [vec![], vec![digest_of(&base()), digest_of(&top())]] {
         let mut oci = Oci::new();
         let (_, descriptors) = oci.layers(&[(base(), Packing::Gzip)]);
         let descriptor = oci.manifest(&config(&diff_ids), &descriptors, "");
         oci.manifests = vec![descriptor];
-        let error = told(load(&store, oci.files().directory().path()).expect_err("a wrong count"));
-        assert!(error.contains("diff ids, but the manifest 1 layers"), "{error}");
+        let error = message_of(load(&store, oci.files().directory().path()).expect_err("a wrong count"));
+        assert!(error.contains("diff IDs, but the manifest lists 1 layers"), "{error}");
     }
     let mut files = docker(&["t"], &[base()]);
     let name =
         files.0.keys().find(|name| name.ends_with(".json") && *name != "manifest.json").expect("the config").clone();
     files.0.get_mut(&name).expect("the config").push(b'\n');
-    assert!(told(load_tar(&store, &files.tar()).expect_err("a lying name")).contains("has the digest"));
+    assert!(message_of(load_tar(&store, &files.tar()).expect_err("a lying name")).contains("has the digest"));
     assert_untouched(&store);
 }
 
@@ -215,15 +218,15 @@ fn broken_and_odd_streams() {
         let (_dir, store) = store();
         match (load(&store, oci.files().directory().path()), want) {
             (Ok(_), None) => {}
-            (Err(error), Some(word)) => {
-                let error = told(error);
-                assert!(error.contains(word), "{error}");
+            (Err(error), Some(expected)) => {
+                let error = message_of(error);
+                assert!(error.contains(expected), "{error}");
                 assert_untouched(&store);
             }
             (got, want) => panic!("{got:?}, not {want:?}"),
         }
     }
-    // A right digest does not make a broken tar right; the refusal names the layer.
+    // A correct digest does not make a broken tar valid. The error names the layer.
     for layer in [tar[..1000].to_vec(), Layer::new().file("../x", "1").end(), Layer::new().member(b'Z', "x", "").end()]
     {
         let (_dir, store) = store();
@@ -260,15 +263,17 @@ fn documents_are_bounded() {
     let mut files = Oci::new().image("localhost/t:1", &[]).files();
     files.0.insert("index.json".into(), vec![b' '; crate::image::MAX_DOCUMENT as usize + 1]);
     let (_dir, store) = store();
-    assert!(told(load(&store, files.directory().path()).expect_err("large")).contains("larger than"));
-    assert!(told(load_tar(&store, &files.tar()).expect_err("large")).contains("larger than"));
-    // Sources that are none.
-    assert!(told(load_tar(&store, b"no tar at all").expect_err("text")).contains("tar"));
+    assert!(message_of(load(&store, files.directory().path()).expect_err("large")).contains("larger than"));
+    assert!(message_of(load_tar(&store, &files.tar()).expect_err("large")).contains("larger than"));
+    // Files that are not image sources.
+    assert!(message_of(load_tar(&store, b"no tar at all").expect_err("text")).contains("tar"));
     assert!(
-        told(load_tar(&store, &Layer::new().file("x", "y").end()).expect_err("a tar"))
+        message_of(load_tar(&store, &Layer::new().file("x", "y").end()).expect_err("a tar"))
             .contains("neither a docker archive nor")
     );
-    assert!(told(load(&store, Path::new("/nonexistent/x.tar")).expect_err("nothing")).contains("gpurun image load"));
+    assert!(
+        message_of(load(&store, Path::new("/nonexistent/x.tar")).expect_err("nothing")).contains("gpurun image load")
+    );
     assert_untouched(&store);
 }
 
