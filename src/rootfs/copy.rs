@@ -1,12 +1,13 @@
-//! A copy of a directory tree with all that belongs to it.
+//! Copies a directory tree with all metadata.
 
 use std::io;
 use std::path::Path;
 use std::process::Command;
 
-/// Copies what is in `from` (modes, owners, times, xattrs, links as links, holes) into the existing directory `to`, which takes over `from`'s own
-/// mode and owner. By cp(1), which every host has and which knows all of that better than we would.
-pub fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+/// Copies the contents of `from` (with modes, owners, times, xattrs, links as links, and holes) into the existing
+/// directory `to`, which also gets the mode and the owner of `from`. It runs cp(1), which every host has and which
+/// handles all of these cases.
+pub(crate) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     let output = Command::new("cp")
         .args(["--archive", "--no-target-directory", "--reflink=auto", "--sparse=auto", "--"])
         .arg(from)

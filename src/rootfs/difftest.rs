@@ -1,4 +1,4 @@
-//! What a container does to its overlay, as a layer, shows the next container the same files.
+//! Tests that a layer made from a container's changes to its overlay gives the next container the same files.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -48,7 +48,7 @@ fn changes() -> impl Strategy<Value = Vec<Change>> {
     )
 }
 
-/// Does it; what the file system refuses is no matter.
+/// Makes the change. Errors of the file system are ignored.
 fn apply(root: &Path, change: &Change) {
     let at = |name: &str| root.join(name);
     let _ = match change {
@@ -72,7 +72,8 @@ fn apply(root: &Path, change: &Change) {
     };
 }
 
-/// Everything that can be seen, but times and counts of links: an overlay goes on counting those of the image that it has hidden.
+/// Lists everything that is visible, except for times and link counts: an overlay still counts hidden links of the
+/// image.
 fn listing(root: &Path) -> Vec<String> {
     let mut lines = Vec::new();
     let mut todo = vec![PathBuf::new()];
@@ -104,7 +105,7 @@ fn layer_file(bytes: &[u8]) -> (fs::File, Vec<Entry>) {
     (file, entries)
 }
 
-fn drawn(tree: &Tree, sources: &[fs::File], at: &Path) {
+fn rendered(tree: &Tree, sources: &[fs::File], at: &Path) {
     fs::create_dir_all(at).expect("made");
     let fd = directory::open_root(at).expect("opened");
     directory::render(tree, sources, fd.as_fd()).expect("drawn");
@@ -142,7 +143,7 @@ fn round_trip(image: &[u8], changes: &[Change]) {
     let mut merger = Merger::new();
     merger.apply(Digest([0; 32]), image_entries.clone()).unwrap();
     let below = merger.finish();
-    drawn(&below, std::slice::from_ref(&image_file), &lower);
+    rendered(&below, std::slice::from_ref(&image_file), &lower);
     overlay(&Overlay { lower: &lower, upper: &upper, work: &work, merged: &merged, volatile: false }).unwrap();
     changes.iter().for_each(|change| apply(&merged, change));
 
@@ -153,7 +154,7 @@ fn round_trip(image: &[u8], changes: &[Change]) {
     let mut merger = Merger::new();
     merger.apply(Digest([0; 32]), image_entries).unwrap();
     merger.apply(Digest([1; 32]), entries).unwrap();
-    drawn(&merger.finish(), &[image_file, file], &again);
+    rendered(&merger.finish(), &[image_file, file], &again);
     assert_eq!(listing(&again), listing(&merged), "{changes:?}");
     drop(fd);
     unmount(&merged);

@@ -1,8 +1,9 @@
-//! What must hold in a root before libcontainer touches it.
+//! Checks the directories that libcontainer requires in a root.
 //!
-//! libcontainer 0.7.0 joins `/dev/...` to the root by hand before it pivots: an image whose /dev is a link to a directory makes it
-//! write `fd`, `stdin`, `ptmx` into that directory ON THE HOST. A link at /proc or /sys is the older trick of the same family
-//! (CVE-2019-19921 and its kin). So these three are real directories, or become ones.
+//! libcontainer 0.7.0 appends `/dev/...` to the path of the root as a string, before it pivots. If /dev in an image is
+//! a link to a directory, it creates `fd`, `stdin` and `ptmx` in that directory ON THE HOST. A link at /proc or /sys is
+//! an older attack of the same kind (CVE-2019-19921 and related ones). So these three must be real directories, and are
+//! replaced with directories if they are not.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -16,24 +17,24 @@ use nix::unistd::UnlinkatFlags;
 use super::root::{RootError, open_root};
 use crate::report::Explain;
 
-/// The directories that are mounted over from outside, before the pivot.
+/// The directories on which file systems are mounted from outside, before the pivot.
 const GUARDED: [&str; 3] = ["dev", "proc", "sys"];
 
 #[derive(Debug, thiserror::Error)]
-pub enum GuardError {
+pub(crate) enum GuardError {
     #[error(transparent)]
     Root(#[from] RootError),
-    #[error("cannot make sure that the image's `/{name}` is a directory")]
+    #[error("cannot check that the image's `/{name}` is a directory")]
     Inspect { name: &'static str, source: io::Error },
-    #[error("the image's `/{name}` is not a directory, and a directory cannot be put in its place")]
+    #[error("cannot replace the image's `/{name}`, which is not a directory")]
     Replace { name: &'static str, source: io::Error },
 }
 
 impl Explain for GuardError {}
 
-/// Makes /dev, /proc and /sys of the merged root real directories: absent ones are made, anything else in their place is replaced in
-/// the upper directory. Answers the names that were replaced, for a word to the person.
-pub fn check_guards(merged: &Path) -> Result<Vec<&'static str>, GuardError> {
+/// Makes /dev, /proc and /sys of the merged root real directories. Missing ones are created, and anything else at these
+/// paths is replaced in the upper directory. Returns the names that were replaced, for a notice.
+pub(crate) fn check_guards(merged: &Path) -> Result<Vec<&'static str>, GuardError> {
     let root = open_root(merged)?;
     let mut replaced = Vec::new();
     for name in GUARDED {
@@ -62,7 +63,7 @@ fn open_real_directory(root: BorrowedFd<'_>, name: &str) -> nix::Result<()> {
 
 fn make(root: BorrowedFd<'_>, name: &str) -> nix::Result<()> {
     nix::sys::stat::mkdirat(root, name, Mode::from_bits_truncate(0o755))?;
-    // The umask of whoever called must not reach into a container.
+    // The caller's umask must not affect a container.
     nix::sys::stat::fchmodat(
         root,
         name,

@@ -1,25 +1,31 @@
-//! Image mounts: one per image and host, shared by its containers, leased by `flock`.
+//! Image mounts: one per image and host, shared by the image's containers and leased with `flock`.
 //!
-//! Two mounts of one index would be two superblocks with two page caches, so an image is mounted once, in the host's namespace, and
-//! every container's overlay stands on it. The lease is a shared lock on `<chain>.lease`, held for as long as its descriptor lives
-//! (init inherits it and dies with its supervisor); whoever gets that lock alone may unmount. All making and unmaking happens under
-//! `.lock`, for the millisecond it takes. In the lease stands where the index lies: a mount whose index is gone is nobody's. The mount is nosuid and nodev, in a directory that only root can enter: nobody on the host runs
-//! a setuid program of an image. An overlay does not inherit that.
+//! Two mounts of one index would be two superblocks with two page caches. So an image is mounted once, in the host's
+//! namespace, and is the lower directory of every container's overlay. The mount is nosuid and nodev, in a directory
+//! that only root can enter, so that no user of the host can run a setuid program of an image. An overlay does not
+//! inherit these flags.
 //!
-//! Ways to mount, found out by trying in this order:
-//! 1. straight from the files (Linux 6.12 with `EROFS_FS_BACKED_BY_FILE`; the files must be on a disk, not a tmpfs);
-//! 2. over loop devices (Linux 6.4);
-//! 3. the caller's rendering of the same tree as a plain directory.
+//! A lease is a shared lock on `<chain>.lease`. It is held for as long as its descriptor is open (init inherits the
+//! descriptor, and dies with its supervisor). A process that gets this lock exclusively may unmount the image. All
+//! mounts are made and removed under `.lock`, which takes a millisecond. The lease file contains the path of the index:
+//! a mount whose index is gone is stale.
 //!
-//! One thing cannot be found out by trying, so the first way also asks for the kernel's version: until 6.12.80, 6.18.21, 6.19.11 and
-//! 7.0, a reader that is killed in the middle (an OOM kill will do) can leave zeros for file data in the page cache that all
-//! containers of the image share ("erofs: set fileio bio failed in short read case"), and `directio` can use freed memory
-//! (CVE-2026-23224, fixed a little earlier). Loop devices have neither bug.
+//! An image is made available in the first of these ways that works:
+//! 1. a mount of the index directly from the files (Linux 6.12 with `EROFS_FS_BACKED_BY_FILE`; the files must be on a
+//!    disk, not a tmpfs);
+//! 2. a mount of the index on loop devices (Linux 6.4);
+//! 3. a plain directory, which the caller renders from the same tree.
 //!
-//! Double caching: a file-backed mount reads the tars through their own page cache and then keeps pages of its own: 200 MB read cost 400 MB
-//! of the reader's memory limit. The mount option `directio` reads past the tars' cache. It needs an alignment of 512 from the disk
-//! under the tars, so it is tried on the tars themselves first: where a disk has sectors of 4096 bytes, reading twice is better than
-//! an I/O error.
+//! Trying is not enough for the first way, so it also requires a kernel version with two fixes. Before 6.12.80,
+//! 6.18.21, 6.19.11 and 7.0, a reader that is killed during a read (by the OOM killer, for example) can leave zeros
+//! instead of file data in the page cache that all containers of the image share ("erofs: set fileio bio failed in
+//! short read case"). And `directio` can use freed memory (CVE-2026-23224, fixed a little earlier). Loop devices have
+//! neither bug.
+//!
+//! Double caching: a file-backed mount reads the tars through their own page cache and then keeps pages of its own.
+//! Reading 200 MB then uses 400 MB of the reader's memory limit. The mount option `directio` bypasses the page cache of
+//! the tars. It requires the disk to support an alignment of 512 bytes, so this is first tried on the tars themselves:
+//! on a disk with sectors of 4096 bytes, double caching is better than an I/O error.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
@@ -30,56 +36,59 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 
 use crate::durable::FileLock;
 use crate::layer::erofs;
 use crate::report::{Explain, Report};
 use crate::store::StoreError;
+use crate::sys::lock::{Flock, FlockArg};
 use crate::sys::loopdev;
 use crate::sys::mount::{self, Attr, FsContext, FsError};
 
 /// An image to mount.
-pub struct Image<'a> {
-    /// Where mounts and leases stand (`/run/gpurun/images`).
+pub(crate) struct Image<'a> {
+    /// The directory for mounts and leases (`/run/gpurun/images`).
     pub images: &'a Path,
-    /// The chain id's 64 hex digits: the name of the mount.
+    /// The 64 hex digits of the chain ID, which are the name of the mount.
     pub chain: &'a str,
-    /// What [`erofs::write`] wrote.
+    /// The index that [`erofs::write`] wrote.
     pub index: &'a Path,
-    /// The tars in the order of the tree's sources, then the side file if there is one. Open: what was looked at is what is mounted.
+    /// The tars in the order of the tree's sources, then the side file if there is one. They are open, so that the
+    /// files that were checked are the ones that are mounted.
     pub devices: &'a [File],
 }
 
-/// How an image's files come to be seen.
+/// How an image's files are made available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Backing {
-    /// EROFS on files; `direct`: past the tars' page cache.
+pub(crate) enum Backing {
+    /// EROFS on files. `direct` bypasses the page cache of the tars.
     Files { direct: bool },
     /// EROFS on loop devices.
     Loop,
     /// A rendered directory.
     Directory,
-    /// It stood already, by whatever way.
+    /// An existing mount, of either kind.
     Shared,
 }
 
-/// A lower directory for an overlay. Keep it for as long as the container lives.
+/// A lower directory for an overlay. Keep this value for as long as the container lives.
 #[derive(Debug)]
-pub struct Lower {
+pub(crate) struct Lower {
     pub dir: PathBuf,
+    #[cfg_attr(not(test), expect(dead_code, reason = "the tests distinguish the kinds of mounts"))]
     pub backing: Backing,
+    #[expect(dead_code, reason = "its lock is released when the value is dropped")]
     pub lease: Lease,
 }
 
-/// The right to find an image's mount in its place.
+/// Keeps an image's mount, or its rendered directory, in place.
 #[derive(Debug)]
-pub struct Lease {
-    file: Flock<File>,
+pub(crate) struct Lease {
+    file: Flock,
 }
 
 impl Lease {
-    /// Writes down which index is mounted.
+    /// Records which index is mounted.
     fn name(&self, index: &Path) -> io::Result<()> {
         self.file.set_len(0)?;
         self.file.write_all_at(index.as_os_str().as_bytes(), 0)
@@ -88,20 +97,21 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // The time of the last use, for `sweep`'s idle time: a wish, not a promise.
+        // The mtime is the time of the last use, from which `sweep` computes the idle time. An error only affects that
+        // time.
         let _ = self.file.set_modified(SystemTime::now());
     }
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum MountError {
+pub(crate) enum MountError {
     #[error("cannot prepare `{}` for image mounts", .path.display())]
     Prepare { path: PathBuf, source: io::Error },
-    #[error("the image's file `{}` cannot be opened", .path.display())]
+    #[error("cannot open the image's file `{}`", .path.display())]
     Missing { path: PathBuf, source: io::Error },
-    #[error("the image's files cannot be opened")]
+    #[error("cannot open the image's files")]
     Files { source: StoreError },
-    #[error("the index `{}` does not fit its image: it wants {wants} files, there are {given}", .index.display())]
+    #[error("the index `{}` does not match its image: it needs {wants} files, and there are {given}", .index.display())]
     Mismatch { index: PathBuf, wants: u16, given: usize },
     #[error("`{}` is not an image's index", .index.display())]
     NotAnIndex { index: PathBuf },
@@ -115,10 +125,10 @@ impl Explain for MountError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Missing { .. } | Self::Mismatch { .. } | Self::NotAnIndex { .. } => {
-                Some("the store is damaged: load the image again with `gpurun image load`".into())
+                Some("load the image again with `gpurun image load`; the store is damaged".into())
             }
             Self::Files { source: StoreError::Io { cause, .. } } if cause.kind() == io::ErrorKind::NotFound => {
-                Some("the store is damaged: load the image again with `gpurun image load`".into())
+                Some("load the image again with `gpurun image load`; the store is damaged".into())
             }
             Self::Files { source } => source.hint(),
             Self::Render { render, .. } => render.hint.clone(),
@@ -127,24 +137,24 @@ impl Explain for MountError {
     }
 }
 
-/// Mounts an image, or joins the mount that stands, and leases it. Call it in the host's mount namespace. `render` answers a directory
-/// with the same tree, for kernels that cannot mount an index; it is called without any lock but the lease.
-pub fn mount(image: &Image<'_>, render: impl FnOnce() -> Result<PathBuf, Report>) -> Result<Lower, MountError> {
+/// Mounts an image, or uses the existing mount, and leases it. Call it in the host's mount namespace. `render` returns
+/// a directory with the same tree, for kernels that cannot mount an index. While it runs, only the lease is held.
+pub(crate) fn mount(image: &Image<'_>, render: impl FnOnce() -> Result<PathBuf, Report>) -> Result<Lower, MountError> {
     let prepare = |source| MountError::Prepare { path: image.images.to_owned(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(image.images).map_err(prepare)?;
     let lock = FileLock::exclusive(&image.images.join(".lock")).map_err(prepare)?;
-    // Never waits: alone it is only ever held under `.lock`.
-    let lease = Lease { file: open_lease(image.images, image.chain, FlockArg::LockShared).map_err(prepare)? };
+    // This never waits: the exclusive lock is held only under `.lock`.
+    let lease = Lease { file: open_lease(image.images, image.chain, FlockArg::Shared).map_err(prepare)? };
     let target = image.images.join(image.chain);
     if is_mounted(&target) {
         return Ok(Lower { dir: target, backing: Backing::Shared, lease });
     }
-    let source = match mount_index(image.index, image.devices, Way::ALL)? {
+    let source = match mount_index(image.index, image.devices, MountMode::ALL)? {
         Ok((mounted, backing)) => {
             let attach = |source| MountError::Attach { target: target.clone(), source };
             DirBuilder::new().recursive(true).mode(0o700).create(&target).map_err(attach)?;
             let point = File::open(&target).map_err(attach)?;
-            // Before the mount: whoever finds that can ask whether its image is still there.
+            // Record the index before the mount, so that every mount that another process finds has a recorded index.
             lease.name(image.index).map_err(prepare)?;
             mount::attach(mounted.as_fd(), point.as_fd()).map_err(attach)?;
             return Ok(Lower { dir: target, backing, lease });
@@ -160,33 +170,34 @@ pub fn mount(image: &Image<'_>, render: impl FnOnce() -> Result<PathBuf, Report>
     Ok(Lower { dir, backing: Backing::Directory, lease })
 }
 
-/// An image that nobody uses, and that nobody can begin to use meanwhile: for the moment in which its drawn directory goes.
+/// Exclusive access to an image: the image is not in use, and no process can start to use it. Hold it while the
+/// rendered directory is removed.
 #[derive(Debug)]
-pub struct Alone {
-    // Dropped first: without `.lock` nobody may find the lease taken.
-    _lease: Flock<File>,
+pub(crate) struct ExclusiveLease {
+    // The lease is dropped first, because a process that holds `.lock` must never find the lease locked exclusively.
+    _lease: Flock,
     _lock: FileLock,
 }
 
-/// Takes the lease of `chain` alone; nothing where somebody leases or keeps it.
-pub fn alone(images: &Path, chain: &str) -> io::Result<Option<Alone>> {
+/// Takes the lease of `chain` exclusively. Returns `None` if the image is leased or kept.
+pub(crate) fn lease_exclusively(images: &Path, chain: &str) -> io::Result<Option<ExclusiveLease>> {
     DirBuilder::new().recursive(true).mode(0o700).create(images)?;
     let lock = FileLock::exclusive(&images.join(".lock"))?;
-    match open_lease(images, chain, FlockArg::LockExclusiveNonblock) {
+    match open_lease(images, chain, FlockArg::ExclusiveNonblock) {
         Ok(_) if is_kept(images, chain) => Ok(None),
-        Ok(lease) => Ok(Some(Alone { _lease: lease, _lock: lock })),
+        Ok(lease) => Ok(Some(ExclusiveLease { _lease: lease, _lock: lock })),
         Err(error) if error.raw_os_error() == Some(libc::EWOULDBLOCK) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Keeps an image's mount although no process leases it (`gpurun image mount`), until [`release`]. Call it with a lease in hand.
-pub fn keep(images: &Path, chain: &str) -> io::Result<()> {
+/// Keeps an image's mount without a lease (for `gpurun image mount`), until [`release`]. Call it while holding a lease.
+pub(crate) fn keep(images: &Path, chain: &str) -> io::Result<()> {
     File::create(images.join(format!("{chain}.kept"))).map(drop)
 }
 
-/// Takes [`keep`] back; false when the image was not kept.
-pub fn release(images: &Path, chain: &str) -> io::Result<bool> {
+/// Reverts [`keep`]. Returns false if the image was not kept.
+pub(crate) fn release(images: &Path, chain: &str) -> io::Result<bool> {
     match std::fs::remove_file(images.join(format!("{chain}.kept"))) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -194,16 +205,17 @@ pub fn release(images: &Path, chain: &str) -> io::Result<bool> {
     }
 }
 
-/// Whether somebody keeps an image's mount; where that cannot be told, somebody does.
-pub fn is_kept(images: &Path, chain: &str) -> bool {
+/// Whether an image's mount is kept. If that cannot be determined, it counts as kept.
+pub(crate) fn is_kept(images: &Path, chain: &str) -> bool {
     images.join(format!("{chain}.kept")).try_exists().unwrap_or(true)
 }
 
-/// Unmounts every image that nobody leases or keeps and nobody used for `idle`, or whose index is gone: then the image is, and its files'
-/// space is free only without the mount. (The removal takes the mount away itself; but it may be killed before, and it cannot where a
-/// build's step leases it.) Answers their chain ids. Call it in the host's namespace. A mount that somebody on the host stands in is
-/// left for the next sweep. Costs a look at each lease.
-pub fn sweep(images: &Path, idle: Duration) -> io::Result<Vec<String>> {
+/// Unmounts every image that is neither leased nor kept and that was not used for `idle`, or whose index is gone. An
+/// index that is gone means that the image was removed, and the space of its files is freed only by the unmount. (The
+/// removal itself unmounts the image, but it may be killed before, and it cannot unmount an image that a step of a
+/// build leases.) Returns the chain IDs of the unmounted images. Call it in the host's namespace. A mount that a
+/// process on the host uses is left for the next sweep. The cost is one check per lease.
+pub(crate) fn sweep(images: &Path, idle: Duration) -> io::Result<Vec<String>> {
     let leases = match leases(images) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
@@ -213,7 +225,7 @@ pub fn sweep(images: &Path, idle: Duration) -> io::Result<Vec<String>> {
         match sweep_idle(images, &chain, idle) {
             Ok(true) => gone.push(chain),
             Ok(false) => {}
-            // The others are none the worse for it.
+            // An error does not affect the other images.
             Err(error) => failed = failed.or(Some(error)),
         }
     }
@@ -223,16 +235,16 @@ pub fn sweep(images: &Path, idle: Duration) -> io::Result<Vec<String>> {
 fn sweep_idle(images: &Path, chain: &str, idle: Duration) -> io::Result<bool> {
     let path = images.join(format!("{chain}.lease"));
     let is_idle = || -> io::Result<bool> {
-        // A lease from the future says nothing: the clock was set back.
+        // If the mtime is in the future, the clock was set back, and the mount counts as idle.
         let age = SystemTime::now().duration_since(path.metadata()?.modified()?).unwrap_or(idle);
         Ok(age >= idle || is_index_gone(&path))
     };
-    // Swept by somebody else in between: nothing to do.
+    // On an error, another process has swept the image in the meantime.
     if !is_idle().unwrap_or(false) {
         return Ok(false);
     }
     let _lock = FileLock::exclusive(&images.join(".lock"))?;
-    let lease = match open_lease(images, chain, FlockArg::LockExclusiveNonblock) {
+    let lease = match open_lease(images, chain, FlockArg::ExclusiveNonblock) {
         Err(error) if error.raw_os_error() == Some(libc::EWOULDBLOCK) => return Ok(false),
         other => other?,
     };
@@ -243,20 +255,21 @@ fn sweep_idle(images: &Path, chain: &str, idle: Duration) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Whether the index that a lease names is no more. Where that cannot be told (or an older gpurun has made the lease), it is there.
+/// Whether the index that a lease names is gone. If that cannot be determined, or if an older gpurun made the lease, it
+/// counts as present.
 fn is_index_gone(lease: &Path) -> bool {
     let Ok(named) = std::fs::read(lease) else { return false };
     let index = Path::new(std::ffi::OsStr::from_bytes(&named));
     index.is_absolute() && matches!(index.try_exists(), Ok(false))
 }
 
-/// Unmounts one image now, unless somebody leases, keeps or stands in it.
-pub fn sweep_one(images: &Path, chain: &str) -> io::Result<bool> {
+/// Unmounts one image now, unless it is leased, kept or in use.
+pub(crate) fn sweep_one(images: &Path, chain: &str) -> io::Result<bool> {
     if !images.join(format!("{chain}.lease")).try_exists().unwrap_or(true) {
         return Ok(false);
     }
     let _lock = FileLock::exclusive(&images.join(".lock"))?;
-    match open_lease(images, chain, FlockArg::LockExclusiveNonblock) {
+    match open_lease(images, chain, FlockArg::ExclusiveNonblock) {
         Err(error) if error.raw_os_error() == Some(libc::EWOULDBLOCK) => Ok(false),
         Err(error) => Err(error),
         Ok(_lease) if is_kept(images, chain) => Ok(false),
@@ -264,7 +277,7 @@ pub fn sweep_one(images: &Path, chain: &str) -> io::Result<bool> {
     }
 }
 
-/// Chain ids that have a lease file.
+/// The chain IDs that have a lease file.
 fn leases(images: &Path) -> io::Result<Vec<String>> {
     let mut chains = Vec::new();
     for entry in std::fs::read_dir(images)? {
@@ -274,13 +287,14 @@ fn leases(images: &Path) -> io::Result<Vec<String>> {
     Ok(chains)
 }
 
-/// With the lease alone, under `.lock`: takes the mount and the lease's file away; false when somebody stands in it.
+/// Removes the mount and the lease file. Returns false if the mount is in use. The caller holds the lease exclusively,
+/// and `.lock`.
 fn unmount_leased(images: &Path, chain: &str) -> io::Result<bool> {
     let target = images.join(chain);
     match mount::unmount(&target) {
         Ok(()) => {}
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(false),
-        // Not mounted (any more), or never: an image that was rendered.
+        // Not mounted any more, or never mounted, like an image that was rendered.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => {}
         Err(error) => return Err(error),
     }
@@ -292,10 +306,10 @@ fn unmount_leased(images: &Path, chain: &str) -> io::Result<bool> {
     Ok(true)
 }
 
-fn open_lease(images: &Path, chain: &str, how: FlockArg) -> io::Result<Flock<File>> {
+fn open_lease(images: &Path, chain: &str, how: FlockArg) -> io::Result<Flock> {
     let path = images.join(format!("{chain}.lease"));
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    Flock::lock(file, how).map_err(|(_, errno)| errno.into())
+    Flock::lock(file, how)
 }
 
 fn is_mounted(target: &Path) -> bool {
@@ -304,20 +318,25 @@ fn is_mounted(target: &Path) -> bool {
 
 /// A way to mount an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub(crate) enum MountMode {
     Direct,
     Buffered,
     Loop,
 }
 
-impl Way {
-    pub const ALL: &'static [Self] = &[Self::Direct, Self::Buffered, Self::Loop];
+impl MountMode {
+    pub(crate) const ALL: &'static [Self] = &[Self::Direct, Self::Buffered, Self::Loop];
 }
 
 type Mounted = (std::os::fd::OwnedFd, Backing);
 
-/// A mount of the index that stands nowhere yet, by the first of `ways` that works; the inner error is the kernel's last refusal.
-pub fn mount_index(index: &Path, devices: &[File], ways: &[Way]) -> Result<Result<Mounted, FsError>, MountError> {
+/// Creates a mount of the index that is not attached yet, in the first of `mount_modes` that works. The inner error is the
+/// kernel's last refusal.
+pub(crate) fn mount_index(
+    index: &Path,
+    devices: &[File],
+    mount_modes: &[MountMode],
+) -> Result<Result<Mounted, FsError>, MountError> {
     let open = |path: &Path| File::open(path).map_err(|source| MountError::Missing { path: path.to_owned(), source });
     let index_file = open(index)?;
     let wants = erofs::device_count(&index_file)
@@ -328,25 +347,25 @@ pub fn mount_index(index: &Path, devices: &[File], ways: &[Way]) -> Result<Resul
     }
     let mut refusal = FsError { source_errno: Errno::EOPNOTSUPP.into(), messages: Vec::new() };
     let sound = reads_files_soundly(&kernel_release());
-    for way in ways {
-        let tried = match way {
-            Way::Direct | Way::Buffered if !sound => continue,
-            Way::Direct if !devices.iter().all(takes_direct_reads) => continue,
-            Way::Direct => mount_files((index, &index_file), devices, true),
-            Way::Buffered => mount_files((index, &index_file), devices, false),
-            Way::Loop => mount_loops(&index_file, devices),
+    for mount_mode in mount_modes {
+        let tried = match mount_mode {
+            MountMode::Direct | MountMode::Buffered if !sound => continue,
+            MountMode::Direct if !devices.iter().all(takes_direct_reads) => continue,
+            MountMode::Direct => mount_files((index, &index_file), devices, true),
+            MountMode::Buffered => mount_files((index, &index_file), devices, false),
+            MountMode::Loop => mount_loops(&index_file, devices),
         };
         match tried {
             Ok(mounted) => {
-                let backing = match way {
-                    Way::Direct => Backing::Files { direct: true },
-                    Way::Buffered => Backing::Files { direct: false },
-                    Way::Loop => Backing::Loop,
+                let backing = match mount_mode {
+                    MountMode::Direct => Backing::Files { direct: true },
+                    MountMode::Buffered => Backing::Files { direct: false },
+                    MountMode::Loop => Backing::Loop,
                 };
                 return Ok(Ok((mounted, backing)));
             }
             Err(error) => {
-                tracing::debug!(%error, ?way, "the kernel does not mount the index this way");
+                tracing::debug!(%error, ?mount_mode, "the kernel refuses this mount of the index");
                 refusal = error;
             }
         }
@@ -358,8 +377,8 @@ fn kernel_release() -> String {
     nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Whether a kernel of this release has the two fixes that the room's header names. A distribution's kernel may have them under an
-/// older number; it loses nothing but a little speed.
+/// Whether a kernel release has the two fixes that the module's header describes. A distribution's kernel may have them
+/// under an older version number. It then only loses some speed.
 fn reads_files_soundly(release: &str) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
     let mut next = || numbers.next().unwrap_or(0);
@@ -376,8 +395,8 @@ fn erofs_context() -> Result<FsContext, FsError> {
 }
 
 fn mount_files(index: (&Path, &File), devices: &[File], direct: bool) -> Result<std::os::fd::OwnedFd, FsError> {
-    // The index's real name where it can be had: it shows in the mount table. Of the devices nothing shows there; by their descriptors the
-    // kernel gets the very files that were looked at, whatever their paths mean now.
+    // Use the index's real path if possible, because the mount table shows it. The devices do not appear there. They
+    // are passed by descriptor, so that the kernel uses the files that were checked, whatever their paths refer to now.
     let source = if mount::is_plain(index.0) { index.0.to_owned() } else { mount::fd_path(index.1) };
     let context = erofs_context()?;
     context.flag(c"ro")?;
@@ -395,7 +414,7 @@ fn mount_loops(index: &File, devices: &[File]) -> Result<std::os::fd::OwnedFd, F
     let attach = |file: &File, direct: bool| {
         loopdev::attach(file, direct).map_err(|source_errno| FsError { source_errno, messages: Vec::new() })
     };
-    // The index is small and read in odd pieces: its cache is welcome.
+    // The index is small and read in small unaligned pieces, so it benefits from the page cache.
     let index = attach(index, false)?;
     let devices = devices.iter().map(|file| attach(file, true)).collect::<Result<Vec<_>, _>>()?;
     let context = erofs_context()?;
@@ -404,11 +423,12 @@ fn mount_loops(index: &File, devices: &[File]) -> Result<std::os::fd::OwnedFd, F
     for device in &devices {
         context.string(c"device", device.path.as_os_str().as_bytes())?;
     }
-    // From here on the mount keeps the devices; they free themselves with it.
+    // The mount now keeps the devices open. They are freed when it goes.
     context.mount(Attr::RDONLY.and(Attr::NOSUID).and(Attr::NODEV))
 }
 
-/// Whether the file can be read at multiples of 512 past the page cache: tried, because no call answers it on every kernel.
+/// Whether the file can be read at multiples of 512 bytes with O_DIRECT. A read is tried, because no system call
+/// reports this on every kernel.
 fn takes_direct_reads(file: &File) -> bool {
     const ALIGN: usize = 4096;
     let again = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(mount::fd_path(file));

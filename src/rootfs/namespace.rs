@@ -9,25 +9,26 @@ use nix::sched::CloneFlags;
 use crate::report::Explain;
 use crate::sys::mount;
 
-/// The way back to the host's mounts.
+/// A handle for returning to the host's mounts.
 #[derive(Debug)]
-pub struct HostNamespace {
+pub(crate) struct HostNamespace {
     namespace: File,
-    /// The root directory that this process had: setns puts it at the namespace's root, which is elsewhere in a chroot.
+    /// The root directory that this process had. setns(2) sets it to the root of the namespace, which is different in a
+    /// chroot.
     root: File,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum NamespaceError {
-    #[error("cannot make a mount namespace for the container")]
+pub(crate) enum NamespaceError {
+    #[error("cannot create a mount namespace for the container")]
     Unshare(#[source] io::Error),
     #[error("cannot open `{path}`")]
     Open { path: &'static str, source: io::Error },
-    #[error("cannot go back to the host's mount namespace")]
+    #[error("cannot return to the host's mount namespace")]
     Return(#[source] io::Error),
     #[error("cannot read the mount table")]
     Table(#[source] io::Error),
-    #[error("cannot let go of the mount `{}`", .path.display())]
+    #[error("cannot detach the mount `{}`", .path.display())]
     Detach { path: PathBuf, source: io::Error },
 }
 
@@ -35,19 +36,20 @@ impl Explain for NamespaceError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Unshare(error) if error.raw_os_error() == Some(libc::EPERM) => {
-                Some("mount namespaces need root: run it with `sudo`".into())
+                Some("run gpurun with `sudo`: mount namespaces need root".into())
             }
             _ => None,
         }
     }
 }
 
-/// Moves the calling process, which must be single-threaded, into a mount namespace of its own: mounts made on the host later
-/// appear in it, mounts made in it appear nowhere else and vanish with its last process.
+/// Moves the calling process, which must be single-threaded, into a mount namespace of its own. Mounts that are made on
+/// the host later appear in it. Mounts that are made in it appear nowhere else, and disappear with its last process.
 ///
-/// The new namespace is a copy, and a copy pins every image mount of the host. All of them under `images` but `keep` are let go
-/// here; once the overlay stands, `keep` can go too ([`HostNamespace::forget`]): overlayfs holds a private clone of its layers.
-pub fn private_namespace(images: &Path, keep: Option<&Path>) -> Result<HostNamespace, NamespaceError> {
+/// The new namespace is a copy, and a copy pins every image mount of the host. So this function detaches all of them
+/// under `images` except `keep`. Once the overlay is mounted, `keep` can be detached too ([`HostNamespace::forget`]):
+/// overlayfs holds a private clone of its layers.
+pub(crate) fn private_namespace(images: &Path, keep: &[&Path]) -> Result<HostNamespace, NamespaceError> {
     let open = |path| File::open(path).map_err(|source| NamespaceError::Open { path, source });
     let host = HostNamespace { namespace: open("/proc/thread-self/ns/mnt")?, root: open("/")? };
     mount::unshare_slave().map_err(NamespaceError::Unshare)?;
@@ -56,13 +58,13 @@ pub fn private_namespace(images: &Path, keep: Option<&Path>) -> Result<HostNames
 }
 
 impl HostNamespace {
-    /// Lets go of the image mounts under `images` in the calling process's namespace.
-    pub fn forget(&self, images: &Path) -> Result<(), NamespaceError> {
-        forget(images, None)
+    /// Detaches the image mounts under `images` in the calling process's namespace.
+    pub(crate) fn forget(&self, images: &Path) -> Result<(), NamespaceError> {
+        forget(images, &[])
     }
 
-    /// Back to the host's namespace and root directory; the private namespace ends if this was its last process.
-    pub fn enter(&self) -> Result<(), NamespaceError> {
+    /// Returns to the host's namespace and root directory. The private namespace ends if this was its last process.
+    pub(crate) fn enter(&self) -> Result<(), NamespaceError> {
         nix::sched::setns(&self.namespace, CloneFlags::CLONE_NEWNS)
             .and_then(|()| nix::unistd::fchdir(&self.root))
             .and_then(|()| nix::unistd::chroot("."))
@@ -70,13 +72,13 @@ impl HostNamespace {
     }
 }
 
-fn forget(images: &Path, keep: Option<&Path>) -> Result<(), NamespaceError> {
-    // The mount table knows no links: `/var/run` is `/run` there.
+fn forget(images: &Path, keep: &[&Path]) -> Result<(), NamespaceError> {
+    // The mount table contains resolved paths: `/var/run` is `/run` there.
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let keep = keep.map(real);
+    let keep: Vec<PathBuf> = keep.iter().map(|path| real(path)).collect();
     let points = mount::points_below(&real(images)).map_err(NamespaceError::Table)?;
-    // Youngest first, so that what stands on another mount goes before it.
-    for path in points.into_iter().rev().filter(|point| Some(point) != keep.as_ref()) {
+    // The newest come first, so that a mount on top of another one is detached before it.
+    for path in points.into_iter().rev().filter(|point| !keep.contains(point)) {
         mount::detach(&path).map_err(|source| NamespaceError::Detach { path, source })?;
     }
     Ok(())
@@ -100,7 +102,7 @@ mod tests {
             let kept = images.join("a");
             let link = base.path().join("link");
             std::os::unix::fs::symlink(&images, &link).unwrap();
-            let host = private_namespace(&link, Some(&link.join("a"))).unwrap();
+            let host = private_namespace(&link, &[&link.join("a")]).unwrap();
             assert_eq!(mount::points_below(&images).unwrap(), [kept]);
             host.forget(&images).unwrap();
             assert!(mount::points_below(&images).unwrap().is_empty());
@@ -131,7 +133,7 @@ mod tests {
             );
             nix::unistd::chroot(&path).unwrap();
             nix::unistd::chdir("/").unwrap();
-            let host = private_namespace(Path::new("/images"), None).unwrap();
+            let host = private_namespace(Path::new("/images"), &[]).unwrap();
             host.enter().unwrap();
             assert!(Path::new("/mark").exists(), "the root directory is another one");
         });

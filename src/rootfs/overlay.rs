@@ -1,17 +1,21 @@
-//! The container's writable root: one overlay of the image (lower) and the container's own directory (upper).
+//! The container's writable root: one overlay of the image (lower directory) and the container's own directory (upper
+//! directory).
 //!
-//! Options, and why:
-//! - `redirect_dir=nofollow`, `metacopy=off`, `index=off`: an upper directory stays plain files that a person, `build` and a later
-//!   kernel can read, and nothing that an image carries as `trusted.overlay.*` is ever followed. `off` is not enough for the first:
-//!   kernels built with `REDIRECT_ALWAYS_FOLLOW` take it for "follow".
-//! - `xino=off`: the image is a file system of its own, so `auto` (some distributions' default) would put its mark into the highest bits
-//!   of inode numbers (9223372036854775859 and the like): JavaScript rounds those until different files are one, and old 32-bit programs
-//!   get EOVERFLOW. The price: files of the image show another device number than those that were written, which
-//!   `tar --one-file-system` heeds; directories, and with them `find -xdev` and `du -x`, are not concerned.
-//! - `volatile` (on request, for `--rm`): no fsync reaches the disk for files that are deleted at the end anyway. Not otherwise: a person
-//!   who restarts or copies from a stopped container after a power cut expects what was synced.
+//! The mount options and their reasons:
+//! - `redirect_dir=nofollow`, `metacopy=off`, `index=off`: an upper directory contains only plain files, which a user,
+//!   `build` and a later kernel can read, and no `trusted.overlay.*` attribute of an image is ever followed.
+//!   `redirect_dir=off` is not enough: kernels built with `REDIRECT_ALWAYS_FOLLOW` treat it as "follow".
+//! - `xino=off`: the image is a file system of its own, so `auto` (the default of some distributions) would mark it in
+//!   the highest bits of inode numbers (9223372036854775859, for example). JavaScript rounds such numbers, so that
+//!   different files appear to be one, and old 32-bit programs fail with EOVERFLOW. The disadvantage is that files of
+//!   the image have another device number than files that were written, which `tar --one-file-system` respects.
+//!   Directories are not affected, and so neither are `find -xdev` and `du -x`.
+//! - `volatile` (on request, for `--rm`): no fsync reaches the disk, because the files are deleted at the end anyway.
+//!   It is not the default: a user who restarts or copies from a stopped container after a power failure expects the
+//!   data that were synced.
 //!
-//! Not set: nodev and nosuid. Images carry setuid programs, and device nodes are the device program's business.
+//! nodev and nosuid are not set. Images contain setuid programs, and the device program controls access to device
+//! nodes.
 
 use std::fs::File;
 use std::io;
@@ -27,24 +31,26 @@ use crate::report::Explain;
 use crate::sys::mount::{self, Attr, FsContext, FsError};
 use crate::sys::{xattr, xattr_read};
 
-/// What to assemble. `upper`, `work` and `merged` are made if absent; `upper` and `work` must be on one file system.
+/// The overlay to mount. `upper`, `work` and `merged` are created if missing. `upper` and `work` must be on one file
+/// system.
 #[derive(Debug, Clone, Copy)]
 pub struct Overlay<'a> {
     pub lower: &'a Path,
     pub upper: &'a Path,
     pub work: &'a Path,
     pub merged: &'a Path,
-    /// Let no fsync in the container wait for the disk: right if the upper directory is deleted when the container ends.
+    /// Do not let an fsync in the container wait for the disk. Set this if the upper directory is deleted when the
+    /// container ends.
     pub volatile: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum OverlayError {
-    #[error("`{}` is on {kind}, which cannot hold a container's writable layer", .path.display())]
+    #[error("cannot store a container's writable layer in `{}`: it is on {kind}", .path.display())]
     UnfitUpper { path: PathBuf, kind: &'static str },
-    #[error("cannot make the directory `{}`", .path.display())]
+    #[error("cannot create the directory `{}`", .path.display())]
     Directory { path: PathBuf, source: io::Error },
-    #[error("cannot look for the directory `{}`", .path.display())]
+    #[error("cannot access the directory `{}`", .path.display())]
     Look { path: PathBuf, source: io::Error },
     #[error("this kernel cannot mount overlayfs")]
     NoOverlay(#[source] io::Error),
@@ -56,7 +62,8 @@ impl Explain for OverlayError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::UnfitUpper { .. } => Some(
-                "keep gpurun's data on a local disk: `--root /local/disk/gpurun` or `GPURUN_ROOT` (ext4, xfs, btrfs and tmpfs will do)"
+                "keep gpurun's data on a local disk (ext4, xfs, btrfs or tmpfs) with `--root /local/disk/gpurun` or \
+                 `GPURUN_ROOT`"
                     .into(),
             ),
             Self::NoOverlay(_) => Some("load it with `modprobe overlay`".into()),
@@ -67,8 +74,8 @@ impl Explain for OverlayError {
 
 /// Mounts the overlay in the calling process's mount namespace.
 pub fn overlay(request: &Overlay<'_>) -> Result<(), OverlayError> {
-    // A lower directory that is not there is for the mount to refuse.
-    let is_new = !there(request.upper)? && there(request.lower)?;
+    // If the lower directory is missing, the mount reports it.
+    let is_new = !is_present(request.upper)? && is_present(request.lower)?;
     for path in [request.upper, request.work, request.merged] {
         make_directory(path)?;
     }
@@ -87,7 +94,7 @@ pub fn overlay(request: &Overlay<'_>) -> Result<(), OverlayError> {
         Some(libc::ENODEV) => OverlayError::NoOverlay(error),
         _ => plain(error),
     })?;
-    // `opened` keeps the descriptors of odd paths alive until the superblock is made.
+    // `opened` keeps the descriptors of unusual paths open until the superblock is created.
     let mut opened = Vec::new();
     for (key, path) in [(c"lowerdir", request.lower), (c"upperdir", request.upper), (c"workdir", request.work)] {
         let path = if mount::is_plain(path) {
@@ -109,7 +116,8 @@ pub fn overlay(request: &Overlay<'_>) -> Result<(), OverlayError> {
     ] {
         context.string(key, value.as_bytes()).map_err(failed)?;
     }
-    // Before 5.10 there is no such option; then fsync costs what it always did. (The old parser complains only at `mount`.)
+    // This option does not exist before 5.10, where fsync keeps its usual cost. (The old option parser would report an
+    // error only at `mount`.)
     if request.volatile && kernel_at_least(5, 10) {
         context.flag(c"volatile").map_err(failed)?;
     }
@@ -118,7 +126,8 @@ pub fn overlay(request: &Overlay<'_>) -> Result<(), OverlayError> {
     mount::attach(mounted.as_fd(), target.as_fd()).map_err(plain)
 }
 
-/// The merged root shows the upper directory's owner, mode, times and attributes: a new one gets the image's.
+/// Copies the image's owner, mode, times and attributes to a new upper directory, because the merged root shows those
+/// of the upper directory.
 fn be_like(lower: &Path, upper: &Path) -> io::Result<()> {
     let image = lower.metadata()?;
     let own = File::open(upper)?;
@@ -126,7 +135,7 @@ fn be_like(lower: &Path, upper: &Path) -> io::Result<()> {
     own.set_permissions(image.permissions())?;
     for (name, value) in xattr_read::all(lower)? {
         match xattr::set(&own, &name, &value) {
-            // A file system without attributes of this kind shows none, as it does for every file.
+            // A file system that does not support attributes of this kind shows none on any file.
             Err(error) if error.raw_os_error() != Some(libc::EOPNOTSUPP) => return Err(error),
             _ => {}
         }
@@ -135,11 +144,12 @@ fn be_like(lower: &Path, upper: &Path) -> io::Result<()> {
     Ok(nix::sys::stat::futimens(&own, &at, &at)?)
 }
 
-/// A volatile mount leaves a mark in its work directory that lets no other mount use it (the kernel cannot know whether a crash came
-/// between). Whoever asked for `volatile` took that risk; a restart must not fail over it.
+/// Removes the mark that a volatile mount leaves in its work directory. The mark prevents other mounts, because the
+/// kernel cannot know whether there was a crash in between. A caller that requested `volatile` accepted that risk, so a
+/// restart must not fail because of it.
 fn forget_volatile(work: &Path) -> Result<(), OverlayError> {
     let mark = work.join("work/incompat/volatile");
-    match std::fs::remove_dir_all(&mark) {
+    match crate::sys::tree::remove(&mark) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(OverlayError::Directory { path: mark, source }),
         _ => Ok(()),
     }
@@ -152,8 +162,9 @@ fn kernel_at_least(major: u32, minor: u32) -> bool {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
 }
 
-/// A disk that cannot tell is no proof that nothing is there: what is taken for new gets the image's root attributes anew.
-fn there(path: &Path) -> Result<bool, OverlayError> {
+/// Whether `path` exists. If that cannot be determined, it is an error: a directory that is wrongly taken for new would
+/// get the attributes of the image's root again.
+fn is_present(path: &Path) -> Result<bool, OverlayError> {
     path.try_exists().map_err(|source| OverlayError::Look { path: path.to_owned(), source })
 }
 
@@ -162,7 +173,7 @@ fn make_directory(path: &Path) -> Result<(), OverlayError> {
     made.map_err(|source| OverlayError::Directory { path: path.to_owned(), source })
 }
 
-/// File systems that either refuse to be an upper directory with a bare EINVAL, or take it and break later.
+/// Rejects file systems that either refuse to be an upper directory with a plain EINVAL, or accept it and fail later.
 fn check_upper(path: &Path) -> Result<(), OverlayError> {
     let stat = statfs::statfs(path)
         .map_err(|errno| OverlayError::Directory { path: path.to_owned(), source: errno.into() })?;
@@ -173,7 +184,8 @@ fn check_upper(path: &Path) -> Result<(), OverlayError> {
 }
 
 fn unfit(kind: FsType) -> Option<&'static str> {
-    // linux/magic.h and the file systems' own headers; overlayfs wants trusted xattrs, d_type and RENAME_WHITEOUT of an upper directory.
+    // The numbers are from linux/magic.h and the file systems' own headers. overlayfs requires trusted xattrs, d_type
+    // and RENAME_WHITEOUT of an upper directory.
     const UNFIT: &[(u32, &str)] = &[
         (0x794c_7630, "overlayfs"),
         (0x6969, "NFS"),
@@ -188,7 +200,7 @@ fn unfit(kind: FsType) -> Option<&'static str> {
         (0x0064_0736, "AFS"),
         (0x5346_414f, "AFS"),
     ];
-    // The magic is 32 bits wide whatever the width of the field.
+    // The magic number has 32 bits, whatever the width of the field.
     let magic = kind.0 as u32;
     UNFIT.iter().find(|(unfit, _)| *unfit == magic).map(|(_, name)| *name)
 }
@@ -240,7 +252,7 @@ mod tests {
             let base = tempfile::tempdir().unwrap();
             let dirs = fixture(base.path());
             let [lower, _, _, merged] = &dirs;
-            let told = |path: &Path| {
+            let attributes = |path: &Path| {
                 let meta = path.metadata().unwrap();
                 let label = xattr_read::all(path).unwrap().get(&b"trusted.label"[..]).cloned();
                 (meta.mode() & 0o7777, meta.uid(), meta.gid(), meta.mtime(), label)
@@ -253,12 +265,12 @@ mod tests {
             nix::sys::stat::futimens(&root, &at, &at).unwrap();
             let image = (0o1711, 7, 8, 1_600_000_000, Some((*b"x").into()));
             overlay(&request(&dirs)).unwrap();
-            assert_eq!(told(merged), image);
-            // What the container makes of it stays.
+            assert_eq!(attributes(merged), image);
+            // The container's own changes stay.
             std::fs::set_permissions(merged, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
             unmount(merged);
             overlay(&request(&dirs)).unwrap();
-            assert_eq!(told(merged).0, 0o700);
+            assert_eq!(attributes(merged).0, 0o700);
             unmount(merged);
         });
     }
@@ -296,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overlay_is_no_place_for_an_upper_directory() {
+    fn an_upper_directory_on_an_overlay_is_refused() {
         if !root_or_skip("overlay") {
             return;
         }
@@ -329,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_the_place_and_the_kernels_words() {
+    fn a_refusal_names_the_directory_and_the_kernels_error() {
         if !root_or_skip("overlay") {
             return;
         }

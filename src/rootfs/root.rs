@@ -1,8 +1,9 @@
-//! Looking and building inside an image's root, with that root as `/`.
+//! Reads and creates files inside an image's root, with that root as `/`.
 //!
-//! Reading goes through `openat2(RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)`: links, absolute ones too, end inside. Building walks
-//! component by component with a stack of directory descriptors, never following a link in the kernel: it has to know where it is when
-//! something is missing, which `openat2` does not tell, and `..` is then simply the descriptor below.
+//! Reading uses `openat2(RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)`: links, including absolute ones, stay inside.
+//! Creating walks the path component by component with a stack of directory descriptors, and the kernel never follows a
+//! link. The walk must know its position when a component is missing, which `openat2` does not report. With the stack,
+//! `..` is the descriptor below the top.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -18,14 +19,14 @@ use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag};
 use crate::report::Explain;
 use crate::sys::mount::fd_path;
 
-/// As many links as the kernel follows (MAXSYMLINKS).
+/// The kernel follows the same number of links (MAXSYMLINKS).
 const MAX_LINKS: u32 = 40;
 
 #[derive(Debug, thiserror::Error)]
-pub enum RootError {
+pub(crate) enum RootError {
     #[error("cannot open the container's root `{}`", .path.display())]
     Open { path: PathBuf, source: io::Error },
-    #[error("cannot look at `{}` in the image", .path.display())]
+    #[error("cannot resolve `{}` in the image", .path.display())]
     Resolve { path: PathBuf, source: io::Error },
     #[error("cannot read `{}` in the image", .path.display())]
     Read { path: PathBuf, source: io::Error },
@@ -33,35 +34,36 @@ pub enum RootError {
     NotAFile { path: PathBuf, kind: &'static str },
     #[error("`{}` in the image is larger than {max} bytes", .path.display())]
     TooLarge { path: PathBuf, max: usize },
-    #[error("cannot make `{}` in the container", .path.display())]
+    #[error("cannot create `{}` in the container", .path.display())]
     Make { path: PathBuf, source: io::Error },
-    #[error("`{}` in the container is {found}, but {wanted} has to be there", .path.display())]
+    #[error("`{}` in the container is {found}, but must be {wanted}", .path.display())]
     Mismatch { path: PathBuf, found: &'static str, wanted: &'static str },
-    #[error("`{}` cannot be mounted over: it is the container's root", .path.display())]
+    #[error("cannot mount over `{}`: it is the container's root", .path.display())]
     IsRoot { path: PathBuf },
 }
 
 impl Explain for RootError {}
 
-/// What will be mounted on a mount point.
+/// The kind of a mount point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MountpointKind {
+pub(crate) enum MountpointKind {
     Directory,
     File,
 }
 
-/// A descriptor of a root directory, for the functions of this room.
-pub fn open_root(path: &Path) -> Result<OwnedFd, RootError> {
+/// Opens a root directory for the functions of this module.
+pub(crate) fn open_root(path: &Path) -> Result<OwnedFd, RootError> {
     nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(|errno| RootError::Open { path: path.to_owned(), source: errno.into() })
 }
 
-/// An `O_PATH` descriptor of whatever `path` names in `root` (links followed inside it); none if nothing is there.
-pub fn resolve_in_root(root: impl AsFd, path: &Path) -> Result<Option<OwnedFd>, RootError> {
+/// Returns an `O_PATH` descriptor of `path` in `root`, with links followed inside the root, or `None` if it does not
+/// exist.
+pub(crate) fn resolve_in_root(root: impl AsFd, path: &Path) -> Result<Option<OwnedFd>, RootError> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    // A rename anywhere on the machine can spoil a walk over `..` with EAGAIN (openat2(2)).
+    // A rename anywhere on the host can make a walk over `..` fail with EAGAIN (openat2(2)).
     for _ in 0..64 {
         match nix::fcntl::openat2(root.as_fd(), path, how) {
             Ok(fd) => return Ok(Some(fd)),
@@ -73,16 +75,16 @@ pub fn resolve_in_root(root: impl AsFd, path: &Path) -> Result<Option<OwnedFd>, 
     Err(RootError::Resolve { path: path.to_owned(), source: Errno::EAGAIN.into() })
 }
 
-/// What `path` in `root` is (links followed inside it); none if nothing is there.
-pub fn stat_in_root(root: impl AsFd, path: &Path) -> Result<Option<FileStat>, RootError> {
+/// Returns the status of `path` in `root`, with links followed inside the root, or `None` if it does not exist.
+pub(crate) fn stat_in_root(root: impl AsFd, path: &Path) -> Result<Option<FileStat>, RootError> {
     let Some(fd) = resolve_in_root(root, path)? else { return Ok(None) };
     let stat = nix::sys::stat::fstat(&fd);
     stat.map(Some).map_err(|errno| RootError::Resolve { path: path.to_owned(), source: errno.into() })
 }
 
-/// The bytes of the regular file `path` in `root`, none if nothing is there. A FIFO, device or directory is an error and never opened
-/// (not even a tape rewinds), and so is a file of more than `max` bytes.
-pub fn read_file_in_root(root: impl AsFd, path: &Path, max: usize) -> Result<Option<Vec<u8>>, RootError> {
+/// Reads the regular file `path` in `root`. Returns `None` if it does not exist. A FIFO, device or directory is an
+/// error and is never opened (opening a tape would rewind it), and so is a file of more than `max` bytes.
+pub(crate) fn read_file_in_root(root: impl AsFd, path: &Path, max: usize) -> Result<Option<Vec<u8>>, RootError> {
     let Some(found) = resolve_in_root(root, path)? else { return Ok(None) };
     let failed = |source| RootError::Read { path: path.to_owned(), source };
     let stat = nix::sys::stat::fstat(&found).map_err(|errno| failed(errno.into()))?;
@@ -102,10 +104,11 @@ pub fn read_file_in_root(root: impl AsFd, path: &Path, max: usize) -> Result<Opt
     Ok(Some(bytes))
 }
 
-/// Makes sure that `destination` exists in `root` as something that a file or a directory can be mounted on, making what is missing
-/// (directories 0755, files 0644 and empty, owned by root). Answers the absolute path with all links resolved: mount there, and no
-/// later join can be led astray. As docker does, `..` in the request is taken literally and links lead inside the root.
-pub fn make_mountpoint_in_root(
+/// Creates `destination` in `root` as a mount point for a file or a directory, unless it exists. Missing components are
+/// created (directories with mode 0755, empty files with mode 0644, owned by root). Returns the absolute path with all
+/// links resolved. Mount there, because that path contains no links that could be followed out of the root. As in
+/// docker, `..` in `destination` is resolved lexically, and links are resolved inside the root.
+pub(crate) fn make_mountpoint_in_root(
     root: impl AsFd,
     destination: &Path,
     kind: MountpointKind,
@@ -126,25 +129,38 @@ pub fn make_mountpoint_in_root(
     Ok(walk.stack.iter().fold(PathBuf::from("/"), |path, (name, _)| path.join(name)))
 }
 
-/// Makes a directory and its parents in `root`, as `WORKDIR` asks for; answers the path with all links resolved.
-pub fn create_dir_in_root(root: impl AsFd, path: &Path) -> Result<PathBuf, RootError> {
+/// Opens the mount point `path` below `dir`, and creates its missing components as [`make_mountpoint_in_root`] does.
+/// Follows no link, and fails with ELOOP on one: another process may be able to write to `dir`, and must not be able to
+/// redirect the mount.
+pub(crate) fn open_mountpoint_below(dir: impl AsFd, path: &Path, kind: MountpointKind) -> Result<OwnedFd, RootError> {
+    let mut walk = Walk { root: dir.as_fd(), destination: path, stack: Vec::new(), links: MAX_LINKS };
+    let mut todo = normal(path);
+    while let Some(name) = todo.pop_front() {
+        let wanted = if todo.is_empty() { kind } else { MountpointKind::Directory };
+        walk.step(&name, &mut todo, wanted)?;
+    }
+    walk.stack.pop().map(|(_, fd)| fd).ok_or_else(|| RootError::IsRoot { path: path.to_owned() })
+}
+
+/// Creates a directory and its parents in `root`, for `WORKDIR`. Returns the path with all links resolved.
+pub(crate) fn create_dir_in_root(root: impl AsFd, path: &Path) -> Result<PathBuf, RootError> {
     if normal(path).is_empty() {
         return Ok(PathBuf::from("/"));
     }
     match make_mountpoint_in_root(root, path, MountpointKind::Directory) {
-        // A link to `/`.
+        // The path is a link to `/`.
         Err(RootError::IsRoot { .. }) => Ok(PathBuf::from("/")),
         other => other,
     }
 }
 
-/// Puts a symbolic link at `path` in `root`, in the place of whatever file or link was there.
-pub fn link_in_root(root: impl AsFd, path: &Path, target: &str) -> Result<(), RootError> {
+/// Creates a symbolic link at `path` in `root`. It replaces an existing file or link.
+pub(crate) fn link_in_root(root: impl AsFd, path: &Path, target: &str) -> Result<(), RootError> {
     put_in_root(root, path, |dir, name| nix::unistd::symlinkat(target, dir, name))
 }
 
-/// Puts a file at `path` in `root`, in the place of whatever file or link was there: what is linked to stays as it is.
-pub fn replace_file_in_root(root: impl AsFd, path: &Path, bytes: &[u8]) -> Result<(), RootError> {
+/// Writes a file at `path` in `root`. It replaces an existing file or link. The target of a link is not changed.
+pub(crate) fn replace_file_in_root(root: impl AsFd, path: &Path, bytes: &[u8]) -> Result<(), RootError> {
     put_in_root(root, path, |dir, name| {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mode = Mode::from_bits_truncate(0o644);
@@ -155,7 +171,8 @@ pub fn replace_file_in_root(root: impl AsFd, path: &Path, bytes: &[u8]) -> Resul
     })
 }
 
-/// Makes a new entry under a name of ours beside `path` (its directory is made, and links lead inside), and renames it over.
+/// Creates a new entry under a temporary name beside `path` and renames it to `path`. Parent directories are created,
+/// and links are resolved inside the root.
 fn put_in_root(
     root: impl AsFd,
     path: &Path,
@@ -182,7 +199,7 @@ fn put_in_root(
 struct Walk<'a> {
     root: BorrowedFd<'a>,
     destination: &'a Path,
-    /// The directories (at the end perhaps a file) gone down so far.
+    /// The directories that the walk has entered. The last one may be a file.
     stack: Vec<(OsString, OwnedFd)>,
     links: u32,
 }
@@ -248,24 +265,43 @@ impl Walk<'_> {
 
     fn create(&self, name: &OsStr, wanted: MountpointKind) -> nix::Result<()> {
         let here = self.here();
-        let mode = match wanted {
+        let (made, mode) = match wanted {
             MountpointKind::Directory => {
                 nix::sys::stat::mkdirat(here, name, Mode::from_bits_truncate(0o755))?;
-                0o755
+                let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                (nix::fcntl::openat(here, name, flags, Mode::empty())?, 0o755)
             }
             MountpointKind::File => {
                 let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                drop(nix::fcntl::openat(here, name, flags, Mode::from_bits_truncate(0o644))?);
-                0o644
+                (nix::fcntl::openat(here, name, flags, Mode::from_bits_truncate(0o644))?, 0o644)
             }
         };
-        // The umask and a setgid parent must not show in what the container sees; nobody else can be at the fresh entry yet.
-        nix::sys::stat::fchmodat(here, name, Mode::from_bits_truncate(mode), FchmodatFlags::FollowSymlink)?;
-        nix::unistd::fchownat(here, name, Some(0.into()), Some(0.into()), AtFlags::AT_SYMLINK_NOFOLLOW)
+        // The umask and a setgid parent directory must not affect the new entry. If other users can write to the parent
+        // directory, which may be one of the host, they may have replaced a new directory by now. Nothing there is
+        // changed, and the mode that `mkdirat` gave it stays.
+        if wanted == MountpointKind::Directory && !is_private(&nix::sys::stat::fstat(here)?) {
+            return Ok(());
+        }
+        let stat = nix::sys::stat::fstat(&made)?;
+        if (stat.st_uid, stat.st_gid) != (0, 0) {
+            nix::unistd::fchownat(&made, "", Some(0.into()), Some(0.into()), AtFlags::AT_EMPTY_PATH)?;
+        }
+        if stat.st_mode & 0o7777 != mode {
+            // The path leads to the open file, whatever has its name now.
+            let (path, mode) = (fd_path(&made), Mode::from_bits_truncate(mode));
+            nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, &path, mode, FchmodatFlags::FollowSymlink)?;
+        }
+        Ok(())
     }
 }
 
-/// The path's names with `.` and `..` taken literally, as Go's `filepath.Clean` does to docker's destinations.
+/// Whether only root can create, rename and remove entries of a directory.
+fn is_private(directory: &FileStat) -> bool {
+    directory.st_uid == 0 && directory.st_mode & 0o022 == 0
+}
+
+/// The components of the path after `.` and `..` are resolved lexically, as docker does for destinations with Go's
+/// `filepath.Clean`.
 fn normal(path: &Path) -> VecDeque<OsString> {
     let mut names = VecDeque::new();
     for component in path.components() {
@@ -360,14 +396,14 @@ mod tests {
     #[test]
     fn refuses_what_is_not_a_bounded_regular_file() {
         let (_base, root) = fixture();
-        for (path, word) in [
+        for (path, snippet) in [
             ("/fifo", "a FIFO"),
             ("/etc", "a directory"),
             ("/etc/file", "larger than 5 bytes"),
-            ("/loop1", "cannot look"),
+            ("/loop1", "cannot resolve"),
         ] {
             let error = read_file_in_root(&root, Path::new(path), 5).unwrap_err();
-            assert!(error.to_string().contains(word), "{path}: {error}");
+            assert!(error.to_string().contains(snippet), "{path}: {error}");
         }
     }
 
@@ -411,17 +447,17 @@ mod tests {
     fn refuses_impossible_mount_points() {
         use MountpointKind::{Directory, File};
         let (_base, root) = fixture();
-        for (destination, kind, word) in [
-            ("/etc/file", Directory, "is a regular file, but a directory"),
-            ("/etc", File, "is a directory, but a file"),
+        for (destination, kind, snippet) in [
+            ("/etc/file", Directory, "is a regular file, but must be a directory"),
+            ("/etc", File, "is a directory, but must be a file"),
             ("/etc/file/below", Directory, "is a regular file"),
-            ("/loop1/x", Directory, "cannot make"),
+            ("/loop1/x", Directory, "cannot create"),
             ("/", Directory, "container's root"),
             ("/..", Directory, "container's root"),
             ("/slash", Directory, "container's root"),
         ] {
             let error = make_mountpoint_in_root(&root, Path::new(destination), kind).unwrap_err();
-            assert!(error.to_string().contains(word), "{destination}: {error}");
+            assert!(error.to_string().contains(snippet), "{destination}: {error}");
         }
         assert_eq!(create_dir_in_root(&root, Path::new("/slash")).unwrap(), Path::new("/"));
     }

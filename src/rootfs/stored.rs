@@ -1,9 +1,11 @@
-//! From an image of the store to a lower directory, by whatever way this kernel has.
+//! Provides a stored image as a lower directory, in the way that this kernel supports.
 //!
-//! The fallback draws the merged tree once per image into `dirs/<chain id>` of the store, where it stays until the image goes (the
-//! store's garbage collection knows it). It is made in a workplace of the store (`tmp/<random>`, alive as long as its `lock` is held),
-//! synced and renamed: a directory that is there is whole.
+//! If the kernel cannot mount the index, the merged tree is rendered once per image into `dirs/<chain ID>` of the
+//! store, where it stays until the image is removed (the store's garbage collection handles it). It is made in a
+//! temporary directory of the store (`tmp/<random>`, which is in use while its `lock` is held), synced and renamed. So
+//! a directory that exists is complete.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::AsFd;
@@ -12,46 +14,47 @@ use std::path::{Path, PathBuf};
 
 use super::images::{self, Lower, MountError};
 use crate::durable::{self, FileLock};
-use crate::layer::{Merger, Tree, directory};
+use crate::layer::{Entry, Merger, Tree, directory};
 use crate::names::Digest;
 use crate::report::{Explain, Report};
 use crate::store::{Image, Store, StoreError, Stretch};
 
 #[derive(Debug, thiserror::Error)]
-pub enum DrawError {
-    #[error("cannot make `{}`", .path.display())]
+pub(crate) enum RenderImageError {
+    #[error("cannot create `{}`", .path.display())]
     Make { path: PathBuf, source: io::Error },
     #[error("cannot read the layer `{}`", .path.display())]
     Layer { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("cannot unpack the image to `{}`", .path.display())]
-    Draw { path: PathBuf, source: directory::RenderError },
+    Render { path: PathBuf, source: directory::RenderError },
 }
 
-impl Explain for DrawError {
+impl Explain for RenderImageError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Layer { .. } => Some("the store is damaged: load the image again with `gpurun image load`".into()),
-            Self::Draw { source, .. } => source.hint(),
+            Self::Layer { .. } => Some("load the image again with `gpurun image load`; the store is damaged".into()),
+            Self::Render { source, .. } => source.hint(),
             Self::Make { .. } => None,
         }
     }
 }
 
-/// A lower directory with the tree of `image`, leased: the shared mount of its index below `images`, or on kernels that cannot mount it
-/// the directory drawn from the same tree. Call it in the host's mount namespace. Starts no thread.
-pub fn lower(images: &Path, store: &Store, image: &Image) -> Result<Lower, MountError> {
+/// Returns a leased lower directory with the tree of `image`: the shared mount of its index below `images` or, on
+/// kernels that cannot mount it, the directory that was rendered from the same tree. Call it in the host's mount
+/// namespace. It starts no thread.
+pub(crate) fn lower(images: &Path, store: &Store, image: &Image) -> Result<Lower, MountError> {
     let devices = store.index_devices(image).map_err(|source| MountError::Files { source })?;
     let request =
         images::Image { images, chain: &store.mount_name(image), index: &store.index_of(image), devices: &devices };
-    images::mount(&request, || draw(store, image).map_err(Report::from))
+    images::mount(&request, || render(store, image).map_err(Report::from))
 }
 
-/// The directory with the image's tree, made if it is not there yet.
-pub fn draw(store: &Store, image: &Image) -> Result<PathBuf, DrawError> {
-    let target = store.drawn_path(image);
+/// Returns the directory with the image's tree, and renders it if it does not exist yet.
+pub(crate) fn render(store: &Store, image: &Image) -> Result<PathBuf, RenderImageError> {
+    let target = store.rendered_path(image);
     let make = |path: &Path| {
         let path = path.to_owned();
-        move |source| DrawError::Make { path, source }
+        move |source| RenderImageError::Make { path, source }
     };
     if target.try_exists().map_err(make(&target))? {
         return Ok(target);
@@ -62,10 +65,10 @@ pub fn draw(store: &Store, image: &Image) -> Result<PathBuf, DrawError> {
     let root = File::open(&tree_dir).map_err(make(&tree_dir))?;
     let (tree, sources) = scan(store, image)?;
     directory::render(&tree, &sources, root.as_fd())
-        .map_err(|source| DrawError::Draw { path: target.clone(), source })?;
+        .map_err(|source| RenderImageError::Render { path: target.clone(), source })?;
     nix::unistd::syncfs(&root).map_err(|errno| make(&tree_dir)(errno.into()))?;
     match std::fs::rename(&tree_dir, &target) {
-        // Somebody else was quicker with the same tree.
+        // Another process has rendered the same tree first.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOTEMPTY)) => {}
         other => other.map_err(make(&target))?,
     }
@@ -74,9 +77,10 @@ pub fn draw(store: &Store, image: &Image) -> Result<PathBuf, DrawError> {
     Ok(target)
 }
 
-/// The merged tree and its open tars. Not [`Store::tree`], which scans with threads: this runs in the supervisor.
-fn scan(store: &Store, image: &Image) -> Result<(Tree, Vec<File>), DrawError> {
-    let failed = |path: &Path, source: Box<dyn std::error::Error + Send + Sync>| DrawError::Layer {
+/// Returns the merged tree and its open tars. [`Store::tree`] is not used because it starts threads, and this code runs
+/// in the supervisor.
+fn scan(store: &Store, image: &Image) -> Result<(Tree, Vec<File>), RenderImageError> {
+    let failed = |path: &Path, source: Box<dyn std::error::Error + Send + Sync>| RenderImageError::Layer {
         path: path.to_owned(),
         source,
     };
@@ -86,32 +90,46 @@ fn scan(store: &Store, image: &Image) -> Result<(Tree, Vec<File>), DrawError> {
     };
     let stretches = store.stretches(image).map_err(unreadable)?;
     let mut merger = Merger::new();
-    for (diff_id, stretch) in &stretches {
-        let file = store.open_stretch(image, stretch).map_err(unreadable)?;
-        let entries = stretch.scan(&file).map_err(|error| failed(&stretch.path, error.into()))?;
-        merger.apply(*diff_id, entries).map_err(|error| failed(&stretch.path, error.into()))?;
+    // A layer that is listed more than once is read once.
+    let mut kept: BTreeMap<Digest, Vec<Entry>> = BTreeMap::new();
+    for (at, (diff_id, stretch)) in stretches.iter().enumerate() {
+        let entries = match kept.remove(diff_id) {
+            Some(entries) => entries,
+            None => {
+                let file = store.open_stretch(image, stretch).map_err(unreadable)?;
+                stretch.scan(&file).map_err(|error| failed(&stretch.path, error.into()))?
+            }
+        };
+        let applied = if stretches[at + 1..].iter().any(|(later, _)| later == diff_id) {
+            let applied = merger.apply(*diff_id, entries.iter().cloned());
+            kept.insert(*diff_id, entries);
+            applied
+        } else {
+            merger.apply(*diff_id, entries)
+        };
+        applied.map_err(|error| failed(&stretch.path, error.into()))?;
     }
     let tree = merger.finish();
-    let place = |wanted: &Digest| stretches.iter().find(|(diff_id, _)| diff_id == wanted);
+    let find_stretch = |wanted: &Digest| stretches.iter().find(|(diff_id, _)| diff_id == wanted);
     let open = |(_, stretch): &(Digest, Stretch)| store.open_stretch(image, stretch).map_err(unreadable);
-    let sources = tree.sources.iter().filter_map(place).map(open).collect::<Result<_, _>>()?;
+    let sources = tree.sources.iter().filter_map(find_stretch).map(open).collect::<Result<_, _>>()?;
     Ok((tree, sources))
 }
 
-/// A workplace as the store's own: its sweep removes what a dead process left.
+/// A temporary directory like the store's own: the store's sweep removes the ones that dead processes have left.
 struct Workplace {
     dir: PathBuf,
     _lock: FileLock,
 }
 
 impl Workplace {
-    fn new(store: &Store) -> Result<Self, DrawError> {
+    fn new(store: &Store) -> Result<Self, RenderImageError> {
         let mut random = [0; 8];
         let tmp = store.root().join("tmp");
-        let make = |path: &Path, source| DrawError::Make { path: path.to_owned(), source };
+        let make = |path: &Path, source| RenderImageError::Make { path: path.to_owned(), source };
         getrandom::fill(&mut random).map_err(|error| make(&tmp, io::Error::other(error)))?;
         let dir = tmp.join(hex::encode(random));
-        // Between mkdir and flock no sweep may come; it takes this lock alone.
+        // No sweep may run between mkdir and flock. It needs this lock exclusively.
         let _hold = store.hold().map_err(|error| make(&dir, io::Error::other(error)))?;
         DirBuilder::new().mode(0o700).create(&dir).map_err(|error| make(&dir, error))?;
         let lock = FileLock::exclusive(&dir.join("lock")).map_err(|error| make(&dir, error))?;
@@ -121,8 +139,8 @@ impl Workplace {
 
 impl Drop for Workplace {
     fn drop(&mut self) {
-        // What cannot be removed now is swept by the store.
-        let _ = std::fs::remove_dir_all(&self.dir);
+        // If the removal fails, the store's sweep removes the directory later.
+        let _ = crate::sys::tree::remove(&self.dir);
     }
 }
 
@@ -197,7 +215,7 @@ mod tests {
         ]
     }
 
-    /// Everything that a person can see below `dir`, as text.
+    /// Lists everything that is visible below `dir`, as text.
     fn listing(dir: &Path) -> Vec<String> {
         use std::os::unix::fs::MetadataExt;
         let mut lines = Vec::new();
@@ -238,9 +256,9 @@ mod tests {
             let (store, image) = store_with(base.path(), &layers());
             let images = base.path().join("images");
             let lower = lower(&images, &store, &image).unwrap();
-            let drawn = draw(&store, &image).unwrap();
-            assert_eq!(draw(&store, &image).unwrap(), drawn, "drawn once");
-            let seen = listing(&drawn);
+            let rendered = render(&store, &image).unwrap();
+            assert_eq!(render(&store, &image).unwrap(), rendered, "drawn once");
+            let seen = listing(&rendered);
             assert!(
                 seen.iter().any(|line| line.starts_with("with-xattr") && line.contains("-6.750000000")),
                 "{seen:#?}"
@@ -259,14 +277,14 @@ mod tests {
     }
 
     #[test]
-    fn a_drawn_directory_that_was_changed_is_found_and_drawn_again() {
+    fn a_changed_rendered_directory_is_found_and_rendered_again() {
         use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
         if !root_or_skip("an image from the store") {
             return;
         }
         let base = tempfile::tempdir().unwrap();
         let (store, image) = store_with(base.path(), &layers());
-        let dir = draw(&store, &image).unwrap();
+        let dir = render(&store, &image).unwrap();
         let at = |name: &str| dir.join(name);
         let flip = |name: &str| {
             let file = File::options().read(true).write(true).open(at(name)).unwrap();
@@ -277,7 +295,7 @@ mod tests {
         let xattr = |name: &str, key: &[u8], value: &[u8]| {
             crate::sys::xattr::set(File::open(at(name)).unwrap(), key, value).unwrap();
         };
-        // Back to its own time, as somebody who hides a change does it.
+        // Restores the time, like an attacker who hides a change.
         let touch = |name: &str, seconds: i64, nanos: i64| {
             use nix::sys::stat::{UtimensatFlags, utimensat};
             let time = nix::sys::time::TimeSpec::new(seconds, nanos);
@@ -285,31 +303,29 @@ mod tests {
         };
         let damages: [(&str, &dyn Fn()); 15] = [
             ("`/opaque/new`: its contents", &|| flip("opaque/new")),
-            ("`/opaque/new`: it has another size", &|| std::fs::write(at("opaque/new"), "newer").unwrap()),
+            ("`/opaque/new`: its size differs", &|| std::fs::write(at("opaque/new"), "newer").unwrap()),
             ("`/opaque/new`: it is missing", &|| std::fs::remove_file(at("opaque/new")).unwrap()),
-            ("`/opaque`: there is more in it", &|| std::fs::write(at("opaque/more"), "").unwrap()),
-            ("`/opaque/new`: it has another mode", &|| {
+            ("`/opaque`: it contains entries", &|| std::fs::write(at("opaque/more"), "").unwrap()),
+            ("`/opaque/new`: its mode differs", &|| {
                 std::fs::set_permissions(at("opaque/new"), std::fs::Permissions::from_mode(0o4755)).unwrap();
             }),
-            ("`/opaque`: it has another owner", &|| std::os::unix::fs::chown(at("opaque"), Some(5), None).unwrap()),
-            ("`/link`: it leads elsewhere", &|| {
+            ("`/opaque`: its owner differs", &|| std::os::unix::fs::chown(at("opaque"), Some(5), None).unwrap()),
+            ("`/link`: its target differs", &|| {
                 std::fs::remove_file(at("link")).unwrap();
                 symlink("etc/shadow", at("link")).unwrap();
             }),
-            ("`/fifo`: it is of another kind", &|| {
+            ("`/fifo`: its type differs", &|| {
                 std::fs::remove_file(at("fifo")).unwrap();
                 std::fs::write(at("fifo"), "").unwrap();
             }),
-            ("`/hard`: it is another file than its hard link", &|| {
+            ("`/hard`: it is not the same file as its hard link", &|| {
                 std::fs::copy(at("hard"), at("copy")).unwrap();
                 std::fs::rename(at("copy"), at("hard")).unwrap();
             }),
-            ("`/with-xattr`: it has another time", &|| touch("with-xattr", -6, 750_000_001)),
-            ("`/link`: it has another time", &|| touch("link", 5, 0)),
-            ("`/`: it has another time", &|| touch("", 5, 0)),
-            ("`/with-xattr`: its extended attribute `user.k` has another value", &|| {
-                xattr("with-xattr", b"user.k", b"w")
-            }),
+            ("`/with-xattr`: its modification time differs", &|| touch("with-xattr", -6, 750_000_001)),
+            ("`/link`: its modification time differs", &|| touch("link", 5, 0)),
+            ("`/`: its modification time differs", &|| touch("", 5, 0)),
+            ("`/with-xattr`: its extended attribute `user.k` differs", &|| xattr("with-xattr", b"user.k", b"w")),
             ("`/etc/passwd`: it has the extended attribute `user.more`", &|| xattr("etc/passwd", b"user.more", b"1")),
             ("`/with-xattr`: its extended attribute `user.k` is missing", &|| {
                 std::fs::copy(at("with-xattr"), at("copy")).unwrap();
@@ -322,21 +338,21 @@ mod tests {
             damage();
             let faults = store.verify(None, &|_| ()).unwrap().faults;
             assert!(faults.len() == 1 && faults[0].path == dir && faults[0].why.starts_with(why), "{why}: {faults:?}");
-            // A container that runs from it keeps it.
+            // A directory that a running container uses is kept.
             let hex = image.chain_id.hex();
             let taken = |name: &str| (name != hex).then_some(());
             assert_eq!(store.repair(&faults, &taken).unwrap(), std::slice::from_ref(&dir));
             assert!(dir.exists(), "{why}");
             assert!(store.repair(&faults, &|_| Some(())).unwrap().is_empty());
             assert!(!dir.exists(), "{why}");
-            assert_eq!(draw(&store, &image).unwrap(), dir);
+            assert_eq!(render(&store, &image).unwrap(), dir);
         }
         assert_eq!(std::fs::read_dir(base.path().join("root/tmp")).unwrap().count(), 0, "no workplace is left");
     }
 
-    /// What an archive's image is drawn as is looked at too, and what is left of it when the archive is another one.
+    /// The rendered tree of an archive's image is verified too, and it is removed when the archive has changed.
     #[test]
-    fn the_drawn_tree_of_an_archive_is_looked_at_and_goes_with_it() {
+    fn the_rendered_tree_of_an_archive_is_verified_and_removed_with_it() {
         if !root_or_skip("an image from an archive") {
             return;
         }
@@ -346,7 +362,7 @@ mod tests {
         let store = Store::open(&base.path().join("root")).unwrap();
         let open = || store.open_in_place(&Source::path(&layout), &LoadOptions::default(), true, &()).unwrap().unwrap();
         let image = open();
-        let dir = draw(&store, &image).unwrap();
+        let dir = render(&store, &image).unwrap();
         let looked = store.verify(None, &|_| ()).unwrap();
         assert_eq!((looked.images, looked.faults), (1, vec![]));
         std::fs::write(dir.join("opaque/new"), "NEW").unwrap();
@@ -360,7 +376,8 @@ mod tests {
         assert!(!dir.exists());
         assert_eq!(store.verify(None, &|_| ()).unwrap().faults, []);
 
-        // The documents and the index that the store made of it: taken away, and made again from the archive.
+        // The documents and the index that the store made from the archive: damaged ones are removed, and made again
+        // from the archive.
         for name in ["config.json", "image.json", "place.json", &format!("{}.erofs", image.chain_id.hex())] {
             let path = base.path().join("root/archives").join(image.id.hex()).join(name);
             let mut bytes = std::fs::read(&path).unwrap();
@@ -375,14 +392,14 @@ mod tests {
             assert_eq!(store.verify(None, &|_| ()).unwrap().faults, [], "{name}");
         }
 
-        // An archive that was changed: what was drawn from it may be somebody's, until nobody uses the image.
-        let dir = draw(&store, &open()).unwrap();
+        // After the archive has changed, the tree that was rendered from it stays until the image is no longer in use.
+        let dir = render(&store, &open()).unwrap();
         let blob = layout.join("blobs/sha256").join(image.diff_ids[0].hex());
         std::fs::copy(&blob, base.path().join("copy")).unwrap();
         std::fs::rename(base.path().join("copy"), &blob).unwrap();
         let looked = store.verify(None, &|_| ()).unwrap();
         assert_eq!((looked.images, looked.faults), (1, vec![]));
-        let again = draw(&store, &open()).unwrap();
+        let again = render(&store, &open()).unwrap();
         assert_ne!(again, dir);
         store.prune(false, &|_| Some(crate::store::User::Container("x".into()))).unwrap();
         assert!(dir.exists() && again.exists());
@@ -400,7 +417,7 @@ mod tests {
         let (store, image) = store_with(base.path(), &layers());
         let path = store.layer_path(&image.diff_ids[1]);
         std::fs::remove_file(&path).unwrap();
-        let report = Report::from(draw(&store, &image).unwrap_err());
+        let report = Report::from(render(&store, &image).unwrap_err());
         assert!(report.message.contains(&image.diff_ids[1].hex()), "{report}");
         assert!(report.hint.unwrap().contains("gpurun image load"));
         assert!(!store.directory_path(&image.chain_id).exists());

@@ -1,4 +1,4 @@
-//! Helpers of this room's tests.
+//! Helpers for the tests of this module.
 
 use crate::sys::mount;
 
@@ -11,7 +11,8 @@ pub fn root_or_skip(what: &str) -> bool {
     root
 }
 
-/// Runs `test` in a thread with a mount namespace of its own, which vanishes with the thread: nothing can be left behind.
+/// Runs `test` in a thread with a mount namespace of its own. The namespace disappears with the thread, so the test
+/// leaves no mounts behind.
 pub fn in_own_mounts(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(|| {
         mount::unshare_slave().expect("a mount namespace");
@@ -22,7 +23,7 @@ pub fn in_own_mounts(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// A fresh tmpfs on `dir`.
+/// Mounts a new tmpfs on `dir`.
 pub fn tmpfs(dir: &std::path::Path) {
     use std::os::fd::AsFd;
     std::fs::create_dir_all(dir).unwrap();
@@ -30,8 +31,8 @@ pub fn tmpfs(dir: &std::path::Path) {
     mount::attach(mounted.as_fd(), std::fs::File::open(dir).unwrap().as_fd()).unwrap();
 }
 
-/// Waits until `done`. Another test's child holds copies of all descriptors for the moment between its fork and its exec: locks and
-/// mounts are busy for that long.
+/// Waits until `done` returns a value. Between its fork and its exec, a child of another test holds copies of all
+/// descriptors, so locks and mounts stay busy for that time.
 pub fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
     loop {
@@ -43,7 +44,7 @@ pub fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Unmounts `path` as soon as nobody is on it.
+/// Unmounts `path` as soon as it is not in use.
 pub fn unmount(path: &std::path::Path) {
     eventually("unmounting", || match mount::unmount(path) {
         Ok(()) => Some(()),

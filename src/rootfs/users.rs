@@ -1,43 +1,50 @@
-//! `--user` and an image's `USER`, read from the image's own /etc/passwd and /etc/group: docker's rules (moby/sys/user, `GetExecUser`).
+//! Resolves `--user` and an image's `USER` with the image's own /etc/passwd and /etc/group, by docker's rules
+//! (moby/sys/user, `GetExecUser`):
 //!
-//! - `name`, `uid`, `name:group`, `uid:gid` in every mixture; a number is always an id, even if a user bears it as a name;
-//! - a number that /etc/passwd does not know is taken as it is, with group 0 and home `/`;
-//! - supplementary groups come from /etc/group, but only if the user was found by name and no group was asked for;
-//! - the first line that matches wins.
+//! - `name`, `uid`, `name:group`, `uid:gid` and all mixtures are accepted. A number is always an id, even if it is the
+//!   name of a user.
+//! - A number that is not in /etc/passwd is used as it is, with group 0 and home `/`.
+//! - Supplementary groups come from /etc/group, but only if the user has an entry in /etc/passwd and no group was
+//!   requested.
+//! - The first line that matches wins.
 //!
-//! Where docker reads a number that is none as 0 (`evil:x:abc:…` becomes root), the line is skipped here. The primary group leads the
-//! supplementary ones (CVE-2022-2989: else a process can shed the group by which it is denied).
+//! There is one difference. Docker reads an invalid number as 0 (`evil:x:abc:…` becomes root), while gpurun skips the
+//! line.
+//!
+//! The primary group is also the first supplementary group (CVE-2022-2989: otherwise a process can drop the group that
+//! denies it access).
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use super::root::{RootError, read_file_in_root};
 use crate::report::Explain;
+use crate::request::UserSpec;
 
-/// Far beyond any real file (10 000 users are 1 MB), far below what hurts.
+/// The maximum size of either file: far more than any real file (10 000 users are 1 MB), and small enough to read.
 const MAX_BYTES: usize = 16 << 20;
-/// docker's bounds for a number: 0 to 2^31 - 1.
+/// docker's limits for a number: 0 to 2^31 - 1.
 const MAX_ID: u32 = i32::MAX as u32;
 
-/// Whom a container's process runs as.
+/// The user that a container's process runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct User {
+pub(crate) struct User {
     pub uid: u32,
     pub gid: u32,
     /// All of the process's groups, the primary one first.
     pub groups: Vec<u32>,
     pub home: PathBuf,
-    /// The name in /etc/passwd, if it has one.
+    /// The name in /etc/passwd, if there is one.
     pub name: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum LookupError {
+pub(crate) enum LookupError {
     #[error("the image has no user `{user}`")]
     NoUser { user: String },
     #[error("the image has no group `{group}`")]
     NoGroup { group: String },
-    #[error("`{id}` is not a user or group id: ids go from 0 to {MAX_ID}")]
+    #[error("`{id}` is not a user or group ID from 0 to {MAX_ID}")]
     OutOfRange { id: String },
     #[error("cannot look up `{spec}` in the image")]
     Unreadable { spec: String, source: RootError },
@@ -47,32 +54,32 @@ impl Explain for LookupError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::NoUser { .. } => {
-                Some("give a number (`--user 1000:1000`) or a name from the image's /etc/passwd".into())
+                Some("use a number (`--user 1000:1000`) or a name from the image's /etc/passwd".into())
             }
-            Self::NoGroup { .. } => Some("give a number or a name from the image's /etc/group".into()),
+            Self::NoGroup { .. } => Some("use a number or a name from the image's /etc/group".into()),
             Self::OutOfRange { .. } => None,
-            Self::Unreadable { .. } => Some("numbers need no lookup: `--user 0:0`".into()),
+            Self::Unreadable { .. } => Some("use numbers, which need no lookup: `--user 0:0`".into()),
         }
     }
 }
 
-/// Whom `spec` (`user[:group]`, empty for root) means in the image at `root`.
-pub fn lookup(root: impl AsFd, spec: &str) -> Result<User, LookupError> {
-    let (user, group) = spec.split_once(':').unwrap_or((spec, ""));
-    let passwd = read(&root, "/etc/passwd", spec, user.is_empty() || number(user).is_some())?;
-    // Unreadable groups matter only if a name depends on them.
-    let groups = read(&root, "/etc/group", spec, group.is_empty() || number(group).is_some())?;
+/// Resolves `spec` in the image at `root`.
+pub(crate) fn lookup(root: impl AsFd, spec: &UserSpec) -> Result<User, LookupError> {
+    let UserSpec { user, group } = spec;
+    let text = spec.to_string();
+    let passwd = read(&root, "/etc/passwd", &text, user.is_empty() || number(user).is_some())?;
+    // An unreadable group file is an error only if a group name must be looked up.
+    let groups = read(&root, "/etc/group", &text, group.is_empty() || number(group).is_some())?;
     select(&passwd, &groups, user, group)
 }
 
-/// The same, from the text of the two files.
-pub fn lookup_in(passwd: &str, groups: &str, spec: &str) -> Result<User, LookupError> {
-    let (user, group) = spec.split_once(':').unwrap_or((spec, ""));
-    select(passwd, groups, user, group)
+/// Like [`lookup`], with the text of the two files.
+pub(crate) fn lookup_in(passwd: &str, groups: &str, spec: &UserSpec) -> Result<User, LookupError> {
+    select(passwd, groups, &spec.user, &spec.group)
 }
 
-/// The id of `--group-add`'s `group`.
-pub fn group(root: impl AsFd, group: &str) -> Result<u32, LookupError> {
+/// Resolves a group of `--group-add` to its id.
+pub(crate) fn group(root: impl AsFd, group: &str) -> Result<u32, LookupError> {
     if let Some(id) = number(group) {
         return in_range(id, group);
     }
@@ -81,7 +88,8 @@ pub fn group(root: impl AsFd, group: &str) -> Result<u32, LookupError> {
     found.ok_or_else(|| LookupError::NoGroup { group: group.to_owned() })
 }
 
-/// A file of the image as text; a hostile one (FIFO, huge, a loop of links) counts as empty where numbers alone will do.
+/// Reads a file of the image as text. An unreadable file (a FIFO, a huge file, a loop of links) counts as empty if only
+/// numbers are needed.
 fn read(root: impl AsFd, path: &str, spec: &str, dispensable: bool) -> Result<String, LookupError> {
     match read_file_in_root(root, Path::new(path), MAX_BYTES) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()),
@@ -90,7 +98,7 @@ fn read(root: impl AsFd, path: &str, spec: &str, dispensable: bool) -> Result<St
     }
 }
 
-/// The lookup itself, on the text of the two files.
+/// The lookup itself, with the text of the two files.
 fn select(passwd: &str, groups: &str, user: &str, group: &str) -> Result<User, LookupError> {
     let id = if user.is_empty() { Some(0) } else { number(user) };
     let found = passwd_lines(passwd).find(|line| match id {
@@ -102,7 +110,7 @@ fn select(passwd: &str, groups: &str, user: &str, group: &str) -> Result<User, L
             uid: line.uid,
             gid: line.gid,
             groups: Vec::new(),
-            // An empty field is what getpwnam's callers take for `/`.
+            // Callers of getpwnam(3) treat an empty field as `/`.
             home: PathBuf::from(if line.home.is_empty() { "/" } else { line.home }),
             name: Some(line.name.to_owned()),
         },
@@ -138,7 +146,8 @@ fn select(passwd: &str, groups: &str, user: &str, group: &str) -> Result<User, L
     Ok(result)
 }
 
-/// A number as Go's `strconv.Atoi` takes it, as far as it makes an id.
+/// Parses a non-negative number as Go's `strconv.Atoi` does. A number that is too large becomes `u64::MAX`, which no id
+/// reaches.
 fn number(text: &str) -> Option<u64> {
     let digits = text.strip_prefix('+').unwrap_or(text);
     (!digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().unwrap_or(u64::MAX))
@@ -238,13 +247,9 @@ mod tests {
             ("short", "", "the image has no user `short`"),
             ("-1", "", "the image has no user `-1`"),
             ("jovyan", "nogroup", "the image has no group `nogroup`"),
-            ("4294967295", "", "`4294967295` is not a user or group id: ids go from 0 to 2147483647"),
-            ("2147483648", "", "`2147483648` is not a user or group id: ids go from 0 to 2147483647"),
-            (
-                "0",
-                "99999999999999999999",
-                "`99999999999999999999` is not a user or group id: ids go from 0 to 2147483647",
-            ),
+            ("4294967295", "", "`4294967295` is not a user or group ID from 0 to 2147483647"),
+            ("2147483648", "", "`2147483648` is not a user or group ID from 0 to 2147483647"),
+            ("0", "99999999999999999999", "`99999999999999999999` is not a user or group ID from 0 to 2147483647"),
         ] {
             assert_eq!(select(PASSWD, GROUP, user, group).unwrap_err().to_string(), expected);
         }
@@ -254,9 +259,9 @@ mod tests {
     fn an_image_without_files_knows_numbers_only() {
         let root = tempfile::tempdir().unwrap();
         let fd = crate::rootfs::open_root(root.path()).unwrap();
-        assert_eq!(lookup(&fd, "7:8").unwrap().groups, [8]);
-        assert!(matches!(lookup(&fd, "jovyan"), Err(LookupError::NoUser { .. })));
-        assert_eq!(lookup(&fd, "").unwrap().uid, 0);
+        assert_eq!(lookup(&fd, &UserSpec::of("7:8")).unwrap().groups, [8]);
+        assert!(matches!(lookup(&fd, &UserSpec::of("jovyan")), Err(LookupError::NoUser { .. })));
+        assert_eq!(lookup(&fd, &UserSpec::of("")).unwrap().uid, 0);
         assert_eq!(group(&fd, "44").unwrap(), 44);
         assert!(matches!(group(&fd, "video"), Err(LookupError::NoGroup { .. })));
     }
@@ -268,8 +273,8 @@ mod tests {
         std::fs::create_dir(root.path().join("etc")).unwrap();
         let fd = crate::rootfs::open_root(root.path()).unwrap();
         let check = |what: &str| {
-            assert_eq!(lookup(&fd, "7").unwrap().uid, 7, "{what}");
-            assert!(matches!(lookup(&fd, "jovyan"), Err(LookupError::Unreadable { .. })), "{what}");
+            assert_eq!(lookup(&fd, &UserSpec::of("7")).unwrap().uid, 7, "{what}");
+            assert!(matches!(lookup(&fd, &UserSpec::of("jovyan")), Err(LookupError::Unreadable { .. })), "{what}");
         };
         nix::unistd::mkfifo(&passwd, nix::sys::stat::Mode::from_bits_truncate(0o644)).unwrap();
         check("FIFO");
@@ -289,9 +294,9 @@ mod tests {
         std::fs::write(base.path().join("outside"), "jovyan:x:1:1::/:\n").unwrap();
         std::os::unix::fs::symlink("../../outside", etc.join("passwd")).unwrap();
         let fd = crate::rootfs::open_root(&base.path().join("root")).unwrap();
-        assert!(matches!(lookup(&fd, "jovyan"), Err(LookupError::NoUser { .. })));
+        assert!(matches!(lookup(&fd, &UserSpec::of("jovyan")), Err(LookupError::NoUser { .. })));
         std::fs::write(base.path().join("root/outside"), "jovyan:x:2:2::/:\n").unwrap();
-        assert_eq!(lookup(&fd, "jovyan").unwrap().uid, 2);
+        assert_eq!(lookup(&fd, &UserSpec::of("jovyan")).unwrap().uid, 2);
     }
 
     proptest::proptest! {

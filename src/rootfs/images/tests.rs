@@ -6,7 +6,7 @@ use crate::layer::{Inode, InodeId, Kind, Tree};
 use crate::rootfs::testing::{eventually, in_own_mounts, root_or_skip, tmpfs, unmount};
 use crate::rootfs::{Overlay, overlay, private_namespace};
 
-/// An image with one file, and no layer: nothing but metadata.
+/// An image with one file and no layer, and so with metadata only.
 fn index(dir: &Path) -> PathBuf {
     let inode = |kind, mode| Inode { kind, mode, uid: 0, gid: 0, mtime: (1, 0), xattrs: Default::default() };
     let root = Kind::Directory([(b"marker"[..].into(), InodeId(1))].into());
@@ -21,9 +21,9 @@ fn no_render() -> Result<PathBuf, Report> {
     panic!("this kernel needs no rendering")
 }
 
-/// Whether somebody leases it.
+/// Whether the image is leased.
 fn is_leased(images: &Path, chain: &str) -> bool {
-    alone(images, chain).unwrap().is_none()
+    lease_exclusively(images, chain).unwrap().is_none()
 }
 
 /// Sweeps until all of `chains` are gone.
@@ -99,7 +99,7 @@ fn what_a_killed_process_leaves_is_swept_or_mounted_over() {
     }
     in_own_mounts(|| {
         let fixture = Fixture::new();
-        // Killed before the mount, after mkdir, and between unmount and unlink.
+        // The states after a kill before the mount, after mkdir, and between unmount and unlink.
         std::fs::create_dir_all(fixture.images.join("after-mkdir")).unwrap();
         for chain in ["before", "after-mkdir"] {
             std::fs::write(fixture.images.join(format!("{chain}.lease")), "").unwrap();
@@ -114,9 +114,9 @@ fn what_a_killed_process_leaves_is_swept_or_mounted_over() {
     });
 }
 
-/// Nobody waits until it is idle: the space of its files is free only without it.
+/// Such a mount does not have to be idle first, because the space of its files is freed only by the unmount.
 #[test]
-fn a_mount_whose_index_is_gone_goes_as_soon_as_nobody_leases_it() {
+fn a_mount_whose_index_is_gone_goes_with_its_last_lease() {
     if !erofs_here() {
         return;
     }
@@ -130,9 +130,9 @@ fn a_mount_whose_index_is_gone_goes_as_soon_as_nobody_leases_it() {
         std::fs::rename(&fixture.index, fixture.base.path().join("removed")).unwrap();
         assert!(sweep(&fixture.images, hour).unwrap().is_empty(), "somebody leases it");
         drop(shared);
-        // One whose lease says nothing waits for its time: an older gpurun has made it.
+        // A lease without content, made by an older gpurun, is removed only when it is idle.
         std::fs::write(fixture.images.join("bb.lease"), "").unwrap();
-        // One that cannot be swept stands in no other's way.
+        // A lease that cannot be swept does not prevent the sweep of others.
         std::fs::create_dir_all(fixture.images.join("00/full")).unwrap();
         std::fs::write(fixture.images.join("00.lease"), "/nowhere/index").unwrap();
         eventually("the sweep", || sweep(&fixture.images, hour).is_err().then_some(()));
@@ -140,7 +140,7 @@ fn a_mount_whose_index_is_gone_goes_as_soon_as_nobody_leases_it() {
         assert!(fixture.images.join("bb.lease").exists());
         std::fs::remove_dir(fixture.images.join("00/full")).unwrap();
         assert_eq!(sweep(&fixture.images, hour).unwrap(), ["00"]);
-        // The clock was set back meanwhile.
+        // The clock was set back in the meantime.
         let future = SystemTime::now() + hour * 24;
         File::options().write(true).open(fixture.images.join("bb.lease")).unwrap().set_modified(future).unwrap();
         assert_eq!(sweep(&fixture.images, hour).unwrap(), ["bb"]);
@@ -163,7 +163,7 @@ fn a_busy_mount_waits_for_the_next_sweep() {
 }
 
 #[test]
-fn nobody_on_the_host_runs_an_images_setuid_programs() {
+fn setuid_programs_of_an_image_do_not_run_on_the_host() {
     use std::os::unix::fs::PermissionsExt;
     if !erofs_here() {
         return;
@@ -180,7 +180,7 @@ fn nobody_on_the_host_runs_an_images_setuid_programs() {
     });
 }
 
-/// systemd makes all mounts of a host shared; elsewhere they are private.
+/// systemd makes all mounts of a host shared. Elsewhere they are private.
 #[test]
 fn the_overlay_outlives_the_namespaces_copy_of_the_image_mount() {
     if !erofs_here() {
@@ -195,7 +195,7 @@ fn the_overlay_outlives_the_namespaces_copy_of_the_image_mount() {
             fixture.images = shared.join("images");
             let lower = mount(&fixture.image("aa"), no_render).unwrap();
             let other = mount(&fixture.image("bb"), no_render).unwrap();
-            let host = private_namespace(&fixture.images, Some(&lower.dir)).unwrap();
+            let host = private_namespace(&fixture.images, &[&lower.dir]).unwrap();
             let [upper, work, merged] = ["upper", "work", "merged"].map(|name| fixture.base.path().join(name));
             overlay(&Overlay { lower: &lower.dir, upper: &upper, work: &work, merged: &merged, volatile: true })
                 .unwrap();
@@ -203,7 +203,8 @@ fn the_overlay_outlives_the_namespaces_copy_of_the_image_mount() {
             assert!(mount::points_below(&fixture.images).unwrap().is_empty());
             assert!(merged.join("marker").exists(), "the overlay has the layer for itself");
 
-            // Meanwhile on the host: somebody mounts a third image, and the first one's mount goes.
+            // In the meantime on the host, another process mounts a third image, and the mount of the first one is
+            // removed.
             let container = File::open("/proc/thread-self/ns/mnt").unwrap();
             host.enter().unwrap();
             assert!(!merged.join("marker").exists(), "nothing of the container stands on the host");
@@ -230,7 +231,7 @@ fn what_cannot_be_mounted_is_rendered() {
         return;
     }
     let fixture = Fixture::new();
-    // An index of a format that no kernel takes.
+    // An index in a format that no kernel accepts.
     let mut bytes = std::fs::read(&fixture.index).unwrap();
     bytes[1024 + 83] = 0x80;
     std::fs::write(&fixture.index, bytes).unwrap();
@@ -239,27 +240,27 @@ fn what_cannot_be_mounted_is_rendered() {
     assert_eq!((lower.backing, &lower.dir), (Backing::Directory, &rendered));
     assert!(is_leased(&fixture.images, "aa"), "a rendered directory is leased too");
     drop(lower);
-    let free = || alone(&fixture.images, "aa").unwrap();
+    let free = || lease_exclusively(&fixture.images, "aa").unwrap();
     keep(&fixture.images, "aa").unwrap();
     assert!(free().is_none(), "`image mount` wants to find it");
     assert!(release(&fixture.images, "aa").unwrap());
-    // Whoever has it alone keeps a container that begins waiting, up to the moment in which it looks for the directory.
-    let alone = eventually("the end of the lease", free);
+    // Exclusive access makes a starting container wait before it looks for the directory.
+    let lease_exclusively = eventually("the end of the lease", free);
     std::fs::create_dir(&rendered).unwrap();
     std::thread::scope(|scope| {
         let (fixture, rendered) = (&fixture, &rendered);
-        let (told, asked) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::channel();
         let starting = scope.spawn(move || {
-            told.send(()).unwrap();
+            sender.send(()).unwrap();
             mount(&fixture.image("aa"), || {
                 assert!(!rendered.exists(), "it was taken away first");
                 Ok(rendered.clone())
             })
             .unwrap()
         });
-        asked.recv().unwrap();
+        receiver.recv().unwrap();
         std::fs::remove_dir(rendered).unwrap();
-        drop(alone);
+        drop(lease_exclusively);
         assert_eq!(starting.join().unwrap().backing, Backing::Directory);
     });
     swept(&fixture.images, &["aa"]);
