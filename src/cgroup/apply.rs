@@ -1,17 +1,39 @@
-//! Limits into the cgroup's files, the kernel's answers out, at creation and on a living container.
+//! Writes limits to cgroup files and reads them back, both at creation and for a running container.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::delegation::{self, Missing};
+use super::access::read;
+use super::delegation;
+use super::error::Missing;
 use super::files::{self, Kind, Setting, Version};
-use super::{Cgroup, CgroupError, Host, Verified, read};
+use super::{Cgroup, CgroupError, Host};
 use crate::spec::Limits;
 use crate::units::CpuSet;
 
+/// One limit as read back from the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    pub flag: &'static str,
+    /// The key in the OCI spec, below `linux.resources`.
+    pub oci: &'static str,
+    /// The absolute path of the file.
+    pub file: PathBuf,
+    pub asked: String,
+    pub kernel: String,
+    /// The tightest value of the cgroup and its ancestors.
+    pub effective: String,
+    /// The ancestor's file, if an ancestor has the tightest value.
+    pub binding: Option<PathBuf>,
+    /// Whether the value is the requested one.
+    pub holds: bool,
+    /// A remark for the user about this row.
+    pub note: Option<String>,
+}
+
 impl Host {
-    /// Refuses what this host's version of cgroups does not have.
+    /// Refuses limits that this host's cgroup version does not support.
     pub fn check(&self, limits: &Limits) -> Result<(), CgroupError> {
         settings(limits, self.limits_version()).map(drop)
     }
@@ -27,7 +49,7 @@ fn settings(limits: &Limits, version: Version) -> Result<Vec<Setting>, CgroupErr
 }
 
 impl Cgroup {
-    /// The setting's file. Where the kernel has only the other one, the setting becomes the other one's.
+    /// Returns the file of a setting. If the kernel has only the alternative file, changes the setting to that file.
     fn path_of(&self, setting: &mut Setting) -> Result<PathBuf, CgroupError> {
         let controller = setting.controller.as_ref();
         let dir = if controller.is_empty() { self.v2.as_ref() } else { self.dirs.get(controller) };
@@ -58,7 +80,8 @@ impl Cgroup {
         }
     }
 
-    /// The settings of the limits with their files; those that may be missing and are, are left out.
+    /// Returns the settings for these limits with their files. Optional settings whose file does not exist are left
+    /// out.
     fn located(&self, limits: &Limits) -> Result<Vec<(Setting, PathBuf)>, CgroupError> {
         let mut located = Vec::new();
         let version = if self.is_v2 { Version::V2 } else { Version::V1 };
@@ -74,19 +97,20 @@ impl Cgroup {
         Ok(located)
     }
 
-    /// Writes limits into a fresh cgroup.
+    /// Writes limits to a new cgroup.
     pub(super) fn write(&self, limits: &Limits) -> Result<(), CgroupError> {
         self.located(limits)?.iter().try_for_each(|(setting, path)| put(setting, path))
     }
 
-    /// Changes the limits of a living container, all or nothing: what the kernel refuses puts every file back as it was.
+    /// Changes the limits of a running container, all or nothing: if the kernel refuses a value, every file is
+    /// restored.
     ///
-    /// `held` is what it was told until now, `limits` the whole of what shall hold: what is in the first alone is lifted. Answers with the
-    /// table, as read back.
+    /// `held` contains the limits currently in effect, and `limits` contains the complete new set. A limit that is only
+    /// in `held` is lifted. Returns the table as read back.
     pub fn update(&mut self, held: &Limits, limits: &Limits) -> Result<Vec<Verified>, CgroupError> {
         if let Some((dir, parent)) = self.v2.as_ref().filter(|_| self.is_v2).and_then(|dir| Some((dir, dir.parent()?)))
         {
-            // A file that is named now may want a controller that nothing wanted before.
+            // A newly named file may need a controller that was not enabled before.
             delegation::enable_controllers(delegation::mount_of(dir), parent, &delegation::wanted(limits));
             self.dirs.extend(delegation::enabled(dir).into_iter().map(|name| (name, dir.clone())));
         }
@@ -99,7 +123,7 @@ impl Cgroup {
                 *file == path && (setting.kind != Kind::Device || device(other) == device(&setting))
             };
             if !wanted.iter().any(stays) && setting.kind != Kind::Any {
-                setting.value = lifted(&setting, &path, self.is_v2)?;
+                setting.value = raised(&setting, &path, self.is_v2)?;
                 wanted.push((setting, path));
             }
         }
@@ -110,7 +134,7 @@ impl Cgroup {
             }
         }
         self.order(&mut changes);
-        self.make_room(limits, &changes)?;
+        self.reclaim(limits, &changes)?;
         let mut done: Vec<&(Setting, PathBuf, String)> = Vec::new();
         let applied = changes
             .iter()
@@ -124,14 +148,15 @@ impl Cgroup {
             for (setting, path, before) in done.into_iter().rev() {
                 let value = restore(setting, before, self.is_v2);
                 if let Err(error) = fs::write(path, &value) {
-                    tracing::error!("cannot put `{value}` back into {}: {error}", path.display());
+                    tracing::error!("cannot restore `{value}` in {}: {error}", path.display());
                 }
             }
         }
         applied
     }
 
-    /// Version 1 never lets the memory limit be above the total with swap: who grows must let the total grow first.
+    /// Under version 1, the memory limit may never exceed the total of memory and swap. To raise both, write the total
+    /// first.
     fn order(&self, changes: &mut [(Setting, PathBuf, String)]) {
         let at = |file: &str| changes.iter().position(|(setting, ..)| setting.file == file);
         let (Some(memory), Some(total)) = (at("memory.limit_in_bytes"), at("memory.memsw.limit_in_bytes")) else {
@@ -142,8 +167,9 @@ impl Cgroup {
         }
     }
 
-    /// Version 2 kills where a new limit is below what is in use. Asks the kernel to reclaim first, and refuses where that is not enough.
-    fn make_room(&self, limits: &Limits, changes: &[(Setting, PathBuf, String)]) -> Result<(), CgroupError> {
+    /// Version 2 kills processes if a new limit is below the current usage. This function asks the kernel to reclaim
+    /// memory first and refuses the change if that is not sufficient.
+    fn reclaim(&self, limits: &Limits, changes: &[(Setting, PathBuf, String)]) -> Result<(), CgroupError> {
         let (Some(asked), Some(dir)) = (limits.memory, self.dirs.get("memory").filter(|_| self.is_v2)) else {
             return Ok(());
         };
@@ -153,7 +179,7 @@ impl Cgroup {
         let used = || read(&dir.join("memory.current")).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
         let over = used().saturating_sub(asked);
         if over > 0 {
-            // Since kernel 5.19; it answers EAGAIN when it found less than that.
+            // Available since kernel 5.19. The write fails with EAGAIN if the kernel reclaimed less than requested.
             let _ = fs::write(dir.join("memory.reclaim"), over.to_string());
         }
         match used() {
@@ -162,12 +188,13 @@ impl Cgroup {
         }
     }
 
-    /// Reads every limit back and compares; the rows of the table, or the first difference that matters.
+    /// Reads every limit back and compares it. Returns the rows of the table, or the first difference that matters.
     pub fn verify(&self, limits: &Limits) -> Result<Vec<Verified>, CgroupError> {
         self.rows(limits, true)
     }
 
-    /// The same of a container that has been running for a while: what somebody else has changed meanwhile is a row as well.
+    /// Does the same for a container that has been running for a while. A limit that was changed from outside is
+    /// returned as a row, not as an error.
     pub fn look(&self, limits: &Limits) -> Result<Vec<Verified>, CgroupError> {
         self.rows(limits, false)
     }
@@ -201,7 +228,8 @@ impl Cgroup {
         Ok(rows)
     }
 
-    /// A set may be accepted and still not hold, where an ancestor has fewer CPUs.
+    /// Checks the effective set. The kernel may accept a set that does not take effect because an ancestor has fewer
+    /// CPUs.
     fn verify_effective_set(&self, setting: &Setting, path: &Path) -> Result<(), CgroupError> {
         let name = if self.is_v2 {
             format!("{}.effective", setting.file)
@@ -231,8 +259,9 @@ fn put(setting: &Setting, path: &Path) -> Result<(), CgroupError> {
     })
 }
 
-/// The file of an ancestor that allows less than what is to be written here. Under version 1 a quota must not be more of its period than any
-/// ancestor's is (sched-bwc.rst), and a set must be a part of the parent's (cpusets.rst).
+/// Returns the file of an ancestor that is stricter than the value to be written, with its value. Under version 1, the
+/// ratio of quota to period must not exceed that of any ancestor (sched-bwc.rst), and a set must be a subset of the
+/// parent's (cpusets.rst).
 fn above(setting: &Setting, path: &Path) -> Option<(PathBuf, String)> {
     let mut ancestors = path.parent()?.ancestors().skip(1).map(|dir| dir.join(&*setting.file));
     match &*setting.file {
@@ -253,8 +282,8 @@ fn above(setting: &Setting, path: &Path) -> Option<(PathBuf, String)> {
     }
 }
 
-/// What is written to a file so that it holds no limit. A device's line names its own key alone.
-fn lifted(setting: &Setting, path: &Path, is_v2: bool) -> Result<String, CgroupError> {
+/// Returns the value that removes the limit of a file. For a device, the line contains only the key of this setting.
+fn raised(setting: &Setting, path: &Path, is_v2: bool) -> Result<String, CgroupError> {
     Ok(match setting.kind {
         Kind::Bytes if is_v2 => "max".into(),
         Kind::Bytes => "-1".into(),
@@ -278,7 +307,7 @@ fn lifted(setting: &Setting, path: &Path, is_v2: bool) -> Result<String, CgroupE
             }
         }
         Kind::Set => {
-            // Back to all that the parent has.
+            // Restores the full set of the parent.
             let name = if is_v2 { format!("{}.effective", setting.file) } else { setting.file.to_string() };
             let parent = path.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
             read(&parent.join(name))?
@@ -286,7 +315,7 @@ fn lifted(setting: &Setting, path: &Path, is_v2: bool) -> Result<String, CgroupE
     })
 }
 
-/// What must be written to have the answer `before` again.
+/// Returns the value to write so that the file reads as `before` again.
 fn restore(setting: &Setting, before: &str, is_v2: bool) -> String {
     match setting.kind {
         Kind::Device => {
@@ -307,10 +336,11 @@ fn restore(setting: &Setting, before: &str, is_v2: bool) -> String {
     }
 }
 
-/// The tightest of the cgroup's own value and its ancestors'.
+/// Returns the tightest value of the cgroup and its ancestors, and the ancestor's file if the value is an ancestor's.
 fn effective(setting: &Setting, path: &Path, own: &str) -> (String, Option<PathBuf>) {
     let (mut best, mut binding) = (own.to_owned(), None);
-    // Quota and period of version 1 say something together alone, and an ancestor's share is never smaller: the kernel refuses that.
+    // In version 1, the quota and the period have a meaning only together. An ancestor's ratio is never smaller because
+    // the kernel refuses that.
     if setting.file.starts_with("cpu.cfs_") {
         return (best, binding);
     }

@@ -1,89 +1,45 @@
-//! Handing controllers down to where containers are made, and saying why that could not be done.
+//! Enables controllers for the cgroups of containers, and explains why a controller is not available.
 //!
-//! Version 2 gives a cgroup only the controllers that its parent lists in `cgroup.subtree_control`, and a cgroup that hands any down may have
-//! no processes of its own (cgroup-v2.rst, "Top-down Constraint" and "No Internal Process Constraint"). So the way from the mount to a
-//! container's parent is walked, and each level asked. Version 1 hands everything down, but an empty cpuset with it.
+//! Version 2 gives a cgroup only the controllers that its parent lists in `cgroup.subtree_control`. A cgroup that
+//! enables controllers for its children may not contain processes itself (cgroup-v2.rst, "Top-down Constraint" and "No
+//! Internal Process Constraint"). gpurun therefore enables the controllers on every level from the mount down to the
+//! parent of the container's cgroup. Version 1 has every controller on every level, but a new cpuset is empty.
 
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::{CgroupError, V2, read, write};
+use super::CgroupError;
+use super::access::{read, write};
+use super::error::Missing;
 use crate::spec::Limits;
 
-/// Why a cgroup has not a controller.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Missing {
-    /// The kernel has it not, or lends it to version 1.
-    Kernel,
-    /// The root of the tree that we see is a cgroup of somebody else's tree, who has not handed it down.
-    Delegation { root: PathBuf },
-    /// This cgroup could hand it down, were there no processes in it.
-    Busy { at: PathBuf },
-    /// This cgroup refuses to hand it down.
-    Refused { at: PathBuf, errno: i32 },
-}
-
-impl Missing {
-    /// Where in the tree, for a message.
-    pub(super) fn place(&self) -> String {
-        match self {
-            Self::Kernel => String::new(),
-            Self::Delegation { root: at } => format!(" in `{}`", at.display()),
-            Self::Busy { at } => format!(" below `{}`, which has processes of its own", at.display()),
-            Self::Refused { at, errno } => {
-                format!(" below `{}`: {}", at.display(), io::Error::from_raw_os_error(*errno))
-            }
-        }
-    }
-
-    pub(super) fn hint(&self, controller: &str) -> String {
-        match self {
-            Self::Kernel => format!(
-                "boot a kernel that has the controller `{controller}` enabled (see /proc/cgroups), or leave the flag out"
-            ),
-            Self::Delegation { root } => format!(
-                "whoever made this tree must hand it down to `{}` (systemd: `Delegate=yes` in the unit), or leave the flag out",
-                root.display()
-            ),
-            // Pasted, it moves them one level down (the `cat` that lists itself is gone by then, which is nobody's business); gpurun then enables
-            // the controller by itself.
-            Self::Busy { at } => {
-                let at = at.display();
-                format!(
-                    "move them one level down: `mkdir {at}/own; for p in $(cat {at}/cgroup.procs); do echo $p >{at}/own/cgroup.procs; done 2>/dev/null`"
-                )
-            }
-            Self::Refused { at, .. } => {
-                format!("`echo +{controller} >{}/cgroup.subtree_control` must work there first", at.display())
-            }
-        }
-    }
-}
+/// The controllers that are enabled for containers under version 2, if the host has them. `memory` and `io` come first
+/// because a cgroup with processes refuses to enable them; see `delegation`.
+pub(super) const V2: [&str; 5] = ["memory", "io", "cpuset", "cpu", "pids"];
 
 fn has(list: &Path, name: &str) -> bool {
-    fs::read_to_string(list).unwrap_or_default().split_whitespace().any(|other| other == name)
+    crate::sys::file::read_text(list).unwrap_or_default().split_whitespace().any(|other| other == name)
 }
 
-/// From the mount down to `parent`.
+/// Returns the levels from the mount down to `parent`.
 fn levels<'a>(mount: &Path, parent: &'a Path) -> Vec<&'a Path> {
     let mut levels: Vec<&Path> = parent.ancestors().take_while(|level| level.starts_with(mount)).collect();
     levels.reverse();
     levels
 }
 
-/// The mount that a version 2 cgroup lies below: the last directory upwards that is a cgroup.
+/// Returns the mount of a version 2 cgroup: the topmost ancestor that is a cgroup.
 pub(super) fn mount_of(dir: &Path) -> &Path {
     dir.ancestors().take_while(|level| level.join("cgroup.controllers").exists()).last().unwrap_or(dir)
 }
 
-/// The controllers that a version 2 cgroup has.
+/// Returns the controllers that are available in a version 2 cgroup.
 pub(super) fn enabled(dir: &Path) -> Vec<String> {
-    let text = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
+    let text = crate::sys::file::read_text(dir.join("cgroup.controllers")).unwrap_or_default();
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-/// The controllers that a container is given: the usual ones, and those whose files a person named.
+/// Returns the controllers for a container: the usual ones, and those of the files that the caller named.
 pub(super) fn wanted(limits: &Limits) -> Vec<&str> {
     let named = limits.conf.iter().filter_map(|(file, _)| file.split('.').next()).filter(|name| *name != "cgroup");
     let mut names: Vec<&str> = V2.into_iter().collect();
@@ -95,10 +51,12 @@ pub(super) fn wanted(limits: &Limits) -> Vec<&str> {
     names
 }
 
-/// Enables what the host has of them for everything from the mount down to `parent`'s children. What does not work shows when a limit needs it.
+/// Enables those of the controllers that the host has, on every level from the mount down to `parent`. Failures are
+/// ignored here; they are reported when a limit needs the controller.
 ///
-/// A cgroup with processes refuses `memory` and `io`, but takes `cpu`, `cpuset` and `pids`, and becomes the root of a threaded subtree, which is
-/// of no use to a container and changes somebody else's cgroup: so nothing is asked of such a level.
+/// A cgroup with processes refuses `memory` and `io` but accepts `cpu`, `cpuset` and `pids`. It then becomes the root
+/// of a threaded subtree, which a container cannot use and which changes a cgroup that gpurun does not own. So gpurun
+/// does not write to such a level.
 pub(super) fn enable_controllers(mount: &Path, parent: &Path, names: &[&str]) {
     for level in levels(mount, parent) {
         if is_busy(level) {
@@ -114,16 +72,18 @@ pub(super) fn enable_controllers(mount: &Path, parent: &Path, names: &[&str]) {
     }
 }
 
-/// Whether a cgroup has processes of its own. The root of all, which has no type, may.
+/// Returns whether a cgroup contains processes and therefore cannot enable all controllers for its children. The root
+/// cgroup, which has no `cgroup.type`, may do both.
 fn is_busy(level: &Path) -> bool {
     level.join("cgroup.type").exists()
-        && fs::read_to_string(level.join("cgroup.procs")).is_ok_and(|processes| !processes.is_empty())
+        && crate::sys::file::read_text(level.join("cgroup.procs")).is_ok_and(|processes| !processes.is_empty())
 }
 
-/// Why the children of `parent` have not this controller: the first level from the mount that stands in its way.
+/// Returns the reason why the children of `parent` lack this controller: the first level, from the mount downwards,
+/// that does not enable it.
 pub(super) fn why_missing(mount: &Path, parent: &Path, name: &str) -> Missing {
     if !has(&mount.join("cgroup.controllers"), name) {
-        // The root of all cgroups has no type: cgroup-v2.rst, "Core Interface Files".
+        // The root cgroup has no `cgroup.type`: cgroup-v2.rst, "Core Interface Files".
         return match mount.join("cgroup.type").exists() {
             true => Missing::Delegation { root: mount.to_path_buf() },
             false => Missing::Kernel,
@@ -138,21 +98,22 @@ pub(super) fn why_missing(mount: &Path, parent: &Path, name: &str) -> Missing {
             return Missing::Busy { at: level.to_path_buf() };
         }
         return match fs::write(&control, format!("+{name}")) {
-            // Processes that came between two looks; the second where it is the root of a threaded subtree already.
+            // EBUSY: processes have entered since the check above. EOPNOTSUPP: the cgroup is already the root of a
+            // threaded subtree.
             Err(error) if [Some(libc::EBUSY), Some(libc::EOPNOTSUPP)].contains(&error.raw_os_error()) => {
                 Missing::Busy { at: level.to_path_buf() }
             }
             Err(error) => {
                 Missing::Refused { at: level.to_path_buf(), errno: error.raw_os_error().unwrap_or(libc::EIO) }
             }
-            // It works now: somebody was in the way a moment ago, and another try will do.
+            // The write works now, so the obstacle was temporary and a retry will succeed.
             Ok(()) => Missing::Refused { at: level.to_path_buf(), errno: libc::EAGAIN },
         };
     }
     Missing::Kernel
 }
 
-/// Version 1's cpuset begins empty, and nobody can enter an empty one: copies the parents' sets down.
+/// Copies the parents' sets down. A new cpuset of version 1 is empty, and no process can enter an empty cpuset.
 pub(super) fn inherit_cpuset(mount: &Path, relative: &Path) -> Result<(), CgroupError> {
     let mut parent = mount.to_path_buf();
     for component in relative.components() {
@@ -171,10 +132,10 @@ pub(super) fn inherit_cpuset(mount: &Path, relative: &Path) -> Result<(), Cgroup
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::files as tree;
+    use crate::fixture::files as tree;
 
     #[test]
-    fn the_level_in_the_way_is_named() {
+    fn the_blocking_level_is_named() {
         let dir = tree(&[
             ("cgroup.controllers", "cpu memory"),
             ("cgroup.subtree_control", "memory"),
@@ -182,10 +143,10 @@ mod tests {
         ]);
         let (mount, parent) = (dir.path(), dir.path().join("a"));
         assert_eq!(why_missing(mount, &parent, "io"), Missing::Kernel);
-        // `a` has no such file to write to: what the kernel answers is passed on.
+        // `a` has no such file to write to. The kernel's error is passed on.
         fs::create_dir(parent.join("cgroup.subtree_control")).unwrap();
         assert_eq!(why_missing(mount, &parent, "memory"), Missing::Refused { at: parent.clone(), errno: libc::EISDIR });
-        // Not asked, since some controllers it would hand down, and be something else from then on.
+        // Nothing is written to this level: it would accept some controllers and become a threaded domain.
         fs::write(parent.join("cgroup.type"), "domain").unwrap();
         fs::write(parent.join("cgroup.procs"), "7\n").unwrap();
         assert_eq!(why_missing(mount, &parent, "memory"), Missing::Busy { at: parent.clone() });

@@ -1,19 +1,20 @@
-//! The device filter: which nodes a container may open, whatever it can make with mknod.
+//! The device filter, which restricts the device nodes that a container may open, regardless of the nodes that it can
+//! create with mknod.
 //!
-//! v1: `devices.deny` and `devices.allow`. v2 has no file for it: a BPF program of type CGROUP_DEVICE (linux/bpf.h, `struct
-//! bpf_cgroup_dev_ctx`) decides each open and mknod; without one, everything is allowed.
+//! Version 1 uses `devices.deny` and `devices.allow`. Version 2 has no such file: a BPF program of type CGROUP_DEVICE
+//! (linux/bpf.h, `struct bpf_cgroup_dev_ctx`) decides each open and mknod. Without a program, everything is allowed.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 
 use super::{Cgroup, CgroupError};
 use crate::spec::DeviceRule;
 use crate::sys::bpf::Instruction;
 
 impl Cgroup {
-    /// Puts the filter in place, before any process enters. Version 1 is asked what it holds then; version 2 shows no rules, but attaching
-    /// a program either holds or fails.
+    /// Installs the filter before any process enters the cgroup. Under version 1, the rules are read back. Version 2
+    /// cannot show rules, but attaching a program either succeeds completely or fails.
     pub(super) fn filter_devices(&self, rules: &[DeviceRule]) -> Result<(), CgroupError> {
         if self.is_v2 {
             let Some(path) = self.v2.clone() else { return Ok(()) };
@@ -27,30 +28,81 @@ impl Cgroup {
             let source = io::Error::from(io::ErrorKind::NotFound);
             return Err(CgroupError::Devices { path: "devices".into(), source });
         };
+        // Each write is one rule.
+        let (mut allow, mut deny) = (None, None);
         for rule in rules {
-            let path = dir.join(if rule.allow { "devices.allow" } else { "devices.deny" });
-            fs::write(&path, v1_line(rule)).map_err(|source| CgroupError::Devices { path, source })?;
+            let (file, name) = if rule.allow { (&mut allow, "devices.allow") } else { (&mut deny, "devices.deny") };
+            let path = dir.join(name);
+            let mut write = || -> io::Result<()> {
+                let file = match file {
+                    Some(file) => file,
+                    None => file.insert(fs::File::create(&path)?),
+                };
+                file.write_all(v1_line(rule).as_bytes())
+            };
+            write().map_err(|source| CgroupError::Devices { path: path.clone(), source })?;
         }
         if rules.is_empty() {
             return Ok(());
         }
         let path = dir.join("devices.list");
         let failed = |source| CgroupError::Devices { path: path.clone(), source };
-        let (holds, wanted) = (v1_list(&fs::read_to_string(&path).map_err(failed)?), v1_allowed(rules));
+        let (holds, wanted) = (v1_list(&crate::sys::file::read_text(&path).map_err(failed)?), v1_allowed(rules));
         match holds == wanted {
             true => Ok(()),
-            false => Err(failed(io::Error::other(format!("the kernel holds {holds:?} where {wanted:?} was written")))),
+            false => {
+                Err(failed(io::Error::other(format!("the kernel reports {holds:?} after {wanted:?} was written"))))
+            }
         }
     }
 }
 
-/// The kernel's list of what is allowed: `c 1:3` → access bits.
+impl Cgroup {
+    /// Revokes the access that was needed only to create the nodes, before the container's program runs. Version 2
+    /// attaches a second program, because every attached program must allow an access. Version 1 denies the bits that
+    /// the final rules lack, and the list is read back for these nodes. Devices that a hook has allowed in the meantime
+    /// remain allowed.
+    pub fn narrow_devices(&self, rules: &[DeviceRule]) -> Result<(), CgroupError> {
+        if self.is_v2 {
+            return self.filter_devices(rules);
+        }
+        let Some(dir) = self.dirs.get("devices") else {
+            let source = io::Error::from(io::ErrorKind::NotFound);
+            return Err(CgroupError::Devices { path: "devices".into(), source });
+        };
+        let wanted = v1_allowed(rules);
+        let list = dir.join("devices.list");
+        let read = || -> Result<BTreeMap<String, i32>, CgroupError> {
+            let text = crate::sys::file::read_text(&list);
+            Ok(v1_list(&text.map_err(|source| CgroupError::Devices { path: list.clone(), source })?))
+        };
+        for (node, bits) in read()? {
+            let excess = wanted.get(&node).map_or(0, |wanted| bits & !wanted);
+            if excess != 0 {
+                let path = dir.join("devices.deny");
+                fs::write(&path, format!("{node} {}", access_letters(excess)))
+                    .map_err(|source| CgroupError::Devices { path, source })?;
+            }
+        }
+        let holds = read()?;
+        match wanted.iter().find(|(node, bits)| holds.get(*node) != Some(bits)) {
+            None => Ok(()),
+            Some((node, bits)) => {
+                let held = holds.get(node).map_or_else(String::new, |bits| access_letters(*bits));
+                let text = format!("the kernel allows `{node} {held}`, not `{node} {}`", access_letters(*bits));
+                Err(CgroupError::Devices { path: list, source: io::Error::other(text) })
+            }
+        }
+    }
+}
+
+/// Parses the kernel's list of allowed devices: `c 1:3` → access bits.
 fn v1_list(text: &str) -> BTreeMap<String, i32> {
     let lines = text.lines().filter_map(|line| line.rsplit_once(' '));
     lines.map(|(node, access)| (node.to_owned(), access_bits(access))).collect()
 }
 
-/// The same of rules that begin with "nothing": the kernel joins what is allowed of one node.
+/// Computes the same list from rules that start by denying everything. The kernel merges the access bits of a node.
 fn v1_allowed(rules: &[DeviceRule]) -> BTreeMap<String, i32> {
     let mut all = BTreeMap::new();
     for rule in rules.iter().filter(|rule| rule.allow) {
@@ -70,9 +122,9 @@ const WRITE: i32 = 4;
 const BLOCK: i32 = 1;
 const CHAR: i32 = 2;
 
-/// The line that `devices.allow` and `devices.deny` take: `c 195:* rw`.
+/// Returns the line to write to `devices.allow` or `devices.deny`: `c 195:* rw`.
 #[must_use]
-pub fn v1_line(rule: &DeviceRule) -> String {
+pub(super) fn v1_line(rule: &DeviceRule) -> String {
     let number = |number: Option<u32>| number.map_or_else(|| "*".to_owned(), |number| number.to_string());
     if rule.kind == 'a' {
         return "a".into();
@@ -91,10 +143,18 @@ fn access_bits(access: &str) -> i32 {
     })
 }
 
-/// The program for a list of rules: the last rule that matches decides, and nothing matching means no.
+fn access_letters(bits: i32) -> String {
+    [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')]
+        .into_iter()
+        .filter(|(bit, _)| bits & bit != 0)
+        .map(|(_, letter)| letter)
+        .collect()
+}
+
+/// Compiles a list of rules. The last matching rule decides, and the default is to deny.
 #[must_use]
-pub fn program(rules: &[DeviceRule]) -> Vec<Instruction> {
-    // r1: context; r2: type, r3: access, r4: major, r5: minor; r6: scratch
+pub(super) fn program(rules: &[DeviceRule]) -> Vec<Instruction> {
+    // r1: context; r2: type; r3: access; r4: major; r5: minor; r6: scratch.
     let mut program = vec![
         load(2, 1, 0),
         mov(3, 2),
@@ -106,7 +166,7 @@ pub fn program(rules: &[DeviceRule]) -> Vec<Instruction> {
     for rule in rules.iter().rev() {
         program.extend(rule_program(rule));
         if matches_everything(rule) {
-            // The verifier refuses instructions that cannot be reached.
+            // The verifier refuses unreachable instructions.
             return program;
         }
     }
@@ -130,7 +190,7 @@ fn rule_program(rule: &DeviceRule) -> Vec<Instruction> {
         _ => {}
     }
     if bits != READ | WRITE | MKNOD {
-        // An allowing rule must cover all that is asked for; a denying one is enough with any of it.
+        // An allow rule must cover all of the requested access. A deny rule applies if it covers any of it.
         checks.push(if rule.allow {
             vec![mov(6, 3), immediate(AND, 6, bits), unless_same(6, 3)]
         } else {
@@ -155,7 +215,7 @@ fn rule_program(rule: &DeviceRule) -> Vec<Instruction> {
     program
 }
 
-// linux/bpf.h and bpf_common.h; 32-bit arithmetic
+// Opcodes from linux/bpf.h and bpf_common.h, for 32-bit arithmetic.
 const LOAD: u8 = 0x61; // BPF_LDX | BPF_MEM | BPF_W
 const MOV: u8 = 0xbc; // BPF_ALU | BPF_MOV | BPF_X
 const MOV_IMMEDIATE: u8 = 0xb4; // BPF_ALU | BPF_MOV | BPF_K
@@ -199,7 +259,7 @@ mod tests {
     use super::*;
     use crate::spec::{Device, device_rules};
 
-    /// Runs a program as the kernel would: kind, access bits, major, minor.
+    /// Runs a program the way the kernel does: kind, access bits, major, minor.
     fn allowed(program: &[Instruction], kind: i32, access: i32, major: i32, minor: i32) -> bool {
         let context = [access << 16 | kind, major, minor];
         let (mut registers, mut at) = ([0i32; 10], 0i64);
@@ -282,7 +342,7 @@ mod tests {
         let rules = device_rules(&[null("r"), null("w")]);
         let lists: Vec<String> = rules.iter().filter(|rule| rule.allow).map(v1_line).collect();
         assert_eq!(v1_allowed(&rules)["c 1:3"], READ | WRITE | MKNOD, "joined");
-        // The kernel joins the three lines about 1:3; the order is its own.
+        // The kernel merges the three lines of 1:3, and its order may differ.
         let kernel: Vec<&String> = lists.iter().rev().filter(|line| *line != "c 1:3 r" && *line != "c 1:3 w").collect();
         let text = kernel.iter().map(|line| format!("{line}\n")).collect::<String>();
         assert_eq!(v1_list(&text), v1_allowed(&rules));

@@ -1,53 +1,53 @@
-//! Which files a limit is written to, and what the kernel must answer: one table for both versions.
+//! The cgroup files of each limit and the values that must be read back: one table for both versions.
 
 use std::borrow::Cow;
 
 use crate::spec::{IoKind, Limits, Swap, cpu_weight, io_weight};
 
-/// One file of a limit.
+/// One cgroup file of a limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Setting {
-    /// The flag as docker has it.
+pub(crate) struct Setting {
+    /// The flag in docker's notation.
     pub flag: &'static str,
-    /// Its place in the OCI specification, below `linux.resources`.
+    /// The key in the OCI spec, below `linux.resources`.
     pub oci: &'static str,
-    /// Version 1's controller, version 2's too.
+    /// The controller, by its name in the cgroup version of the setting.
     pub controller: Cow<'static, str>,
     pub file: Cow<'static, str>,
     pub value: String,
     pub kind: Kind,
-    /// May be left out, with a word, where the kernel has no such file.
+    /// Whether the setting is left out, with a notice, if the kernel has no such file.
     pub optional: bool,
-    /// Where the kernel has not that file: another one, and its value.
+    /// An alternative file and its value, for kernels without the first file.
     pub instead: Option<(&'static str, String)>,
 }
 
-/// How values of a file are compared, and how an ancestor's counts.
+/// How the values of a file are compared, and how an ancestor's value affects them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A count of bytes: the kernel rounds down to whole pages; `max` and very large values are "no limit".
+pub(crate) enum Kind {
+    /// A number of bytes. The kernel rounds it down to whole pages. `max` and very large values mean "no limit".
     Bytes,
-    /// A count of bytes that protects: an ancestor's smaller one counts, `max` is the most.
+    /// A number of protected bytes. A smaller value of an ancestor applies, and `max` is the largest value.
     Protection,
-    /// A count.
+    /// A number.
     Number,
-    /// A share among siblings, shown as `default N` by some files: an ancestor's says nothing.
+    /// A share among siblings, which some files show as `default N`. An ancestor's value has no effect.
     Weight,
     /// `cpu.max`: quota and period.
     Quota,
-    /// A set of CPUs or nodes.
+    /// A set of CPUs or memory nodes.
     Set,
-    /// A line a device: `8:0 rbps=1048576` among others.
+    /// One line per device, such as `8:0 rbps=1048576`.
     Device,
-    /// A line with a key: `oom_kill_disable 1`.
+    /// A line with a key, such as `oom_kill_disable 1`.
     Switch(&'static str),
-    /// A file that a person named: compared by whichever of the above fits.
+    /// A file that the caller named. Its value is compared by each of the applicable kinds above.
     Any,
 }
 
-/// A limit that the host's version of cgroups does not have.
+/// A limit that the host's cgroup version does not support.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OnlyOn {
+pub(crate) struct OnlyOn {
     pub flag: &'static str,
     pub version: &'static str,
 }
@@ -58,8 +58,8 @@ pub enum Version {
     V2,
 }
 
-/// The files of the limits, in the order in which they must be written.
-pub fn settings(limits: &Limits, version: Version) -> Result<Vec<Setting>, OnlyOn> {
+/// Returns the files for these limits, in the order in which they must be written.
+pub(crate) fn settings(limits: &Limits, version: Version) -> Result<Vec<Setting>, OnlyOn> {
     let mut table = Table { version, rows: Vec::new() };
     table.cpuset(limits);
     table.memory(limits)?;
@@ -92,7 +92,7 @@ struct Table {
 }
 
 impl Table {
-    /// A row whose file and value are the same under both versions.
+    /// Adds a row whose file and value are the same under both versions.
     fn same(
         &mut self,
         flag: &'static str,
@@ -170,7 +170,8 @@ impl Table {
         Ok(())
     }
 
-    /// After the memory limit: version 1 holds the total, which must not be below it; version 2 swap alone, docker's total less the memory.
+    /// Must follow the memory limit. Version 1 limits the total, which must not be below the memory limit. Version 2
+    /// limits swap alone, which is docker's total minus the memory limit.
     fn swap(&mut self, limits: &Limits) {
         let (Some(memory), Some(swap)) = (limits.memory, limits.swap) else { return };
         let v2 = self.is_v2();
@@ -212,7 +213,7 @@ impl Table {
         let v2 = self.is_v2();
         let controller = if v2 { "io" } else { "blkio" };
         if let Some(weight) = limits.blkio_weight {
-            // bfq takes the weight as it is; the cost model of io.weight has another range.
+            // bfq takes the weight unchanged. The cost model of io.weight has a different range.
             let (file, instead) = if v2 {
                 ("io.bfq.weight", ("io.weight", io_weight(weight).to_string()))
             } else {
@@ -239,12 +240,12 @@ impl Table {
     }
 }
 
-/// Version 1 answers "no limit" with the largest multiple of the page size below 2^63.
+/// Version 1 reports "no limit" as the largest multiple of the page size below 2^63.
 const NO_LIMIT: u64 = 1 << 62;
 
-/// Whether the kernel's answer is what was asked for.
+/// Returns whether the value read back from the kernel matches the requested one.
 #[must_use]
-pub fn agrees(kind: Kind, asked: &str, kernel: &str, page: u64) -> bool {
+pub(super) fn agrees(kind: Kind, asked: &str, kernel: &str, page: u64) -> bool {
     match kind {
         Kind::Bytes | Kind::Protection => match (bytes(asked), bytes(kernel)) {
             (None, None) => true,
@@ -263,17 +264,17 @@ pub fn agrees(kind: Kind, asked: &str, kernel: &str, page: u64) -> bool {
             let device = asked.next();
             let asked: Vec<&str> = asked.collect();
             kernel.lines().any(|line| {
-                let mut words = line.split(' ');
-                let same = words.next() == device;
-                let words: Vec<&str> = words.collect();
-                same && asked.iter().all(|word| words.contains(word))
+                let mut fields = line.split(' ');
+                let same = fields.next() == device;
+                let fields: Vec<&str> = fields.collect();
+                same && asked.iter().all(|field| fields.contains(field))
             })
         }
         Kind::Any => {
-            // Sizes come back rounded, lists in another form, lines among others.
+            // The kernel may round sizes, reformat lists, and return the line among others.
             let size = crate::units::parse_memory(asked).map_or_else(|_| asked.to_owned(), |size| size.to_string());
             asked == kernel
-                // `cpu.max` answers with the period, too.
+                // `cpu.max` also returns the period.
                 || kernel.strip_prefix(asked).is_some_and(|rest| rest.starts_with(' '))
                 || [Kind::Weight, Kind::Set, Kind::Device].iter().any(|kind| agrees(*kind, asked, kernel, page))
                 || (bytes(&size).is_some_and(|bytes| bytes >= page) && agrees(Kind::Bytes, &size, kernel, page))
@@ -281,9 +282,9 @@ pub fn agrees(kind: Kind, asked: &str, kernel: &str, page: u64) -> bool {
     }
 }
 
-/// The tighter of two answers of one file, where that means something.
+/// Returns whether the ancestor's value is tighter than the cgroup's own, if they can be compared.
 #[must_use]
-pub fn tighter(kind: Kind, own: &str, ancestor: &str) -> bool {
+pub(super) fn tighter(kind: Kind, own: &str, ancestor: &str) -> bool {
     match kind {
         Kind::Bytes | Kind::Number | Kind::Protection => match (bytes(own), bytes(ancestor)) {
             (Some(own), Some(ancestor)) => ancestor < own,
@@ -305,7 +306,7 @@ pub fn tighter(kind: Kind, own: &str, ancestor: &str) -> bool {
     }
 }
 
-/// A number; `None`: no limit.
+/// Parses a number. `None` means no limit.
 pub(super) fn bytes(text: &str) -> Option<u64> {
     text.parse::<u64>().ok().filter(|bytes| *bytes < NO_LIMIT)
 }

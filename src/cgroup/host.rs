@@ -1,20 +1,28 @@
-//! What the host has of cgroups: which version, which controllers, mounted where.
+//! Detects the cgroup version, the controllers and the mount points of the host.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{CgroupError, V1, V2, Version, enable_controllers};
-use crate::spec::{HostFacts, Limits, Swap};
+use super::delegation::{V2, enable_controllers};
+use super::{CgroupError, Version};
+use crate::request::HostFacts;
+use crate::spec::{Limits, Swap};
 use crate::units::CpuSet;
 
-/// How the controllers are reached.
+/// The controllers in which a container gets a directory under version 1.
+pub(super) const V1: [&str; 8] = ["cpuset", "cpu", "cpuacct", "memory", "pids", "devices", "freezer", "blkio"];
+
+/// The notice that a launch, `doctor` and the lab print on a host without swap.
+pub(crate) const NO_SWAP: &str = "this host has no swap: `--memory-swap` has no effect";
+
+/// The cgroup mounts of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hierarchy {
-    /// Version 1, or hybrid: each controller has a mount; `unified` is where version 2 is mounted beside it, if it is.
+    /// Version 1 or hybrid: each controller has its own mount. `unified` is the mount of version 2, if there is one.
     V1 { controllers: BTreeMap<String, PathBuf>, unified: Option<PathBuf> },
-    /// Version 2 alone.
+    /// Version 2 only.
     V2 { mount: PathBuf },
 }
 
@@ -25,10 +33,11 @@ pub struct Host {
 }
 
 impl Host {
-    /// Looks at the host whose file systems lie below `root` (`/`, or a test's fixture).
+    /// Detects the cgroup setup of the host whose root directory is `root` (`/`, or a test fixture).
     pub fn probe(root: &Path) -> Result<Self, CgroupError> {
         let path = root.join("proc/self/mountinfo");
-        let text = fs::read_to_string(&path).map_err(|source| CgroupError::Io { action: "read", path, source })?;
+        let text =
+            crate::sys::file::read_text(&path).map_err(|source| CgroupError::Io { action: "read", path, source })?;
         let hierarchy = parse_mountinfo(&text).ok_or(CgroupError::None)?;
         let at = |path: PathBuf| root.join(path.strip_prefix("/").unwrap_or(&path));
         let hierarchy = match hierarchy {
@@ -41,13 +50,13 @@ impl Host {
         Ok(Self { hierarchy, root: root.to_path_buf() })
     }
 
-    /// CPUs and memory nodes, for the checks of flags.
-    pub fn facts(&self) -> Result<HostFacts, CgroupError> {
+    /// Returns the CPUs and memory nodes against which flags are checked.
+    pub(crate) fn facts(&self) -> Result<HostFacts, CgroupError> {
         let set = |path: &str, fallback: &str| -> Result<CpuSet, CgroupError> {
             let path = self.root.join(path);
-            let text = match fs::read_to_string(&path) {
+            let text = match crate::sys::file::read_text(&path) {
                 Ok(text) => text,
-                // A kernel without NUMA has no nodes to list: there is one.
+                // A kernel without NUMA lists no nodes. It has exactly one.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => fallback.to_owned(),
                 Err(source) => return Err(CgroupError::Io { action: "read", path, source }),
             };
@@ -60,14 +69,31 @@ impl Host {
         })
     }
 
-    /// Takes out of the limits what is only implied and cannot be enforced here; answers with a word about each.
-    pub fn soften(&self, limits: &mut Limits) -> Vec<String> {
-        let mut words = Vec::new();
+    /// Removes implied limits that cannot be enforced on this host. Returns a notice for each of them and for flags
+    /// that have no effect.
+    pub fn clamp(&self, limits: &mut Limits) -> Vec<String> {
+        let mut notices = Vec::new();
+        let more_than_memory = match limits.swap {
+            Some(Swap::Total(total)) => limits.memory.is_some_and(|memory| total > memory),
+            Some(Swap::Unlimited) => true,
+            Some(Swap::Implicit { .. }) | None => false,
+        };
+        if more_than_memory && self.swap_total() == 0 {
+            notices.push(NO_SWAP.into());
+        }
         if matches!(limits.swap, Some(Swap::Implicit { .. } | Swap::Unlimited)) && !self.has_swap_accounting() {
             limits.swap = None;
-            words.push("the kernel does not account for swap: `--memory` limits memory alone".into());
+            notices.push("the kernel does not account for swap: `--memory` limits memory only".into());
         }
-        words
+        notices
+    }
+
+    /// Returns the host's swap space in bytes.
+    #[must_use]
+    pub fn swap_total(&self) -> u64 {
+        let text = crate::sys::file::read_text(self.root.join("proc/meminfo")).unwrap_or_default();
+        let number = |line: &str| line.strip_prefix("SwapTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok();
+        text.lines().find_map(number).unwrap_or(0) << 10
     }
 
     #[must_use]
@@ -77,7 +103,8 @@ impl Host {
                 controllers.get("memory").is_none_or(|memory| memory.join("memory.memsw.limit_in_bytes").exists())
             }
             Hierarchy::V2 { mount } => {
-                // The root has no such file; any child does. Ours is made with the memory controller before anybody asks.
+                // The root has no such file, but every child cgroup has. The `gpurun` cgroup is created here with the
+                // memory controller so that the check is reliable.
                 let probe = mount.join("gpurun");
                 let _ = fs::create_dir_all(&probe);
                 enable_controllers(mount, &probe, &V2);
@@ -86,7 +113,7 @@ impl Host {
         }
     }
 
-    /// The directories of a cgroup in every hierarchy that has it.
+    /// Returns the directories of a cgroup in all hierarchies.
     #[must_use]
     pub fn directories(&self, path: &str) -> Vec<PathBuf> {
         let mounts: Vec<&PathBuf> = match &self.hierarchy {
@@ -100,8 +127,8 @@ impl Host {
         dirs
     }
 
-    /// The paths of all cgroups of this name, wherever they lie in whichever hierarchy: for a container of which nothing is known but its id.
-    /// A few hundred directories on a busy host.
+    /// Returns the paths of all cgroups with this name, anywhere in any hierarchy. This finds a container of which only
+    /// the id is known. It reads a few hundred directories on a busy host.
     #[must_use]
     pub fn find(&self, name: &str) -> Vec<String> {
         let mounts: Vec<&PathBuf> = match &self.hierarchy {
@@ -110,19 +137,20 @@ impl Host {
         };
         let mut found = BTreeSet::new();
         for mount in mounts {
-            let mut todo = super::children(mount);
+            let mut todo = super::access::children(mount);
             while let Some(dir) = todo.pop() {
                 if dir.file_name().is_some_and(|last| last == name) {
                     found.extend(dir.strip_prefix(mount).ok().map(|path| format!("/{}", path.display())));
                 } else {
-                    todo.extend(super::children(&dir));
+                    todo.extend(super::access::children(&dir));
                 }
             }
         }
         found.into_iter().collect()
     }
 
-    /// Under version 1: the directories of a container's cgroup, by the names that people look for them under. Empty under version 2.
+    /// Returns the directories of a container's cgroup under version 1 with the names of their controllers. Empty under
+    /// version 2.
     #[must_use]
     pub fn v1_dirs(&self, path: &str) -> Vec<(String, PathBuf)> {
         let Hierarchy::V1 { controllers, .. } = &self.hierarchy else { return Vec::new() };
@@ -130,7 +158,7 @@ impl Host {
         ours.map(|(name, mount)| (name.clone(), mount.join(path.trim_start_matches('/')))).collect()
     }
 
-    /// The version whose files limits are written to.
+    /// Returns the cgroup version that is used for limits.
     #[must_use]
     pub fn limits_version(&self) -> Version {
         match &self.hierarchy {
@@ -139,7 +167,7 @@ impl Host {
         }
     }
 
-    /// The version in words, for messages.
+    /// Returns the version as text for messages.
     #[must_use]
     pub fn version(&self) -> &'static str {
         match &self.hierarchy {
@@ -150,25 +178,25 @@ impl Host {
     }
 }
 
-/// A block device's numbers, by its node.
+/// Returns the major and minor number of a block device node.
 fn block_device(path: &Path) -> Result<(u64, u64), String> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     let node = fs::metadata(path).map_err(|error| error.to_string())?;
     if !node.file_type().is_block_device() {
-        return Err("it is something else".into());
+        return Err("it is not a block device".into());
     }
     Ok((nix::sys::stat::major(node.rdev()), nix::sys::stat::minor(node.rdev())))
 }
 
-/// Controllers of version 1 that gpurun uses; any of them mounted means that version 1 has it.
+/// Controllers of version 1 that gpurun uses. If any of them is mounted, the host uses version 1.
 const V1_CONTROLLERS: [&str; 9] =
     ["cpuset", "cpu", "cpuacct", "memory", "pids", "devices", "freezer", "blkio", "name=systemd"];
 
-/// Controllers of version 1 that gpurun has no use for, but in which libcontainer makes directories where they are mounted. They are often left
-/// mounted beside version 2 (net_cls above all), and do not make a host one of version 1.
+/// Controllers of version 1 that gpurun does not use. libcontainer creates directories in them if they are mounted.
+/// They are often mounted next to version 2 (net_cls in particular) and do not make the host a version 1 host.
 pub(super) const V1_UNUSED: [&str; 4] = ["hugetlb", "perf_event", "net_cls", "net_prio"];
 
-/// The hierarchy that a mountinfo text (proc_pid_mountinfo(5)) describes; the first mount of a controller counts.
+/// Parses a mountinfo file (proc_pid_mountinfo(5)). The first mount of a controller is used.
 fn parse_mountinfo(text: &str) -> Option<Hierarchy> {
     let mut controllers = BTreeMap::new();
     let mut unified = None;
@@ -197,7 +225,7 @@ fn parse_mountinfo(text: &str) -> Option<Hierarchy> {
     }
 }
 
-/// mountinfo writes blanks in paths as octal.
+/// mountinfo escapes white space in paths as octal numbers.
 fn unescape(path: &str) -> PathBuf {
     PathBuf::from(path.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\"))
 }
@@ -244,6 +272,31 @@ mod tests {
         let host = Host::probe(root.path()).unwrap();
         super::super::Cgroup::open(&host, "/gpurun/x").unwrap().expect("it is there").remove().unwrap();
         assert!(made.iter().all(|dir| !dir.exists()));
+    }
+
+    #[test]
+    fn more_swap_than_the_host_has_is_announced() {
+        let host = |swap: &str| {
+            let mountinfo = "26 25 0:23 / /cg/memory rw - cgroup cgroup rw,memory\n";
+            let meminfo = format!("MemTotal:  100 kB\nSwapTotal:       {swap} kB\nSwapFree:  0 kB\n");
+            let file = ("cg/memory/memory.memsw.limit_in_bytes", "0");
+            crate::fixture::files(&[("proc/self/mountinfo", mountinfo), ("proc/meminfo", &meminfo), file])
+        };
+        let (without, with) = (host("0"), host("2048"));
+        assert_eq!(Host::probe(with.path()).unwrap().swap_total(), 2 << 20);
+        for (swap, announced) in [
+            (None, false),
+            (Some(Swap::Implicit { total: 128 }), false),
+            (Some(Swap::Total(64)), false),
+            (Some(Swap::Total(65)), true),
+            (Some(Swap::Unlimited), true),
+        ] {
+            let mut limits = Limits { memory: Some(64), swap, ..Limits::default() };
+            let notices = Host::probe(without.path()).unwrap().clamp(&mut limits);
+            assert_eq!(notices, if announced { vec![NO_SWAP] } else { vec![] }, "{swap:?}");
+            assert_eq!(limits.swap, swap, "it is enforced all the same");
+            assert_eq!(Host::probe(with.path()).unwrap().clamp(&mut limits), [""; 0], "{swap:?}");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! Hearing of OOM kills: v2's `memory.events`, v1's `memory.oom_control` with an eventfd; and whose limit it was.
+//! Watches for OOM kills (`memory.events` in version 2, `memory.oom_control` with an eventfd in version 1) and finds
+//! the limit that caused them.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -10,8 +11,9 @@ use nix::poll::PollFlags;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::Cgroup;
+use super::access::keyed;
 
-/// A descriptor that becomes ready when the kernel killed (or came close to killing) for memory.
+/// A descriptor that becomes ready when the kernel has killed a process for lack of memory, or has come close to it.
 #[derive(Debug)]
 pub enum OomWatch {
     V1(EventFd),
@@ -19,7 +21,7 @@ pub enum OomWatch {
 }
 
 impl Cgroup {
-    /// Watches for OOM kills, where the memory controller is there.
+    /// Starts to watch for OOM kills, if the memory controller is available.
     #[must_use]
     pub fn oom_watch(&self) -> Option<OomWatch> {
         let memory = self.dirs.get("memory")?;
@@ -27,7 +29,7 @@ impl Cgroup {
         watch.inspect_err(|error| tracing::warn!("cannot watch for OOM kills in {}: {error}", memory.display())).ok()
     }
 
-    /// How many processes the kernel has killed here for memory.
+    /// Returns how many processes the OOM killer has killed in this cgroup.
     #[must_use]
     pub fn oom_kills(&self) -> Option<u64> {
         let memory = self.dirs.get("memory")?;
@@ -35,18 +37,19 @@ impl Cgroup {
     }
 }
 
-/// The memory limit of a cgroup, the container's own or an ancestor's.
+/// The memory limit of a cgroup, either the container's own or an ancestor's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ceiling {
-    /// The cgroup's path below the mount.
+    /// The path of the cgroup below the mount.
     pub cgroup: String,
     pub file: PathBuf,
-    /// Bytes; `None`: unlimited.
+    /// Bytes. `None` means unlimited.
     pub limit: Option<u64>,
 }
 
 impl Cgroup {
-    /// The container's cgroup (`path` below the mount) and its ancestors, the own one first, each with its directory.
+    /// Returns the container's cgroup (`path` below the mount) and its ancestors, innermost first, each with its
+    /// directory.
     fn levels(&self, path: &str) -> Vec<(String, PathBuf)> {
         let Some(memory) = self.dirs.get("memory") else { return Vec::new() };
         let mut levels = Vec::new();
@@ -62,22 +65,25 @@ impl Cgroup {
 
     fn ceiling(&self, cgroup: String, dir: &Path) -> Ceiling {
         let file = dir.join(if self.is_v2 { "memory.max" } else { "memory.limit_in_bytes" });
-        let limit = fs::read_to_string(&file).ok().and_then(|text| super::files::bytes(text.trim()));
+        let limit = crate::sys::file::read_text(&file).ok().and_then(|text| super::files::bytes(text.trim()));
         Ceiling { cgroup, file, limit }
     }
 
-    /// The cgroup that the kernel's log names, which may show more of the tree than is mounted here.
+    /// Returns the limit of the cgroup that the kernel's log names. The path in the log may start above the part of the
+    /// hierarchy that is mounted here.
     #[must_use]
     pub fn ceiling_of(&self, path: &str, in_log: &str) -> Option<Ceiling> {
         let (cgroup, dir) = self.levels(path).into_iter().find(|(level, _)| in_log.ends_with(level.as_str()))?;
         Some(self.ceiling(cgroup, &dir))
     }
 
-    /// Whose limit was reached as far as the counters tell, for where the kernel's log cannot be read: the nearest cgroup that ran against its
-    /// own. `None`: nobody's, so it was the host that was out of memory.
+    /// Finds the limit that was reached from the counters, for hosts where the kernel's log cannot be read. This is the
+    /// innermost cgroup that has reached its own limit. `None` means that no cgroup has, so the host itself was out of
+    /// memory.
     ///
-    /// Version 2 counts `oom` where the limit is (`memory.events.local`), `oom_kill` where the process was; version 1 counts failed charges, of
-    /// memory with swap not on every kernel (6.18 does not): there the peak is compared with the limit.
+    /// Version 2 counts `oom` in the cgroup with the limit (`memory.events.local`) and `oom_kill` in the cgroup of the
+    /// process. Version 1 counts failed charges, but not on every kernel for memory with swap (6.18 does not). There,
+    /// the peak is compared with the limit.
     #[must_use]
     pub fn ceiling_by_counters(&self, path: &str) -> Option<Ceiling> {
         let hit = |dir: &Path| match self.is_v2 {
@@ -90,12 +96,12 @@ impl Cgroup {
         Some(self.ceiling(cgroup, &dir))
     }
 
-    /// What the kernel has counted of the memory limit: `memory.events`, or what version 1 has of it.
+    /// Returns the kernel's counters of the memory limit: `memory.events`, or the equivalents in version 1.
     #[must_use]
     pub fn memory_events(&self) -> BTreeMap<String, u64> {
         let Some(memory) = self.dirs.get("memory") else { return BTreeMap::new() };
         if self.is_v2 {
-            return counters(&fs::read_to_string(memory.join("memory.events")).unwrap_or_default());
+            return counters(&crate::sys::file::read_text(memory.join("memory.events")).unwrap_or_default());
         }
         let mut events = BTreeMap::new();
         events.extend(failed_charges(memory).map(|count| ("failcnt".to_owned(), count)));
@@ -105,19 +111,22 @@ impl Cgroup {
     }
 }
 
-/// Under version 1: how often the memory limit, or that of memory and swap together, was met. Where both are the same, it is the second.
+/// Returns how often the memory limit or the limit of memory and swap was reached under version 1. If both limits are
+/// equal, the kernel counts the latter.
 pub(super) fn failed_charges(memory: &Path) -> Option<u64> {
-    let count = |file: &str| fs::read_to_string(memory.join(file)).ok()?.trim().parse::<u64>().ok();
+    let count = |file: &str| crate::sys::file::read_text(memory.join(file)).ok()?.trim().parse::<u64>().ok();
     Some(count("memory.failcnt")? + count("memory.memsw.failcnt").unwrap_or(0))
 }
 
-/// Whether version 1's limit of memory, or of memory and swap, was ever used up.
+/// Returns whether version 1's limit of memory, or of memory and swap, was ever reached.
 fn full(memory: &Path, which: &str) -> bool {
-    let bytes = |file: &str| fs::read_to_string(memory.join(format!("{which}{file}"))).ok()?.trim().parse::<u64>().ok();
+    let bytes = |file: &str| {
+        crate::sys::file::read_text(memory.join(format!("{which}{file}"))).ok()?.trim().parse::<u64>().ok()
+    };
     bytes("max_usage_in_bytes").zip(bytes("limit_in_bytes")).is_some_and(|(peak, limit)| peak >= limit)
 }
 
-/// `max 35` a line.
+/// Parses lines of the form `max 35`.
 fn counters(text: &str) -> BTreeMap<String, u64> {
     let pairs = text.lines().filter_map(|line| line.split_once(' '));
     pairs.filter_map(|(key, count)| Some((key.to_owned(), count.trim().parse().ok()?))).collect()
@@ -134,7 +143,7 @@ impl OomWatch {
 
     pub(super) fn v2(cgroup: &Path) -> io::Result<Self> {
         let mut file = File::open(cgroup.join("memory.events"))?;
-        // kernfs answers poll only for what changed since the last read.
+        // kernfs signals poll only for changes since the last read.
         read_again(&mut file)?;
         Ok(Self::V2(file))
     }
@@ -155,7 +164,7 @@ impl OomWatch {
         }
     }
 
-    /// Makes it ready for the next event. `false`: there will be none (the cgroup is gone).
+    /// Resets the watch for the next event. Returns `false` if there will be none because the cgroup is gone.
     pub fn clear(&mut self) -> bool {
         match self {
             Self::V1(event) => event.read().is_ok(),
@@ -169,17 +178,13 @@ fn read_again(file: &mut File) -> io::Result<()> {
     io::copy(&mut file.take(4096), &mut io::sink()).map(drop)
 }
 
-/// The number behind a key of a flat-keyed file (`oom_kill 3`).
-pub(super) fn keyed(path: &Path, key: &str) -> Option<u64> {
-    let text = fs::read_to_string(path).ok()?;
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
-    /// A container `/lab/ID` of version 2 below a directory, with these files.
+    /// Creates a version 2 container `/lab/ID` below a directory, with these files.
     fn cgroup(dir: &Path, files: &[(&str, &str)]) -> Cgroup {
         fs::create_dir_all(dir.join("lab/ID")).unwrap();
         for (path, text) in files {
@@ -201,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_log_the_counters_tell_whose_limit_it_was() {
+    fn without_the_log_the_counters_give_the_limit() {
         let dir = tempfile::tempdir().unwrap();
         let events = "low 0\nhigh 0\nmax 9\noom 1\noom_kill 1\n";
         let none = "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\n";

@@ -1,56 +1,57 @@
-//! Who was killed for memory, and by whose limit: read from the kernel's log.
+//! Finds the processes that the OOM killer has killed, and the limits that caused the kills, in the kernel's log.
 //!
-//! memory.events only counts. What the kernel writes to its log (mm/oom_kill.c, `dump_header` and `__oom_kill_process`) names the process, its
-//! size, all candidates, and the cgroup whose limit fired:
+//! memory.events contains only counters. The kernel's log (mm/oom_kill.c, `dump_header` and `__oom_kill_process`) names
+//! the process, its size, all candidates, and the cgroup whose limit was reached:
 //!
 //! ```text
-//! [  pid  ]   uid  tgid total_vm      rss … name                     pages, one line a task
+//! [  pid  ]   uid  tgid total_vm      rss … name                     pages, one line per task
 //! oom-kill:constraint=CONSTRAINT_MEMCG,…,oom_memcg=/gpurun/ID,task_memcg=/gpurun/ID,task=python,pid=193,uid=0
-//! Memory cgroup out of memory: Killed process 193 (python) total-vm:34632kB, anon-rss:32368kB, file-rss:1348kB, shmem-rss:0kB, …
+//! Memory cgroup out of memory: Killed process 193 (python) …, anon-rss:32368kB, file-rss:1348kB, shmem-rss:0kB, …
 //! ```
 //!
-//! The log is a ring, and the kernel limits how often it writes there: a kill may be missing from it. Nothing but words depends on it.
+//! The log is a ring buffer, and the kernel limits the rate of its messages, so a kill may be missing. Only messages to
+//! the user depend on this module.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// One process that the kernel killed for memory.
+/// One process that the OOM killer has killed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OomKill {
+pub(crate) struct OomKill {
     /// Microseconds since boot.
     pub at_us: u64,
     pub process: String,
-    /// As the host numbers it.
+    /// The pid in the host's pid namespace.
     pub pid: i32,
-    /// Bytes that were resident.
+    /// Resident memory in bytes.
     pub resident: Option<u64>,
-    /// The cgroup whose limit fired; `None`: the whole host was out of memory.
+    /// The cgroup whose limit was reached. `None` means that the whole host was out of memory.
     pub limit_of: Option<String>,
-    /// The cgroup that the process was in.
+    /// The cgroup of the process.
     pub cgroup: String,
-    /// The biggest processes that the kernel had to choose from, the biggest first: name and bytes.
+    /// The largest candidates, largest first: name and bytes.
     pub biggest: Vec<(String, u64)>,
 }
 
-/// How many of the biggest processes are kept.
+/// The number of largest candidates to keep.
 const BIGGEST: usize = 5;
 
-/// The kills of processes in `cgroup` (a path's last component, a container's id) that the kernel's log below `root` still knows of, oldest
-/// first. An error: the log cannot be read.
-pub fn oom_kills_of(root: &Path, cgroup: &str) -> io::Result<Vec<OomKill>> {
+/// Returns the kills of processes in `cgroup` (the last component of a path, a container's id) that are still in the
+/// kernel's log below `root`, oldest first. Returns an error if the log cannot be read.
+pub(crate) fn oom_kills_of(root: &Path, cgroup: &str) -> io::Result<Vec<OomKill>> {
     let path = root.join("dev/kmsg");
     let mut log = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path)?;
     let mut scanner = Scanner::default();
     let mut record = [0; 8192];
     loop {
-        // One read is one record.
+        // One read returns one record.
         match log.read(&mut record) {
             Ok(0) => break,
             Ok(length) => scanner.take(&String::from_utf8_lossy(&record[..length])),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            // The record was overwritten before we came to it: the next read goes on with the oldest there is.
+            // The record was overwritten before it was read. The next read continues with the oldest record.
             Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
@@ -64,12 +65,12 @@ pub fn oom_kills_of(root: &Path, cgroup: &str) -> io::Result<Vec<OomKill>> {
 struct Scanner {
     kills: Vec<OomKill>,
     tasks: Vec<(String, u64)>,
-    /// The column of `rss` in the table of tasks, while inside one.
+    /// The column of `rss` in the table of tasks, while the scanner is inside a table.
     rss_column: Option<usize>,
 }
 
 impl Scanner {
-    /// Takes one record: `6,1234,567890,-;text`, and lines of properties that begin with a blank.
+    /// Processes one record: `6,1234,567890,-;text`, followed by lines of properties that begin with a space.
     fn take(&mut self, record: &str) {
         let Some((head, text)) = record.split_once(';') else { return };
         let text = text.lines().next().unwrap_or_default();
@@ -86,7 +87,7 @@ impl Scanner {
         }
     }
 
-    /// `[  17761]     0 17761     4735     4396 … name`
+    /// Parses a line of the table of tasks: `[  17761]     0 17761     4735     4396 … name`.
     fn task(&mut self, text: &str, rss: usize) {
         let Some((pid, rest)) = text.strip_prefix('[').and_then(|text| text.split_once(']')) else { return };
         if pid.trim().parse::<i32>().is_err() {
@@ -119,7 +120,7 @@ impl Scanner {
         });
     }
 
-    /// `193 (tail) total-vm:34632kB, anon-rss:32368kB, file-rss:1348kB, shmem-rss:0kB, …`
+    /// Parses the sizes: `193 (tail) total-vm:34632kB, anon-rss:32368kB, file-rss:1348kB, shmem-rss:0kB, …`.
     fn size(&mut self, text: &str) {
         let pid = text.split(' ').next().and_then(|pid| pid.parse::<i32>().ok());
         let Some(kill) = self.kills.last_mut().filter(|kill| Some(kill.pid) == pid) else { return };

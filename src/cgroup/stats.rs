@@ -1,26 +1,26 @@
-//! What a cgroup uses now, and what has happened to it: one picture for both versions.
+//! The resource usage and the event counters of a cgroup, in one structure for both versions.
 
-use std::fs;
 use std::path::Path;
 
 use serde::Serialize;
 
-use super::{Cgroup, keyed};
+use super::Cgroup;
+use super::access::keyed;
 
-/// One sample. Sums count since the cgroup was made. `None`: this kernel does not say.
+/// One sample. Totals count from the creation of the cgroup. `None` means that this kernel does not provide the value.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Stats {
-    /// Bytes charged, page cache included.
+    /// Charged bytes, including the page cache.
     pub memory_current: Option<u64>,
-    /// Bytes less the page cache that nobody used lately: docker's "MEM USAGE".
+    /// Bytes without the inactive page cache: docker's "MEM USAGE".
     pub memory_used: Option<u64>,
     pub memory_peak: Option<u64>,
-    /// `None`: no limit of its own.
+    /// `None` means that the cgroup has no limit of its own.
     pub memory_limit: Option<u64>,
     pub swap_current: Option<u64>,
-    /// Microseconds of CPU time.
+    /// CPU time in microseconds.
     pub cpu_usage_us: Option<u64>,
-    /// Periods of `cpu.max` that have passed, those in which it was throttled, and for how many microseconds.
+    /// Elapsed periods of `cpu.max`, the number of throttled periods, and the throttled time in microseconds.
     pub cpu_periods: Option<u64>,
     pub cpu_throttled_periods: Option<u64>,
     pub cpu_throttled_us: Option<u64>,
@@ -28,40 +28,65 @@ pub struct Stats {
     pub pids_limit: Option<u64>,
     pub io_read_bytes: Option<u64>,
     pub io_write_bytes: Option<u64>,
-    /// Pressure stall information; version 2 alone.
+    /// Pressure stall information (version 2 only).
     pub cpu_pressure: Option<Pressure>,
     pub memory_pressure: Option<Pressure>,
     pub io_pressure: Option<Pressure>,
     pub events: Events,
 }
 
-/// How often a limit was met.
+/// How often each limit was reached.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Events {
-    /// Times memory.high was passed (version 2 alone).
+    /// How often memory.high was exceeded (version 2 only).
     pub memory_high: Option<u64>,
-    /// Times the memory limit was met and memory had to be reclaimed.
+    /// How often the memory limit was reached and memory had to be reclaimed.
     pub memory_max: Option<u64>,
     pub oom: Option<u64>,
     pub oom_kill: Option<u64>,
-    /// Times a fork was refused.
+    /// How often a fork was refused.
     pub pids_max: Option<u64>,
 }
 
-/// A line of a pressure file (Documentation/accounting/psi.rst): per cent of the last ten seconds in which some, or all, tasks waited.
+/// A line of a pressure file (Documentation/accounting/psi.rst): the percentage of the last ten seconds in which some
+/// or all tasks waited.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Pressure {
     pub some_avg10: f64,
     pub full_avg10: f64,
-    /// Microseconds since the cgroup was made.
+    /// Microseconds since the cgroup was created.
     pub some_total_us: u64,
 }
 
+impl Pressure {
+    /// Parses a pressure file: `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, then the same with `full`.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let mut pressure = Self::default();
+        for line in text.lines() {
+            let field = |key: &str| line.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+            let average = field("avg10").and_then(|value| value.parse().ok())?;
+            if line.starts_with("some") {
+                pressure.some_avg10 = average;
+                pressure.some_total_us = field("total").and_then(|value| value.parse().ok())?;
+            } else {
+                pressure.full_avg10 = average;
+            }
+        }
+        Some(pressure)
+    }
+}
+
 impl Cgroup {
-    /// Reads a sample. A cgroup that is gone meanwhile gives an empty one.
+    /// Takes a sample. If the cgroup no longer exists, the sample is empty.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let mut stats = Stats::default();
+        // The CPU time comes first: a rate is computed with the time at which the caller began.
+        if self.is_v2 {
+            self.cpu_and_io_v2(&mut stats)
+        } else {
+            self.cpu_and_io_v1(&mut stats)
+        }
         if let Some(dir) = self.dirs.get("memory") {
             if self.is_v2 { memory_v2(dir, &mut stats) } else { memory_v1(dir, &mut stats) }
         }
@@ -69,11 +94,6 @@ impl Cgroup {
             stats.pids_current = number(dir, "pids.current");
             stats.pids_limit = number(dir, "pids.max");
             stats.events.pids_max = keyed(&dir.join("pids.events"), "max");
-        }
-        if self.is_v2 {
-            self.cpu_and_io_v2(&mut stats)
-        } else {
-            self.cpu_and_io_v1(&mut stats)
         }
         stats
     }
@@ -85,14 +105,14 @@ impl Cgroup {
         stats.cpu_periods = keyed(&file, "nr_periods");
         stats.cpu_throttled_periods = keyed(&file, "nr_throttled");
         stats.cpu_throttled_us = keyed(&file, "throttled_usec");
-        // `8:0 rbytes=1 wbytes=2 …`, a line a device.
-        if let Ok(text) = fs::read_to_string(dir.join("io.stat")) {
+        // One line per device: `8:0 rbytes=1 wbytes=2 …`.
+        if let Ok(text) = crate::sys::file::read_text(dir.join("io.stat")) {
             let sum = |key: &str| {
                 text.split_ascii_whitespace().filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok()).sum()
             };
             (stats.io_read_bytes, stats.io_write_bytes) = (Some(sum("rbytes=")), Some(sum("wbytes=")));
         }
-        let pressure = |name: &str| parse_pressure(&fs::read_to_string(dir.join(name)).ok()?);
+        let pressure = |name: &str| Pressure::parse(&crate::sys::file::read_text(dir.join(name)).ok()?);
         stats.cpu_pressure = pressure("cpu.pressure");
         stats.memory_pressure = pressure("memory.pressure");
         stats.io_pressure = pressure("io.pressure");
@@ -109,8 +129,8 @@ impl Cgroup {
             stats.cpu_throttled_us = keyed(&file, "throttled_time").map(|nanos| nanos / 1000);
         }
         if let Some(dir) = self.dirs.get("blkio") {
-            // `8:0 Read 4096`, and a total at the end.
-            let text = fs::read_to_string(dir.join("blkio.throttle.io_service_bytes")).unwrap_or_default();
+            // Lines of the form `8:0 Read 4096`, and a total at the end.
+            let text = crate::sys::file::read_text(dir.join("blkio.throttle.io_service_bytes")).unwrap_or_default();
             let sum = |key: &str| {
                 let line = |line: &str| -> Option<u64> {
                     let (left, bytes) = line.rsplit_once(' ')?;
@@ -142,7 +162,7 @@ fn memory_v1(dir: &Path, stats: &mut Stats) {
     let idle = keyed(&dir.join("memory.stat"), "total_inactive_file").unwrap_or(0);
     stats.memory_used = stats.memory_current.map(|bytes| bytes.saturating_sub(idle));
     stats.memory_peak = number(dir, "memory.max_usage_in_bytes");
-    // "No limit" is the largest multiple of the page size.
+    // The kernel shows "no limit" as the largest multiple of the page size.
     stats.memory_limit = number(dir, "memory.limit_in_bytes").filter(|bytes| *bytes < 1 << 62);
     let total = number(dir, "memory.memsw.usage_in_bytes");
     stats.swap_current = total.zip(stats.memory_current).map(|(total, memory)| total.saturating_sub(memory));
@@ -150,24 +170,9 @@ fn memory_v1(dir: &Path, stats: &mut Stats) {
     stats.events.oom_kill = keyed(&dir.join("memory.oom_control"), "oom_kill");
 }
 
-/// The number in a file; `None` for `max`, too.
+/// Parses the number in a file. `max` also results in `None`.
 fn number(dir: &Path, file: &str) -> Option<u64> {
-    fs::read_to_string(dir.join(file)).ok()?.trim().parse().ok()
-}
-
-fn parse_pressure(text: &str) -> Option<Pressure> {
-    let mut pressure = Pressure::default();
-    for line in text.lines() {
-        let field = |key: &str| line.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-        let average = field("avg10").and_then(|value| value.parse().ok())?;
-        if line.starts_with("some") {
-            pressure.some_avg10 = average;
-            pressure.some_total_us = field("total").and_then(|value| value.parse().ok())?;
-        } else {
-            pressure.full_avg10 = average;
-        }
-    }
-    Some(pressure)
+    crate::sys::file::read_text(dir.join(file)).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -179,7 +184,7 @@ mod tests {
         let text =
             "some avg10=1.50 avg60=0.00 avg300=0.00 total=1234\nfull avg10=0.25 avg60=0.00 avg300=0.00 total=5\n";
         let expected = Pressure { some_avg10: 1.5, full_avg10: 0.25, some_total_us: 1234 };
-        assert_eq!(parse_pressure(text), Some(expected));
-        assert_eq!(parse_pressure("nonsense"), None);
+        assert_eq!(Pressure::parse(text), Some(expected));
+        assert_eq!(Pressure::parse("nonsense"), None);
     }
 }

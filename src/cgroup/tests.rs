@@ -1,14 +1,16 @@
-//! On the real kernel, whatever version it has: under `/gpurun-test-PID-N`, removed again.
+//! Tests on the running kernel, whatever its cgroup version. They create cgroups `/gpurun-test-PID-N` and remove them.
 
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::delegation::V2;
 use super::*;
+use crate::report::Explain;
 use crate::spec::{Swap, device_rules};
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// A cgroup that goes with the test.
+/// A cgroup that is removed with the test.
 struct Temporary(Cgroup);
 
 impl Drop for Temporary {
@@ -42,7 +44,7 @@ fn limits() -> Limits {
     }
 }
 
-/// Runs a shell line in the cgroup; its exit code.
+/// Runs a shell command in the cgroup and returns its exit code.
 fn run_in(cgroup: &Cgroup, line: &str) -> Option<i32> {
     let enter: String = cgroup.procs_files().iter().map(|file| format!("echo $$ > {} && ", file.display())).collect();
     Command::new("sh")
@@ -64,7 +66,7 @@ fn limits_are_written_and_read_back() {
     assert_eq!(row("--pids-limit").kernel, "20");
     assert_eq!(row("--cpuset-cpus").kernel, "0");
     assert_eq!(cgroup.0.verify(&limits()).unwrap(), rows);
-    // Somebody changes a limit behind our back: that is found.
+    // A change of a limit from outside is detected.
     let pids = cgroup.0.dir("pids").unwrap().join("pids.max");
     fs::write(&pids, "30").unwrap();
     let error = cgroup.0.verify(&limits()).unwrap_err();
@@ -79,7 +81,7 @@ fn a_tighter_ancestor_is_named() {
         host.create(&parent, &Limits { memory: Some(32 << 20), ..Limits::default() }, &device_rules(&[])).unwrap().0,
     );
     if host.version() == "v2" {
-        // Version 2 gives a child no controllers that its parent has not enabled.
+        // Version 2 gives a child only the controllers that its parent has enabled.
         enable_controllers(outer.0.v2.as_ref().unwrap(), outer.0.v2.as_ref().unwrap(), &V2);
     }
     let (inner, rows) = host
@@ -108,7 +110,7 @@ fn denied_devices_cannot_be_opened() {
     let cgroup = Temporary(cgroup);
     let dir = tempfile::tempdir().unwrap();
     let node = dir.path().join("mem");
-    // 1:1 is /dev/mem: there on every kernel, allowed to no container.
+    // 1:1 is /dev/mem. It exists on every kernel, and no container may open it.
     let line = format!("mknod {0} c 1 1 && ! head -c 1 {0}", node.display());
     assert_eq!(run_in(&cgroup.0, &line), Some(0), "making is allowed, opening is not");
     assert_eq!(run_in(&cgroup.0, "echo x > /dev/null && head -c 1 /dev/zero"), Some(0));
@@ -133,7 +135,7 @@ fn the_device_program_works_where_version_2_is_mounted() {
 }
 
 #[test]
-fn an_oom_kill_is_heard_and_counted() {
+fn an_oom_kill_is_reported_and_counted() {
     let Some(host) = host() else { return };
     let mut limits = Limits { memory: Some(16 << 20), swap: Some(Swap::Total(16 << 20)), ..Limits::default() };
     if !host.has_swap_accounting() {
@@ -185,11 +187,11 @@ fn a_kernel_without_swap_accounting_refuses_a_swap_limit_by_name() {
         let error = cgroup.verify(&limits(Swap::Total(64 << 20))).unwrap_err();
         let file = if is_v2 { "memory.swap.max" } else { "memory.memsw.limit_in_bytes" };
         assert!(
-            error.to_string().contains(&format!("`--memory-swap` cannot be enforced: the kernel has no `{file}`")),
+            error.to_string().contains(&format!("cannot enforce `--memory-swap`: the kernel has no `{file}`")),
             "{error}"
         );
         assert!(error.hint().unwrap().contains("swapaccount=1"));
-        // What is only implied by `--memory` is left out, and the memory's limit still counts.
+        // A limit that `--memory` only implies is left out, and the memory limit remains in effect.
         let rows = cgroup.verify(&limits(Swap::Implicit { total: 128 << 20 })).unwrap();
         assert_eq!(rows.iter().map(|row| row.flag).collect::<Vec<_>>(), ["--memory"]);
     }

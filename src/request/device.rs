@@ -1,23 +1,24 @@
-//! `--device`: a node of the host's, docker's way, or a CDI device by its qualified name.
+//! Parses `--device`: a device node of the host in docker's syntax, or the qualified name of a CDI device.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::CdiName;
 use crate::report::{EXIT_USAGE, Explain};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum DeviceRequest {
+pub(crate) enum DeviceRequest {
     /// `/dev/fuse[:/dev/other][:rwm]`
     Node { host: PathBuf, container: PathBuf, access: String },
-    /// `vendor.com/class=name`, as written (checked by the gpu room's reader).
-    Cdi(String),
+    /// `vendor.com/class=name`
+    Cdi(CdiName),
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("`--device {0}` is neither `/dev/NODE[:/dev/NODE][:rwm]` nor `vendor.com/class=name`")]
-pub struct DeviceError(String);
+pub(crate) struct DeviceError(String);
 
 impl Explain for DeviceError {
     fn hint(&self) -> Option<String> {
@@ -28,15 +29,11 @@ impl Explain for DeviceError {
     }
 }
 
-/// Parses docker's forms.
-pub fn parse_device(text: &str) -> Result<DeviceRequest, DeviceError> {
+/// Parses docker's forms of the flag.
+pub(crate) fn parse_device(text: &str) -> Result<DeviceRequest, DeviceError> {
     let wrong = || DeviceError(text.to_owned());
     if !text.starts_with('/') {
-        return if text.contains('=') && text.contains('/') {
-            Ok(DeviceRequest::Cdi(text.to_owned()))
-        } else {
-            Err(wrong())
-        };
+        return text.parse().map(DeviceRequest::Cdi).map_err(|_| wrong());
     }
     let parts: Vec<&str> = text.split(':').collect();
     let is_access = |text: &str| !text.is_empty() && text.chars().all(|c| "rwm".contains(c));
@@ -48,7 +45,7 @@ pub fn parse_device(text: &str) -> Result<DeviceRequest, DeviceError> {
         _ => return Err(wrong()),
     };
     let container = PathBuf::from(container);
-    // Nodes elsewhere would lie among the image's files.
+    // A node outside /dev would be created among the image's files.
     if !container.starts_with("/dev") || container.components().any(|part| part.as_os_str() == "..") {
         return Err(wrong());
     }
@@ -68,7 +65,7 @@ mod tests {
         assert_eq!(parse_device("/dev/fuse:r"), node("/dev/fuse", "/dev/fuse", "r"));
         assert_eq!(parse_device("/dev/sda:/dev/xvda"), node("/dev/sda", "/dev/xvda", "rwm"));
         assert_eq!(parse_device("/dev/sda:/dev/xvda:rw"), node("/dev/sda", "/dev/xvda", "rw"));
-        assert_eq!(parse_device("nvidia.com/gpu=0"), Ok(DeviceRequest::Cdi("nvidia.com/gpu=0".into())));
+        assert_eq!(parse_device("nvidia.com/gpu=0"), Ok(DeviceRequest::Cdi("nvidia.com/gpu=0".parse().unwrap())));
         for wrong in
             ["", "fuse", "/dev/a:/etc/b", "/dev/a:/dev/../etc/b", "/dev/a:/dev/b:x", "/dev/a:/dev/b:r:w", "a=b"]
         {

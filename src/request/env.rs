@@ -1,28 +1,43 @@
-//! `-e KEY=VALUE`, `-e KEY` and `--env-file`: docker's rules.
+//! Parses `-e KEY=VALUE`, `-e KEY` and `--env-file` by docker's rules.
 
 use crate::report::{EXIT_USAGE, Explain};
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum EnvError {
+pub(crate) enum EnvError {
     #[error("`-e {0}` has no variable name")]
     NoName(String),
-    #[error("the environment variable `{0}` holds a NUL byte or a name with white space")]
+    #[error("the environment variable `{0}` contains a NUL byte or a name with white space")]
     BadName(String),
+    #[error("`--umask {0}` is not an octal mode")]
+    Umask(String),
+    #[error("`--tz {0}` is not the name of a time zone")]
+    TimeZone(String),
     #[error("line {line} of the environment file: `{text}` is not `KEY=VALUE`")]
     BadLine { line: usize, text: String },
 }
 
 impl Explain for EnvError {
     fn hint(&self) -> Option<String> {
-        Some("write `KEY=VALUE`, or `KEY` alone to pass the variable on from your own environment".into())
+        Some(
+            match self {
+                Self::Umask(_) => "for example `--umask 027`",
+                Self::TimeZone(_) => "for example `--tz Europe/Berlin`, or `--tz local` for this host's",
+                _ => "write `KEY=VALUE`, or `KEY` alone to pass the variable on from your own environment",
+            }
+            .into(),
+        )
     }
     fn exit_code(&self) -> u8 {
         EXIT_USAGE
     }
 }
 
-/// One `-e`: `KEY=VALUE`, or `KEY` to take the caller's value. `Ok(None)`: the caller has no such variable, and docker passes nothing.
-pub fn parse_env(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Result<Option<(String, String)>, EnvError> {
+/// Parses one `-e`: `KEY=VALUE`, or `KEY` to pass on the caller's value. Returns `Ok(None)` if the caller has no such
+/// variable; docker then passes nothing.
+pub(crate) fn parse_env(
+    text: &str,
+    lookup: impl Fn(&str) -> Option<String>,
+) -> Result<Option<(String, String)>, EnvError> {
     let (name, value) = match text.split_once('=') {
         Some((name, value)) => (name, Some(value.to_owned())),
         None => (text, None),
@@ -37,8 +52,12 @@ pub fn parse_env(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Result<
     Ok(value.map(|value| (name.to_owned(), value)))
 }
 
-/// An environment file: a variable a line, `#` begins a comment line, values are taken as they stand (no quotes are removed).
-pub fn parse_env_file(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Result<Vec<(String, String)>, EnvError> {
+/// Parses an environment file: one variable per line, comment lines start with `#`, and values are taken literally
+/// (quotes are kept).
+pub(crate) fn parse_env_file(
+    text: &str,
+    lookup: impl Fn(&str) -> Option<String>,
+) -> Result<Vec<(String, String)>, EnvError> {
     let mut variables = Vec::new();
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     for (number, line) in text.lines().enumerate() {
@@ -52,6 +71,23 @@ pub fn parse_env_file(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Re
         }
     }
     Ok(variables)
+}
+
+/// Parses an octal umask.
+pub(crate) fn parse_umask(text: &str) -> Result<u32, EnvError> {
+    let digits = (1..=4).contains(&text.len()) && text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    let umask = digits.then(|| u32::from_str_radix(text, 8).ok()).flatten().filter(|umask| *umask <= 0o777);
+    umask.ok_or_else(|| EnvError::Umask(text.to_owned()))
+}
+
+/// Checks the name of a time zone, which is the name of a file.
+pub(crate) fn parse_time_zone(text: &str) -> Result<String, EnvError> {
+    let part = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "_+-".contains(c))
+    };
+    if text.split('/').all(part) { Ok(text.to_owned()) } else { Err(EnvError::TimeZone(text.to_owned())) }
 }
 
 #[cfg(test)]
@@ -80,5 +116,17 @@ mod tests {
             [("A", "\"x\""), ("HOME", "/root"), ("B", "#no comment")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
         assert_eq!(parse_env_file(text, host), Ok(expected));
         assert_eq!(parse_env_file("A=1\n=2\n", host), Err(EnvError::BadLine { line: 2, text: "=2".into() }));
+    }
+
+    #[test]
+    fn umasks_are_octal_and_time_zones_are_names() {
+        for (text, umask) in [("022", 0o22), ("0077", 0o77), ("7", 7)] {
+            assert_eq!(parse_umask(text), Ok(umask));
+        }
+        for wrong in ["", "8", "1000", "00000", "u=rwx"] {
+            assert!(parse_umask(wrong).is_err(), "{wrong}");
+        }
+        assert!(["UTC", "Europe/Berlin", "Etc/GMT+1", "local"].iter().all(|name| parse_time_zone(name).is_ok()));
+        assert!(["", "/etc/passwd", "a/../b", "a//b", "."].iter().all(|name| parse_time_zone(name).is_err()));
     }
 }

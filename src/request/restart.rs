@@ -1,4 +1,4 @@
-//! `--restart`: what happens when the container's process ends by itself.
+//! Parses and applies `--restart`, which decides whether a container is started again when its process exits.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::report::{EXIT_USAGE, Explain};
 
-/// docker's policies. `always` and `on-failure` hold while the supervisor lives; gpurun has no daemon that would bring a container back
-/// after a reboot.
+/// docker's restart policies. The supervisor applies them while the container exists, and `gpurun boot start` after a
+/// reboot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum RestartPolicy {
@@ -17,13 +17,13 @@ pub enum RestartPolicy {
     Always,
     UnlessStopped,
     OnFailure {
-        /// At most so many restarts in a row.
+        /// Maximum number of consecutive restarts.
         max: Option<u32>,
     },
 }
 
 impl RestartPolicy {
-    /// Whether a container that ended with `code` starts again, having been restarted `count` times in a row.
+    /// Returns whether a container that exited with `code` is started again after `count` consecutive restarts.
     #[must_use]
     pub fn restarts(self, code: u8, count: u32) -> bool {
         match self {
@@ -61,7 +61,7 @@ impl FromStr for RestartPolicy {
                 _ => Err(wrong()),
             },
             Some(("on-failure", count)) => {
-                // docker: 0 means "no limit"
+                // In docker, 0 means "no limit".
                 let max: u32 = count.parse().map_err(|_| wrong())?;
                 Ok(Self::OnFailure { max: (max > 0).then_some(max) })
             }

@@ -1,4 +1,4 @@
-//! `--ulimit name=soft[:hard]`.
+//! Parses `--ulimit name=soft[:hard]`.
 
 use std::fmt;
 
@@ -6,17 +6,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::report::{EXIT_USAGE, Explain};
 
-/// One resource limit; `u64::MAX` is "unlimited".
+/// One resource limit. `u64::MAX` means "unlimited".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ulimit {
-    /// docker's name: `nofile`, `memlock`, …
+pub(crate) struct Ulimit {
+    /// docker's name, such as `nofile` or `memlock`.
     pub name: String,
     pub soft: u64,
     pub hard: u64,
 }
 
 impl fmt::Display for Ulimit {
-    /// As a person writes it.
+    /// Formats the limit in the syntax of the flag.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}={}:{}", self.name, shown(self.soft), shown(self.hard))
     }
@@ -27,7 +27,7 @@ fn shown(value: u64) -> String {
 }
 
 /// docker's names, in the order of `getrlimit(2)`.
-pub const NAMES: [&str; 15] = [
+pub(crate) const NAMES: [&str; 15] = [
     "core",
     "cpu",
     "data",
@@ -46,7 +46,7 @@ pub const NAMES: [&str; 15] = [
 ];
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum UlimitError {
+pub(crate) enum UlimitError {
     #[error("`--ulimit {0}` is not `name=soft[:hard]`")]
     Shape(String),
     #[error("`--ulimit {text}`: there is no resource limit `{name}`")]
@@ -67,8 +67,8 @@ impl Explain for UlimitError {
     }
 }
 
-/// Parses docker's form; one number sets both limits.
-pub fn parse_ulimit(text: &str) -> Result<Ulimit, UlimitError> {
+/// Parses docker's form. A single number sets both limits.
+pub(crate) fn parse_ulimit(text: &str) -> Result<Ulimit, UlimitError> {
     let shape = || UlimitError::Shape(text.to_owned());
     let (name, limits) = text.split_once('=').ok_or_else(shape)?;
     if !NAMES.contains(&name) {
@@ -88,6 +88,17 @@ pub fn parse_ulimit(text: &str) -> Result<Ulimit, UlimitError> {
     Ok(Ulimit { name: name.to_owned(), soft, hard })
 }
 
+/// Parses all `--ulimit` flags. The last one for a resource wins, as in docker.
+pub(crate) fn parse_ulimits(texts: &[String]) -> Result<Vec<Ulimit>, UlimitError> {
+    let mut all: Vec<Ulimit> = Vec::new();
+    for text in texts {
+        let ulimit = parse_ulimit(text)?;
+        all.retain(|other| other.name != ulimit.name);
+        all.push(ulimit);
+    }
+    Ok(all)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,6 +113,8 @@ mod tests {
         for text in ["nofile=1024:2048", "memlock=-1:-1", "core=0:-1"] {
             assert_eq!(parse_ulimit(text).expect(text).to_string(), text);
         }
+        let all = parse_ulimits(&["nofile=1", "core=0", "nofile=2"].map(str::to_owned)).unwrap();
+        assert_eq!(all.iter().map(ToString::to_string).collect::<Vec<_>>(), ["core=0:0", "nofile=2:2"]);
         let error = parse_ulimit("nofile=-1:5").expect_err("wrong way round").to_string();
         assert!(error.ends_with("the soft limit -1 is above the hard limit 5"), "{error}");
         for wrong in

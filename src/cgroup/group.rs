@@ -1,0 +1,87 @@
+//! The cgroup of one container: its directory in each hierarchy.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::access::remove_dir;
+use super::delegation::enabled;
+use super::error::CgroupError;
+use super::host;
+use super::host::{Hierarchy, Host, V1};
+
+/// The cgroup of one container.
+#[derive(Debug, Clone)]
+pub struct Cgroup {
+    /// Maps each controller to its directory. Under version 2, all of them map to the same directory.
+    pub(super) dirs: BTreeMap<String, PathBuf>,
+    /// The version 2 directory. It is set under version 2, and under version 1 if version 2 is also mounted.
+    pub(super) v2: Option<PathBuf>,
+    pub(super) is_v2: bool,
+}
+
+impl Cgroup {
+    /// Opens a container's cgroup if any part of it exists.
+    pub fn open(host: &Host, path: &str) -> Result<Option<Self>, CgroupError> {
+        let relative = path.trim_start_matches('/');
+        let cgroup = match &host.hierarchy {
+            Hierarchy::V1 { controllers, unified } => {
+                let mut dirs: BTreeMap<String, PathBuf> = BTreeMap::new();
+                for name in V1.into_iter().chain(host::V1_UNUSED).chain(["name=systemd"]) {
+                    dirs.extend(
+                        controllers
+                            .get(name)
+                            .map(|mount| (name.to_owned(), mount.join(relative)))
+                            .filter(|(_, dir)| dir.is_dir()),
+                    );
+                }
+                let v2 = unified.as_ref().map(|mount| mount.join(relative)).filter(|dir| dir.is_dir());
+                Self { dirs, v2, is_v2: false }
+            }
+            Hierarchy::V2 { mount } => {
+                let dir = mount.join(relative);
+                let dirs = if dir.is_dir() {
+                    enabled(&dir).into_iter().map(|name| (name, dir.clone())).collect()
+                } else {
+                    BTreeMap::new()
+                };
+                Self { v2: dir.is_dir().then_some(dir), dirs, is_v2: true }
+            }
+        };
+        Ok((!cgroup.dirs.is_empty() || cgroup.v2.is_some()).then_some(cgroup))
+    }
+
+    /// Returns the `cgroup.procs` files through which a process enters.
+    #[must_use]
+    pub fn procs_files(&self) -> Vec<PathBuf> {
+        let mut dirs: Vec<&PathBuf> = self.dirs.values().chain(&self.v2).collect();
+        dirs.sort();
+        dirs.dedup();
+        dirs.into_iter().map(|dir| dir.join("cgroup.procs")).collect()
+    }
+
+    /// Returns the mount of each hierarchy with the container's directory in it. `path` is the container's path in all
+    /// of them.
+    #[must_use]
+    pub fn mounts_and_dirs(&self, path: &str) -> Vec<(PathBuf, PathBuf)> {
+        let mut dirs: Vec<&PathBuf> = self.dirs.values().chain(&self.v2).collect();
+        dirs.sort();
+        dirs.dedup();
+        let depth = path.trim_matches('/').split('/').count();
+        dirs.into_iter().filter_map(|dir| Some((dir.ancestors().nth(depth)?.to_path_buf(), dir.clone()))).collect()
+    }
+
+    /// Returns the directory of one controller.
+    #[must_use]
+    pub fn dir(&self, controller: &str) -> Option<&Path> {
+        self.dirs.get(controller).map(PathBuf::as_path)
+    }
+
+    /// Removes the directories, children first. The kernel needs a moment after the last process has exited, so this
+    /// function waits.
+    pub fn remove(&self) -> Result<(), CgroupError> {
+        let mut dirs: Vec<&PathBuf> = self.dirs.values().chain(&self.v2).collect();
+        dirs.sort();
+        dirs.dedup();
+        dirs.into_iter().try_for_each(|dir| remove_dir(dir))
+    }
+}
