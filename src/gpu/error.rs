@@ -1,128 +1,199 @@
-//! Why a container cannot have the GPUs that were asked for.
+//! Why a GPU request cannot be fulfilled.
 
-use std::path::PathBuf;
+use std::error::Error;
+use std::fmt;
 
 use super::cdi::CdiError;
-use super::choose::Busy;
 use super::lease::LeaseError;
-use super::nvml::Unread;
-use super::require::Unmet;
-use super::toolkit::Missing;
 use crate::report::{EXIT_GPURUN, EXIT_USAGE, Explain};
+use crate::request::GpuMode;
+
+/// The request that failed, and the reason.
+#[derive(Debug)]
+pub(crate) struct GpuError {
+    /// `--gpus all`, `--device vendor.com/class=name`. `None` for a command that only lists GPUs.
+    pub request: Option<String>,
+    pub reason: Reason,
+}
+
+impl GpuError {
+    pub(super) fn of(request: impl Into<String>) -> impl FnOnce(Reason) -> Self {
+        let request = request.into();
+        move |reason| Self { request: Some(request), reason }
+    }
+
+    /// The holders of the GPUs, one line for each, if other containers and processes use too many GPUs for this request.
+    pub(crate) fn holders(&self) -> Option<Vec<String>> {
+        let (Reason::NoneIdle { busy, .. } | Reason::NoneShareable { busy, .. }) = &self.reason else { return None };
+        let mut lines = Vec::new();
+        let mut next = busy.as_deref();
+        while let Some(busy) = next {
+            lines.push(busy.line.clone());
+            next = busy.next.as_deref();
+        }
+        Some(lines)
+    }
+
+    /// Whether the driver is missing or does not provide the GPUs. Both may change while the host boots.
+    pub(crate) fn is_driver(&self) -> bool {
+        self.is_absence() || matches!(self.reason, Reason::Vendor(_))
+    }
+
+    /// Whether the host has no GPU of the requested kind at all.
+    pub(crate) fn is_absence(&self) -> bool {
+        matches!(self.reason, Reason::NoDriver { .. } | Reason::NoGpu)
+    }
+}
+
+impl fmt::Display for GpuError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.request {
+            Some(request) => write!(f, "cannot provide `{request}`: {}", self.reason),
+            None => write!(f, "cannot list the GPUs: {}", self.reason),
+        }
+    }
+}
+
+impl Error for GpuError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.reason.source()
+    }
+}
+
+impl Explain for GpuError {
+    fn hint(&self) -> Option<String> {
+        match (&self.reason, &self.request) {
+            (Reason::NoDriver { hint, .. }, None) => Some(hint.clone()),
+            (Reason::NoDriver { hint, .. }, Some(_)) => Some(format!("{hint}, or omit `--gpus`")),
+            (reason, _) => reason.hint(),
+        }
+    }
+
+    fn exit_code(&self) -> u8 {
+        self.reason.exit_code()
+    }
+}
 
 #[derive(Debug, thiserror::Error)]
-pub enum GpuError {
-    #[error("`--gpu-mode {0}` is not a mode")]
-    Mode(String),
-    #[error("{}this host has no NVIDIA driver (`{}` is missing)", flag(.asked), .missing.display())]
-    NoDriver { asked: Option<String>, missing: PathBuf },
-    #[error("`--gpus {asked}`: NVIDIA's driver is loaded, but the host has no GPU")]
-    NoGpu { asked: String },
-    #[error("`--gpus {asked}`: {wanted} GPUs were asked for, the host has {there}")]
-    TooMany { asked: String, wanted: u32, there: usize },
-    #[error("`--gpus {asked}`: there is no GPU `{device}`; the host has {there}")]
-    NoSuchGpu { asked: String, device: String, there: String },
-    #[error("`--gpus {asked}`: {wanted} idle {} asked for, {free} {} idle", plural(*.wanted as usize, "GPU was", "GPUs were"), plural(*.free, "is", "are"))]
-    NoneFree {
-        asked: String,
+pub(crate) enum Reason {
+    #[error("this host has no {vendor} driver (`{missing}` is missing)")]
+    NoDriver { vendor: &'static str, missing: String, hint: String },
+    #[error("the driver is loaded, but the host has no GPU")]
+    NoGpu,
+    #[error("{} requested, but the host has {there}", plural(*.wanted as usize, "GPU is", "GPUs are"))]
+    TooMany { wanted: u32, there: usize },
+    #[error("there is no GPU `{device}`; the host has {there}")]
+    NoSuchGpu { device: String, there: String },
+    #[error("{} requested, but {} idle", plural(*.wanted as usize, "idle GPU is", "idle GPUs are"), plural(*.free, "is", "are"))]
+    NoneIdle {
         wanted: u32,
         free: usize,
         #[source]
         busy: Option<Box<Busy>>,
     },
-    #[error("`--gpus {asked} --share-gpu`: {wanted} {} asked for, {free} {} nobody's alone", plural(*.wanted as usize, "GPU was", "GPUs were"), plural(*.free, "is", "are"))]
-    NoneShared {
-        asked: String,
+    #[error("{} requested, but {} not exclusive to a container", plural(*.wanted as usize, "GPU is", "GPUs are"), plural(*.free, "is", "are"))]
+    NoneShareable {
         wanted: u32,
         free: usize,
         #[source]
         busy: Option<Box<Busy>>,
     },
-    #[error("`--gpus {asked}`: only the driver `nvidia` is known, not `{driver}`")]
-    Driver { asked: String, driver: String },
-    #[error("`--gpus {asked}`: NVIDIA's prestart hook cannot be used")]
-    NoHook { asked: String, source: Missing },
-    #[error("`--gpus {asked}`: no CDI file of this host describes NVIDIA's GPUs")]
-    NoCdi { asked: String, source: Option<CdiError> },
-    #[error("`--gpus {asked}`: no CDI file describes the GPU `{device}`")]
-    NotInCdi { asked: String, device: String },
-    #[error("`--gpus {asked}`: only NVML could tell what `{device}` is")]
-    NeedsNvml { asked: String, device: String, source: Option<Unread> },
-    #[error("`--gpus {asked}`: the driver's library `{library}` ({driver}) is not there")]
-    NoLibraries { asked: String, library: String, driver: String },
     #[error(
-        "`--gpus {asked}`: the loaded driver is {module}, the libraries on the disk are {libraries}: it was upgraded without a reboot"
+        "{} for idle GPUs, the first one for {first}",
+        if *.waiting == 1 { "a command waits".to_owned() } else { format!("{waiting} commands wait") }
     )]
-    Mismatch { asked: String, module: String, libraries: String },
-    #[error("`--gpus {asked}`: the kernel module `nvidia_uvm`, which CUDA needs, is not loaded")]
-    NoUvm { asked: String },
-    #[error("`--gpus {asked}`: the driver does not tell the device node of `{device}`")]
-    NoNode { asked: String, device: String },
-    #[error("`--gpus {asked}`: the host's driver will not do for this image")]
-    Unmet { asked: String, source: Unmet },
+    Queued { waiting: usize, first: String },
+    #[error("the driver `{driver}` is unknown")]
+    UnknownDriver { driver: String, known: String },
+    #[error("no CDI file of this host describes a GPU")]
+    NoCdiGpu { source: Option<CdiError> },
+    #[error("the CDI files of this host describe GPUs of several vendors: {kinds}")]
+    SeveralVendors { kinds: String, example: String },
+    #[error("`driver=cdi` and `--gpu-mode {mode}` exclude each other")]
+    CdiOnly { mode: GpuMode },
     #[error(transparent)]
     Cdi(#[from] CdiError),
     #[error(transparent)]
     Lease(#[from] LeaseError),
+    /// A reason that only one vendor's GPUs have.
+    #[error(transparent)]
+    Vendor(Box<dyn VendorReason>),
 }
 
-fn plural<'a>(count: usize, one: &'a str, more: &'a str) -> &'a str {
-    if count == 1 { one } else { more }
+/// The error type of a vendor.
+pub(crate) trait VendorReason: Explain + Send + Sync + 'static {}
+
+impl std::error::Error for Box<dyn VendorReason> {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        (**self).source()
+    }
 }
 
-/// Where it was said, if it was.
-fn flag(asked: &Option<String>) -> String {
-    asked.as_ref().map(|asked| format!("`--gpus {asked}`: ")).unwrap_or_default()
-}
-
-const TOOLKIT: &str = "install the NVIDIA Container Toolkit (https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/install-guide.html), or leave `--gpu-mode` out: gpurun injects the driver itself then";
-
-impl Explain for GpuError {
+impl Explain for Reason {
     fn hint(&self) -> Option<String> {
-        let text = match self {
+        Some(match self {
+            Self::NoDriver { hint, .. } => hint.clone(),
+            Self::NoGpu => "run `gpurun doctor` to find the reason, or omit `--gpus`".into(),
+            Self::TooMany { there, .. } => format!("request at most {}", plural(*there, "GPU", "GPUs")),
+            Self::NoSuchGpu { .. } => "use an index or a name from this list".into(),
+            Self::NoneIdle { .. } => {
+                "add `--wait` to wait until a GPU is idle, add `--share-gpu` to share the least used GPUs, or share a particular one with `device=N`".into()
+            }
+            Self::NoneShareable { .. } => {
+                "add `--wait` to wait until one of these containers has ended, or share a particular GPU with `device=N`".into()
+            }
+            Self::Queued { .. } => "add `--wait` to join the queue, or share a particular GPU with `device=N`".into(),
+            Self::UnknownDriver { known, .. } => {
+                format!("omit `driver=`, or use {known}")
+            }
+            Self::NoCdiGpu { source: Some(error) } => return error.hint(),
+            Self::NoCdiGpu { source: None } => {
+                "generate a CDI file in `/etc/cdi` with the tool of the GPU's vendor".into()
+            }
+            Self::SeveralVendors { example, .. } => format!("name the GPUs, for example `--gpus device={example},driver=cdi`"),
+            Self::CdiOnly { .. } => "omit `--gpu-mode`".into(),
             Self::Cdi(error) => return error.hint(),
             Self::Lease(error) => return error.hint(),
-            Self::Mode(_) => "use `auto`, `hook`, `cdi` or `native`",
-            Self::NoDriver { asked: None, .. } => "install NVIDIA's driver so that `nvidia-smi` works on the host",
-            Self::NoDriver { .. } => {
-                "install NVIDIA's driver so that `nvidia-smi` works on the host, or leave `--gpus` out"
-            }
-            Self::NoGpu { .. } => "see `lspci | grep -i nvidia` and `nvidia-smi` on the host, or leave `--gpus` out",
-            Self::NoHook { .. } => TOOLKIT,
-            Self::NoCdi { .. } => {
-                "`sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml` writes one; without `--gpu-mode cdi` none is needed"
-            }
-            Self::NotInCdi { .. } => {
-                "write the file anew: `sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`"
-            }
-            Self::TooMany { .. } | Self::NoSuchGpu { .. } => {
-                "`gpurun gpus` lists the GPUs with their numbers and UUIDs"
-            }
-            Self::NoneFree { .. } => {
-                "`gpurun gpus` shows who uses what; `--share-gpu` takes one in use that nobody has alone, `--gpus device=N` takes that one"
-            }
-            Self::NoneShared { .. } => {
-                "wait for one of these containers to end, or insist: `--gpus device=N` shares any GPU, and says with whom"
-            }
-            Self::Driver { driver, .. } if driver == "cdi" => "leave `driver=` out, and say `--gpu-mode cdi`",
-            Self::Driver { .. } => "leave `driver=` out",
-            Self::NeedsNvml { .. } => "see that `nvidia-smi` works on the host",
-            Self::NoLibraries { .. } => "see that `nvidia-smi` works on the host; then `sudo ldconfig`",
-            Self::Mismatch { .. } => "reboot the host",
-            Self::NoUvm { .. } => "`sudo modprobe nvidia_uvm`, or `sudo nvidia-modprobe -u`",
-            Self::NoNode { .. } => "see that `nvidia-smi` works on the host",
-            Self::Unmet { .. } => {
-                "upgrade the host's driver, take an image with an older CUDA, or try at your own risk with `-e NVIDIA_DISABLE_REQUIRE=1`"
-            }
-        };
-        Some(text.into())
+            Self::Vendor(error) => return error.hint(),
+        })
     }
 
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Mode(_) => EXIT_USAGE,
+            Self::CdiOnly { .. } => EXIT_USAGE,
             Self::Cdi(error) => error.exit_code(),
+            Self::Vendor(error) => error.exit_code(),
             _ => EXIT_GPURUN,
         }
+    }
+}
+
+/// `1 GPU is`, `2 GPUs are`
+fn plural(count: usize, one: &str, more: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { more })
+}
+
+/// The unavailable units, one line each, as a chain of error causes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Busy {
+    line: String,
+    next: Option<Box<Busy>>,
+}
+
+impl Busy {
+    pub(super) fn list(lines: impl DoubleEndedIterator<Item = String>) -> Option<Box<Self>> {
+        lines.rev().fold(None, |next, line| Some(Box::new(Self { line, next })))
+    }
+}
+
+impl fmt::Display for Busy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.line)
+    }
+}
+
+impl Error for Busy {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.next.as_ref().map(|next| &**next as _)
     }
 }

@@ -1,11 +1,13 @@
-//! /etc/ld.so.cache: where a glibc finds libraries. Read on the host to find the driver's, written for a container so that it finds them too.
+//! /etc/ld.so.cache, the list of libraries that glibc's dynamic linker uses. gpurun reads the host's cache to find the
+//! driver's libraries, and writes the container's so that the linker finds them there too.
 //!
-//! The format is glibc's `glibc-ld.so.cache1.1` (sysdeps/generic/dl-cache.h), all numbers in the machine's order: a header of 48 bytes, entries
-//! of 24 sorted for a binary search, strings, then optional extensions. Older glibcs put it behind the `ld.so-1.7.0` format's table.
+//! The format is glibc's `glibc-ld.so.cache1.1` (sysdeps/generic/dl-cache.h). All numbers are in native byte order. It
+//! consists of a header of 48 bytes, entries of 24 bytes that are sorted for a binary search, strings, and optional
+//! extensions. Older glibc versions append it to the table of the `ld.so-1.7.0` format.
 //!
-//! Why the container's is written here and not by running ldconfig: the image's own ldconfig is the image's code, and the host's, a C parser
-//! as root, would read every ELF file of the image (NVIDIA's toolkit has had its CVEs exactly there). This adds entries to one table, and
-//! understands nothing else of the image.
+//! gpurun does not run ldconfig to update the container's cache. The image's own ldconfig is untrusted code. The host's
+//! is a C parser that would read every ELF file of the image as root, and NVIDIA's toolkit has had CVEs in exactly this
+//! step. This module only adds entries to one table, and parses nothing else of the image.
 
 use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
@@ -15,29 +17,28 @@ const MAGIC: &[u8] = b"glibc-ld.so.cache1.1";
 const HEADER: usize = 48;
 const ENTRY: usize = 24;
 const EXTENSION_MAGIC: u32 = 0xeaa4_2174;
-/// Section of the extensions that holds offsets of strings (dl-cache.h, cache_extension_tag_glibc_hwcaps).
+/// Section of the extensions that holds string offsets (dl-cache.h, cache_extension_tag_glibc_hwcaps).
 const TAG_HWCAPS: u32 = 1;
 
-/// What `flags` says of a library for this machine's own programs: FLAG_ELF_LIBC6 and the architecture.
+/// Value of `flags` for native libraries: FLAG_ELF_LIBC6 and the architecture.
 #[cfg(target_arch = "x86_64")]
 pub const NATIVE: u32 = 0x0303;
 #[cfg(target_arch = "aarch64")]
 pub const NATIVE: u32 = 0x0a03;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub const NATIVE: u32 = 0x0003;
-/// 32-bit programs of an x86-64 machine.
-pub const I386: u32 = 0x0003;
+/// Value of `flags` for 32-bit libraries on x86-64.
+pub(crate) const I386: u32 = 0x0003;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     pub flags: u32,
-    /// What programs ask for: `libcuda.so.1`.
+    /// The name that programs load: `libcuda.so.1`.
     pub soname: String,
-    /// Where it is.
     pub path: PathBuf,
 }
 
-/// All entries that can be made sense of; none for what is no such cache.
+/// Returns all valid entries. The result is empty if the bytes are not a cache.
 #[must_use]
 pub fn parse(bytes: &[u8]) -> Vec<Entry> {
     let Some(cache) = Cache::find(bytes) else { return Vec::new() };
@@ -52,9 +53,9 @@ pub fn parse(bytes: &[u8]) -> Vec<Entry> {
     (0..cache.count).filter_map(entry).collect()
 }
 
-/// The cache with more entries, which win over those of the same name. From nothing, or from what cannot be understood, a cache of these
-/// alone: the linker looks into its default directories all the same. Nothing changes where all of them are there already, as in a container
-/// that is started again.
+/// Returns the cache with additional entries, which take precedence over existing ones of the same name. If `bytes` is
+/// empty or invalid, the result holds the new entries alone; the linker still searches its default directories. If all
+/// entries already exist, as in a restarted container, the cache is returned unchanged.
 #[must_use]
 pub fn with(bytes: &[u8], more: &[Entry]) -> Vec<u8> {
     let there = parse(bytes);
@@ -64,7 +65,7 @@ pub fn with(bytes: &[u8], more: &[Entry]) -> Vec<u8> {
     let old = Cache::find(bytes).filter(|cache| cache.moved(0).is_some());
     let added = more.len() * ENTRY;
     let old_entries = old.as_ref().map_or(0, |cache| cache.count);
-    // Everything behind the table moves by its growth, and all offsets with it; new strings stand at the end.
+    // All data after the table moves by the growth of the table, and all offsets with it. New strings go to the end.
     let mut tail = old.as_ref().and_then(|cache| cache.moved(added)).unwrap_or_default();
     let tail_at = HEADER + old_entries * ENTRY + added;
     let mut table: Vec<(String, u32, bool, [u8; ENTRY])> = Vec::new();
@@ -72,20 +73,20 @@ pub fn with(bytes: &[u8], more: &[Entry]) -> Vec<u8> {
         table.extend((0..cache.count).filter_map(|number| cache.moved_entry(number, added)));
     }
     for entry in more {
-        let mut place = |text: &[u8]| {
+        let mut append = |text: &[u8]| {
             let at = tail_at + tail.len();
             tail.extend_from_slice(text);
             tail.push(0);
             at as u32
         };
-        let (key, value) = (place(entry.soname.as_bytes()), place(entry.path.as_os_str().as_encoded_bytes()));
+        let (key, value) = (append(entry.soname.as_bytes()), append(entry.path.as_os_str().as_encoded_bytes()));
         let mut raw = [0; ENTRY];
         for (at, number) in [(0, entry.flags), (4, key), (8, value)] {
             raw[at..at + 4].copy_from_slice(&number.to_ne_bytes());
         }
         table.push((entry.soname.clone(), entry.flags, true, raw));
     }
-    // As ldconfig sorts: descending, so that the linker's binary search finds the first of a name.
+    // Sort in descending order, as ldconfig does, so that the linker's binary search finds the first entry of a name.
     table.sort_by(|a, b| compare(&b.0, &a.0).then(b.1.cmp(&a.1)).then(b.2.cmp(&a.2)));
     let mut out = Vec::from(MAGIC);
     out.extend((table.len() as u32).to_ne_bytes());
@@ -95,7 +96,8 @@ pub fn with(bytes: &[u8], more: &[Entry]) -> Vec<u8> {
     let extension = old.as_ref().map_or(0, |cache| cache.extension_at(added));
     out.extend(extension.to_ne_bytes());
     out.extend([0; 12]);
-    // A table with an entry that could not be read shrinks: the tail stays where its offsets say.
+    // If an entry could not be read, the table is shorter. Pad it, so that the tail stays at the offset that the
+    // entries use.
     let missing = old_entries + more.len() - table.len();
     out.extend(table.iter().flat_map(|(_, _, _, raw)| raw));
     out.extend(std::iter::repeat_n(0, missing * ENTRY));
@@ -103,7 +105,7 @@ pub fn with(bytes: &[u8], more: &[Entry]) -> Vec<u8> {
     out
 }
 
-/// The new format's part of a file; its offsets count from its own beginning.
+/// The part of a file in the new format. Its offsets are relative to its own start.
 struct Cache<'a> {
     bytes: &'a [u8],
     count: usize,
@@ -113,7 +115,8 @@ impl<'a> Cache<'a> {
     fn find(bytes: &'a [u8]) -> Option<Self> {
         let mut bytes = bytes;
         if bytes.starts_with(OLD_MAGIC) {
-            // struct cache_file: 11 bytes of magic, aligned to 4, then the number of its entries, 12 bytes each; the rest is aligned to 8.
+            // struct cache_file: 11 bytes of magic, aligned to 4, the number of entries, and 12 bytes for each entry.
+            // The new format follows at an alignment of 8.
             let count = u32::from_ne_bytes(bytes.get(12..16)?.try_into().ok()?) as usize;
             let end = count.checked_mul(12)?.checked_add(16)?.checked_next_multiple_of(8)?;
             bytes = bytes.get(end..)?;
@@ -151,7 +154,8 @@ impl<'a> Cache<'a> {
         self.u32(32).filter(|at| *at != 0).map_or(0, |at| at + by as u32)
     }
 
-    /// What stands behind the table, for a place `by` bytes further on; `None` where the extensions cannot be understood.
+    /// Returns the data after the table, with its offsets adjusted for a move by `by` bytes. Returns `None` if the
+    /// extensions cannot be parsed.
     fn moved(&self, by: usize) -> Option<Vec<u8>> {
         let start = self.tail_at();
         let mut tail = self.bytes.get(start..)?.to_vec();
@@ -182,12 +186,13 @@ impl<'a> Cache<'a> {
     }
 }
 
-/// glibc's order of library names (_dl_cache_libcmp): digits count as numbers, and stand above everything else.
+/// glibc's order of library names (_dl_cache_libcmp): runs of digits compare as numbers, and sort after all other
+/// characters.
 fn compare(one: &str, other: &str) -> Ordering {
     let (mut a, mut b) = (one.as_bytes(), other.as_bytes());
     let number = |text: &mut &[u8]| {
         let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
-        // As glibc's int, which wraps for numbers that no library has.
+        // Wraps like glibc's int, for numbers larger than any real library has.
         let value =
             text[..digits].iter().fold(0_i32, |all, byte| all.wrapping_mul(10).wrapping_add(i32::from(byte - b'0')));
         *text = &text[digits..];
@@ -212,9 +217,9 @@ fn compare(one: &str, other: &str) -> Ordering {
     }
 }
 
-/// What a container's linker is to find, each in a directory that the container has.
+/// Returns entries for libraries in a directory of the container.
 #[must_use]
-pub fn entries<'a>(libraries: impl Iterator<Item = (&'a str, u32)>, directory: &Path) -> Vec<Entry> {
+pub(crate) fn entries<'a>(libraries: impl Iterator<Item = (&'a str, u32)>, directory: &Path) -> Vec<Entry> {
     libraries.map(|(soname, flags)| Entry { flags, soname: soname.to_owned(), path: directory.join(soname) }).collect()
 }
 
@@ -253,7 +258,7 @@ mod tests {
         let ascending = ["liba.so.1", "libc.so.2", "libc.so.10", "libc10.so", "libcuda.so.1", "libcuda.so.1.1"];
         for pair in ascending.windows(2) {
             let expected = match (pair[0], pair[1]) {
-                // A digit stands above a letter and a dot.
+                // A digit sorts after a letter and a dot.
                 ("libc10.so", "libcuda.so.1") => Ordering::Greater,
                 _ => Ordering::Less,
             };
@@ -262,7 +267,7 @@ mod tests {
         assert_eq!(compare("libc.so.6", "libc.so.6"), Ordering::Equal);
     }
 
-    /// The real thing: this host's own cache, with an entry more, as the host's own ldconfig understands it.
+    /// Adds an entry to this host's real cache, and checks that the host's own ldconfig reads the result.
     #[test]
     fn glibc_reads_what_is_written() {
         let ours = entry("libgpurun-test.so.1", "/nowhere/libgpurun-test.so.1");
@@ -285,7 +290,8 @@ mod tests {
 
     #[test]
     fn extensions_and_the_older_format_are_kept_and_understood() {
-        // One entry, its strings, and extensions: a generator's name and one hardware capability whose name is a string.
+        // One entry, its strings, and extensions: the name of a generator, and one hardware capability whose name is a
+        // string.
         let mut cache = with(b"", &[entry("liba.so.1", "/x/liba.so.1")]);
         let capability = cache.len() as u32;
         cache.extend(b"x86-64-v3\0\0\0");

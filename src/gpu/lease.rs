@@ -1,13 +1,15 @@
-//! Who has which GPU: one file a container.
+//! Leases of GPUs: one file per container.
 //!
 //! ```text
-//! /run/gpurun/gpus/.lock       flock: held while leases are looked at and a choice is written down
-//! /run/gpurun/gpus/ID.json     the container, its owner (pid and start time of its supervisor), its units by name, since when, for itself or not
+//! /run/gpurun/gpus/.lock       flock, held while leases are read and a choice is recorded
+//! /run/gpurun/gpus/ID.json     the container, its owner (pid and start time of its supervisor), the names of its
+//!                              units, the time, and whether the lease is exclusive
 //! ```
 //!
-//! A lease counts as long as its owner lives; the owner takes it away at the end, and whoever looks next removes those of the dead. (Not an
-//! flock for each GPU: a descriptor of it would live on in every clone of the supervisor, and so outlive it.) Leases are by UUID, because numbers
-//! may change, and are for gpurun's own containers: other programs show by NVML.
+//! A lease is valid while its owner is alive. The owner removes it at the end, and the next reader that holds the lock
+//! removes those of dead owners. An flock for each GPU would not work: every clone of the supervisor would inherit its
+//! descriptor, so that the lock would outlive the supervisor. Leases name UUIDs, because indices may change. They only
+//! cover gpurun's own containers; other programs are visible through NVML.
 
 use std::fs;
 use std::io;
@@ -20,33 +22,39 @@ use crate::durable::{self, FileLock, Owner};
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} the GPU lease `{}`", .path.display())]
-pub struct LeaseError {
+pub(crate) struct LeaseError {
     action: &'static str,
     path: PathBuf,
     source: io::Error,
 }
 
+impl LeaseError {
+    pub(super) fn new(action: &'static str, path: PathBuf, source: io::Error) -> Self {
+        Self { action, path, source }
+    }
+}
+
 impl crate::report::Explain for LeaseError {}
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lease {
+pub(crate) struct Lease {
     owner: Owner,
-    /// The container's.
+    /// Id of the container.
     pub id: String,
     pub name: String,
-    /// Who started it.
+    /// The user who started the container.
     pub user: String,
     /// Nanoseconds since 1970.
     pub since: u64,
-    /// Names of units: UUIDs.
+    /// Names of the units: UUIDs.
     pub units: Vec<String>,
-    /// Taken as a free one, for itself.
+    /// Whether the unit is reserved for this container, because it was selected as an idle one.
     pub exclusive: bool,
 }
 
-/// Who is about to take GPUs.
+/// The container that takes a lease.
 #[derive(Debug, Clone)]
-pub struct Taker {
+pub(crate) struct Taker {
     pub id: String,
     pub name: String,
     pub user: String,
@@ -54,48 +62,57 @@ pub struct Taker {
     pub now: u64,
 }
 
-/// All leases, with nobody else looking while it exists.
+/// All leases. Holds the lock while it exists, unless it was opened with [`Ledger::peek`].
 #[derive(Debug)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     dir: PathBuf,
     leases: Vec<Lease>,
-    /// None where nothing will be taken.
+    /// `None` if no lease will be taken.
     _lock: Option<FileLock>,
 }
 
 impl Ledger {
-    /// Waits for its turn, then reads; leases of the dead are removed.
-    pub fn open(dir: &Path) -> Result<Self, LeaseError> {
+    /// Waits for the lock, then reads the leases and removes those of dead owners.
+    pub(crate) fn open(dir: &Path) -> Result<Self, LeaseError> {
         let failed = |action: &'static str, path: &Path| {
             let path = path.to_path_buf();
             move |source| LeaseError { action, path, source }
         };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("make the directory of", dir))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(failed("create the directory of", dir))?;
         let lock = dir.join(".lock");
         let lock = FileLock::exclusive(&lock).map_err(failed("lock", &lock))?;
         let mut leases = Vec::new();
         for (path, lease) in read_all(dir)? {
             match lease {
                 Some(lease) if lease.owner.lives() => leases.push(lease),
-                // One of another version is as good as none, and so is one of the dead.
+                // Remove a lease of a dead owner, or one that this version cannot parse.
                 _ => drop(fs::remove_file(path)),
             }
         }
         Ok(Self { dir: dir.to_path_buf(), leases, _lock: Some(lock) })
     }
 
-    /// As it is now, for a look: nobody waits, and nothing is removed.
-    pub fn peek(dir: &Path) -> Result<Self, LeaseError> {
+    /// Reads the current leases without waiting for the lock and without removing any.
+    pub(crate) fn peek(dir: &Path) -> Result<Self, LeaseError> {
         Ok(Self { dir: dir.to_path_buf(), leases: living(dir)?, _lock: None })
     }
 
-    /// The leases on a unit, but those of `except`.
-    pub fn on<'a>(&'a self, unit: &'a str, except: &'a str) -> impl Iterator<Item = &'a Lease> {
+    /// Whether the container has a lease.
+    pub(crate) fn has(&self, id: &str) -> bool {
+        self.leases.iter().any(|lease| lease.id == id)
+    }
+
+    /// Returns the leases on a unit, except those of the container `except`.
+    pub(crate) fn on<'a>(&'a self, unit: &'a str, except: &'a str) -> impl Iterator<Item = &'a Lease> {
         self.leases.iter().filter(move |lease| lease.id != except && lease.units.iter().any(|name| name == unit))
     }
 
-    /// Writes down that this process has these units for a container, from now until [`release`].
-    pub fn take(&self, taker: &Taker, units: Vec<String>, exclusive: bool) -> Result<(), LeaseError> {
+    /// Records that this process holds these units for a container, until [`release`].
+    pub(crate) fn take(&self, taker: &Taker, units: Vec<String>, exclusive: bool) -> Result<(), LeaseError> {
         let lease = Lease {
             owner: Owner::me(),
             id: taker.id.clone(),
@@ -112,8 +129,8 @@ impl Ledger {
     }
 }
 
-/// Gives back what a container had.
-pub fn release(dir: &Path, id: &str) -> Result<(), LeaseError> {
+/// Releases the lease of a container.
+pub(crate) fn release(dir: &Path, id: &str) -> Result<(), LeaseError> {
     let path = path(dir, id);
     match fs::remove_file(&path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(LeaseError { action: "remove", path, source }),
@@ -121,8 +138,8 @@ pub fn release(dir: &Path, id: &str) -> Result<(), LeaseError> {
     }
 }
 
-/// The leases of the living, without waiting for anybody: for showing.
-pub fn living(dir: &Path) -> Result<Vec<Lease>, LeaseError> {
+/// Returns the leases of live owners without waiting for the lock, for display.
+pub(crate) fn living(dir: &Path) -> Result<Vec<Lease>, LeaseError> {
     Ok(read_all(dir)?.into_iter().filter_map(|(_, lease)| lease).filter(|lease| lease.owner.lives()).collect())
 }
 
@@ -144,7 +161,7 @@ fn read_all(dir: &Path) -> Result<Vec<(PathBuf, Option<Lease>)>, LeaseError> {
         }
         match fs::read(&path) {
             Ok(bytes) => all.push((path, serde_json::from_slice(&bytes).ok())),
-            // Given back meanwhile.
+            // The lease was released in the meantime.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(LeaseError { action: "read", path, source }),
         }
@@ -175,7 +192,7 @@ mod tests {
         release(&dir, "a").unwrap();
         assert!(living(&dir).unwrap().is_empty());
 
-        // A process that has ended: its lease is nobody's.
+        // A process that has ended, so that its lease is stale.
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let text = serde_json::json!({
             "owner": { "pid": child.id(), "start_time": 1 }, "id": "d", "name": "dead", "user": "x", "since": 1,

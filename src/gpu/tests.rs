@@ -1,547 +1,147 @@
 use std::path::Path;
 
-use super::cdi::Name;
-use super::nvml::Unread;
+use super::lease::Taker;
+use super::nvidia::tests::fake::FakeDriver;
 use super::*;
 use crate::report::Report;
-use fake::{FakeDriver, GIB, LIBRARY_DIR, gpu, mig_uuid, plain, uuid};
 
-#[path = "../../tests/fake-driver/driver.rs"]
-pub(super) mod fake;
-
-fn devices(list: &[&str]) -> Which {
-    Which::Devices(list.iter().map(|&device| device.to_owned()).collect())
-}
-
-#[test]
-fn an_image_asks_for_no_rights() {
-    for (entry, rights) in [
-        ("NVIDIA_IMEX_CHANNELS=0,1", true),
-        ("NVIDIA_MIG_CONFIG_DEVICES=all", true),
-        ("NVIDIA_MIG_MONITOR_DEVICES=", true),
-        ("NVIDIA_DRIVER_CAPABILITIES=all", false),
-        ("MY_NVIDIA_IMEX_CHANNELS=0", false),
-        ("NVIDIA_IMEX_CHANNELS", false),
-    ] {
-        assert_eq!(asks_for_rights(entry), rights, "{entry}");
-    }
-}
-
-#[test]
-fn dockers_grammar() {
-    let cases: [(&str, Which, &[&str]); 19] = [
-        ("all", Which::All, &[]),
-        ("-1", Which::All, &[]),
-        ("2", Which::Count(2), &[]),
-        ("count=2", Which::Count(2), &[]),
-        ("count=all", Which::All, &[]),
-        ("free", Which::Free(1), &[]),
-        ("free:3", Which::Free(3), &[]),
-        ("free:2,capabilities=compute", Which::Free(2), &["compute"]),
-        ("device=0", devices(&["0"]), &[]),
-        ("device=0,2", devices(&["0", "2"]), &[]),
-        ("\"device=0,2\"", devices(&["0", "2"]), &[]),
-        ("device=0,2,0", devices(&["0", "2"]), &[]),
-        (
-            "device=GPU-3a23c669-1f69-c64e-cf85-44e9b07e7a2a",
-            devices(&["GPU-3a23c669-1f69-c64e-cf85-44e9b07e7a2a"]),
-            &[],
-        ),
-        ("device=MIG-1,0:1", devices(&["MIG-1", "0:1"]), &[]),
-        ("all,capabilities=utility", Which::All, &["utility"]),
-        ("all,\"capabilities=compute,utility\"", Which::All, &["compute", "utility"]),
-        ("all,capabilities=compute,utility", Which::All, &["compute", "utility"]),
-        ("\"device=0,1\",\"capabilities=gpu,video\",driver=nvidia", devices(&["0", "1"]), &["video"]),
-        ("capabilities=gpu", Which::Count(1), &[]),
-    ];
-    for (text, which, capabilities) in cases {
-        let selection: Selection = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
-        assert_eq!(selection.which, which, "{text}");
-        assert_eq!(selection.capabilities, capabilities, "{text}");
-        assert_eq!(selection.to_string().parse(), Ok(selection), "{text}");
-    }
-}
-
-#[test]
-fn what_docker_refuses_is_refused() {
-    let cases = [
-        ("", "no value"),
-        ("0", "`0` is not a number of GPUs"),
-        ("-2", "`-2` is not a number"),
-        ("free:0", "`free:0` is not a number"),
-        ("free:x", "`free:x` is not a number"),
-        ("two", "`two` is neither"),
-        ("2,device=0", "both a count and device ids"),
-        ("free,device=0", "both a count and device ids"),
-        ("all,all", "`all` is neither"),
-        ("device=0,device=1", "`device` is given twice"),
-        ("device=", "`` is not a GPU's number"),
-        ("device=all", "`all` is not a GPU's number"),
-        ("device=0 1", "`0 1` is not"),
-        ("\"device=0,2", "quotes do not match"),
-        ("gpu=1", "`gpu` is neither"),
-        ("all,capabilities=cuda", "`cuda` is not a driver capability"),
-    ];
-    for (text, words) in cases {
-        let error = text.parse::<Selection>().unwrap_err();
-        assert!(error.to_string().contains(words), "{text}: {error}");
-        assert_eq!(Report::from(error).exit_code, 2);
-    }
-}
-
-proptest::proptest! {
-    #[test]
-    fn no_text_makes_the_parser_panic_and_what_it_takes_it_writes(text in "[a-z0-9=,\" :-]{0,30}") {
-        if let Ok(selection) = text.parse::<Selection>() {
-            proptest::prop_assert_eq!(selection.to_string().parse::<Selection>(), Ok(selection));
-        }
-    }
-
-    #[test]
-    fn every_selection_is_read_as_it_is_written(
-        count in 0_u32..9,
-        list in proptest::collection::vec("([0-9]|GPU-[0-9a-f]{8}|MIG-[0-9a-f]{8}|[0-9]:[0-9])", 1..4),
-        capabilities in proptest::sample::subsequence(vec!["compute", "utility", "video"], 0..3),
-        quoted in proptest::bool::ANY,
-    ) {
-        let which = if count == 0 { format!("device={}", list.join(",")) } else { count.to_string() };
-        let which = if quoted { format!("\"{which}\"") } else { which };
-        let capabilities = if capabilities.is_empty() { String::new() } else { format!(",\"capabilities={}\"", capabilities.join(",")) };
-        let selection: Selection = format!("{which}{capabilities}").parse().unwrap();
-        proptest::prop_assert_eq!(selection.to_string().parse::<Selection>(), Ok(selection));
-    }
-}
-
-/// What else is asked for.
-#[derive(Default)]
-struct With {
-    mode: Mode,
-    share: bool,
-    cpus: Option<CpuSet>,
-    env: Vec<(String, String)>,
-}
-
-impl With {
-    fn mode(mode: Mode) -> Self {
-        Self { mode, ..Self::default() }
-    }
-
-    fn env(pairs: &[(&str, &str)]) -> Self {
-        let env = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Self { env, ..Self::default() }
-    }
-}
-
-/// A host, its leases, and what a container is told there.
+/// An AMD host: its driver is unknown to gpurun, and a CDI file describes its two GPUs. The nodes are stand-ins, whose
+/// numbers have no driver.
 struct World {
-    driver: FakeDriver,
+    host: FakeDriver,
     dir: tempfile::TempDir,
 }
 
+const AMD: &str = r#"{"cdiVersion":"0.6.0","kind":"amd.com/gpu","devices":[
+    {"name":"0","containerEdits":{"deviceNodes":[{"path":"/dev/dri/card0","type":"c","major":226,"minor":900},{"path":"/dev/dri/renderD128","type":"c","major":226,"minor":901}]}},
+    {"name":"1","containerEdits":{"deviceNodes":[{"path":"/dev/dri/card1","type":"c","major":226,"minor":902},{"path":"/dev/dri/renderD129","type":"c","major":226,"minor":903}]}},
+    {"name":"all","containerEdits":{"deviceNodes":[{"path":"/dev/dri/renderD128","type":"c","major":226,"minor":901},{"path":"/dev/dri/renderD129","type":"c","major":226,"minor":903}]}}],
+    "containerEdits":{"deviceNodes":[{"path":"/dev/kfd","type":"c","major":510,"minor":900}],"env":["ROCR=1"]}}"#;
+
 impl World {
-    fn new(gpus: usize) -> Self {
+    fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self { driver: FakeDriver::new(&dir.path().join("root"), gpus), dir }
+        let host = FakeDriver::new(&dir.path().join("root"), 0);
+        std::fs::remove_dir_all(host.root.join("proc/driver")).unwrap();
+        host.write("etc/cdi/amd.json", AMD);
+        Self { host, dir }
     }
 
-    fn leases(&self) -> PathBuf {
-        self.dir.path().join("gpus")
-    }
-
-    fn plan_with(&self, text: &str, id: &str, with: &With) -> Result<Edits, GpuError> {
-        let selection: Selection = text.parse().unwrap();
-        let taker = Taker { id: id.into(), name: format!("lab-{id}"), user: "ada".into(), now: 7_200_000_000_000 };
-        let ask = Ask { selection: Some(&selection), devices: &[], mode: with.mode, share: with.share };
-        let leases = self.leases();
-        let (root, cpus) = (&self.driver.root, with.cpus.as_ref());
-        plan(&ask, &Place { root, leases: &leases, taker, cpus, env: &with.env, user: (0, 0), dry: false })
-    }
-
-    fn plan(&self, text: &str, id: &str) -> Result<Edits, GpuError> {
-        self.plan_with(text, id, &With::default())
-    }
-
-    /// Indices of what is given.
-    fn given(&self, text: &str, id: &str) -> String {
-        let edits = self.plan(text, id).unwrap_or_else(|error| panic!("{text}: {}", Report::from(error)));
-        edits.given.iter().map(|given| given.index.clone()).collect::<Vec<_>>().join(",")
-    }
-
-    fn release(&self, id: &str) {
-        lease::release(&self.leases(), id).unwrap();
+    fn plan(&self, gpus: Option<&str>, devices: &[&str], id: &str) -> Result<Edits, GpuError> {
+        let request: Option<GpuRequest> = gpus.map(|text| text.parse().unwrap());
+        let taker = Taker { id: id.into(), name: id.into(), user: "ada".into(), now: 0 };
+        let devices = devices.iter().map(|name| name.parse().unwrap()).collect();
+        let requested = Requested { gpus: request.as_ref(), mode: GpuMode::Auto, share: false, devices };
+        let leases = self.dir.path().join("gpus");
+        let (root, image_env, env) = (&self.host.root, &[][..], &[][..]);
+        let container =
+            Container { root, leases: &leases, taker, cpus: None, image_env, env, user: (1000, 100), dry: false };
+        check(&requested, root)?;
+        plan(&requested, &container, &mut |line| panic!("{line}"))
     }
 }
 
+fn paths(edits: &Edits) -> Vec<&str> {
+    edits.devices.iter().map(|device| device.path.as_str()).collect()
+}
+
+fn nodes(list: &[opens::Node]) -> Vec<&str> {
+    list.iter().map(|node| node.path.as_str()).collect()
+}
+
 #[test]
-fn names_become_uuids_for_the_hook() {
-    let world = World::new(3);
-    world.driver.hook("exit 0");
-    let cases = [
-        ("all", [0, 1, 2].map(uuid).join(",")),
-        ("2", [0, 1].map(uuid).join(",")),
-        ("device=2,0", [2, 0].map(uuid).join(",")),
-        ("device=gpu-bbbb", uuid(1)),
-        ("device=00000000:3D:00.0", uuid(2)),
-        ("device=0000:3c:00.0", uuid(1)),
-    ];
-    for (text, expected) in cases {
-        let edits = world.plan(text, "a").unwrap_or_else(|error| panic!("{text}: {error}"));
-        assert_eq!(edits.env[0], ("NVIDIA_VISIBLE_DEVICES".into(), expected.clone()), "{text}");
-        assert_eq!(edits.annotations, [(ANNOTATION.to_owned(), expected)]);
-        assert!(edits.devices.is_empty() && edits.libraries.is_empty(), "the hook brings them");
+fn gpus_of_any_vendor_are_selected_by_cdi() {
+    let world = World::new();
+    for text in ["device=1,driver=cdi", "device=amd.com/gpu=1,driver=cdi"] {
+        let edits = world.plan(Some(text), &[], "a").unwrap_or_else(|error| panic!("{text}: {}", Report::from(error)));
+        assert_eq!(paths(&edits), ["/dev/kfd", "/dev/dri/card1", "/dev/dri/renderD129"], "{text}");
+        assert!(edits.env.contains(&("ROCR".into(), "1".into())));
+        assert!(edits.env.contains(&("NVIDIA_VISIBLE_DEVICES".into(), "void".into())), "no other vendor's GPUs");
+        assert_eq!(edits.summary.as_deref(), Some("GPU 1 amd.com/gpu by CDI"));
+        let opens = edits.opens.unwrap();
+        assert_eq!(nodes(&opens.nodes), ["/dev/kfd", "/dev/dri/card1", "/dev/dri/renderD129"]);
+        assert_eq!(nodes(&opens.others), ["/dev/dri/card0", "/dev/dri/renderD128"]);
     }
-    let edits = world.plan("all,capabilities=compute,utility", "a").unwrap();
-    assert_eq!(edits.env[1], ("NVIDIA_DRIVER_CAPABILITIES".into(), "compute,utility".into()));
+    let edits = world.plan(Some("all,driver=cdi"), &[], "a").unwrap();
+    assert!(edits.default_env.is_empty(), "CUDA's variables are NVIDIA's");
+    let listed = inventory(&world.host.root).unwrap();
+    assert_eq!(listed.listing(), "0 (amd.com/gpu=0), 1 (amd.com/gpu=1)");
     assert_eq!(
-        edits.summary.unwrap(),
-        "GPU 0 Stand-in A100, 1 Stand-in A100, 2 Stand-in A100 by NVIDIA's prestart hook (driver 550.54.15)"
+        edits.given.iter().map(|given| given.name.as_str()).collect::<Vec<_>>(),
+        ["amd.com/gpu=0", "amd.com/gpu=1"]
     );
-    assert_eq!(edits.default_env, [("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned())]);
-    assert_eq!(edits.rlimits.len(), 2);
+    assert!(edits.opens.unwrap().others.is_empty());
 }
 
 #[test]
-fn what_the_host_lacks_is_named() {
-    let mut out = String::new();
-    let world = World::new(3);
-    world.driver.hook("exit 0");
-    let mut told = |error: GpuError| out += &format!("{}\n\n", Report::from(error));
-    for text in ["4", "device=3", "device=GPU-2", "device=GPU-99999999", "device=0:1", "all,driver=amd"] {
-        told(world.plan(text, "a").unwrap_err());
-    }
-    let hook = |world: &World| world.plan_with("all", "a", &With::mode(Mode::Hook)).unwrap_err();
-    std::fs::remove_file(world.driver.root.join("usr/bin/nvidia-container-cli")).unwrap();
-    told(hook(&world));
-    std::fs::remove_file(world.driver.root.join("usr/bin/nvidia-container-runtime-hook")).unwrap();
-    told(hook(&world));
-    told(world.plan_with("all", "a", &With::mode(Mode::Cdi)).unwrap_err());
-    world.driver.write("proc/devices", "Character devices:\n195 nvidia\n");
-    told(world.plan("all", "a").unwrap_err());
-    world
-        .driver
-        .write("proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.10  Tue\n");
-    told(world.plan("all", "a").unwrap_err());
-    for entry in std::fs::read_dir(world.driver.root.join(LIBRARY_DIR)).unwrap() {
-        std::fs::remove_file(entry.unwrap().path()).unwrap();
-    }
-    told(world.plan("all", "a").unwrap_err());
-    std::fs::remove_dir_all(world.driver.root.join("proc/driver/nvidia/gpus")).unwrap();
-    told(world.plan("all", "a").unwrap_err());
-    std::fs::remove_dir_all(world.driver.root.join("proc")).unwrap();
-    told(world.plan("device=0", "a").unwrap_err());
-    insta::assert_snapshot!(out);
+fn idle_gpus_of_any_vendor_are_leased() {
+    let world = World::new();
+    let index = |id: &str| world.plan(Some("1,driver=cdi"), &[], id).map(|edits| edits.given[0].index.clone());
+    assert_eq!((index("a").unwrap(), index("b").unwrap()), ("0".into(), "1".into()));
+    assert!(matches!(index("c").unwrap_err().reason, Reason::NoneIdle { free: 0, .. }));
+    lease::release(&world.dir.path().join("gpus"), "a").unwrap();
+    // A device that is requested by its CDI name is not idle either.
+    let named = world.plan(None, &["amd.com/gpu=0"], "d").unwrap();
+    assert_eq!(nodes(&named.opens.unwrap().others), ["/dev/dri/card1", "/dev/dri/renderD129"]);
+    assert!(index("c").is_err());
 }
 
 #[test]
-fn without_gpus_the_image_cannot_ask_for_them() {
-    let nothing = Ask { selection: None, devices: &[], mode: Mode::Auto, share: false };
+fn requests_that_cdi_cannot_fulfill_are_refused() {
+    let world = World::new();
+    let mut all = String::new();
+    let mut add = |world: &World, gpus: &str| {
+        let error = world.plan(Some(gpus), &[], "a").map(drop).unwrap_err();
+        all += &format!("{}\n\n", Report::from(error)).replace(&world.host.root.display().to_string(), "");
+    };
+    for text in ["all", "device=2,driver=cdi", "3,driver=cdi", "device=other.com/gpu=0,driver=cdi", "all,driver=amd"] {
+        add(&world, text);
+    }
+    world.host.write("etc/cdi/other.json", &AMD.replace("amd.com", "other.com"));
+    add(&world, "all,driver=cdi");
+    for file in ["amd", "other"] {
+        std::fs::remove_file(world.host.root.join(format!("etc/cdi/{file}.json"))).unwrap();
+    }
+    add(&world, "all,driver=cdi");
+    world.host.write("etc/cdi/amd.json", "{");
+    add(&world, "all,driver=cdi");
+    insta::assert_snapshot!(all);
+    let findings = examine(&world.host.root);
+    let broken = findings.iter().find(|finding| finding.level == Level::Advice).expect("a finding");
+    assert!(broken.what.contains("etc/cdi/amd.json` is invalid") && broken.hint.is_some(), "{broken:?}");
+}
+
+#[test]
+fn without_gpus_an_image_gets_none() {
     let taker = Taker { id: "a".into(), name: "a".into(), user: "a".into(), now: 0 };
     let nowhere = Path::new("/nonexistent");
-    let place = Place { root: nowhere, leases: nowhere, taker, cpus: None, env: &[], user: (0, 0), dry: false };
-    let edits = plan(&nothing, &place).unwrap();
-    assert_eq!(edits, Edits { env: vec![("NVIDIA_VISIBLE_DEVICES".into(), "void".into())], ..Edits::default() });
-}
-
-#[test]
-fn nvidias_hook_runs_once_and_where_it_is() {
-    let world = World::new(1);
-    world.driver.hook("exit 0");
-    let root = &world.driver.root;
-    let edits = world.plan("all", "a").unwrap();
-    assert_eq!(edits.hooks[0].command.path, root.join("usr/bin/nvidia-container-runtime-hook"));
-    assert_eq!(edits.hooks[0].command.args, ["nvidia-container-runtime-hook", "prestart"]);
-    std::fs::create_dir_all(root.join("usr/local/nvidia/toolkit")).unwrap();
-    for name in ["nvidia-container-runtime-hook", "nvidia-container-cli"] {
-        std::fs::rename(root.join("usr/bin").join(name), root.join("usr/local/nvidia/toolkit").join(name)).unwrap();
-    }
-    let elsewhere = world.plan("all", "a").unwrap();
-    assert_eq!(elsewhere.hooks[0].command.path, root.join("usr/local/nvidia/toolkit/nvidia-container-runtime-hook"));
-    let env = &elsewhere.hooks[0].command.env;
-    assert!(env[0].ends_with(":/usr/local/nvidia/toolkit"), "{env:?}");
-
-    // The built-in definition matches by the annotation and names a program that is not there: no second run, and no error.
-    let other = r#"{"version":"1.0.0","hook":{"path":"/bin/true"},"when":{"always":true},"stages":["prestart"]}"#;
-    let mut definitions = hook::builtin();
-    definitions.push(hook::Definition::parse("other.json", other).unwrap());
-    let about = hook::Circumstances { annotations: &elsewhere.annotations, command: "sh", has_bind_mounts: false };
-    let all = elsewhere.combine(hook::matching(&definitions, &about).unwrap());
-    assert_eq!(all.iter().map(|hook| hook.name.as_str()).collect::<Vec<_>>(), ["50-nvidia-prestart", "other"]);
-    assert_eq!(all[0], elsewhere.hooks[0]);
-    assert_eq!(Edits::default().combine(hook::matching(&definitions, &about).unwrap()).len(), 1);
-}
-
-#[test]
-fn a_driver_that_tells_nothing_is_asked_by_number() {
-    let world = World::new(0);
-    world.driver.hook("exit 0");
-    let text = "Model: \t\t Tesla T4\nGPU UUID: \t GPU-????????-????-????-????-????????????\nDevice Minor: \t 0\n";
-    world.driver.write("proc/driver/nvidia/gpus/0000:00:04.0/information", text);
-    world.driver.nvml("fail 999");
-    let edits = world.plan("1", "a").unwrap();
-    assert_eq!(edits.env[0].1, "0");
-    assert_eq!(edits.summary.unwrap(), "GPU 0 Tesla T4 by NVIDIA's prestart hook (driver 550.54.15)");
-    assert!(edits.notices[1].contains("judged by gpurun's own containers alone: NVML"), "{:?}", edits.notices);
-    for name in ["GPU-1234", "MIG-1234", "0:1"] {
-        assert_eq!(world.plan(&format!("device={name}"), "a").unwrap().env[0].1, name, "NVIDIA's tool decides");
-    }
-    let error = world.plan_with("device=0:1", "a", &With::mode(Mode::Native)).unwrap_err();
-    assert!(matches!(error, GpuError::NeedsNvml { source: Some(Unread::Refused { .. }), .. }), "{error:?}");
-}
-
-#[test]
-fn idle_gpus_are_taken_and_only_once() {
-    let world = World::new(4);
-    // GPU 0 computes, GPU 1 has memory in use by nobody who is known.
-    let busy =
-        gpu(0, 10 * GIB, 97, false) + &gpu(1, GIB, 0, false) + &gpu(2, 0, 0, false) + &gpu(3, 100 << 20, 0, false);
-    world.driver.nvml(&format!("driver 550.54.15\ncuda 12040\n{busy}process 0 4294967295 10737418240\n"));
-    assert_eq!(world.given("1", "a"), "2");
-    assert_eq!(world.given("1", "a"), "2", "its own lease, of a run before, is no hindrance");
-    assert_eq!(world.given("free:1", "b"), "3");
-    let error = Report::from(world.plan("free:2", "c").unwrap_err());
-    insta::assert_snapshot!(error);
-    world.release("a");
-    assert_eq!(world.given("1", "c"), "2");
-
-    // Who insists gets it, and hears with whom he shares.
-    let edits = world.plan("device=0,3", "d").unwrap();
-    assert_eq!(edits.notices, ["GPU 3 is also held by container `lab-b` of ada for less than a second"]);
-    assert_eq!(world.plan("all", "e").unwrap().notices.len(), 3);
-    // A shared one is not free either.
-    world.release("b");
-    assert!(matches!(world.plan("1", "f").unwrap_err(), GpuError::NoneFree { free: 0, .. }));
-    world.release("d");
-    world.release("e");
-    assert_eq!(world.given("1", "f"), "3");
-}
-
-#[test]
-fn sharing_takes_the_least_used_that_nobody_has_for_himself() {
-    let world = World::new(3);
-    let used = gpu(0, 30 * GIB, 50, false) + &gpu(1, 20 * GIB, 90, false) + &gpu(2, 0, 0, false);
-    world.driver.nvml(&format!("driver 550.54.15\n{used}process 0 1 1\nprocess 1 1 1\n"));
-    let shared = |count: &str, id: &str| {
-        let edits = world.plan_with(count, id, &With { share: true, ..With::default() })?;
-        Ok::<_, GpuError>(edits.given.iter().map(|given| given.index.clone()).collect::<Vec<_>>().join(","))
+    let requested = Requested { gpus: None, devices: Vec::new(), mode: GpuMode::Auto, share: false };
+    let image = [("NVIDIA_VISIBLE_DEVICES".to_owned(), "all".to_owned())];
+    let plan = |env| {
+        let (taker, image_env) = (taker.clone(), &image[..]);
+        let container =
+            Container { root: nowhere, leases: nowhere, taker, cpus: None, image_env, env, user: (0, 0), dry: false };
+        super::plan(&requested, &container, &mut |line| panic!("{line}")).unwrap()
     };
-    assert_eq!(shared("2", "a").unwrap(), "2,1");
-    world.release("a");
-    assert_eq!(world.given("1", "alone"), "2");
-    assert_eq!(shared("2", "a").unwrap(), "1,0");
-    let error = shared("3", "b").unwrap_err();
-    assert!(matches!(error, GpuError::NoneShared { free: 2, .. }));
-    insta::assert_snapshot!(Report::from(error));
-}
-
-#[test]
-fn gpus_near_the_cpus_and_near_each_other() {
-    // Two GPUs a node: 0 and 1 at node 0, 2 and 3 at node 1.
-    let world = World::new(4);
-    for (node, cpus) in [(0, "0-7"), (1, "8-15")] {
-        world.driver.write(&format!("sys/devices/system/node/node{node}/cpulist"), &format!("{cpus}\n"));
-    }
-    let near = |count: &str, cpus: &str| {
-        let with = With { cpus: Some(cpus.parse().unwrap()), ..With::default() };
-        let edits = world.plan_with(count, "a", &with).unwrap();
-        edits.given.iter().map(|given| given.index.clone()).collect::<Vec<_>>().join(",")
-    };
-    assert_eq!(near("1", "9-10"), "2");
-    assert_eq!(near("1", "3"), "0");
-    assert_eq!(near("3", "9"), "2,3,0", "the far ones when the near ones do not suffice");
-    world.given("device=0", "other");
-    assert_eq!(world.given("2", "a"), "2,3", "one node has both");
-}
-
-#[test]
-fn a_gpu_that_fell_off_the_bus_is_not_given() {
-    let world = World::new(3);
-    // nvidia-smi numbers those that are left.
-    let left = [0, 2]
-        .map(|number| gpu(number, 0, 0, false).replacen(&format!("gpu {number}"), &format!("gpu {}", number / 2), 1));
-    world.driver.nvml(&format!("driver 550.54.15\n{}", left.concat()));
-    let edits = world.plan("all", "a").unwrap();
-    let given: Vec<(&str, String)> =
-        edits.given.iter().map(|given| (given.index.as_str(), given.name.clone())).collect();
-    assert_eq!(given, [("0", uuid(0)), ("1", uuid(2))]);
-    assert_eq!(edits.notices, ["the GPU at 0000:3c:00.0 does not answer and is left out"]);
-    assert!(matches!(world.plan("3", "a").unwrap_err(), GpuError::TooMany { there: 2, .. }));
-    let lost = format!("device={}", uuid(1));
-    assert!(matches!(world.plan(&lost, "a").unwrap_err(), GpuError::NoSuchGpu { .. }));
-}
-
-#[test]
-fn mig_devices_are_what_a_divided_gpu_is_given_by() {
-    let world = World::new(2);
-    let migs = format!("mig 0 {} 1 0 {} 0\nmig 0 {} 2 0 {} 0\n", mig_uuid(0, 0), 10 * GIB, mig_uuid(0, 1), 10 * GIB);
-    let text = format!("driver 550.54.15\n{}{migs}{}", gpu(0, 0, 0, true), gpu(1, 0, 0, false));
-    world.driver.nvml(&format!("{text}process 0:1:0 4242 1000\n"));
-    world.driver.mig_minors(0);
-    assert_eq!(world.given("all", "a"), "0:0,0:1,1");
-    world.release("a");
-    assert_eq!(world.given("1", "a"), "0:1", "the other one computes");
-    for (text, expected) in [
-        ("device=0", "0:0,0:1"),
-        ("device=0:1", "0:1"),
-        ("device=MIG-01000000", "0:1"),
-        ("device=MIG-GPU-aaaaaaaa-0000-0000-0000-000000000000/1/0", "0:0"),
-    ] {
-        assert_eq!(world.given(text, "b"), expected, "{text}");
-    }
-    let edits = world.plan("device=0:1", "b").unwrap();
-    let nodes: Vec<(&str, u32, u32)> =
-        edits.devices.iter().map(|device| (device.path.as_str(), device.major, device.minor)).collect();
-    assert!(nodes.contains(&("/dev/nvidia0", 195, 0)), "{nodes:?}");
-    assert!(
-        nodes.contains(&("/dev/nvidia-caps/nvidia-cap20", 510, 20))
-            && nodes.contains(&("/dev/nvidia-caps/nvidia-cap21", 510, 21))
-    );
-    assert!(
-        !nodes.iter().any(|(path, ..)| ["/dev/nvidia1", "/dev/nvidia-caps/nvidia-cap10"].contains(path)),
-        "{nodes:?}"
-    );
-    assert_eq!(edits.env[0].1, mig_uuid(0, 1));
-    assert_eq!(edits.masked, ["/proc/driver/nvidia/gpus/0000:3c:00.0"]);
-}
-
-#[test]
-fn natively_the_drivers_own_files_and_nothing_else() {
-    let world = World::new(2);
-    let names = |edits: &Edits| -> Vec<String> {
-        edits
-            .libraries
-            .iter()
-            .map(|library| format!("{} {}", library.file, library.names.iter().cloned().collect::<Vec<_>>().join(" ")))
-            .collect()
-    };
-    let edits = world.plan("device=1", "a").unwrap();
-    assert_eq!(
-        names(&edits),
-        [
-            "libcuda.so.550.54.15 libcuda.so libcuda.so.1",
-            "libnvidia-ml.so.550.54.15 libnvidia-ml.so.1",
-            "libnvidia-nvvm.so.550.54.15 libnvidia-nvvm.so.4",
-            "libnvidia-ptxjitcompiler.so.550.54.15 libnvidia-ptxjitcompiler.so.1",
-        ]
-    );
-    let nodes: Vec<String> =
-        edits.devices.iter().map(|device| format!("{} {}:{}", device.path, device.major, device.minor)).collect();
-    assert_eq!(
-        nodes,
-        ["/dev/nvidiactl 195:255", "/dev/nvidia-uvm 511:0", "/dev/nvidia-uvm-tools 511:1", "/dev/nvidia1 195:1"]
-    );
-    let mounts: Vec<String> = edits.mounts.iter().map(|mount| mount.destination.display().to_string()).collect();
-    assert_eq!(mounts, ["/usr/bin/nvidia-cuda-mps-control", "/usr/bin/nvidia-smi"]);
-    assert_eq!(edits.masked, ["/proc/driver/nvidia/gpus/0000:3b:00.0"]);
-    assert_eq!(edits.hooks.len(), 1);
-
-    let utility = world.plan("all,capabilities=utility", "a").unwrap();
-    assert_eq!(names(&utility), ["libnvidia-ml.so.550.54.15 libnvidia-ml.so.1"]);
-    assert!(!utility.devices.iter().any(|device| device.path.contains("uvm")));
-    // The image's wish counts where the person has none.
-    let all = world.plan_with("all", "a", &With::env(&[("NVIDIA_DRIVER_CAPABILITIES", "all")])).unwrap();
-    assert_eq!(all.libraries.len(), 7);
-    assert!(all.devices.iter().any(|device| device.path == "/dev/nvidia-modeset"));
-}
-
-#[test]
-fn a_driver_outside_usr_is_found_without_a_cache() {
-    let world = World::new(1);
-    let root = &world.driver.root;
-    let _ = std::fs::remove_file(root.join("etc/ld.so.cache"));
-    std::fs::create_dir_all(root.join("usr/local/nvidia")).unwrap();
-    std::fs::rename(root.join(LIBRARY_DIR), root.join("usr/local/nvidia/lib64")).unwrap();
-    std::fs::rename(root.join("usr/bin"), root.join("usr/local/nvidia/bin")).unwrap();
-    // As seen on such a host: a script in the PATH that runs the driver's program, and would find nothing in a container.
-    world.driver.program("nvidia-smi", "exec /usr/local/nvidia/bin/nvidia-smi");
-    world.driver.write("usr/local/nvidia/share/vulkan/icd.d/nvidia_icd.json", "{}");
-    world.driver.write("usr/local/nvidia/firmware/nvidia/550.54.15/gsp.bin", "");
-    let edits = world.plan("all,capabilities=all", "a").unwrap();
-    assert_eq!(edits.libraries.len(), 7);
-    assert!(edits.libraries.iter().all(|library| library.source.starts_with(root.join("usr/local/nvidia/lib64"))));
-    let mounts: Vec<String> = edits
-        .mounts
-        .iter()
-        .map(|mount| {
-            let source = mount.source.strip_prefix(root).unwrap();
-            format!("{} at {}", source.display(), mount.destination.display())
-        })
-        .collect();
-    assert_eq!(
-        mounts,
-        [
-            "usr/local/nvidia/firmware/nvidia/550.54.15/gsp.bin at /lib/firmware/nvidia/550.54.15/gsp.bin",
-            "usr/local/nvidia/bin/nvidia-cuda-mps-control at /usr/bin/nvidia-cuda-mps-control",
-            "usr/local/nvidia/bin/nvidia-smi at /usr/bin/nvidia-smi",
-            "usr/local/nvidia/share/vulkan/icd.d/nvidia_icd.json at /usr/share/vulkan/icd.d/nvidia_icd.json",
-        ]
-    );
-    assert!(edits.notices.is_empty(), "NVML was found there, too");
-}
-
-#[test]
-fn what_the_image_needs_of_the_driver_is_judged() {
-    let world = World::new(1);
-    let told = |env: &[(&str, &str)]| {
-        world.plan_with("all", "a", &With::env(env)).err().map(|error| Report::from(error).to_string())
-    };
-    assert_eq!(told(&[("NVIDIA_REQUIRE_CUDA", "cuda>=12.4")]), None);
-    assert_eq!(told(&[("CUDA_VERSION", "12.9.0"), ("NVIDIA_DISABLE_REQUIRE", "1")]), None);
-    insta::assert_snapshot!(told(&[("CUDA_VERSION", "12.9.0")]).unwrap());
-    assert!(lease::living(&world.leases()).unwrap().iter().all(|lease| !lease.exclusive));
-}
-
-#[test]
-fn cdi_by_uuid_and_the_first_way_that_works() {
-    let world = World::new(2);
-    let by = |edits: &Edits| edits.summary.clone().unwrap();
-    assert!(by(&world.plan("all", "a").unwrap()).contains("by native injection"));
-    world.driver.cdi("etc/cdi/nvidia.yaml", 2);
-    let edits = world.plan("device=0", "a").unwrap();
-    assert!(by(&edits).contains("by CDI"));
-    assert_eq!(edits.env, [("NVIDIA_VISIBLE_DEVICES".to_owned(), "void".to_owned())]);
-    let zero = edits.devices.iter().find(|device| device.path == "/dev/nvidia0").unwrap();
-    assert_eq!((zero.major, zero.minor, zero.mode), (195, 0, 0o666), "a minor that is left out is 0");
-    assert!(!edits.devices.iter().any(|device| device.path == "/dev/nvidia1"));
-    world
-        .driver
-        .write("proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.10  Tue\n");
-    let stale = world.plan_with("all", "a", &With::mode(Mode::Cdi)).unwrap_err();
-    let root = world.driver.root.display().to_string();
-    insta::assert_snapshot!(Report::from(stale).to_string().replace(&root, ""));
-    world.driver.write(
-        "proc/driver/nvidia/version",
-        &format!("NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Tue\n", fake::VERSION),
-    );
-    std::fs::remove_file(world.driver.root.join("usr/bin/nvidia-cdi-hook")).unwrap();
-    let fallback = by(&world.plan("all", "a").unwrap());
-    assert!(
-        fallback.contains("by native injection") && fallback.contains("stale") && fallback.contains("nvidia-cdi-hook"),
-        "{fallback}"
-    );
-    world.driver.hook("exit 0");
-    assert!(by(&world.plan("all", "a").unwrap()).contains("prestart hook"));
+    let void = vec![("NVIDIA_VISIBLE_DEVICES".to_owned(), "void".to_owned())];
+    assert_eq!(plan(&[]), Edits { env: void.clone(), ..Edits::default() });
+    let notices = vec!["`NVIDIA_VISIBLE_DEVICES=all` selects no GPU: use `--gpus all`".to_owned()];
+    assert_eq!(plan(&image), Edits { env: void, notices, ..Edits::default() });
 }
 
 #[test]
 fn a_cdi_device_of_any_vendor() {
-    let world = World::new(1);
-    world.driver.node("dev/thing0", 10, 229);
-    world.driver.write(
-        "etc/cdi/vendor.json",
-        r#"{"cdiVersion":"0.7.0","kind":"vendor.com/thing","devices":[{"name":"x","containerEdits":{"deviceNodes":[{"path":"/dev/thing","hostPath":"/dev/thing0"}],"env":["THING=1"],"additionalGids":[0,44]}}]}"#,
-    );
-    let names: [Name; 1] = ["vendor.com/thing=x".parse().unwrap()];
-    let taker = Taker { id: "a".into(), name: "a".into(), user: "a".into(), now: 0 };
-    let leases = world.leases();
-    let place =
-        Place { root: &world.driver.root, leases: &leases, taker, cpus: None, env: &[], user: (1000, 100), dry: false };
-    let ask = Ask { selection: None, devices: &names, mode: Mode::Auto, share: false };
     if !nix::unistd::geteuid().is_root() {
         eprintln!("skipped: needs root for a device node");
         return;
     }
-    check(&ask, &world.driver.root).unwrap();
-    let edits = plan(&ask, &place).unwrap();
+    let world = World::new();
+    world.host.node("dev/thing0", 10, 229);
+    world.host.write(
+        "etc/cdi/vendor.json",
+        r#"{"cdiVersion":"0.7.0","kind":"vendor.com/thing","devices":[{"name":"x","containerEdits":{"deviceNodes":[{"path":"/dev/thing","hostPath":"/dev/thing0"}],"env":["THING=1"],"additionalGids":[0,44]}}]}"#,
+    );
+    let edits = world.plan(None, &["vendor.com/thing=x"], "a").unwrap();
     assert_eq!(
         (edits.devices[0].path.as_str(), edits.devices[0].major, edits.devices[0].minor),
         ("/dev/thing", 10, 229)
@@ -551,25 +151,5 @@ fn a_cdi_device_of_any_vendor() {
         [("NVIDIA_VISIBLE_DEVICES".to_owned(), "void".to_owned()), ("THING".to_owned(), "1".to_owned())]
     );
     assert_eq!(edits.gids, [44]);
-    assert!(!leases.exists(), "no GPU, no lease");
-}
-
-#[test]
-fn nvmls_troubles_are_told_apart() {
-    let world = World::new(1);
-    let read = || nvml::read(driver::nvml_library(&world.driver.root).as_deref());
-    let readings = read().unwrap();
-    assert_eq!((readings.cuda, readings.driver.as_str(), readings.gpus.len()), (Some((12, 4)), fake::VERSION, 1));
-    let gpu = &readings.gpus[0];
-    assert_eq!(
-        (gpu.compute_capability, gpu.brand.as_deref(), gpu.persistence),
-        (Some((8, 0)), Some("tesla"), Some(true))
-    );
-    world.driver.nvml("fail 18");
-    assert!(matches!(read(), Err(Unread::Mismatch { .. })));
-    world.driver.nvml("fail 9");
-    assert!(matches!(read(), Err(Unread::Refused { said, .. }) if said.contains("driver")));
-    assert_eq!(nvml::read(None), Err(Unread::NoLibrary));
-    world.driver.nvml(&plain(1));
-    read().unwrap();
+    assert!(!world.dir.path().join("gpus").exists(), "no GPU, no lease");
 }

@@ -1,6 +1,8 @@
-//! Who uses which GPU: leases say who has one, NVML says who computes on it, and /proc says whose process that is.
+//! GPU usage: leases name the containers that hold a GPU, NVML lists the processes that compute on it, and /proc
+//! attributes each process to a user and a container.
 //!
-//! NVML counts processes as the host does, so that nobody needs `--pid host` to learn who uses what: a process's cgroup names its container.
+//! NVML reports process ids of the host. A process's cgroup names its container, so `--pid host` is not needed to see
+//! which container uses a GPU.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -11,19 +13,19 @@ use serde::Serialize;
 use super::inventory::{Inventory, Unit};
 use super::lease::Lease;
 
-/// A GPU or MIG device, and everybody at it.
+/// A GPU or MIG device, with its leases and processes.
 #[derive(Debug, Serialize)]
-pub struct Usage {
+pub(crate) struct Usage {
     #[serde(flatten)]
     pub unit: Unit,
     pub leases: Vec<Holder>,
-    /// The same processes as the unit's, with names.
+    /// The unit's processes, with names.
     pub users: Vec<User>,
 }
 
-/// A container that was given the unit.
+/// A container that holds a lease on the unit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Holder {
+pub(crate) struct Holder {
     /// The container's id.
     pub id: String,
     pub container: String,
@@ -35,35 +37,35 @@ pub struct Holder {
 
 /// A process that computes on the unit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct User {
-    /// As the host counts.
+pub(crate) struct User {
+    /// Process id in the host's PID namespace.
     pub pid: u32,
-    /// `python3`; none where it ended meanwhile.
+    /// `python3`. `None` if the process has ended in the meantime.
     pub command: Option<String>,
     pub user: Option<String>,
-    /// The container's id, where it is in one of gpurun's.
+    /// Id of the container, if the process is in one of gpurun's.
     pub container: Option<String>,
-    /// `docker 1a2b3c4d5e6f`, where somebody else's cgroup names its place.
+    /// `docker 1a2b3c4d5e6f`, if the cgroup belongs to another container engine or a job scheduler.
     pub elsewhere: Option<String>,
-    /// Bytes on the GPU.
+    /// Bytes of GPU memory.
     pub memory: Option<u64>,
 }
 
-/// What a container has of a unit.
+/// A container's usage of a unit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Share {
+pub(crate) struct Share {
     pub index: String,
     /// The UUID.
     pub name: String,
-    /// Bytes that the container's processes have on it.
+    /// Bytes of GPU memory that the container's processes use.
     pub memory: u64,
-    /// Percent, of the whole unit and everybody on it.
+    /// Percentage for the whole unit, including other containers and processes.
     pub utilization: Option<u32>,
 }
 
-/// Everything at one moment; `containers` are the ids of gpurun's, `proc` is the host's /proc.
+/// Returns a snapshot of the usage. `containers` are the ids of gpurun's containers, and `proc` is the host's /proc.
 #[must_use]
-pub fn usage(inventory: &Inventory, leases: &[Lease], containers: &BTreeSet<String>, proc: &Path) -> Vec<Usage> {
+pub(crate) fn usage(inventory: &Inventory, leases: &[Lease], containers: &BTreeSet<String>, proc: &Path) -> Vec<Usage> {
     let one = |unit: &Unit| Usage {
         leases: leases.iter().filter(|lease| lease.units.contains(&unit.name)).map(holder).collect(),
         users: unit.processes.iter().map(|process| user(proc, containers, process.pid, process.memory)).collect(),
@@ -72,9 +74,9 @@ pub fn usage(inventory: &Inventory, leases: &[Lease], containers: &BTreeSet<Stri
     inventory.units.iter().map(one).collect()
 }
 
-/// The units that a container holds or computes on.
+/// Returns the units that a container holds or computes on.
 #[must_use]
-pub fn shares(all: &[Usage], id: &str) -> Vec<Share> {
+pub(crate) fn shares(all: &[Usage], id: &str) -> Vec<Share> {
     let is_theirs = |user: &&User| user.container.as_deref() == Some(id);
     let uses = |usage: &&Usage| {
         usage.leases.iter().any(|holder| holder.id == id) || usage.users.iter().any(|user| is_theirs(&user))
@@ -110,14 +112,16 @@ fn user(proc: &Path, containers: &BTreeSet<String>, pid: u32, memory: Option<u64
     User { pid, command, user, container, elsewhere, memory }
 }
 
-/// The container of a process, from the text of /proc/PID/cgroup: its id is a directory of the path, in whichever hierarchy, below whatever
-/// `--cgroup-parent`. (docker's containers have ids of the same shape.)
+/// Finds the container of a process from the text of /proc/PID/cgroup. The container's id is a component of the path,
+/// in any hierarchy and below any `--cgroup-parent`. The id must be one of `containers`, because docker's ids have the
+/// same form.
 fn container(text: &str, containers: &BTreeSet<String>) -> Option<String> {
     let paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
     paths.flat_map(|path| path.split('/')).find(|name| containers.contains(*name)).map(str::to_owned)
 }
 
-/// Other programs' containers and jobs by the names of their cgroups: docker's and podman's by either of their drivers, Kubernetes', Slurm's.
+/// Names containers and jobs of other programs by their cgroups: docker and podman with either of their cgroup drivers,
+/// Kubernetes, Slurm.
 fn elsewhere(text: &str) -> Option<String> {
     let paths = || text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
     let one = |path: &str| {
@@ -137,22 +141,23 @@ fn elsewhere(text: &str) -> Option<String> {
     paths().find_map(one)
 }
 
-/// `python3 [4242] of ada`, as far as the host tells.
+/// `python3 [4242] of ada`, as far as the host reveals it.
 #[must_use]
-pub fn process_name(pid: u32) -> String {
+pub(crate) fn process_name(pid: u32) -> String {
     let User { command, user, elsewhere, .. } = user(Path::new("/proc"), &BTreeSet::new(), pid, None);
     match (command, user) {
         (Some(command), Some(user)) => {
-            let place = elsewhere.map(|place| format!(" in {place}")).unwrap_or_default();
-            format!("{command} [{pid}] of {user}{place}")
+            let inside = elsewhere.map(|container| format!(" in {container}")).unwrap_or_default();
+            format!("{command} [{pid}] of {user}{inside}")
         }
         _ => format!("process {pid}"),
     }
 }
 
-/// The host's name for a number. Not by the C library: a supervisor has no use for its name services' modules.
+/// Returns the host's name of a user id. Does not use the C library, because a supervisor must not load its name
+/// service modules.
 #[must_use]
-pub fn user_name(uid: u32) -> String {
+pub(crate) fn user_name(uid: u32) -> String {
     let (uid, table) = (uid.to_string(), std::fs::read_to_string("/etc/passwd").unwrap_or_default());
     let name = table.lines().find_map(|line| {
         let mut fields = line.split(':');

@@ -1,57 +1,74 @@
-//! From names of devices to what changes in a container.
+//! Resolves device names to edits of a container.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use super::error::CdiError;
+use super::facts::Facts;
+use super::registry::{File, Registry};
 use super::spec::{ContainerEdits, DeviceNode};
-use super::{CdiError, File, Name, Registry};
-use crate::gpu::host::inside;
-use crate::gpu::{Edits, FileMount};
+use crate::gpu::edits::{Edits, FileMount};
+use crate::gpu::root::inside;
 use crate::hook::{Chosen, Command};
+use crate::request::CdiName;
 use crate::spec::{Device, Stage};
 
 impl Registry {
-    /// What a container with these devices gets: of each file its common edits, once, before those of its first device.
+    /// Returns the edits for a container with these devices. The common edits of each file apply once, before those of
+    /// the first device of that file.
     ///
-    /// `driver` is the version of NVIDIA's loaded module: files that name libraries of another one are stale. `owner` is the user and group of
-    /// the container's process, whose the nodes are of which a file does not say whose they are.
-    pub fn edits(&self, names: &[Name], driver: Option<&str>, owner: (u32, u32)) -> Result<Edits, CdiError> {
+    /// `owner` is the user and group of the container's process. Device nodes belong to them unless the file names an
+    /// owner.
+    pub(in crate::gpu) fn edits(&self, names: &[CdiName], owner: (u32, u32)) -> Result<Edits, CdiError> {
         let mut all = Edits::default();
         let mut seen = BTreeSet::new();
         for name in names {
             let (file, device) = self.find(name)?;
-            let about = About { registry: self, file, name, driver, owner };
+            let about = self.about(file, name, owner);
             if seen.insert(&file.path) {
                 about.apply(&file.spec.container_edits, &mut all)?;
             }
             about.apply(&device.container_edits, &mut all)?;
         }
-        // What is mounted on `/a` must not hide what another device mounts on `/a/b`.
+        // Sort by depth: a mount on `/a` must not hide another device's mount on `/a/b`.
         all.mounts.sort_by_key(|mount| mount.destination.components().count());
         Ok(all)
     }
 
-    /// The first thing that is wrong with NVIDIA's devices, for whoever only wants to know.
-    pub fn check(&self, kind: &str, driver: Option<&str>) -> Result<(), CdiError> {
+    /// Returns the device nodes that the edits of one device add, without those that every device of its file has.
+    pub(in crate::gpu) fn own_nodes(&self, name: &CdiName, owner: (u32, u32)) -> Result<Vec<Device>, CdiError> {
+        let (file, device) = self.find(name)?;
+        let mut own = Edits::default();
+        self.about(file, name, owner).apply(&device.container_edits, &mut own)?;
+        Ok(own.devices)
+    }
+
+    /// Checks all devices of a kind, and returns the first error.
+    pub(in crate::gpu) fn check(&self, kind: &str) -> Result<(), CdiError> {
         for device in self.devices(kind) {
-            self.edits(&[Name { kind: kind.to_owned(), device: device.to_owned() }], driver, (0, 0))?;
+            self.edits(&[CdiName { kind: kind.to_owned(), device: device.to_owned() }], (0, 0))?;
         }
         Ok(())
+    }
+
+    fn about<'a>(&'a self, file: &'a File, name: &'a CdiName, owner: (u32, u32)) -> About<'a> {
+        About { registry: self, file, name, vendor: self.vendor_of(&file.spec.kind), owner }
     }
 }
 
 struct About<'a> {
     registry: &'a Registry,
     file: &'a File,
-    name: &'a Name,
-    driver: Option<&'a str>,
+    name: &'a CdiName,
+    vendor: Option<(&'static Facts, Option<&'a str>)>,
     owner: (u32, u32),
 }
 
 impl About<'_> {
     fn stale(&self, why: String) -> CdiError {
-        CdiError::Stale { file: self.file.path.clone(), why }
+        let generate = self.vendor.map(|(facts, _)| (facts.generate)(&self.file.path));
+        CdiError::Stale { file: self.file.path.clone(), why, generate }
     }
 
     fn unsupported(&self, what: &'static str) -> CdiError {
@@ -94,55 +111,56 @@ impl About<'_> {
         for hook in &edits.hooks {
             let stage =
                 STAGES.into_iter().find(|stage| stage.key() == hook.hook_name).unwrap_or(Stage::CreateContainer);
-            // One of the last stage before the program lies in the container, all others on the host.
+            // The program of a startContainer hook is in the container. The programs of all other hooks are on the
+            // host.
             let path = if stage == Stage::StartContainer { hook.path.clone() } else { self.existing(&hook.path)? };
             let (args, env) = (hook.args.clone(), hook.env.clone());
             let name =
                 format!("cdi-{}-{}", self.name.kind.replace('/', "-"), hook.args.get(1).map_or("hook", String::as_str));
             all.hooks.push(Chosen { name, stage, command: Command { path, args, env, timeout: hook.timeout } });
         }
-        // 0 is what every container's root has anyway: the specification says to pass over it.
+        // Every container's root already has group 0. The specification says to ignore it.
         all.gids.extend(edits.additional_gids.iter().filter(|gid| **gid != 0));
         Ok(())
     }
 
-    /// A path of the host, which must be there, and of NVIDIA's loaded driver if it is a library of that.
+    /// Checks a path of the host. It must exist, and a driver library must have the version of the loaded module.
     fn existing(&self, path: &Path) -> Result<std::path::PathBuf, CdiError> {
-        if let Some((driver, version)) =
-            self.driver.zip(driver_version(path)).filter(|(driver, version)| driver != version)
+        if let Some((facts, Some(driver))) = self.vendor
+            && (facts.driver_of)(path).is_some_and(|version| version != driver)
         {
             return Err(
-                self.stale(format!("it names `{}`, but the loaded driver is {driver}, not {version}", path.display()))
+                self.stale(format!("it names `{}`, but the version of the loaded driver is {driver}", path.display()))
             );
         }
         let real = inside(&self.registry.root, path);
         match real.exists() {
             true => Ok(real),
-            false => Err(self.stale(format!("`{}` is not there", path.display()))),
+            false => Err(self.stale(format!("`{}` does not exist", path.display()))),
         }
     }
 
-    /// The node, with what the file leaves out taken from the host's. (A minor number that is left out beside a major one is 0.) One that
-    /// the file describes wholly need not be on the host.
+    /// Returns the node. Values that the file omits are taken from the host's node, except that a minor number omitted
+    /// next to a major one is 0. A fully described node need not exist on the host.
     fn device(&self, node: &DeviceNode) -> Result<Device, CdiError> {
         let kind = node.kind.as_deref().filter(|kind| !kind.is_empty());
         if kind == Some("p") {
             return Err(self.unsupported("a FIFO as a device node"));
         }
-        // Elsewhere it would lie among the image's files, whose links lead where they want.
+        // Outside /dev, the node would be among the image's files, whose symbolic links may lead anywhere.
         if !node.path.starts_with("/dev") || node.path.components().any(|part| part.as_os_str() == "..") {
             return Err(self.unsupported("a device node outside `/dev`"));
         }
         let path = node.host_path.as_ref().unwrap_or(&node.path);
         let host = std::fs::metadata(inside(&self.registry.root, path)).ok();
         let host = host.filter(|host| host.file_type().is_char_device() || host.file_type().is_block_device());
-        let gone = || self.stale(format!("the device node `{}` is not there", path.display()));
+        let gone = || self.stale(format!("the device node `{}` does not exist", path.display()));
         let host_kind = host.as_ref().map(|host| if host.file_type().is_block_device() { 'b' } else { 'c' });
-        // `u` is a character device by its older name.
+        // `u` is an older name for a character device.
         let said = kind.map(|kind| if kind == "b" { 'b' } else { 'c' });
         let kind = said.or(host_kind).ok_or_else(gone)?;
         if host_kind.is_some_and(|host_kind| host_kind != kind) {
-            return Err(self.stale(format!("the device node `{}` is of another type", path.display())));
+            return Err(self.stale(format!("the device node `{}` has another type", path.display())));
         }
         let (major, minor) = match (node.major.filter(|major| *major != 0), &host) {
             (Some(major), _) => (major, node.minor.unwrap_or(0)),
@@ -172,7 +190,7 @@ const STAGES: [Stage; 6] = [
     Stage::Poststop,
 ];
 
-/// Linux's major and minor of a device number.
+/// The major and minor number of a Linux device number.
 fn numbers(device: u64) -> (u32, u32) {
     (nix::sys::stat::major(device) as u32, nix::sys::stat::minor(device) as u32)
 }
@@ -183,13 +201,4 @@ fn with_bind(options: &[String], is_bind: bool) -> Vec<String> {
         options.push("rbind".into());
     }
     options
-}
-
-/// `…/libcuda.so.550.54.15` → `550.54.15`. Numbers such as those of `libnvidia-egl-gbm.so.1.1.1` are a library's own.
-fn driver_version(path: &Path) -> Option<&str> {
-    let name = path.file_name()?.to_str()?;
-    let (stem, version) = name.split_once(".so.")?;
-    let nvidias = stem.starts_with("libnvidia-") || stem.starts_with("libcuda") || stem.ends_with("_nvidia");
-    let numbers: Option<Vec<u32>> = version.split('.').map(|part| part.parse().ok()).collect();
-    (nvidias && numbers.is_some_and(|numbers| numbers.len() >= 2 && numbers[0] >= 100)).then_some(version)
 }

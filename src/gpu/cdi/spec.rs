@@ -1,16 +1,17 @@
-//! One CDI file (Container Device Interface 1.1.0): read strictly, checked as the specification's own library checks it.
+//! Parser of one CDI file (Container Device Interface 1.1.0). It is strict, and applies the checks of the
+//! specification's own library.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::CdiError;
+use crate::request::{is_cdi_class, is_cdi_device, is_cdi_vendor};
 
-/// Versions that exist.
+/// The existing versions of the specification.
 const VERSIONS: [(u32, u32); 10] = [(0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (0, 6), (0, 7), (0, 8), (1, 0), (1, 1)];
 const HOOKS: [&str; 6] = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
-/// A file larger than this is none.
+/// Larger files are invalid.
 pub(super) const MAX_SIZE: u64 = 4 << 20;
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -23,7 +24,7 @@ pub struct Spec {
     pub annotations: BTreeMap<String, String>,
     #[serde(default)]
     pub devices: Vec<Device>,
-    /// Of every container that gets any of the devices.
+    /// Edits for every container that gets any of the devices.
     #[serde(default)]
     pub container_edits: ContainerEdits,
 }
@@ -59,7 +60,7 @@ pub struct DeviceNode {
     #[serde(rename = "type")]
     pub kind: Option<String>,
     pub major: Option<u32>,
-    /// Left out when it is 0.
+    /// Omitted if it is 0.
     pub minor: Option<u32>,
     pub file_mode: Option<u32>,
     pub permissions: Option<String>,
@@ -104,7 +105,7 @@ pub struct IntelRdt {
     #[serde(rename = "closID")]
     pub clos_id: Option<String>,
     #[serde(rename = "l3CacheSchema")]
-    pub l3_cache_schema: Option<String>,
+    pub(crate) l3_cache_schema: Option<String>,
     #[serde(rename = "memBwSchema")]
     pub mem_bw_schema: Option<String>,
     pub schemata: Vec<String>,
@@ -123,53 +124,55 @@ impl ContainerEdits {
 }
 
 impl Spec {
-    /// Reads a file's text, JSON or YAML by its name, and checks it.
-    pub fn parse(file: &Path, text: &str) -> Result<Self, CdiError> {
-        let wrong = |why: String| CdiError::Wrong { file: file.to_path_buf(), why };
+    /// Parses the text of a file, as JSON or YAML depending on its name, and checks it. An error is the reason why the
+    /// file is invalid.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, String> {
         let spec: Self = if file.extension().is_some_and(|extension| extension == "json") {
-            serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?
+            serde_json::from_str(text).map_err(|error| error.to_string())?
         } else {
-            // `fileMode: 0666` is octal to every writer of CDI files (the specification's library reads YAML 1.1).
+            // Every writer of CDI files means `fileMode: 0666` as octal, because the specification's library reads YAML
+            // 1.1.
             let options = serde_saphyr::options! { legacy_octal_numbers: true };
-            // Its errors draw the place in the file on further lines; the first one says what is wrong.
-            serde_saphyr::from_str_with_options(text, options).map_err(|error| wrong(first_line(&error.to_string())))?
+            // The parser's errors show the location in the file on further lines. Only the first line states the
+            // problem.
+            serde_saphyr::from_str_with_options(text, options).map_err(|error| first_line(&error.to_string()))?
         };
-        spec.check().map_err(wrong)?;
+        spec.check()?;
         Ok(spec)
     }
 
     fn check(&self) -> Result<(), String> {
         let version = parse_version(&self.cdi_version)
             .filter(|version| VERSIONS.contains(version))
-            .ok_or_else(|| format!("`cdiVersion: {}` is no version that is known", self.cdi_version))?;
+            .ok_or_else(|| format!("`cdiVersion: {}` is not a known version", self.cdi_version))?;
         let (vendor, class) =
             self.kind.split_once('/').ok_or_else(|| format!("the kind `{}` is not `vendor/class`", self.kind))?;
-        if !is_vendor(vendor) || !is_class(class) {
+        if !is_cdi_vendor(vendor) || !is_cdi_class(class) {
             return Err(format!("the kind `{}` is not `vendor/class`", self.kind));
         }
         if self.devices.is_empty() {
-            return Err("it has no device".into());
+            return Err("it describes no device".into());
         }
         let mut names = std::collections::BTreeSet::new();
         for device in &self.devices {
-            if !is_device(&device.name) {
-                return Err(format!("`{}` is no device name", device.name));
+            if !is_cdi_device(&device.name) {
+                return Err(format!("`{}` is not a valid device name", device.name));
             }
             if !names.insert(&device.name) {
-                return Err(format!("it has two devices `{}`", device.name));
+                return Err(format!("it describes the device `{}` twice", device.name));
             }
             if device.container_edits.is_empty() {
-                return Err(format!("the device `{}` changes nothing", device.name));
+                return Err(format!("the device `{}` has no edits", device.name));
             }
             device.container_edits.check()?;
         }
         self.container_edits.check()?;
         if version >= (1, 1) && self.all_edits().any(ContainerEdits::has_old_rdt) {
-            return Err("`enableCMT` and `enableMBM` went with 1.1.0: `enableMonitoring` stands for them".into());
+            return Err("`enableCMT` and `enableMBM` were removed in 1.1.0: use `enableMonitoring`".into());
         }
         match self.needs() {
             (needed, field) if needed > version => Err(format!(
-                "`cdiVersion: {}` is too low for `{field}`, which came with {}.{}.0",
+                "`cdiVersion: {}` is too low for `{field}`, which needs {}.{}.0",
                 self.cdi_version, needed.0, needed.1
             )),
             _ => Ok(()),
@@ -180,7 +183,7 @@ impl Spec {
         self.devices.iter().map(|device| &device.container_edits).chain([&self.container_edits])
     }
 
-    /// The lowest version that has everything that is used here, and what of it is the newest.
+    /// Returns the lowest version that has all the features in use, and the newest of these features.
     fn needs(&self) -> ((u32, u32), &'static str) {
         let annotated =
             !self.annotations.is_empty() || self.devices.iter().any(|device| !device.annotations.is_empty());
@@ -223,26 +226,29 @@ impl ContainerEdits {
         for node in &self.device_nodes {
             let path = node.path.display();
             if !node.path.is_absolute() {
-                return Err(format!("the device node `{path}` has no absolute path"));
+                return Err(format!("the path of the device node `{path}` is not absolute"));
             }
             if node.kind.as_ref().is_some_and(|kind| !["b", "c", "u", "p", ""].contains(&kind.as_str())) {
-                return Err(format!("the device node `{path}` is of no type that is known"));
+                return Err(format!("the device node `{path}` has an unknown type"));
             }
             if node.permissions.as_ref().is_some_and(|text| text.contains(|c| !"rwm".contains(c))) {
-                return Err(format!("the permissions of the device node `{path}` are not some of `rwm`"));
+                return Err(format!("the permissions of the device node `{path}` may contain only `r`, `w` and `m`"));
             }
         }
         for mount in &self.mounts {
             if mount.host_path.as_os_str().is_empty() || !mount.container_path.is_absolute() {
-                return Err(format!("the mount on `{}` lacks an absolute path", mount.container_path.display()));
+                return Err(format!(
+                    "the mount on `{}` has no source, or its path is not absolute",
+                    mount.container_path.display()
+                ));
             }
         }
         for hook in &self.hooks {
             if !HOOKS.contains(&hook.hook_name.as_str()) {
-                return Err(format!("`{}` is no stage of a hook", hook.hook_name));
+                return Err(format!("`{}` is not a hook stage", hook.hook_name));
             }
             if !hook.path.is_absolute() {
-                return Err(format!("the hook `{}` has no absolute path", hook.path.display()));
+                return Err(format!("the path of the hook `{}` is not absolute", hook.path.display()));
             }
         }
         let named = |device: &NetDevice| device.host_interface_name.is_empty() || device.name.is_empty();
@@ -271,22 +277,4 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     let mut parts = text.strip_prefix('v').unwrap_or(text).split('.').map(|part| part.parse::<u32>().ok());
     let version = (parts.next()??, parts.next()??);
     (parts.next()??, parts.next()).1.is_none().then_some(version)
-}
-
-/// Ends in a letter or digit, and is made of these and `more`.
-fn is_made_of(name: &str, more: &str) -> bool {
-    let good = |c: char| c.is_ascii_alphanumeric() || more.contains(c);
-    name.chars().all(good) && name.ends_with(|c: char| c.is_ascii_alphanumeric())
-}
-
-pub(super) fn is_vendor(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_alphabetic()) && is_made_of(name, "_-.")
-}
-
-pub(super) fn is_class(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_alphabetic()) && is_made_of(name, "_-.")
-}
-
-pub(super) fn is_device(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_alphanumeric()) && is_made_of(name, "_-.:")
 }

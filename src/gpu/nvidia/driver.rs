@@ -1,17 +1,19 @@
-//! The user-space half of NVIDIA's driver on a host: which files belong to it, and to which capability.
+//! The user-space half of NVIDIA's driver on a host: its files, and the capability that each belongs to.
 //!
-//! A library belongs to the driver when its real file ends in the version of the loaded kernel module: what was left by an upgrade does not,
-//! nor does GLVND, whose copies break images with an older glibc. They are found through the host's ld.so.cache, and where that knows none
-//! (drivers outside /usr, hosts without glibc's cache), in the directories where such drivers are known to live.
+//! A library belongs to the driver if the name of its real file ends in the version of the loaded kernel module. This
+//! excludes leftovers of an upgrade, and GLVND, whose host copies break images with an older glibc. Libraries are found
+//! through the host's ld.so.cache. If the cache lists none (drivers outside /usr, hosts without glibc's cache), the
+//! directories that such drivers are known to use are searched.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::host::inside;
-use super::ldcache::{self, I386, NATIVE};
-use crate::rootfs;
+use crate::gpu::edits::Library;
+use crate::gpu::ldcache::{self, I386, NATIVE};
+use crate::gpu::root::{inside, real};
 
-/// Where driver libraries lie that no cache knows, below the root; the last ones are GKE's, NixOS's and the GPU operator's.
+/// Directories of driver libraries that are missing from the cache, below the root. The last ones are those of GKE,
+/// NixOS and the GPU operator.
 const LIBRARY_DIRS: [&str; 8] = [
     if cfg!(target_arch = "aarch64") { "/usr/lib/aarch64-linux-gnu" } else { "/usr/lib/x86_64-linux-gnu" },
     "/usr/lib64",
@@ -22,7 +24,7 @@ const LIBRARY_DIRS: [&str; 8] = [
     "/run/opengl-driver/lib",
     "/opt/nvidia/lib64",
 ];
-/// Where programs lie that are not beside the libraries.
+/// Directories of driver programs that are not next to the libraries.
 const PROGRAM_DIRS: [&str; 6] = [
     "/usr/bin",
     "/usr/local/bin",
@@ -32,10 +34,10 @@ const PROGRAM_DIRS: [&str; 6] = [
     "/opt/nvidia/bin",
 ];
 
-/// What a container may do with a GPU: NVIDIA_DRIVER_CAPABILITIES.
-pub const CAPABILITIES: [&str; 7] = ["compute", "compat32", "graphics", "utility", "video", "display", "ngx"];
+/// The driver capabilities of NVIDIA_DRIVER_CAPABILITIES.
+pub(crate) const CAPABILITIES: [&str; 7] = ["compute", "compat32", "graphics", "utility", "video", "display", "ngx"];
 
-/// Libraries without `.so…`, by capability; a name stands for those that go on with `-` or a digit, too.
+/// Library names without `.so…`, by capability. A name also matches longer names that continue with `-` or a digit.
 const LIBRARIES: [(&str, &[&str]); 5] = [
     ("utility", &["libnvidia-ml", "libnvidia-cfg", "libnvidia-nscq"]),
     (
@@ -76,7 +78,7 @@ const LIBRARIES: [(&str, &[&str]); 5] = [
     ),
     ("ngx", &["libnvidia-ngx"]),
 ];
-/// Names that programs ask for and that no SONAME gives.
+/// Names that programs open and that are not the SONAME of a library.
 const DEVELOPMENT_LINKS: [(&str, &str); 2] =
     [("libcuda.so.1", "libcuda.so"), ("libnvidia-opticalflow.so.1", "libnvidia-opticalflow.so")];
 
@@ -85,7 +87,7 @@ const PROGRAMS: [(&str, &[&str]); 2] = [
     ("compute", &["nvidia-cuda-mps-control", "nvidia-cuda-mps-server"]),
 ];
 
-/// Files that GLVND and Vulkan loaders find the driver by, below `share`.
+/// Files below `share` through which the GLVND and Vulkan loaders find the driver.
 const GRAPHICS_FILES: [&str; 6] = [
     "glvnd/egl_vendor.d/10_nvidia.json",
     "vulkan/icd.d/nvidia_icd.json",
@@ -95,35 +97,22 @@ const GRAPHICS_FILES: [&str; 6] = [
     "nvidia/nvoptix.bin",
 ];
 
-/// One library of the driver.
+/// A file and its destination in the container.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Library {
-    /// On this machine, below the root that was given.
-    pub source: PathBuf,
-    /// `libcuda.so.550.54.15`
-    pub file: String,
-    /// The names that lead to it: `libcuda.so.1`, `libcuda.so`.
-    pub names: BTreeSet<String>,
-    /// [`NATIVE`] or [`I386`].
-    pub flags: u32,
-}
-
-/// A file and where it goes in a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct File {
+pub(crate) struct File {
     pub source: PathBuf,
     pub destination: PathBuf,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Files {
+pub(crate) struct Files {
     pub libraries: Vec<Library>,
     pub others: Vec<File>,
 }
 
-/// The driver's files for these capabilities.
+/// Returns the driver's files for these capabilities.
 #[must_use]
-pub fn files(root: &Path, version: &str, capabilities: &BTreeSet<String>) -> Files {
+pub(crate) fn files(root: &Path, version: &str, capabilities: &BTreeSet<String>) -> Files {
     let wanted = |name: &str| capabilities.contains(name);
     let libraries = libraries(root, version)
         .into_iter()
@@ -151,7 +140,7 @@ pub fn files(root: &Path, version: &str, capabilities: &BTreeSet<String>) -> Fil
             others.extend(found.map(|source| File { source, destination: Path::new("/usr/share").join(path) }));
         }
     }
-    // The GSP's firmware of exactly this driver: its user-space half looks for it on some GPUs.
+    // The GSP firmware of this driver version. On some GPUs, the user-space half of the driver looks for it.
     let firmware = Path::new("/lib/firmware/nvidia").join(version);
     let places = [home.join("firmware/nvidia").join(version), firmware.clone()];
     let found = places.iter().find_map(|dir| std::fs::read_dir(inside(root, dir)).ok());
@@ -167,8 +156,9 @@ fn is_named(stem: &str, name: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with(|c: char| c == '-' || c.is_ascii_digit()))
 }
 
-/// The directory that the driver was installed into, by where its libraries are: `/usr`, `/usr/local/nvidia`. What else belongs to it lies beside
-/// them; on a host whose driver is elsewhere, `/usr/bin/nvidia-smi` may be no more than a script that looks for it there.
+/// The prefix that the driver was installed into, derived from the location of its libraries: `/usr`,
+/// `/usr/local/nvidia`. The driver's other files are below the same prefix. On a host with another prefix,
+/// `/usr/bin/nvidia-smi` may be only a script that runs the real program.
 fn home(root: &Path, version: &str) -> PathBuf {
     let theirs = |path: &Path| real(root, path).is_some_and(|file| file.to_string_lossy().ends_with(version));
     let library = candidates(root)
@@ -179,12 +169,12 @@ fn home(root: &Path, version: &str) -> PathBuf {
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
         name == "lib" || name == "lib64" || name.ends_with("-linux-gnu")
     };
-    // ld.so.cache knows a merged /usr/lib as /lib.
+    // ld.so.cache lists a merged /usr/lib as /lib.
     let home = path.ancestors().skip(1).find(|dir| !is_libraries(dir)).filter(|dir| *dir != Path::new("/"));
     home.unwrap_or(Path::new("/usr")).to_owned()
 }
 
-/// All libraries of this version.
+/// Returns all driver libraries of this version.
 fn libraries(root: &Path, version: &str) -> Vec<Library> {
     let mut found: BTreeMap<PathBuf, Library> = BTreeMap::new();
     for (name, path, flags) in candidates(root) {
@@ -206,7 +196,7 @@ fn libraries(root: &Path, version: &str) -> Vec<Library> {
     found.into_values().collect()
 }
 
-/// Every library that might be the driver's: the name that programs ask for, and where it is.
+/// Returns every library that may belong to the driver: the name that programs load, and the path.
 fn candidates(root: &Path) -> Vec<(String, PathBuf, u32)> {
     let cache = std::fs::read(inside(root, Path::new("/etc/ld.so.cache"))).unwrap_or_default();
     let known: Vec<_> = ldcache::parse(&cache)
@@ -237,27 +227,19 @@ fn is_driver_like(name: &str) -> bool {
 
 const NVML: &str = "libnvidia-ml.so.1";
 
-/// The driver's own management library, on this machine below `root`.
+/// Returns the path of the driver's own management library, on this host below `root`.
 #[must_use]
-pub fn nvml_library(root: &Path) -> Option<PathBuf> {
+pub(crate) fn nvml_library(root: &Path) -> Option<PathBuf> {
     candidates(root)
         .into_iter()
         .filter(|(name, _, flags)| name == NVML && *flags == NATIVE)
         .find_map(|(_, path, _)| real(root, &path))
 }
 
-/// The version of the libraries on the disk, which after an upgrade is not that of the loaded module.
+/// The version of the libraries on disk. After an upgrade, it differs from the version of the loaded module.
 #[must_use]
-pub fn library_version(root: &Path) -> Option<String> {
+pub(crate) fn library_version(root: &Path) -> Option<String> {
     let library = nvml_library(root)?;
     let version = library.file_name()?.to_str()?.split_once(".so.")?.1.to_owned();
     version.contains('.').then_some(version)
-}
-
-/// Where a path leads below `root`, links followed inside it, if there is a file.
-pub(super) fn real(root: &Path, path: &Path) -> Option<PathBuf> {
-    let root = rootfs::open_root(root).ok()?;
-    let found = rootfs::resolve_in_root(&root, path).ok()??;
-    let real = std::fs::read_link(crate::sys::mount::fd_path(&found)).ok()?;
-    real.is_file().then_some(real)
 }

@@ -1,8 +1,12 @@
-//! What NVML knows and /proc does not: memory, utilisation, processes, MIG devices.
+//! Readings that NVML provides and /proc does not: memory, utilization, processes, MIG devices.
 //!
-//! The library is the driver's own, loaded at run time from where the host has it, in a short-lived process of ours (`gpurun gpu-probe`):
-//! it maps megabytes and opens devices that a supervisor must not keep, and a GPU that fell off the bus makes it hang or crash. Whoever asks
-//! waits [`PATIENCE`] at most. Index order is NVML's, which is the order of the bus addresses; it may change with a reboot, UUIDs do not.
+//! The library is part of the host's driver and is loaded at run time. It runs in a short-lived process of its own
+//! (`gpurun gpu-probe`) for two reasons: it maps megabytes of memory and opens devices that a supervisor must not keep,
+//! and a GPU that fell off the bus makes it hang or crash. The caller waits for [`PATIENCE`] at most, and after
+//! [`QUIET`] gets a notice that says why it waits.
+//!
+//! GPUs are in NVML's index order, which is the order of the bus addresses. The indices may change across a reboot; the
+//! UUIDs do not.
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -16,31 +20,20 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
 use serde::{Deserialize, Serialize};
 
+use crate::gpu::inventory::{GpuProcess, Memory};
 use crate::sys::nvml;
 
-/// The subcommand that asks.
-pub const SUBCOMMAND: &str = "gpu-probe";
-/// A host with eight GPUs and no persistence mode initializes all of them first, a second or two each.
+/// The internal subcommand that queries NVML.
+pub(crate) const SUBCOMMAND: &str = "gpu-probe";
+/// On a host with eight GPUs and no persistence mode, NVML first initializes all of them, which takes a second or two
+/// each.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Memory {
-    pub used: u64,
-    pub total: u64,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GpuProcess {
-    /// As the host counts.
-    pub pid: u32,
-    /// Bytes, where the driver tells.
-    pub memory: Option<u64>,
-}
+/// After this time, the caller gets a notice that gpurun waits for the driver.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// A MIG device: a compute instance of a GPU instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MigReading {
+pub(crate) struct MigReading {
     pub uuid: String,
     pub name: String,
     pub gpu_instance: u32,
@@ -50,73 +43,96 @@ pub struct MigReading {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GpuReading {
+pub(crate) struct GpuReading {
     pub uuid: String,
     pub name: String,
     /// `00000000:3B:00.0`
     pub bus: String,
     pub minor: Option<u32>,
     pub memory: Option<Memory>,
-    /// Percent of the last moment in which a kernel ran; no such thing for a GPU in MIG mode.
+    /// Percentage of the last sampling period in which a kernel ran. A GPU in MIG mode has no such value.
     pub utilization: Option<u32>,
     pub persistence: Option<bool>,
     /// `tesla`, `geforce`, …
     pub brand: Option<String>,
-    /// Major and minor.
+    /// Major and minor version.
     pub compute_capability: Option<(i32, i32)>,
-    /// Compute processes; those of its MIG devices are listed there.
+    /// Compute processes. Those of a MIG device are listed with the MIG device.
     pub processes: Vec<GpuProcess>,
     pub mig_enabled: bool,
     pub migs: Vec<MigReading>,
 }
 
-/// Everything at one moment.
+/// A snapshot of all GPUs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Readings {
+pub(crate) struct Readings {
     pub driver: String,
-    /// The newest CUDA that the driver supports, major and minor.
+    /// The newest CUDA version that the driver supports, as major and minor.
     pub cuda: Option<(i32, i32)>,
     /// In NVML's order.
     pub gpus: Vec<GpuReading>,
 }
 
-/// Why NVML could not be asked.
+/// Why NVML could not be queried.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
-pub enum Unread {
-    #[error("the driver's library `libnvidia-ml.so.1` is not there")]
+pub(crate) enum Unread {
+    #[error("the driver's library `libnvidia-ml.so.1` does not exist")]
     NoLibrary,
-    #[error("the driver's library `{}` is of another version than the loaded kernel module", .library.display())]
+    #[error("the version of the driver's library `{}` differs from that of the loaded kernel module", .library.display())]
     Mismatch { library: PathBuf },
-    #[error("NVML (`{}`) answers: {said}", .library.display())]
-    Refused { library: PathBuf, said: String },
+    #[error("NVML (`{}`) returned an error: {error}", .library.display())]
+    Refused { library: PathBuf, error: String },
     #[error("NVML (`{}`) did not answer within {} s", .library.display(), PATIENCE.as_secs())]
     Silent { library: PathBuf },
     #[error("NVML (`{}`) crashed: {how}", .library.display())]
     Crashed { library: PathBuf, how: String },
 }
 
-/// Asks the library in a process of its own.
-pub fn read(library: Option<&Path>) -> Result<Readings, Unread> {
+/// Queries the library in a separate process.
+pub(crate) fn read(library: Option<&Path>, notice: &mut dyn FnMut(String)) -> Result<Readings, Unread> {
     let library = library.ok_or(Unread::NoLibrary)?;
-    // A unit test's executable has no subcommands; there, only libraries of ours are loaded.
-    if cfg!(test) { read_here(library) } else { read_apart(library, PATIENCE) }
+    // A unit test's executable has no subcommands. Tests only load libraries of their own, so an in-process call is
+    // safe.
+    if cfg!(test) { read_here(library) } else { read_apart(library, waits(), notice) }
 }
 
-fn read_apart(library: &Path, patience: Duration) -> Result<Readings, Unread> {
+/// Returns [`QUIET`] and [`PATIENCE`]. Tests of debug builds set both in milliseconds: `GPURUN_NVML_WAITS=100,500`.
+fn waits() -> (Duration, Duration) {
+    #[cfg(debug_assertions)]
+    if let Some(text) = std::env::var_os("GPURUN_NVML_WAITS").and_then(|text| text.into_string().ok())
+        && let Some((quiet, patience)) = text.split_once(',')
+        && let (Ok(quiet), Ok(patience)) = (quiet.parse(), patience.parse())
+    {
+        return (Duration::from_millis(quiet), Duration::from_millis(patience));
+    }
+    (QUIET, PATIENCE)
+}
+
+fn read_apart(
+    library: &Path,
+    (quiet, patience): (Duration, Duration),
+    notice: &mut dyn FnMut(String),
+) -> Result<Readings, Unread> {
     let crashed = |how: String| Unread::Crashed { library: library.to_path_buf(), how };
     let silent = || Unread::Silent { library: library.to_path_buf() };
     let mut command = Command::new("/proc/self/exe");
     command.arg(SUBCOMMAND).arg(library).env_clear().current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().map_err(|error| crashed(error.to_string()))?;
-    let deadline = Instant::now() + patience;
+    let began = Instant::now();
     let mut text = Vec::new();
     let in_time = match child.stdout.take() {
-        Some(mut pipe) => read_until(&mut pipe, &mut text, deadline),
+        Some(mut pipe) => {
+            read_until(&mut pipe, &mut text, began + quiet.min(patience)) || {
+                let seconds = patience.as_secs();
+                notice(format!("NVIDIA's driver has not answered yet; gpurun waits up to {seconds} s for it"));
+                read_until(&mut pipe, &mut text, began + patience)
+            }
+        }
         None => true,
     };
     if !in_time {
-        // One that hangs in the driver is not ended by any signal: it is left to itself.
+        // No signal ends a process that hangs in the driver. If the kill has no effect, leave the process behind.
         let _ = child.kill();
         let _ = child.try_wait();
         return Err(silent());
@@ -125,7 +141,7 @@ fn read_apart(library: &Path, patience: Duration) -> Result<Readings, Unread> {
     serde_json::from_slice(&text).unwrap_or_else(|_| Err(crashed(status.to_string())))
 }
 
-/// Reads to the end; false when the time is over before it comes.
+/// Reads to the end of the pipe. Returns false if the deadline passes first.
 pub(super) fn read_until(pipe: &mut std::process::ChildStdout, text: &mut Vec<u8>, deadline: Instant) -> bool {
     let mut buffer = [0; 16 << 10];
     loop {
@@ -134,7 +150,7 @@ pub(super) fn read_until(pipe: &mut std::process::ChildStdout, text: &mut Vec<u8
         match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
             Ok(0) => return false,
             Err(nix::Error::EINTR) => continue,
-            // Readable, or closed by the other end: either is an answer.
+            // The pipe is readable, or its other end is closed. Either way, a read does not block.
             _ => {}
         }
         match pipe.read(&mut buffer) {
@@ -146,9 +162,9 @@ pub(super) fn read_until(pipe: &mut std::process::ChildStdout, text: &mut Vec<u8
     }
 }
 
-/// The subcommand: a library's path in, JSON out.
+/// The subcommand: takes the library's path, and writes JSON to standard output.
 #[must_use]
-pub fn main(library: &Path) -> u8 {
+pub(crate) fn main(library: &Path) -> u8 {
     match serde_json::to_string(&read_here(library)) {
         Ok(text) if writeln!(std::io::stdout(), "{text}").is_ok() => 0,
         _ => crate::report::EXIT_GPURUN,
@@ -158,7 +174,7 @@ pub fn main(library: &Path) -> u8 {
 fn read_here(library: &Path) -> Result<Readings, Unread> {
     let refused = |error: NvmlError| match error {
         NvmlError::LibRmVersionMismatch => Unread::Mismatch { library: library.to_path_buf() },
-        error => Unread::Refused { library: library.to_path_buf(), said: error.to_string() },
+        error => Unread::Refused { library: library.to_path_buf(), error: error.to_string() },
     };
     let nvml = Nvml::builder().lib_path(library.as_os_str()).init().map_err(refused)?;
     let count = nvml.device_count().map_err(refused)?;
@@ -175,11 +191,12 @@ fn read_here(library: &Path) -> Result<Readings, Unread> {
     })
 }
 
-/// Without UUID and bus address a GPU cannot be told from another; everything else may be missing on one kind or another.
+/// A GPU without a UUID or a bus address cannot be identified, so these are required. Any other reading may be
+/// unavailable on some models.
 fn read_gpu(nvml: &Nvml, device: &Device<'_>) -> Result<GpuReading, NvmlError> {
     let mig_enabled = device.mig_mode().is_ok_and(|mode| mode.current == 1);
     let most = if mig_enabled { device.mig_device_count().unwrap_or(0) } else { 0 };
-    // Numbers in between may be free.
+    // The indices of MIG devices may have gaps.
     let migs = (0..most).filter_map(|index| read_mig(nvml, &device.mig_device_by_index(index).ok()?)).collect();
     Ok(GpuReading {
         uuid: device.uuid()?,
