@@ -1,15 +1,16 @@
-//! The limits of one container, in the kernel's units, already checked against docker's rules.
+//! The limits of one container in the kernel's units, already checked against docker's rules.
 
 use crate::units::CpuSet;
 
-/// How much memory plus swap a container may use.
+/// The total of memory and swap that a container may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Swap {
-    /// `--memory-swap` was not given: docker's 2 × memory, which is dropped with a word where the kernel has no swap accounting.
+    /// `--memory-swap` was not given. The total is docker's default of 2 × memory. Where the kernel has no swap
+    /// accounting, the limit is dropped with a notice.
     Implicit { total: u64 },
-    /// `--memory-swap N`: memory + swap in bytes; not enforceable means refused.
+    /// `--memory-swap N`: memory + swap in bytes. The launch fails if the kernel cannot enforce it.
     Total(u64),
-    /// `--memory-swap -1`
+    /// `--memory-swap -1`.
     Unlimited,
 }
 
@@ -19,7 +20,7 @@ pub struct IoLimit {
     pub kind: IoKind,
     pub major: u64,
     pub minor: u64,
-    /// Bytes, or operations, a second.
+    /// Bytes or operations per second.
     pub rate: u64,
 }
 
@@ -45,7 +46,7 @@ impl IoKind {
     }
 }
 
-/// What the cgroup is told. `None` means: not asked for, nothing is written.
+/// The limits to write to the cgroup. `None` means that the limit was not requested and nothing is written.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Limits {
     /// Bytes (`memory.max`, `memory.limit_in_bytes`).
@@ -53,29 +54,30 @@ pub struct Limits {
     pub swap: Option<Swap>,
     /// Bytes (`memory.low`, `memory.soft_limit_in_bytes`).
     pub memory_reservation: Option<u64>,
-    /// Bytes (`memory.high`, version 2 alone): above it the container is slowed down and its memory reclaimed.
+    /// Bytes (`memory.high`, version 2 only). Above this value the kernel throttles the container and reclaims its
+    /// memory.
     pub memory_high: Option<u64>,
-    /// Bytes (`memory.min`, version 2 alone): never reclaimed.
+    /// Bytes (`memory.min`, version 2 only). This amount of memory is never reclaimed.
     pub memory_min: Option<u64>,
-    /// 0 to 100 (`memory.swappiness`, version 1 alone).
+    /// 0 to 100 (`memory.swappiness`, version 1 only).
     pub memory_swappiness: Option<u64>,
-    /// Version 1 alone: processes wait instead of being killed.
+    /// Version 1 only. Processes wait for memory instead of being killed.
     pub oom_kill_disable: bool,
     /// CPU time in microseconds per period (`cpu.max`, `cpu.cfs_quota_us`).
     pub cpu_quota_us: Option<u64>,
-    /// Microseconds; 100000 where `--cpus` was given.
+    /// Microseconds. The value is 100000 if `--cpus` was given.
     pub cpu_period_us: Option<u64>,
-    /// Whether quota and period were given as such, not by `--cpus`.
+    /// Whether the quota and the period were given directly rather than by `--cpus`.
     pub cpu_quota_given: bool,
-    /// docker's shares, 1024 being usual (`cpu.shares`; `cpu.weight` by runc's formula).
+    /// docker's shares, with a default of 1024 (`cpu.shares`, or `cpu.weight` by runc's formula).
     pub cpu_shares: Option<u64>,
     pub cpuset_cpus: Option<CpuSet>,
     pub cpuset_mems: Option<CpuSet>,
-    /// `pids.max`; `Some(None)` is an explicit "no limit".
+    /// `pids.max`. `Some(None)` is an explicit "no limit".
     pub pids: Option<Option<u64>>,
-    /// 10 to 1000 (`blkio.weight`; `io.bfq.weight`, or `io.weight` by runc's formula).
+    /// 10 to 1000 (`blkio.weight`, or `io.bfq.weight`, or `io.weight` by runc's formula).
     pub blkio_weight: Option<u64>,
     pub io: Vec<IoLimit>,
-    /// Files of the cgroup and what is written to them, as they were given.
+    /// Names of cgroup files and the values to write to them, as given on the command line.
     pub conf: Vec<(String, String)>,
 }

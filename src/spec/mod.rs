@@ -1,21 +1,23 @@
-//! What a container is to be: limits, capabilities, devices, seccomp, and the [`Plan`] that becomes an OCI runtime spec.
+//! The specification of a container: limits, capabilities, devices, the seccomp profile, and the [`Plan`] from which
+//! the OCI runtime spec is generated.
 //!
-//! Pure: no disk, no libcontainer. Whoever plans looks at the host; this room only says what docker's rules make of it.
+//! This module neither reads the disk nor depends on libcontainer. The caller inspects the host; this module applies
+//! docker's rules to the results.
 
-mod asked;
 mod capabilities;
 mod device;
 mod limits;
 mod plan;
+mod process;
 mod resources;
-pub mod seccomp;
+pub(crate) mod seccomp;
 
-pub use asked::{
-    AskedLimits, BLKIO_WEIGHTS, BlockDevice, CPU_PERIODS_US, CPU_QUOTAS_US, CPU_SHARES, HostFacts, LimitsError,
-    MINIMUM_MEMORY, PIDS, SWAPPINESS,
-};
-pub use capabilities::{Capabilities, CapabilityError};
-pub use device::{Device, DeviceRule, device_rules};
-pub use limits::{IoKind, IoLimit, Limits, Swap};
-pub use plan::{HookEntry, Mount, Network, Plan, Rlimit, SpecError, Stage, oci_spec};
-pub use resources::{cpu_weight, io_weight};
+pub use capabilities::Capabilities;
+pub(crate) use capabilities::CapabilityName;
+pub use device::DeviceRule;
+pub(crate) use device::{Device, device_rules};
+pub use limits::Limits;
+pub(crate) use limits::{IoKind, IoLimit, Swap};
+pub(crate) use plan::{HookEntry, Ipc, Mount, Network, Plan, Stage, oci_spec};
+pub use process::{Process, Rlimit};
+pub(crate) use resources::{cpu_weight, io_weight};

@@ -1,17 +1,17 @@
-//! The complete intent for one container, and its OCI runtime spec (opencontainers/runtime-spec 1.2).
+//! The complete plan of one container, and its conversion to an OCI runtime spec (opencontainers/runtime-spec 1.2).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
-use super::capabilities::Capabilities;
-use super::device::{Device, device_rules};
+use super::device::{Device, DeviceRule, creation_rules, device_rules};
 use super::limits::Limits;
+use super::process::Process;
 use super::seccomp::{Action, Compare, Profile};
 use crate::report::Explain;
 
-/// When a hook runs: the runtime spec's stages, in their order.
+/// The stages at which a hook can run, in the order of the runtime spec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     Prestart,
@@ -23,7 +23,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// Its key in the spec's `hooks`, and in hooks.d's `stages`.
+    /// Returns the key of the stage in the spec's `hooks` and in the `stages` of a hooks.d file.
     #[must_use]
     pub fn key(self) -> &'static str {
         match self {
@@ -37,85 +37,122 @@ impl Stage {
     }
 }
 
-/// A hook's command. The spec's `timeout` is never set: libcontainer would spawn a thread for it (gpurun's shim keeps the time).
+/// A hook command. The spec's `timeout` is never set because libcontainer would spawn a thread for it. gpurun's hook
+/// shim enforces the timeout instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HookEntry {
+pub(crate) struct HookEntry {
     pub path: PathBuf,
-    /// With the program's own name first.
+    /// The arguments, starting with the program name.
     pub args: Vec<String>,
     pub env: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mount {
-    /// Absolute, its links resolved in the container's root.
+pub(crate) struct Mount {
+    /// An absolute path. Links are already resolved in the container's root.
     pub destination: PathBuf,
-    /// `bind`, `tmpfs`, …
+    /// The file system type, such as `bind` or `tmpfs`.
     pub kind: String,
     pub source: PathBuf,
     pub options: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Network {
-    /// The host's own.
+pub(crate) enum Network {
+    /// The host's network namespace.
     Host,
-    /// The namespace behind a path.
+    /// The network namespace at this path.
     Path(PathBuf),
 }
 
+/// The IPC namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rlimit {
-    /// `RLIMIT_NOFILE`, …
-    pub name: String,
-    pub soft: u64,
-    pub hard: u64,
+pub(crate) enum Ipc {
+    New,
+    Host,
+    /// The namespace at this path.
+    Path(PathBuf),
 }
 
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(crate) struct Plan {
+    /// PID 1.
+    pub process: Process,
     pub hostname: Option<String>,
-    /// Absolute: hooks resolve a relative one against their own working directory.
+    pub domainname: Option<String>,
+    /// An absolute path. Hooks would resolve a relative path against their own working directory.
     pub rootfs: PathBuf,
     pub readonly_root: bool,
-    pub args: Vec<String>,
-    pub env: Vec<String>,
-    pub cwd: PathBuf,
-    pub uid: u32,
-    pub gid: u32,
-    pub groups: Vec<u32>,
     pub tty: bool,
-    pub capabilities: Capabilities,
-    pub no_new_privileges: bool,
-    pub rlimits: Vec<Rlimit>,
     pub limits: Limits,
     pub devices: Vec<Device>,
+    /// Devices that the filter allows although the runtime creates no node for them. A hook creates these nodes.
+    pub allowed: Vec<Device>,
+    /// More rules of the device filter.
+    pub rules: Vec<DeviceRule>,
     pub mounts: Vec<Mount>,
-    /// Bytes.
-    pub shm_size: u64,
+    /// Size in bytes of /dev/shm, or `None` for a container without it.
+    pub shm_size: Option<u64>,
     pub network: Network,
     pub pid_host: bool,
+    pub ipc: Ipc,
+    pub uts_host: bool,
+    pub cgroup_host: bool,
+    /// Every device is allowed, and /sys and the cgroup are writable.
+    pub privileged: bool,
+    /// No path is masked or read-only.
+    pub unmasked: bool,
     pub cgroup_path: String,
-    /// The container's own directories under version 1: mount point's name and directory. Empty under version 2.
+    /// The container's cgroup directories under version 1: the name of each mount point and the directory. Empty under
+    /// version 2.
     pub v1_cgroups: Vec<(String, PathBuf)>,
     pub hooks: Vec<(Stage, HookEntry)>,
-    pub oom_score_adj: Option<i32>,
     pub sysctls: Vec<(String, String)>,
     pub annotations: Vec<(String, String)>,
-    /// Further paths that the container must not read, where they exist.
+    /// Additional paths to mask, if they exist.
     pub masked_paths: Vec<String>,
-    /// `None`: unconfined.
+    /// The profile that the filter of `process` was compiled from, for readers of the spec.
     pub seccomp: Option<Profile>,
+}
+
+impl Plan {
+    /// Returns the device filter rules for the nodes that the runtime creates and for the devices that a hook may add.
+    #[must_use]
+    pub(crate) fn device_rules(&self) -> Vec<DeviceRule> {
+        self.with_allowed(device_rules(&self.devices))
+    }
+
+    /// Returns the rules that apply while the runtime creates the nodes, if they differ.
+    #[must_use]
+    pub(crate) fn creation_rules(&self) -> Option<Vec<DeviceRule>> {
+        creation_rules(&self.devices).filter(|_| !self.privileged).map(|rules| self.with_allowed(rules))
+    }
+
+    fn with_allowed(&self, mut rules: Vec<DeviceRule>) -> Vec<DeviceRule> {
+        if self.privileged {
+            return vec![DeviceRule { allow: true, kind: 'a', major: None, minor: None, access: "rwm".into() }];
+        }
+        rules.extend(self.allowed.iter().map(|device| DeviceRule {
+            allow: true,
+            kind: device.kind,
+            major: Some(device.major),
+            minor: Some(device.minor),
+            access: device.access.clone(),
+        }));
+        rules.extend(self.rules.iter().cloned());
+        rules
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("the container's OCI spec cannot be built")]
-pub struct SpecError(#[source] serde_json::Error);
+pub(crate) struct SpecError(#[source] serde_json::Error);
 
 impl Explain for SpecError {}
 
-/// Paths that a container must not read: docker's list of 2026.
-const MASKED: [&str; 13] = [
+/// Paths to mask: docker's list as of 2026. The launch module adds the `thermal_throttle` directories because each CPU
+/// has its own.
+const MASKED: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -128,99 +165,103 @@ const MASKED: [&str; 13] = [
     "/proc/timer_stats",
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
-    "/sys/devices/system/cpu/cpu0/thermal_throttle",
 ];
 
-/// Paths that a container may read but not write.
+/// Paths that are read-only in a container.
 const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// The mounts that every container has, in docker's order.
+/// Returns the mounts that every container has, in docker's order.
 fn default_mounts(plan: &Plan) -> Vec<Value> {
     let mount = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
-    let shm = format!("size={}", plan.shm_size);
+    let sys = if plan.privileged { "rw" } else { "ro" };
     let mut mounts = vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-        mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", sys]),
     ];
-    mounts.extend(cgroup_mounts(&plan.v1_cgroups));
-    mounts.extend([
-        mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        json!({ "destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777", shm] }),
-    ]);
+    mounts.extend(cgroup_mounts(&plan.v1_cgroups, sys));
+    mounts.push(mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]));
+    mounts.extend(plan.shm_size.map(|size| {
+        let size = format!("size={size}");
+        json!({ "destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777", size] })
+    }));
     mounts
 }
 
-/// The container's own cgroup, to be read and not written. Under version 1 libcontainer mounts each controller writable, whatever the options say,
-/// and a container could raise its own limits: bind mounts of the very directories, read-only, say the same safely.
-fn cgroup_mounts(v1: &[(String, PathBuf)]) -> Vec<Value> {
-    const OPTIONS: [&str; 5] = ["nosuid", "noexec", "nodev", "relatime", "ro"];
+/// Returns the mounts of the container's own cgroup, which are read-only unless `mode` is `rw`. Under version 1,
+/// libcontainer mounts every controller writable and ignores the options, so that a container could raise its own
+/// limits. Read-only bind mounts of the same directories avoid this.
+fn cgroup_mounts(v1: &[(String, PathBuf)], mode: &str) -> Vec<Value> {
+    let general = ["nosuid", "noexec", "nodev", "relatime", mode];
     let at = "/sys/fs/cgroup";
     if v1.is_empty() {
-        return vec![json!({ "destination": at, "type": "cgroup", "source": "cgroup", "options": OPTIONS })];
+        return vec![json!({ "destination": at, "type": "cgroup", "source": "cgroup", "options": general })];
     }
-    // Written to while the mount points are made; `readonlyPaths` closes it.
+    // The tmpfs is writable while the mount points are created. `readonlyPaths` makes it read-only afterwards.
     let options = ["nosuid", "noexec", "nodev", "mode=755", "size=64k"];
     let mut mounts = vec![json!({ "destination": at, "type": "tmpfs", "source": "tmpfs", "options": options })];
     mounts.extend(v1.iter().map(|(name, dir)| {
-        let options: Vec<&str> = ["rbind"].into_iter().chain(OPTIONS).collect();
+        let options: Vec<&str> = ["rbind"].into_iter().chain(general).collect();
         json!({ "destination": format!("{at}/{name}"), "type": "bind", "source": dir, "options": options })
     }));
     mounts
 }
 
-/// The OCI spec that says all of the plan.
-pub fn oci_spec(plan: &Plan) -> Result<Spec, SpecError> {
-    let capabilities = plan.capabilities.names();
-    // An unprivileged user's process gets its capabilities from the bounding set alone, as in docker.
-    let held: &[&str] = if plan.uid == 0 { &capabilities } else { &[] };
-    let mut mounts = default_mounts(plan);
+/// Returns all mounts, parents before children. A mount of the plan replaces the runtime's mount at the same
+/// destination (for example /dev/shm).
+fn mounts(plan: &Plan) -> Vec<Value> {
+    let mut mounts: Vec<(usize, Value)> = Vec::new();
+    let depth = |path: &Path| path.components().count();
+    for mount in default_mounts(plan) {
+        let destination = Path::new(mount["destination"].as_str().unwrap_or_default());
+        if !plan.mounts.iter().any(|other| other.destination == destination) {
+            mounts.push((depth(destination), mount));
+        }
+    }
     mounts.extend(plan.mounts.iter().map(|mount| {
-        json!({ "destination": mount.destination, "type": mount.kind, "source": mount.source, "options": mount.options })
+        let Mount { destination, kind, source, options } = mount;
+        (depth(destination), json!({ "destination": destination, "type": kind, "source": source, "options": options }))
     }));
-    let rlimits: Vec<Value> = plan
-        .rlimits
-        .iter()
-        .map(|limit| json!({ "type": limit.name, "soft": limit.soft, "hard": limit.hard }))
-        .collect();
+    mounts.sort_by_key(|(depth, _)| *depth);
+    mounts.into_iter().map(|(_, mount)| mount).collect()
+}
+
+/// Returns whether a device node would be created in a directory of the host or would be hidden by a mount. In both
+/// cases the runtime does not create the node, and the mount provides it. The device filter rule remains.
+fn is_mounted(plan: &Plan, path: &str) -> bool {
+    let in_host = |mount: &Mount| mount.kind == "bind" && Path::new(path).starts_with(&mount.destination);
+    plan.mounts.iter().any(|mount| mount.destination == Path::new(path) || in_host(mount))
+}
+
+/// Generates the OCI spec of a plan.
+pub(crate) fn oci_spec(plan: &Plan) -> Result<Spec, SpecError> {
     let mut spec = json!({
         "ociVersion": "1.0.2",
-        "process": {
-            "terminal": plan.tty,
-            "user": { "uid": plan.uid, "gid": plan.gid, "additionalGids": plan.groups },
-            "args": plan.args,
-            "env": plan.env,
-            "cwd": plan.cwd,
-            "capabilities": { "bounding": capabilities, "effective": held, "permitted": held, "inheritable": [], "ambient": [] },
-            "rlimits": rlimits,
-        },
+        "process": plan.process.oci(plan.tty),
         "root": { "path": plan.rootfs, "readonly": plan.readonly_root },
-        "mounts": mounts,
+        "mounts": mounts(plan),
         "annotations": object(&plan.annotations),
         "linux": {
             "cgroupsPath": plan.cgroup_path,
             "namespaces": namespaces(plan),
-            "devices": plan.devices.iter().map(|device| json!({
+            "devices": plan.devices.iter().filter(|device| !is_mounted(plan, &device.path)).map(|device| json!({
                 "path": device.path, "type": device.kind.to_string(), "major": device.major, "minor": device.minor,
                 "fileMode": device.mode, "uid": device.uid, "gid": device.gid,
             })).collect::<Vec<_>>(),
             "resources": resources(plan),
             "rootfsPropagation": "private",
-            "maskedPaths": MASKED.into_iter().chain(plan.masked_paths.iter().map(String::as_str)).collect::<Vec<_>>(),
-            "readonlyPaths": READONLY.into_iter().chain((!plan.v1_cgroups.is_empty()).then_some("/sys/fs/cgroup")).collect::<Vec<_>>(),
+            "maskedPaths": masked_paths(plan),
+            "readonlyPaths": readonly_paths(plan),
             "sysctl": object(&plan.sysctls),
         },
         "hooks": hooks(&plan.hooks),
     });
-    if plan.no_new_privileges {
-        spec["process"]["noNewPrivileges"] = json!(true);
-    }
     if let Some(hostname) = &plan.hostname {
         spec["hostname"] = json!(hostname);
     }
-    if let Some(score) = plan.oom_score_adj {
-        spec["process"]["oomScoreAdj"] = json!(score);
+    if let Some(domainname) = &plan.domainname {
+        spec["domainname"] = json!(domainname);
     }
     if let Some(profile) = &plan.seccomp {
         spec["linux"]["seccomp"] = seccomp(profile);
@@ -228,17 +269,35 @@ pub fn oci_spec(plan: &Plan) -> Result<Spec, SpecError> {
     serde_json::from_value(spec).map_err(SpecError)
 }
 
+fn masked_paths(plan: &Plan) -> Vec<&str> {
+    let more = plan.masked_paths.iter().map(String::as_str);
+    if plan.unmasked { Vec::new() } else { MASKED.into_iter().chain(more).collect() }
+}
+
+fn readonly_paths(plan: &Plan) -> Vec<&str> {
+    // See `cgroup_mounts`.
+    let cgroup = (!plan.v1_cgroups.is_empty() && !plan.privileged).then_some("/sys/fs/cgroup");
+    let usual = READONLY.into_iter().filter(|_| !plan.unmasked);
+    usual.chain(cgroup).collect()
+}
+
 fn object(pairs: &[(String, String)]) -> Value {
     pairs.iter().map(|(key, value)| (key.clone(), json!(value))).collect::<serde_json::Map<_, _>>().into()
 }
 
 fn namespaces(plan: &Plan) -> Value {
-    let mut list = vec![
-        json!({ "type": "mount" }),
-        json!({ "type": "ipc" }),
-        json!({ "type": "uts" }),
-        json!({ "type": "cgroup" }),
-    ];
+    let mut list = vec![json!({ "type": "mount" })];
+    match &plan.ipc {
+        Ipc::New => list.push(json!({ "type": "ipc" })),
+        Ipc::Host => {}
+        Ipc::Path(path) => list.push(json!({ "type": "ipc", "path": path })),
+    }
+    if !plan.uts_host {
+        list.push(json!({ "type": "uts" }));
+    }
+    if !plan.cgroup_host {
+        list.push(json!({ "type": "cgroup" }));
+    }
     if !plan.pid_host {
         list.push(json!({ "type": "pid" }));
     }
@@ -251,7 +310,8 @@ fn namespaces(plan: &Plan) -> Value {
 
 fn resources(plan: &Plan) -> Value {
     let limits = &plan.limits;
-    let devices: Vec<Value> = device_rules(&plan.devices)
+    let devices: Vec<Value> = plan
+        .device_rules()
         .into_iter()
         .map(|rule| {
             let mut entry = json!({ "allow": rule.allow, "type": rule.kind.to_string(), "access": rule.access });
@@ -278,7 +338,7 @@ fn hooks(hooks: &[(Stage, HookEntry)]) -> Value {
     stages.into()
 }
 
-/// The profile for readers of config.json; what is loaded is compiled from the same rules.
+/// Renders the profile for readers of config.json. The filter that is loaded is compiled from the same rules.
 fn seccomp(profile: &Profile) -> Value {
     let action = |action: Action| match action {
         Action::Allow => ("SCMP_ACT_ALLOW", None),
@@ -336,33 +396,45 @@ fn seccomp(profile: &Profile) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::Swap;
+    use crate::spec::{Capabilities, Swap};
 
     fn plan() -> Plan {
         Plan {
+            process: Process {
+                args: vec!["sh".into()],
+                env: vec!["PATH=/bin".into()],
+                cwd: "/".into(),
+                uid: 0,
+                gid: 0,
+                groups: vec![],
+                capabilities: Capabilities::default(),
+                rlimits: vec![],
+                no_new_privileges: true,
+                seccomp: None,
+                oom_score_adj: None,
+                umask: None,
+            },
             hostname: Some("box".into()),
+            domainname: None,
             rootfs: "/run/gpurun/ID/rootfs".into(),
             readonly_root: false,
-            args: vec!["sh".into()],
-            env: vec!["PATH=/bin".into()],
-            cwd: "/".into(),
-            uid: 0,
-            gid: 0,
-            groups: vec![],
             tty: false,
-            capabilities: Capabilities::default(),
-            no_new_privileges: true,
-            rlimits: vec![],
             limits: Limits::default(),
             devices: vec![],
+            allowed: vec![],
+            rules: vec![],
             mounts: vec![],
-            shm_size: 64 << 20,
+            shm_size: Some(64 << 20),
             network: Network::Path("/proc/self/fd/9".into()),
             pid_host: false,
+            ipc: Ipc::New,
+            uts_host: false,
+            cgroup_host: false,
+            privileged: false,
+            unmasked: false,
             cgroup_path: "/gpurun/ID".into(),
             v1_cgroups: Vec::new(),
             hooks: vec![],
-            oom_score_adj: None,
             sysctls: vec![],
             annotations: vec![],
             masked_paths: vec![],
@@ -370,7 +442,7 @@ mod tests {
         }
     }
 
-    /// The spec with its capability sets, which have no order, in one.
+    /// The spec with sorted capability sets, because their order is not defined.
     fn stable(plan: &Plan) -> Value {
         let mut spec = serde_json::to_value(oci_spec(plan).unwrap()).unwrap();
         for set in spec["process"]["capabilities"].as_object_mut().unwrap().values_mut() {
@@ -387,7 +459,7 @@ mod tests {
     #[test]
     fn a_limited_container_with_a_gpu_hook() {
         let mut plan = plan();
-        plan.uid = 1000;
+        plan.process.uid = 1000;
         plan.limits = Limits {
             memory: Some(2 << 30),
             swap: Some(Swap::Total(2 << 30)),
@@ -427,7 +499,7 @@ mod tests {
     #[test]
     fn the_profile_stands_in_the_spec() {
         let mut plan = plan();
-        plan.seccomp = Some(Profile::docker_default(&plan.capabilities));
+        plan.seccomp = Some(Profile::docker_default(&plan.process.capabilities));
         let spec = serde_json::to_value(oci_spec(&plan).unwrap()).unwrap();
         assert_eq!(spec["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
         assert!(spec["linux"]["seccomp"]["syscalls"].as_array().unwrap().len() > 10);

@@ -1,28 +1,28 @@
-//! Limits → the OCI specification's `linux.resources` (config-linux.md, "Control groups"): for hooks and for whoever reads config.json. The
-//! cgroup's files are written by the cgroup room, not from here.
+//! Converts limits to the OCI spec's `linux.resources` (config-linux.md, "Control groups"), for hooks and other readers
+//! of config.json. The cgroup module writes the cgroup files itself and does not use this output.
 
 use serde_json::{Map, Value, json};
 
 use super::limits::{IoKind, Limits, Swap};
 
-/// docker's shares as version 2's `cpu.weight` (1 to 10000): the formula of runc since 1.3.2 and crun since 1.23, by which 2, 1024 and
-/// 262144 become 1, 100 and 10000.
+/// Converts docker's shares to version 2's `cpu.weight` (1 to 10000). This is the formula of runc since 1.3.2 and crun
+/// since 1.23. It maps 2, 1024 and 262144 to 1, 100 and 10000.
 #[must_use]
-pub fn cpu_weight(shares: u64) -> u64 {
+pub(crate) fn cpu_weight(shares: u64) -> u64 {
     let log = (shares.clamp(2, 262_144) as f64).log2();
     let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
     (10f64.powf(exponent).ceil() as u64).clamp(1, 10_000)
 }
 
-/// blkio's weight (10 to 1000) as `io.weight` (1 to 10000), by runc's formula.
+/// Converts a blkio weight (10 to 1000) to `io.weight` (1 to 10000) by runc's formula.
 #[must_use]
-pub fn io_weight(weight: u64) -> u64 {
+pub(crate) fn io_weight(weight: u64) -> u64 {
     1 + (weight.saturating_sub(10)) * 9999 / 990
 }
 
-/// The whole of `linux.resources`.
+/// Returns the complete `linux.resources` object.
 #[must_use]
-pub fn oci(limits: &Limits, devices: Vec<Value>) -> Value {
+pub(super) fn oci(limits: &Limits, devices: Vec<Value>) -> Value {
     let mut resources = Map::new();
     resources.insert("devices".into(), devices.into());
     for (name, part) in [("memory", memory(limits)), ("cpu", cpu(limits)), ("blockIO", block_io(limits))] {

@@ -1,10 +1,10 @@
-//! System call numbers of the architectures that a kernel runs, its compatibility modes included.
+//! System call numbers of the architectures that a kernel supports, including its compatibility modes.
 
 use std::str::FromStr;
 
-/// One calling convention of the kernel, as a filter sees it.
+/// A calling convention of the kernel, as seen by a filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Convention {
+pub(super) enum Convention {
     X86_64,
     I386,
     Aarch64,
@@ -12,15 +12,16 @@ pub enum Convention {
 }
 
 impl Convention {
-    /// Those of the running kernel. x32 is not among them: distributions' kernels are built without it, and its calls get ENOSYS.
+    /// Returns the conventions of the running kernel. x32 is not included: distribution kernels are built without it,
+    /// and its calls fail with ENOSYS.
     #[must_use]
-    pub fn of_this_host() -> &'static [Self] {
+    pub(super) fn of_this_host() -> &'static [Self] {
         if cfg!(target_arch = "aarch64") { &[Self::Aarch64, Self::Arm] } else { &[Self::X86_64, Self::I386] }
     }
 
-    /// The kernel's AUDIT_ARCH value.
+    /// Returns the kernel's AUDIT_ARCH value.
     #[must_use]
-    pub fn audit(self) -> u32 {
+    pub(super) fn audit(self) -> u32 {
         match self {
             Self::X86_64 => 0xC000_003E,
             Self::I386 => 0x4000_0003,
@@ -29,9 +30,16 @@ impl Convention {
         }
     }
 
-    /// The number of a call, if there is one of that name here.
+    /// Returns whether arguments have 32 bits. The kernel shows full registers to a filter even if the call uses only
+    /// their lower halves (`int 0x80` from a 64-bit program).
     #[must_use]
-    pub fn number(self, name: &str) -> Option<u32> {
+    pub(super) fn is_32_bit(self) -> bool {
+        matches!(self, Self::I386 | Self::Arm)
+    }
+
+    /// Returns the number of a system call, if this convention has a call of that name.
+    #[must_use]
+    pub(super) fn number(self, name: &str) -> Option<u32> {
         match self {
             Self::X86_64 => syscalls::x86_64::Sysno::from_str(name).ok().map(|number| number.id() as u32),
             Self::I386 => syscalls::x86::Sysno::from_str(name).ok().map(|number| number.id() as u32),

@@ -1,13 +1,10 @@
-//! What a seccomp profile says: docker's default as a table of ours, or a profile file in docker's JSON format.
+//! Seccomp profiles, and docker's default profile as a built-in table.
 
-use serde::Deserialize;
-
-use crate::report::{EXIT_USAGE, Explain};
 use crate::spec::Capabilities;
 
-/// What happens to a system call.
+/// The action for a system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     Allow,
     Errno(u16),
     KillThread,
@@ -16,16 +13,16 @@ pub enum Action {
     Log,
 }
 
-/// A comparison of one argument, all 64 bits of it.
+/// A comparison of all 64 bits of one argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compare {
+pub(crate) enum Compare {
     Equal(u64),
     NotEqual(u64),
     Less(u64),
     LessOrEqual(u64),
     Greater(u64),
     GreaterOrEqual(u64),
-    /// `(argument & mask) == value`
+    /// `(argument & mask) == value`.
     Masked {
         mask: u64,
         value: u64,
@@ -33,15 +30,15 @@ pub enum Compare {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Condition {
-    /// Which argument, 0 to 5.
+pub(crate) struct Condition {
+    /// Index of the argument, 0 to 5.
     pub argument: u8,
     pub compare: Compare,
 }
 
-/// An action for some system calls, if all the conditions hold.
+/// An action for a set of system calls. It applies if all conditions hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
+pub(crate) struct Rule {
     pub names: Vec<String>,
     pub action: Action,
     pub conditions: Vec<Condition>,
@@ -49,40 +46,16 @@ pub struct Rule {
 
 /// A profile for one set of capabilities and one architecture.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Profile {
+pub(crate) struct Profile {
     pub default: Action,
     pub rules: Vec<Rule>,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum ProfileError {
-    #[error("the seccomp profile is not docker's JSON format")]
-    Json(#[source] serde_json::Error),
-    #[error("the seccomp profile has the action `{0}`, which gpurun does not know")]
-    Action(String),
-    #[error("the seccomp profile has the comparison `{0}`, which gpurun does not know")]
-    Compare(String),
-    #[error("the seccomp profile compares argument {0}: system calls have arguments 0 to 5")]
-    Argument(u64),
-}
-
-impl Explain for ProfileError {
-    fn hint(&self) -> Option<String> {
-        Some(
-            "docker's default profile is an example of the format; `--security-opt seccomp=unconfined` does without"
-                .into(),
-        )
-    }
-    fn exit_code(&self) -> u8 {
-        EXIT_USAGE
-    }
-}
-
-/// System calls that every container may make (moby/profiles, default.json of 2026, its unconditional list).
+/// System calls that every container may make (the unconditional list of moby/profiles, default.json of 2026).
 const ALLOWED: &str = include_str!("allowed.txt");
 
-/// System calls that come with a capability.
-const BY_CAPABILITY: [(&str, &str); 14] = [
+/// System calls that a capability enables.
+const BY_CAPABILITY: [(&str, &str); 13] = [
     ("CAP_DAC_READ_SEARCH", "open_by_handle_at"),
     (
         "CAP_SYS_ADMIN",
@@ -98,31 +71,45 @@ const BY_CAPABILITY: [(&str, &str); 14] = [
     ("CAP_SYS_RAWIO", "iopl ioperm"),
     ("CAP_SYS_TIME", "settimeofday stime clock_settime clock_settime64"),
     ("CAP_SYS_TTY_CONFIG", "vhangup"),
-    ("CAP_SYS_NICE", "get_mempolicy mbind set_mempolicy set_mempolicy_home_node"),
     ("CAP_SYSLOG", "syslog"),
     ("CAP_BPF", "bpf"),
     ("CAP_PERFMON", "perf_event_open"),
 ];
 
-/// Namespace flags of clone(2): without CAP_SYS_ADMIN none of them may be set.
+/// System calls for the NUMA policies of a process's own memory. docker allows them only with CAP_SYS_NICE, so NCCL,
+/// numactl and PyTorch's worker binding warn or fail. gpurun allows them: the kernel restricts every policy to the
+/// memory nodes of the cpuset, which gpurun sets and reads back, and it requires CAP_SYS_NICE itself to move pages that
+/// other processes use (MPOL_MF_MOVE_ALL).
+const MEMORY_POLICY: &str = "get_mempolicy mbind set_mempolicy set_mempolicy_home_node";
+
+/// Namespace flags of clone(2). Without CAP_SYS_ADMIN, none of them may be set.
 const CLONE_NEW_FLAGS: u64 = 0x7E02_0000;
 
-/// personality(2) values that change nothing a container could be harmed by: PER_LINUX, PER_LINUX32, UNAME26, both, and "tell me".
+/// Harmless values of personality(2): PER_LINUX, PER_LINUX32, UNAME26, the latter two combined, and 0xffffffff, which
+/// only queries the value.
 const PERSONALITIES: [u64; 5] = [0, 8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
-/// Socket families as inclusive ranges. Left out: DECnet (12), econet and ATM SVCs (19, 20), IrDA and others long unmaintained (23, 25, 34,
-/// 37), the kernel's crypto API (38), and vsock (40), which leaves the virtual machine.
+/// Socket families as inclusive ranges. Excluded: DECnet (12), econet and ATM SVCs (19, 20), IrDA and other
+/// unmaintained families (23, 25, 34, 37), the kernel's crypto API (38), and vsock (40), which reaches outside the
+/// virtual machine.
 const SOCKET_FAMILIES: [(u64, u64); 9] =
     [(0, 11), (13, 18), (21, 22), (24, 24), (26, 33), (35, 36), (39, 39), (41, 41), (42, 45)];
+
+/// socketcall(2) of the 32-bit conventions passes the family in memory, where a filter cannot see it. Its operations
+/// SOCKET (1) and SOCKETPAIR (8) would give access to the families that [`SOCKET_FAMILIES`] excludes. Both have been
+/// separate system calls since Linux 4.3. The other operations work on open sockets.
+const SOCKETCALL_SOCKET: u64 = 1;
+const SOCKETCALL_SOCKETPAIR: u64 = 8;
 
 fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
 impl Profile {
-    /// docker's default profile for a container with these capabilities (kernel 4.8 or later, which gpurun needs anyway).
+    /// Returns docker's default profile for a container with these capabilities, for kernel 4.8 or later. gpurun
+    /// requires such a kernel anyway.
     #[must_use]
-    pub fn docker_default(capabilities: &Capabilities) -> Self {
+    pub(crate) fn docker_default(capabilities: &Capabilities) -> Self {
         let allow = |names: Vec<String>| Rule { names, action: Action::Allow, conditions: Vec::new() };
         let when = |name: &str, conditions: Vec<Condition>| Rule {
             names: vec![name.to_owned()],
@@ -133,6 +120,7 @@ impl Profile {
         let mut rules = vec![
             allow(words(ALLOWED)),
             allow(words("process_vm_readv process_vm_writev ptrace arch_prctl modify_ldt")),
+            allow(words(MEMORY_POLICY)),
         ];
         for (from, to) in SOCKET_FAMILIES {
             let conditions = match (from, to) {
@@ -140,8 +128,13 @@ impl Profile {
                 (from, to) if from == to => vec![first(Compare::Equal(from))],
                 (from, to) => vec![first(Compare::GreaterOrEqual(from)), first(Compare::LessOrEqual(to))],
             };
-            rules.push(when("socket", conditions));
+            // socketpair(2) also creates sockets of any family before it finds that most families do not support pairs.
+            rules.push(Rule { names: words("socket socketpair"), action: Action::Allow, conditions });
         }
+        rules.push(when(
+            "socketcall",
+            vec![first(Compare::NotEqual(SOCKETCALL_SOCKET)), first(Compare::NotEqual(SOCKETCALL_SOCKETPAIR))],
+        ));
         for value in PERSONALITIES {
             rules.push(when("personality", vec![first(Compare::Equal(value))]));
         }
@@ -157,7 +150,7 @@ impl Profile {
         }
         if !capabilities.has("CAP_SYS_ADMIN") {
             rules.push(when("clone", vec![first(Compare::Masked { mask: CLONE_NEW_FLAGS, value: 0 })]));
-            // ENOSYS, so that the C library falls back to clone(2), whose flags the filter can see.
+            // ENOSYS makes the C library fall back to clone(2), whose flags the filter can see.
             rules.push(Rule {
                 names: words("clone3"),
                 action: Action::Errno(libc::ENOSYS as u16),
@@ -166,103 +159,4 @@ impl Profile {
         }
         Self { default: Action::Errno(libc::EPERM as u16), rules }
     }
-
-    /// Reads a profile in docker's JSON format, keeping the rules that hold for these capabilities and this architecture.
-    pub fn parse(text: &str, capabilities: &Capabilities) -> Result<Self, ProfileError> {
-        let json: Json = serde_json::from_str(text).map_err(ProfileError::Json)?;
-        let default_errno = json.default_errno_ret;
-        let mut rules = Vec::new();
-        for entry in json.syscalls {
-            let any_architecture = |list: &[String]| list.iter().any(|arch| ARCHITECTURES.contains(&arch.as_str()));
-            let all = |list: &[String]| list.iter().all(|capability| capabilities.has(capability));
-            let any = |list: &[String]| list.iter().any(|capability| capabilities.has(capability));
-            let included = all(&entry.includes.caps)
-                && (entry.includes.arches.is_empty() || any_architecture(&entry.includes.arches));
-            let excluded = any(&entry.excludes.caps) || any_architecture(&entry.excludes.arches);
-            if !included || excluded {
-                continue;
-            }
-            let conditions = entry.args.unwrap_or_default().into_iter().map(condition).collect::<Result<_, _>>()?;
-            let action = action(&entry.action, entry.errno_ret.or(default_errno))?;
-            let names = entry.names.into_iter().chain(entry.name).collect();
-            rules.push(Rule { names, action, conditions });
-        }
-        Ok(Self { default: action(&json.default_action, default_errno)?, rules })
-    }
-}
-
-/// The names that docker's profiles have for the architectures that this program's kernel runs.
-#[cfg(target_arch = "x86_64")]
-const ARCHITECTURES: [&str; 3] = ["amd64", "x86", "x32"];
-#[cfg(not(target_arch = "x86_64"))]
-const ARCHITECTURES: [&str; 2] = ["arm64", "arm"];
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Json {
-    default_action: String,
-    default_errno_ret: Option<u16>,
-    #[serde(default)]
-    syscalls: Vec<JsonRule>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct JsonRule {
-    #[serde(default)]
-    names: Vec<String>,
-    name: Option<String>,
-    action: String,
-    errno_ret: Option<u16>,
-    args: Option<Vec<JsonArgument>>,
-    #[serde(default)]
-    includes: JsonFilter,
-    #[serde(default)]
-    excludes: JsonFilter,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct JsonFilter {
-    caps: Vec<String>,
-    arches: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct JsonArgument {
-    index: u64,
-    value: u64,
-    #[serde(default)]
-    value_two: u64,
-    op: String,
-}
-
-fn action(name: &str, errno: Option<u16>) -> Result<Action, ProfileError> {
-    Ok(match name {
-        "SCMP_ACT_ALLOW" => Action::Allow,
-        "SCMP_ACT_ERRNO" => Action::Errno(errno.unwrap_or(libc::EPERM as u16)),
-        "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => Action::KillThread,
-        "SCMP_ACT_KILL_PROCESS" => Action::KillProcess,
-        "SCMP_ACT_TRAP" => Action::Trap,
-        "SCMP_ACT_LOG" => Action::Log,
-        other => return Err(ProfileError::Action(other.to_owned())),
-    })
-}
-
-fn condition(argument: JsonArgument) -> Result<Condition, ProfileError> {
-    let value = argument.value;
-    let compare = match argument.op.as_str() {
-        "SCMP_CMP_EQ" => Compare::Equal(value),
-        "SCMP_CMP_NE" => Compare::NotEqual(value),
-        "SCMP_CMP_LT" => Compare::Less(value),
-        "SCMP_CMP_LE" => Compare::LessOrEqual(value),
-        "SCMP_CMP_GT" => Compare::Greater(value),
-        "SCMP_CMP_GE" => Compare::GreaterOrEqual(value),
-        "SCMP_CMP_MASKED_EQ" => Compare::Masked { mask: value, value: argument.value_two },
-        other => return Err(ProfileError::Compare(other.to_owned())),
-    };
-    let argument =
-        u8::try_from(argument.index).ok().filter(|index| *index < 6).ok_or(ProfileError::Argument(argument.index))?;
-    Ok(Condition { argument, compare })
 }
