@@ -1,7 +1,8 @@
-//! libcontainer's ERROR events: often the only place where the path that failed stands.
+//! Captures libcontainer's ERROR events, which are often the only messages that contain the path that failed.
 //!
-//! Most of them happen in its child processes, whose memory the caller never sees: so every event goes through a pipe that they inherit.
-//! The pipe never blocks; an event that finds it full is lost, which can only be one of thousands.
+//! Most of these events happen in its child processes, whose memory the caller cannot see. So every event goes through
+//! a pipe that the children inherit. The pipe never blocks. If it is full, further events are lost, which happens only
+//! after thousands of events.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -14,39 +15,34 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 
-/// linux/limits.h PIPE_BUF: writes up to this size do not mix with those of other processes.
+/// PIPE_BUF of linux/limits.h: writes up to this size are atomic.
 const ATOMIC: usize = 4096;
 
-/// Runs `work` and answers with what was logged as an error meanwhile, in this process and in those that it made.
+/// Runs `work`, and returns its result with the errors that this process and its children logged during that time.
 ///
-/// For that time the subscriber that prints hears nothing of this thread: libcontainer's words come with the error or not at all.
-pub(super) fn capture<T>(work: impl FnOnce() -> T) -> (T, Words) {
+/// In the meantime, the default subscriber does not receive the events of this thread. libcontainer's messages are
+/// printed with the error or not at all.
+pub(super) fn capture<T>(work: impl FnOnce() -> T) -> (T, CapturedErrors) {
     let Ok((read, write)) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK) else {
-        return (work(), Words { pipe: None });
+        return (work(), CapturedErrors { pipe: None });
     };
     let subscriber = tracing_subscriber::registry().with(CaptureLayer { pipe: write.into() });
     let result = tracing::subscriber::with_default(subscriber, work);
-    (result, Words { pipe: Some(read) })
+    (result, CapturedErrors { pipe: Some(read) })
 }
 
-/// A layer that does nothing: what is captured needs no part of the subscriber that prints.
-#[must_use]
-pub fn capture_errors() -> tracing_subscriber::layer::Identity {
-    tracing_subscriber::layer::Identity::new()
-}
-
-/// What was said, still in the pipe: pid 1 goes on writing until it executes its program.
+/// The captured messages, still in the pipe. pid 1 continues to write until it executes its program.
 #[derive(Debug)]
-pub(super) struct Words {
+pub(super) struct CapturedErrors {
     pipe: Option<OwnedFd>,
 }
 
-impl Words {
-    /// Everything said so far, each line once.
+impl CapturedErrors {
+    /// Returns all messages so far, without duplicates.
     pub(super) fn take(&mut self) -> Vec<String> {
         let mut bytes = Vec::new();
         if let Some(pipe) = self.pipe.take() {
-            // Ends with EAGAIN while a writer lives: what was read until then is kept.
+            // While a writer is alive, the read ends with EAGAIN. The bytes read until then are kept.
             let _ = File::from(pipe).read_to_end(&mut bytes);
         }
         let mut lines: Vec<String> = Vec::new();
@@ -100,16 +96,16 @@ mod tests {
 
     #[test]
     fn errors_are_kept_once_with_their_fields_and_nothing_else_is() {
-        let ((), mut words) = capture(|| {
+        let ((), mut captured) = capture(|| {
             tracing::error!(path = ?"/a\nb", "cannot mount");
             tracing::error!(path = ?"/a\nb", "cannot mount");
             tracing::warn!("only a warning");
             tracing::error!("{}", "x".repeat(2 * ATOMIC));
         });
-        let said = words.take();
-        assert_eq!(said.len(), 2, "{said:?}");
-        assert_eq!(said[0], r#"cannot mount (path: "/a\nb")"#);
-        assert_eq!(said[1].len(), ATOMIC - 1);
-        assert!(words.take().is_empty());
+        let reason = captured.take();
+        assert_eq!(reason.len(), 2, "{reason:?}");
+        assert_eq!(reason[0], r#"cannot mount (path: "/a\nb")"#);
+        assert_eq!(reason[1].len(), ATOMIC - 1);
+        assert!(captured.take().is_empty());
     }
 }

@@ -1,48 +1,59 @@
-//! A further process in a running container: cgroup, namespaces, terminal, identity, capabilities and filter as pid 1 has them.
+//! Starts another process in a running container, with pid 1's cgroup, namespaces, capabilities and filter.
 //!
-//! Three processes: the caller; a helper that enters the cgroup and the namespaces; and the process itself, made by the helper inside the
-//! pid namespace as a child of the CALLER (CLONE_PARENT), so that the caller gets its exit status by waitpid.
+//! Three processes take part: the caller; a helper, which is this program executed again (`gpurun exec-helper`) and
+//! which enters the cgroup and the namespaces; and the process itself. The helper creates the process inside the pid
+//! namespace as a child of the CALLER (CLONE_PARENT), so that the caller gets its exit status from waitpid.
+//!
+//! A process of the container that has CAP_SYS_PTRACE can attach to the new process as soon as that is in the pid
+//! namespace, before it executes its program. It gains nothing that it did not have before:
+//!
+//! - the memory is the helper's, which was executed with an empty environment and contains only the request;
+//! - the descriptors are the process's own streams and two pipes, for reporting its pid and a failure. The caller
+//!   checks that the pid is that of its own child;
+//! - the streams are pipes, a terminal of the container, or a null device of this process's own, because the host's
+//!   `/dev/null` could be changed through `/proc/self/fd`;
+//! - the process has dropped the host's capabilities, identity and keyring before it is created, because the helper
+//!   does everything that needs them. The seccomp filter is loaded before that as well, if the container has
+//!   CAP_SYS_PTRACE;
+//! - the executable is sealed (see [`crate::sys::exe`]).
+//!
+//! Without CAP_SYS_PTRACE, no process of the container can attach: the helper and its child are not dumpable.
 
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::sched::CloneFlags;
-use nix::sys::wait::waitpid;
-use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid, setsid};
+use nix::unistd::{Gid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, setgroups, setresgid, setresuid, setsid};
+use serde::{Deserialize, Serialize};
 
-use super::executor::{Failure, c_strings, execute, tell};
-use super::{RuntimeError, Stdio, pipe, read_failure};
-use crate::spec::Rlimit;
-use crate::spec::seccomp::Filter;
+use super::executor::{Failure, c_strings, execute, send_failure};
+use super::pipes::{pipe, read_failure};
+use super::{RuntimeError, Stdio};
+use crate::spec::{Process, Rlimit};
 use crate::sys::process::Fork;
-use crate::sys::{caps, process, pty, seccomp};
+use crate::sys::{self, caps, exe, keyring, mount, pty, seccomp};
 
-/// What is to run, and as what.
+/// The number of `/dev/null`.
+const NULL_DEVICE: libc::dev_t = libc::makedev(1, 3);
+
+/// The name of the helper's subcommand.
+pub const EXEC_HELPER: &str = "exec-helper";
+
+/// The process to start, and its identity and restrictions.
 #[derive(Debug)]
 pub struct ExecRequest<'a> {
     /// The container's pid 1.
     pub target: &'a OwnedFd,
-    /// The `cgroup.procs` files by which the process enters.
+    /// The `cgroup.procs` files through which the process enters the cgroup.
     pub cgroup_procs: Vec<PathBuf>,
-    pub args: Vec<String>,
-    pub env: Vec<String>,
-    pub cwd: PathBuf,
-    pub uid: u32,
-    pub gid: u32,
-    pub groups: Vec<u32>,
-    /// The bounding set, a bit for each capability; root holds all of it.
-    pub capabilities: u64,
-    pub rlimits: Vec<Rlimit>,
-    pub no_new_privileges: bool,
-    pub seccomp: Option<&'a Filter>,
-    pub oom_score_adj: Option<i32>,
+    pub process: Process,
     pub stdio: Stdio,
 }
 
-/// The process, a child of the caller.
+/// The started process, a child of the caller.
 #[derive(Debug)]
 pub struct ExecChild {
     pub pid: i32,
@@ -51,43 +62,93 @@ pub struct ExecChild {
     pub pty: Option<OwnedFd>,
 }
 
-/// Starts the process and waits until its program has been executed.
+/// The request in the form that is passed to the helper.
+#[derive(Debug, Serialize, Deserialize)]
+struct Order {
+    cgroup_procs: Vec<PathBuf>,
+    process: Process,
+    /// Whether to open a terminal. Otherwise the process uses the helper's streams.
+    terminal: bool,
+    /// The terminal's rows and columns.
+    size: Option<(u16, u16)>,
+}
+
+impl Order {
+    fn of(request: &ExecRequest<'_>) -> Self {
+        Self {
+            cgroup_procs: request.cgroup_procs.clone(),
+            process: request.process.clone(),
+            terminal: matches!(request.stdio, Stdio::Pty { .. }),
+            size: match request.stdio {
+                Stdio::Pty { size } => size,
+                Stdio::Fds { .. } => None,
+            },
+        }
+    }
+}
+
+/// Starts the process, and waits until it has executed its program.
 pub fn exec(request: &ExecRequest<'_>) -> Result<ExecChild, RuntimeError> {
-    let program = request.args.first().cloned().unwrap_or_default();
+    let program = request.process.args.first().cloned().unwrap_or_default();
     let (mut failures, failure_end) = pipe()?;
     let (pid_reader, pid_end) = pipe()?;
     let sys = |what: &'static str| move |error: std::io::Error| RuntimeError::Sys(what, error);
     let (terminal, terminal_end) = UnixStream::pair().map_err(sys("make a socket"))?;
-    let helper = match process::fork(false).map_err(sys("fork"))? {
-        Fork::Child => {
-            drop((pid_reader, terminal));
-            enter(request, &failure_end, pid_end, &terminal_end)
-        }
-        Fork::Parent(pid) => pid,
-    };
-    drop((failure_end, pid_end, terminal_end));
+    let order =
+        serde_json::to_vec(&Order::of(request)).map_err(|error| sys("pass the request to the helper")(error.into()))?;
+    let order = sys::process::memory_file(c"exec-request", &order).map_err(sys("pass the request to the helper"))?;
+    let mut command = exe::sealed_command().map_err(sys("execute gpurun from a sealed handle"))?;
+    let ends = [order.as_raw_fd(), request.target.as_raw_fd(), failure_end.as_raw_fd(), pid_end.as_raw_fd()];
+    let ends = [&ends[..], &[terminal_end.as_raw_fd()]].concat();
+    command.arg(EXEC_HELPER).args(ends.iter().map(ToString::to_string)).env_clear().current_dir("/");
+    // The helper gets its own process group, because a ctrl-c at the terminal is for the command, and the caller
+    // forwards it.
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    // A helper that has not entered the cgroup yet must not outlive a caller that has been killed.
+    sys::process::end_with_parent(&mut command);
+    sys::process::pass_only(&mut command, &ends);
+    stdio(&mut command, &request.stdio).map_err(sys("pass the streams to the helper"))?;
+    let mut helper = command.spawn().map_err(sys("start the helper"))?;
+    // The command holds copies of the stream descriptors.
+    drop((command, failure_end, pid_end, terminal_end));
     let pid = read_pid(pid_reader);
-    let _ = waitpid(Pid::from_raw(helper), None);
+    let _ = helper.wait();
     let failure = read_failure(&mut failures);
     let Some(pid) = pid else {
-        let failure = failure.unwrap_or(Failure::step("the helper ended without a word", libc::ECHILD));
+        let failure = failure.unwrap_or(Failure::step("run the helper, which ended early", libc::ECHILD));
         return Err(failure.into_error(&program, &[]));
     };
     if let Some(failure) = failure {
-        let _ = waitpid(Pid::from_raw(pid), None);
+        let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
         return Err(failure.into_error(&program, &[]));
     }
-    let pidfd = process::open_pidfd(pid).map_err(sys("open the new process"))?;
+    let pidfd = sys::process::open_pidfd(pid).map_err(sys("open the new process"))?;
+    if !sys::process::is_child(&pidfd) {
+        return Err(
+            Failure::step("run the helper, which named another process", libc::ECHILD).into_error(&program, &[])
+        );
+    }
     let pty = match request.stdio {
-        Stdio::Pty { .. } => Some(process::receive_fd(terminal.as_fd()).map_err(sys("receive the terminal"))?),
+        Stdio::Pty { .. } => Some(sys::process::receive_fd(terminal.as_fd()).map_err(sys("receive the terminal"))?),
         Stdio::Fds { .. } => None,
     };
     Ok(ExecChild { pid, pidfd, pty })
 }
 
+fn stdio(command: &mut std::process::Command, stdio: &Stdio) -> std::io::Result<()> {
+    use std::process::Stdio as Given;
+    match stdio {
+        Stdio::Pty { .. } => drop(command.stdin(Given::null()).stdout(Given::null()).stderr(Given::null())),
+        Stdio::Fds { stdin, stdout, stderr } => {
+            command.stdin(stdin.try_clone()?).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
+        }
+    }
+    Ok(())
+}
+
 fn read_pid(mut reader: File) -> Option<i32> {
     let mut bytes = [0; 4];
-    std::io::Read::read_exact(&mut reader, &mut bytes).ok()?;
+    reader.read_exact(&mut bytes).ok()?;
     Some(i32::from_ne_bytes(bytes))
 }
 
@@ -103,36 +164,128 @@ fn failed_nix(step: &str) -> impl Fn(nix::Error) -> Failure {
     move |errno| Failure::step(&step, errno as i32)
 }
 
-/// The helper: never returns.
-fn enter(request: &ExecRequest<'_>, failures: &OwnedFd, pid_end: OwnedFd, terminal: &UnixStream) -> ! {
-    if let Err(failure) = enter_namespaces(request) {
-        tell(failures, &failure);
-        process::exit_now(1);
-    }
-    match process::fork(true) {
+/// Runs the helper. `numbers` are the numbers of its descriptors. Once it has the descriptors, it never returns.
+#[must_use]
+pub fn exec_helper_main(numbers: &[i32]) -> u8 {
+    let ends: Vec<OwnedFd> = numbers.iter().filter_map(|&fd| sys::process::take_inherited_fd(fd)).collect();
+    let Ok([order, target, failures, pid_end, terminal]) = <[OwnedFd; 5]>::try_from(ends) else {
+        return crate::report::EXIT_USAGE;
+    };
+    let made = hide().and_then(|()| read_order(order)).and_then(|order| {
+        let filter_loaded = enter(&order, &target, &UnixStream::from(terminal))?;
+        Ok((order, filter_loaded))
+    });
+    let (order, filter_loaded) = match made {
+        Ok(made) => made,
+        Err(failure) => {
+            send_failure(&failures, &failure);
+            sys::process::exit_now(1);
+        }
+    };
+    drop(target);
+    match sys::process::fork(true) {
         Ok(Fork::Parent(pid)) => {
             let _ = File::from(pid_end).write_all(&pid.to_ne_bytes());
-            process::exit_now(0)
+            sys::process::exit_now(0)
         }
         Ok(Fork::Child) => {
             drop(pid_end);
-            become_process(request, failures, terminal)
+            become_process(&order, filter_loaded, &failures)
         }
         Err(error) => {
-            tell(failures, &failed("fork in the container")(error));
-            process::exit_now(1)
+            send_failure(&failures, &failed("fork in the container")(error));
+            sys::process::exit_now(1)
         }
     }
 }
 
-fn enter_namespaces(request: &ExecRequest<'_>) -> Step {
-    // Nobody in the container may trace the helper, which still has the host's files open.
-    process::set_undumpable().map_err(failed("hide from the container's processes"))?;
-    for file in &request.cgroup_procs {
-        std::fs::write(file, "0").map_err(failed(&format!("enter the cgroup by `{}`", file.display())))?;
+/// Prevents other processes from tracing the helper or reading its memory through /proc, as far as the kernel allows
+/// it. CAP_SYS_PTRACE overrides this.
+fn hide() -> Step {
+    sys::process::set_undumpable().map_err(failed("hide from the container's processes"))?;
+    keyring::leave_session().map_err(failed("leave the session keyring"))
+}
+
+fn read_order(order: OwnedFd) -> Result<Order, Failure> {
+    let mut bytes = Vec::new();
+    File::from(order).read_to_end(&mut bytes).map_err(failed("read the request"))?;
+    serde_json::from_slice(&bytes).map_err(|error| failed("read the request")(error.into()))
+}
+
+/// Does everything that needs the host's files, capabilities and identity, which the container does not have.
+/// Afterwards the helper has the process's final attributes, except for its session and its pid namespace. Returns
+/// whether it also has the seccomp filter.
+fn enter(order: &Order, target: &OwnedFd, terminal: &UnixStream) -> Result<bool, Failure> {
+    let process = &order.process;
+    // The device filter of the container's cgroup must not apply to this node.
+    own_null()?;
+    enter_namespaces(order, target)?;
+    crate::sys::rlimit::lift();
+    if order.terminal {
+        use_terminal(&open_terminal(order, terminal)?)?;
     }
-    if let Some(score) = request.oom_score_adj {
-        std::fs::write("/proc/self/oom_score_adj", score.to_string()).map_err(failed("set the OOM score"))?;
+    for Rlimit { name, soft, hard } in &process.rlimits {
+        crate::sys::rlimit::set(name, *soft, *hard).map_err(failed(&format!("set the limit `{name}`")))?;
+    }
+    if process.no_new_privileges {
+        caps::set_no_new_privileges().map_err(failed("set no-new-privileges"))?;
+    }
+    enter_directory(&process.cwd)?;
+    sys::process::close_on_exec_from(3).map_err(failed("close the host's descriptors"))?;
+    sys::process::default_signals();
+    sys::process::set_umask(process.umask);
+    identity(process)?;
+    // A change of the identity sets this to the host's default, which may be another one (fs.suid_dumpable).
+    sys::process::set_undumpable().map_err(failed("hide from the container's processes"))?;
+    // A process that can be traced must not be without its filter. Otherwise the filter is loaded as late as possible,
+    // because a user's filter may deny calls that are still needed.
+    let can_be_traced = process.capabilities.has("CAP_SYS_PTRACE");
+    if process.no_new_privileges && can_be_traced {
+        load_filter(process)?;
+    }
+    Ok(can_be_traced || !process.no_new_privileges)
+}
+
+fn load_filter(process: &Process) -> Step {
+    let Some(filter) = &process.seccomp else { return Ok(()) };
+    seccomp::load(&filter.0).map_err(failed("load the seccomp filter"))
+}
+
+/// Replaces those of the standard streams that are the host's null device.
+fn own_null() -> Step {
+    let step = "open a null device";
+    let is_null = |fd: BorrowedFd<'_>| nix::sys::stat::fstat(fd).is_ok_and(|stat| stat.st_rdev == NULL_DEVICE);
+    let [stdin, stdout, stderr] =
+        [is_null(io::stdin().as_fd()), is_null(io::stdout().as_fd()), is_null(io::stderr().as_fd())];
+    if !(stdin || stdout || stderr) {
+        return Ok(());
+    }
+    let null = mount::private_null().map_err(failed(step))?;
+    let mut replaced = Ok(());
+    if stdin {
+        replaced = replaced.and(dup2_stdin(&null));
+    }
+    if stdout {
+        replaced = replaced.and(dup2_stdout(&null));
+    }
+    if stderr {
+        replaced = replaced.and(dup2_stderr(&null));
+    }
+    replaced.map_err(failed_nix(step))
+}
+
+/// Makes a terminal the helper's standard streams.
+fn use_terminal(slave: &OwnedFd) -> Step {
+    let all = dup2_stdin(slave).and_then(|()| dup2_stdout(slave)).and_then(|()| dup2_stderr(slave));
+    all.map_err(failed_nix("set up the standard streams"))
+}
+
+fn enter_namespaces(order: &Order, target: &OwnedFd) -> Step {
+    for file in &order.cgroup_procs {
+        std::fs::write(file, "0").map_err(failed(&format!("enter the cgroup through `{}`", file.display())))?;
+    }
+    if let Some(score) = order.process.oom_score_adj {
+        std::fs::write("/proc/self/oom_score_adj", score.to_string()).map_err(failed(super::error::SCORE_STEP))?;
     }
     let namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
@@ -140,92 +293,66 @@ fn enter_namespaces(request: &ExecRequest<'_>) -> Step {
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWCGROUP;
-    nix::sched::setns(request.target, namespaces).map_err(failed_nix("enter the namespaces"))
+    nix::sched::setns(target, namespaces).map_err(failed_nix("enter the namespaces"))
 }
 
-/// The process itself: never returns.
-fn become_process(request: &ExecRequest<'_>, failures: &OwnedFd, terminal: &UnixStream) -> ! {
-    let prepared = prepare(request, terminal);
-    let failure = match prepared {
-        Ok(args) => execute(request.args.first().map_or("", String::as_str), &args, &request.env),
+/// Opens a terminal in the container's own devpts, and sends its master to the caller.
+fn open_terminal(order: &Order, terminal: &UnixStream) -> Result<OwnedFd, Failure> {
+    let (master, slave) = pty::open().map_err(failed("open a terminal in the container"))?;
+    nix::unistd::fchown(&slave, Some(Uid::from_raw(order.process.uid)), None)
+        .map_err(failed_nix("change the owner of the terminal"))?;
+    // The size must be set before the program runs: an editor reads it only once, at its start.
+    if let Some((rows, columns)) = order.size {
+        pty::set_window_size(master.as_fd(), rows, columns);
+    }
+    sys::process::send_fd(terminal.as_fd(), master.as_fd()).map_err(failed("hand over the terminal"))?;
+    Ok(slave)
+}
+
+/// Runs the new process. Never returns.
+fn become_process(order: &Order, filter_loaded: bool, failures: &OwnedFd) -> ! {
+    let process = &order.process;
+    let failure = match prepare(order, filter_loaded) {
+        Ok(args) => execute(process.args.first().map_or("", String::as_str), &args, &process.env),
         Err(failure) => failure,
     };
-    tell(failures, &failure);
-    process::exit_now(126)
+    send_failure(failures, &failure);
+    sys::process::exit_now(126)
 }
 
-fn prepare(request: &ExecRequest<'_>, terminal: &UnixStream) -> Result<Vec<std::ffi::CString>, Failure> {
-    setsid().map_err(failed_nix("begin a session"))?;
-    streams(request, terminal)?;
-    for limit in &request.rlimits {
-        set_rlimit(limit)?;
+fn prepare(order: &Order, filter_loaded: bool) -> Result<Vec<std::ffi::CString>, Failure> {
+    let process = &order.process;
+    setsid().map_err(failed_nix("start a session"))?;
+    if order.terminal {
+        pty::make_controlling(io::stdin()).map_err(failed("take the terminal"))?;
     }
-    if request.no_new_privileges {
-        caps::set_no_new_privileges().map_err(failed("set no-new-privileges"))?;
+    if !filter_loaded {
+        load_filter(process)?;
     }
-    enter_directory(request)?;
-    identity(request)?;
-    process::close_on_exec_from(3).map_err(failed("close the host's descriptors"))?;
-    process::default_signals();
-    process::usual_umask();
-    c_strings(&request.args).map_err(|_| Failure::step("pass its arguments", libc::EINVAL))
+    c_strings(&process.args).map_err(|_| Failure::step("pass its arguments", libc::EINVAL))
 }
 
-fn streams(request: &ExecRequest<'_>, terminal: &UnixStream) -> Step {
-    use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
-    let put = |stdin: &OwnedFd, stdout: &OwnedFd, stderr: &OwnedFd| {
-        dup2_stdin(stdin)
-            .and_then(|_| dup2_stdout(stdout))
-            .and_then(|_| dup2_stderr(stderr))
-            .map_err(failed_nix("set up the standard streams"))
-    };
-    match &request.stdio {
-        Stdio::Fds { stdin, stdout, stderr } => put(stdin, stdout, stderr).map(drop),
-        Stdio::Pty { size } => {
-            let (master, slave) = pty::open().map_err(failed("open a terminal in the container"))?;
-            nix::unistd::fchown(&slave, Some(Uid::from_raw(request.uid)), None)
-                .map_err(failed_nix("give the terminal to the user"))?;
-            // Before the program runs: an editor asks once, at its start.
-            if let Some((rows, columns)) = *size {
-                pty::set_window_size(master.as_fd(), rows, columns);
-            }
-            process::send_fd(terminal.as_fd(), master.as_fd()).map_err(failed("hand over the terminal"))?;
-            put(&slave, &slave, &slave)?;
-            pty::make_controlling(&slave).map_err(failed("take the terminal"))
-        }
-    }
-}
-
-fn set_rlimit(limit: &Rlimit) -> Step {
-    crate::sys::rlimit::set(&limit.name, limit.soft, limit.hard)
-        .map_err(failed(&format!("set the limit `{}`", limit.name)))
-}
-
-/// The directory is entered before the user changes, as runtimes do, so that root may use one that the user cannot; and it must lie in the
-/// container (CVE-2024-21626: a path such as /proc/self/fd/7 leads out of it).
-fn enter_directory(request: &ExecRequest<'_>) -> Step {
-    nix::unistd::chdir(&request.cwd).map_err(|errno| Failure::directory(&request.cwd, errno as i32))?;
+/// Enters the working directory before the user changes, as other runtimes do, so that root's access applies. The
+/// directory must be in the container (CVE-2024-21626: a path such as /proc/self/fd/7 leads out of it).
+fn enter_directory(cwd: &Path) -> Step {
+    nix::unistd::chdir(cwd).map_err(|errno| Failure::directory(cwd, errno as i32))?;
     let inside = nix::unistd::getcwd().is_ok_and(|path| path.starts_with(Path::new("/")));
-    let what = || format!("enter the directory `{}`, which is not in the container", request.cwd.display());
+    let what = || format!("enter the directory `{}`, which does not exist in the container", cwd.display());
     if inside { Ok(()) } else { Err(Failure::step(what(), libc::EXDEV)) }
 }
 
-fn identity(request: &ExecRequest<'_>) -> Step {
-    let (uid, gid) = (Uid::from_raw(request.uid), Gid::from_raw(request.gid));
-    let groups: Vec<Gid> = request.groups.iter().copied().map(Gid::from_raw).collect();
+fn identity(process: &Process) -> Step {
+    let (uid, gid) = (Uid::from_raw(process.uid), Gid::from_raw(process.gid));
+    let groups: Vec<Gid> = process.groups.iter().copied().map(Gid::from_raw).collect();
     let step = failed("drop capabilities");
-    caps::bound(request.capabilities).map_err(&step)?;
-    // Without no-new-privileges the filter can only be loaded while CAP_SYS_ADMIN is held; it allows what follows.
-    if let Some(filter) = request.seccomp.filter(|_| !request.no_new_privileges) {
-        seccomp::load(&filter.0).map_err(failed("load the seccomp filter"))?;
+    caps::bound(process.capabilities.0).map_err(&step)?;
+    // Without no-new-privileges, the filter can only be loaded while CAP_SYS_ADMIN is held. The filter allows the calls
+    // below.
+    if !process.no_new_privileges {
+        load_filter(process)?;
     }
     setgroups(&groups).map_err(failed_nix("set the groups"))?;
     setresgid(gid, gid, gid).map_err(failed_nix("set the group"))?;
     setresuid(uid, uid, uid).map_err(failed_nix("set the user"))?;
-    let held = if request.uid == 0 { request.capabilities } else { 0 };
-    caps::set(held).map_err(&step)?;
-    if let Some(filter) = request.seccomp.filter(|_| request.no_new_privileges) {
-        seccomp::load(&filter.0).map_err(failed("load the seccomp filter"))?;
-    }
-    Ok(())
+    caps::set(process.held().0).map_err(&step)
 }

@@ -1,4 +1,4 @@
-//! What pid 1 does between libcontainer's set-up and its program.
+//! The last steps of pid 1, between libcontainer's set-up and its program.
 
 use std::ffi::CString;
 use std::io::Write;
@@ -12,22 +12,25 @@ use libcontainer::workload::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{CreateRequest, RuntimeError};
+use super::{CreateRequest, DeviceCheck, DeviceFault, RuntimeError};
 use crate::spec::seccomp::Filter;
 use crate::sys::{caps, process, seccomp};
 
-/// Why a program could not be executed, on its way through a pipe.
+/// A failure to execute the program, in the form that is sent through a pipe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Failure {
-    /// What was being done; the empty text: executing the program itself.
+    /// The failed step. An empty string means executing the program itself.
     pub step: String,
     pub errno: i32,
-    /// The file that was found, where it is the program that failed; the working directory, where that cannot be entered.
+    /// The path of the program or of the working directory, if that is the cause. For a device check, the fault as
+    /// JSON.
     pub found: Option<String>,
 }
 
 /// The step of entering the working directory.
 const DIRECTORY: &str = "enter the working directory";
+/// The step of checking the devices. Its fault is in `found`, as JSON.
+const DEVICES: &str = "check the devices";
 
 impl Failure {
     pub(super) fn step(step: impl Into<String>, errno: i32) -> Self {
@@ -38,26 +41,34 @@ impl Failure {
         Self { step: DIRECTORY.to_owned(), errno, found: Some(path.display().to_string()) }
     }
 
-    /// `words`: what libcontainer had to say, which is nothing for the program's own failures.
-    pub(super) fn into_error(self, program: &str, words: &[String]) -> RuntimeError {
+    fn device(fault: &DeviceFault) -> Self {
+        Self { step: DEVICES.to_owned(), errno: libc::ENODEV, found: serde_json::to_string(fault).ok() }
+    }
+
+    /// Converts the failure to an error. `captured` are libcontainer's messages, of which there are none for failures of
+    /// the program.
+    pub(super) fn into_error(self, program: &str, captured: &[String]) -> RuntimeError {
         let source = std::io::Error::from_raw_os_error(self.errno);
         if let (DIRECTORY, Some(path)) = (&*self.step, &self.found) {
             return RuntimeError::Directory { path: path.into(), source };
         }
+        if let (DEVICES, Some(Ok(fault))) = (&*self.step, self.found.as_deref().map(serde_json::from_str)) {
+            return RuntimeError::Device(fault);
+        }
         if !self.step.is_empty() {
-            let step = if words.is_empty() { self.step } else { format!("{} ({})", self.step, words.join("; ")) };
+            let step = if captured.is_empty() { self.step } else { format!("{} ({})", self.step, captured.join("; ")) };
             return RuntimeError::Enter { step, source };
         }
         let not_found = matches!(self.errno, libc::ENOENT | libc::ENOTDIR);
         let why = match (self.errno, self.found) {
-            // The kernel says ENOENT for a script's `#!` line and for a dynamic loader that is not there, too.
+            // The kernel also returns ENOENT for a missing `#!` interpreter or dynamic loader.
             (libc::ENOENT, Some(path)) => format!("the interpreter that `{path}` names is not in the image"),
             (libc::ENOENT | libc::ENOTDIR, _) if program.contains('/') => "there is no such file in the image".into(),
             (libc::ENOENT | libc::ENOTDIR, _) => "there is no such program in the container's PATH".into(),
             (libc::EACCES, _) => "it is not an executable file, or the container's user may not execute it".into(),
             (libc::EISDIR, _) => "it is a directory".into(),
             (libc::ENOEXEC, _) => {
-                "it is no program for this machine (another architecture, or a script without `#!`)".into()
+                "it is not a program for this machine (another architecture, or a script without `#!`)".into()
             }
             _ => source.to_string(),
         };
@@ -74,7 +85,9 @@ pub(super) struct Executor {
     filter: Option<Filter>,
     no_new_privileges: bool,
     held: u64,
-    /// The supervisor, to see whether it still lives.
+    umask: Option<u32>,
+    devices: Option<Rc<DeviceCheck>>,
+    /// The supervisor's pidfd, to check whether the supervisor is still alive.
     supervisor: Rc<OwnedFd>,
     failures: Rc<OwnedFd>,
 }
@@ -88,21 +101,23 @@ impl Executor {
         Ok(Self {
             args: c_strings(args)?,
             program,
-            check: request.check.to_owned(),
-            filter: request.seccomp.cloned(),
-            no_new_privileges: request.no_new_privileges,
-            held: request.held_capabilities,
+            check: request.program.to_owned(),
+            filter: request.process.seccomp.clone(),
+            no_new_privileges: request.process.no_new_privileges,
+            held: request.process.held().0,
+            umask: request.process.umask,
+            devices: request.devices.clone(),
             supervisor: Rc::new(supervisor),
             failures: Rc::new(failures),
         })
     }
 
-    fn tell(&self, failure: &Failure) {
-        tell(&self.failures, failure);
+    fn send_failure(&self, failure: &Failure) {
+        send_failure(&self.failures, failure);
     }
 
-    /// The container dies with its supervisor. One that died before this call sends no signal any more, and getppid(2) answers 0 for any
-    /// parent outside the pid namespace: its pidfd tells.
+    /// Ties the container's life to its supervisor. A supervisor that died before this call sends no signal any more,
+    /// and getppid(2) returns 0 for any parent outside the pid namespace. So its pidfd is checked.
     fn tie(&self) -> std::io::Result<()> {
         process::set_parent_death_signal(libc::SIGKILL)?;
         if process::wait_pidfd(&*self.supervisor, std::time::Duration::ZERO) {
@@ -111,7 +126,7 @@ impl Executor {
         Ok(())
     }
 
-    /// The order matters: the filter is loaded while it still may be, and is the last thing before exec otherwise.
+    /// The order matters: without no-new-privileges, the filter can only be loaded before the capabilities are dropped.
     fn finish(&self) -> Result<(), Failure> {
         let step = |step: &str| {
             let step = step.to_owned();
@@ -119,7 +134,7 @@ impl Executor {
         };
         self.tie().map_err(step("tie the container to its supervisor"))?;
         process::default_signals();
-        process::usual_umask();
+        process::set_umask(self.umask);
         if let Some(filter) = &self.filter {
             seccomp::load(&filter.0).map_err(step("load the seccomp filter"))?;
         }
@@ -136,28 +151,33 @@ impl WorkloadExecutor for Executor {
         if let Err(error) = self.tie() {
             return Err(ExecutorValidationError::ArgValidationError(error.to_string()));
         }
-        // Already in the container's root: a missing program is an error before anything runs.
+        // This already runs in the container's root, so a missing program is an error before any program runs.
         let env = environment(spec);
         if let Err(errno) = find(&self.check, &env) {
-            self.tell(&Failure::step("", errno as i32));
+            self.send_failure(&Failure::step("", errno as i32));
             return Err(ExecutorValidationError::ArgValidationError(self.check.clone()));
+        }
+        // All hooks except those of the last stage have run, and this process has its final user, root and cgroup.
+        if let Some(Err(fault)) = self.devices.as_ref().map(|devices| devices.run()) {
+            self.send_failure(&Failure::device(&fault));
+            return Err(ExecutorValidationError::ArgValidationError(DEVICES.to_owned()));
         }
         Ok(())
     }
 
     fn setup_envs(&self, _: std::collections::HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
-        // The environment is given to execve as the spec has it, in its order.
+        // `exec` passes the spec's environment to execve itself, in the order of the spec.
         Ok(())
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let env = environment(spec);
         if let Err(failure) = self.finish() {
-            self.tell(&failure);
+            self.send_failure(&failure);
             return Err(ExecutorError::Other(failure.step));
         }
         let failure = execute(&self.program, &self.args, &env);
-        self.tell(&failure);
+        self.send_failure(&failure);
         process::exit_now(if failure.errno == libc::ENOENT { 127 } else { 126 })
     }
 }
@@ -169,19 +189,20 @@ fn environment(spec: &Spec) -> Vec<String> {
 pub(super) fn c_strings(texts: &[String]) -> Result<Vec<CString>, RuntimeError> {
     let convert = |text: &String| {
         CString::new(text.as_str())
-            .map_err(|error| RuntimeError::Sys("pass a text with a NUL byte to a program", error.into()))
+            .map_err(|error| RuntimeError::Sys("pass a string with a NUL byte to a program", error.into()))
     };
     texts.iter().map(convert).collect()
 }
 
-pub(super) fn tell(pipe: &OwnedFd, failure: &Failure) {
+pub(super) fn send_failure(pipe: &OwnedFd, failure: &Failure) {
     if let (Ok(copy), Ok(bytes)) = (pipe.try_clone(), serde_json::to_vec(failure)) {
-        // Nobody listening any more is no reason for anything else.
+        // The reader may be gone. That is not an error here.
         let _ = std::fs::File::from(copy).write_all(&bytes);
     }
 }
 
-/// The program's path: as it stands where it has a slash, else the first executable file of that name along PATH.
+/// The program's path: the name itself if it contains a slash, otherwise the first executable file of that name in
+/// PATH.
 pub(super) fn find(program: &str, env: &[String]) -> Result<PathBuf, nix::Error> {
     if program.is_empty() {
         return Err(nix::Error::ENOENT);
@@ -195,7 +216,7 @@ pub(super) fn find(program: &str, env: &[String]) -> Result<PathBuf, nix::Error>
         let path = Path::new(if dir.is_empty() { "." } else { dir }).join(program);
         match executable(&path) {
             Ok(()) => return Ok(path),
-            // "Not there" is the weakest word.
+            // Any other error is more specific than "not found".
             Err(nix::Error::ENOENT | nix::Error::ENOTDIR) => {}
             Err(errno) => drop(first_error.get_or_insert(errno)),
         }
@@ -216,7 +237,7 @@ fn executable(path: &Path) -> Result<(), nix::Error> {
     Ok(())
 }
 
-/// Replaces the process; answers only if that fails.
+/// Replaces this process with the program. Returns only on failure.
 pub(super) fn execute(program: &str, args: &[CString], env: &[String]) -> Failure {
     let path = match find(program, env) {
         Ok(path) => path,
@@ -257,13 +278,13 @@ mod tests {
     }
 
     #[test]
-    fn every_failure_has_its_words_and_exit_code() {
+    fn every_failure_has_its_message_and_exit_code() {
         let case = |program: &str, errno: i32, found: Option<&str>| {
             let failure = Failure { step: String::new(), errno, found: found.map(str::to_owned) };
             let report = Report::from(failure.into_error(program, &[]));
             (report.exit_code, report.message)
         };
-        for (program, errno, found, code, words) in [
+        for (program, errno, found, code, captured) in [
             ("x", libc::ENOENT, None, 127, "PATH"),
             ("/x", libc::ENOENT, None, 127, "no such file"),
             ("/a/x", libc::ENOTDIR, None, 127, "no such file"),
@@ -274,7 +295,7 @@ mod tests {
             ("x", libc::E2BIG, Some("/bin/x"), 126, "Argument list too long"),
         ] {
             let (exit, message) = case(program, errno, found);
-            assert!(exit == code && message.contains(words), "{program} {errno}: {exit} {message}");
+            assert!(exit == code && message.contains(captured), "{program} {errno}: {exit} {message}");
         }
     }
 }

@@ -1,156 +1,83 @@
-//! Making a container with youki's libcontainer, and entering one by ourselves. The only room that names libcontainer.
+//! Creates containers with youki's libcontainer, and enters them with code of its own. This is the only module that
+//! uses libcontainer.
 //!
-//! [`create`] builds the container from `<bundle>/config.json` up to the moment before its process is executed; [`Created::start`] lets it go
-//! on. [`exec`] joins a running container by setns: libcontainer's own tenant drops the seccomp filter and skips user namespaces.
+//! [`create`] builds the container from `<bundle>/config.json` up to the moment before its process executes its
+//! program. [`Created::start`] lets the process continue. [`exec`] joins a running container with setns, because
+//! libcontainer's own tenant process drops the seccomp filter and skips user namespaces.
 //!
-//! Everything here must run in a SINGLE-THREADED process: libcontainer's raw clone3 deadlocks otherwise (checked). What libcontainer 0.7.0
-//! does wrong, and where it is put right:
+//! Everything here must run in a SINGLE-THREADED process. Otherwise libcontainer's raw clone3 deadlocks (verified). The
+//! table lists the bugs and limitations of libcontainer 0.7.0, and where they are worked around:
 //!
-//! | what | put right by |
+//! | problem | workaround |
 //! |---|---|
-//! | SIGPIPE stays ignored, the signal mask is inherited | `executor`: defaults for all signals before exec |
-//! | the tenant has no seccomp filter | `exec`, ours; for pid 1 the filter is loaded in `executor` |
-//! | `noNewPrivileges: false` with a filter fails | left unset; CAP_SYS_ADMIN is kept until `executor` has loaded the filter |
-//! | resources are written a second time, by other rules than ours | left out of what libcontainer reads: the cgroup room has written them |
+//! | SIGPIPE stays ignored, the signal mask is inherited | `executor` resets all signals before exec |
+//! | the tenant process has no seccomp filter | `exec` loads it; for pid 1, `executor` loads it |
+//! | `noNewPrivileges: false` with a filter fails | left unset; CAP_SYS_ADMIN is kept until the filter is loaded |
+//! | resources are written a second time, by other rules | left out of its spec; the cgroup module writes them |
 //! | HOME unset runs the image's NSS | `launch` always sets HOME |
-//! | memory.swap.max = 0 is never written, controllers' errors are lost, no device program on v2 | the cgroup room writes and reads back |
-//! | oomScoreAdj is written to the caller | left out as well, written to pid 1 before it starts |
-//! | the umask of whoever called is inherited | 022 in `executor` and `exec`, as in docker |
-//! | errors say little | ERROR events of its tracing, its children's too, are captured and attached (`capture`) |
-//! | zombies, and the state directory after an early error, stay behind a failed create | killed, reaped, removed here |
+//! | memory.swap.max = 0 is never written, controllers' errors are lost | the cgroup module writes and reads back |
+//! | no device program under version 2 | the cgroup module loads one |
+//! | oomScoreAdj is written to the caller | left out of its spec, and written to pid 1 before it starts |
+//! | the umask of the caller is inherited | `executor` and `exec` set 022, as docker does |
+//! | errors contain little detail | ERROR events of its tracing, also from its children, are captured (`capture`) |
+//! | seventy system calls for each mount | `early` makes those that need no namespace of the container |
+//! | a failed create leaves zombies, and after an early error the state directory | killed, reaped and removed here |
 //!
-//! On disk: `<state_root>/<id>` is libcontainer's own, `<state_root>/bundle` the spec that it reads, `<state_root>/console` a socket for the
-//! time of a create. [`create`] removes all of them when it fails, [`Created::delete`] at the end. The cgroup is its maker's to remove. No
-//! locks: one supervisor per container.
+//! On disk, `<state_root>/<id>` is libcontainer's own state, `<state_root>/bundle` is the spec that it reads, and
+//! `<state_root>/console` is a socket that exists during a create. [`create`] removes all of them when it fails, and
+//! [`Created::delete`] removes them at the end. The creator of the cgroup removes the cgroup. There are no locks,
+//! because each container has only one supervisor.
 
 mod capture;
+mod devices;
+mod drain;
+mod early;
+mod error;
+#[cfg(test)]
+mod error_tests;
 mod exec;
 mod executor;
+mod pipes;
+mod request;
 
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use error::OOM_SCORE;
+pub use error::RuntimeError;
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::wait::waitpid;
+use pipes::{pipe, read_failure};
+pub use request::{CreateRequest, Stdio};
 use serde_json::Value;
 
-pub use capture::capture_errors;
-use capture::{Words, capture};
-pub use exec::{ExecChild, ExecRequest, exec};
-use executor::{Executor, Failure};
+use capture::{CapturedErrors, capture};
+pub(crate) use devices::{DeviceCheck, DeviceFault, NodeCheck};
+pub(crate) use drain::{EXEC_DRAIN, exec_drain_main, spawn_drain};
+pub use exec::{EXEC_HELPER, ExecChild, ExecRequest, exec, exec_helper_main};
+use executor::Executor;
 
-use crate::report::{EXIT_CANNOT_EXECUTE, EXIT_NOT_FOUND, Explain};
-use crate::spec::seccomp::Filter;
 use crate::sys::{process, pty};
 
-/// The container's own pid 1 (src/init), as a file's bytes.
+/// The bytes of gpurun's own init (src/init), which runs as pid 1.
 pub const INIT_PAYLOAD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init"));
 
-/// What was being done where it may fail for want of a capability.
-const OOM_SCORE: &str = "set the container's OOM score";
-
-/// Where a container's standard streams go.
-#[derive(Debug)]
-pub enum Stdio {
-    /// A pty of the container's own; the size is rows and columns.
-    Pty {
-        size: Option<(u16, u16)>,
-    },
-    Fds {
-        stdin: OwnedFd,
-        stdout: OwnedFd,
-        stderr: OwnedFd,
-    },
-}
-
-#[derive(Debug)]
-pub struct CreateRequest<'a> {
-    pub id: &'a str,
-    /// The directory with `config.json`: what hooks read. libcontainer gets a copy of it with a few fields changed (see above).
-    pub bundle: &'a Path,
-    /// A directory for libcontainer's own state.
-    pub state_root: &'a Path,
-    pub stdio: Stdio,
-    pub seccomp: Option<&'a Filter>,
-    pub no_new_privileges: bool,
-    /// Effective and permitted capabilities of the process, a bit for each.
-    pub held_capabilities: u64,
-    pub oom_score_adj: Option<i32>,
-    /// The program that must exist and be executable: the one behind our own init, where that is pid 1.
-    pub check: &'a str,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum RuntimeError {
-    #[error("a container cannot be made by a process with {0} threads")]
-    Threads(usize),
-    #[error("cannot {action} `{}`", path.display())]
-    Io { action: &'static str, path: PathBuf, source: std::io::Error },
-    #[error("cannot {0}")]
-    Sys(&'static str, #[source] std::io::Error),
-    #[error("the OCI spec `{}` cannot be understood", path.display())]
-    Spec { path: PathBuf, source: serde_json::Error },
-    #[error("cannot create the container: {said}")]
-    Create { said: String, source: Box<libcontainer::error::LibcontainerError> },
-    #[error("cannot start the container: {said}")]
-    Start { said: String, source: Box<libcontainer::error::LibcontainerError> },
-    #[error("cannot delete the container `{id}`: {said}")]
-    Delete { id: String, said: String, source: Box<libcontainer::error::LibcontainerError> },
-    #[error("cannot execute `{program}`: {why}")]
-    Execute { program: String, why: String, not_found: bool },
-    #[error("cannot enter the working directory `{}` of the container", path.display())]
-    Directory { path: PathBuf, source: std::io::Error },
-    #[error("cannot enter the container: {step}")]
-    Enter { step: String, source: std::io::Error },
-}
-
-impl Explain for RuntimeError {
-    fn hint(&self) -> Option<String> {
-        match self {
-            Self::Execute { not_found: true, .. } => {
-                Some("is it in the image, and in its PATH? `gpurun run … IMAGE ls /bin` shows what there is".into())
-            }
-            Self::Sys(OOM_SCORE, source) if source.raw_os_error() == Some(libc::EACCES) => {
-                Some("a score below gpurun's own takes CAP_SYS_RESOURCE; ask for a higher one".into())
-            }
-            // fork(2): the kernel's word for a full pids.max.
-            Self::Enter { source, .. } if source.raw_os_error() == Some(libc::EAGAIN) => Some(
-                "the container may have as many processes as its `--pids-limit` allows: `gpurun stats` shows both"
-                    .into(),
-            ),
-            Self::Directory { .. } => {
-                Some("make it in the image, or in what is mounted there; or name another with `-w DIR`".into())
-            }
-            _ => None,
-        }
-    }
-
-    fn exit_code(&self) -> u8 {
-        match self {
-            Self::Execute { not_found: true, .. } => EXIT_NOT_FOUND,
-            Self::Execute { .. } => EXIT_CANNOT_EXECUTE,
-            _ => crate::report::EXIT_GPURUN,
-        }
-    }
-}
-
-/// A container whose pid 1 waits to be executed, or has been.
+/// A container whose pid 1 waits to execute its program, or has executed it.
 #[derive(Debug)]
 pub struct Created {
     pub pid: i32,
     pub pidfd: OwnedFd,
-    /// Clock ticks since boot.
+    /// In clock ticks since boot.
     pub start_time: u64,
     /// The master of its terminal.
     pub pty: Option<OwnedFd>,
     container: Box<ContainerHandle>,
     failures: File,
-    words: Words,
+    captured: CapturedErrors,
     program: String,
     state_root: PathBuf,
     has_poststop: bool,
@@ -164,9 +91,9 @@ impl std::fmt::Debug for ContainerHandle {
     }
 }
 
-/// Everything that a container needs before its cgroup is there.
+/// Everything that a container needs before its cgroup exists.
 #[derive(Debug)]
-pub struct Prepared<'a> {
+pub(crate) struct Prepared<'a> {
     request: CreateRequest<'a>,
     inner: Inner,
     failures: File,
@@ -174,14 +101,14 @@ pub struct Prepared<'a> {
     console: Option<Console>,
 }
 
-/// Creates the container; its process waits for [`Created::start`].
+/// Creates the container. Its process waits for [`Created::start`].
 pub fn create(request: CreateRequest<'_>) -> Result<Created, RuntimeError> {
     prepare(request)?.create()
 }
 
-/// The first half of [`create`], which makes nothing but files: a launch does it while it waits for the kernel to be ready for moves between
-/// cgroups ([`crate::cgroup::Host::prime_moves`]).
-pub fn prepare(request: CreateRequest<'_>) -> Result<Prepared<'_>, RuntimeError> {
+/// The first half of [`create`], which creates only files. A launch runs it while it waits for the kernel to be ready
+/// for moves between cgroups ([`crate::cgroup::Host::prime_moves`]).
+pub(crate) fn prepare(request: CreateRequest<'_>) -> Result<Prepared<'_>, RuntimeError> {
     let threads = process::thread_count();
     if threads != 1 {
         return Err(RuntimeError::Threads(threads));
@@ -197,25 +124,25 @@ pub fn prepare(request: CreateRequest<'_>) -> Result<Prepared<'_>, RuntimeError>
 }
 
 impl Prepared<'_> {
-    /// The second half: processes.
-    pub fn create(self) -> Result<Created, RuntimeError> {
+    /// The second half of [`create`], which creates processes.
+    pub(crate) fn create(self) -> Result<Created, RuntimeError> {
         let Self { request, inner, failures, executor, console } = self;
         let before = process::children();
-        // Mount points that libcontainer makes in the image's root must be open to the container's user.
+        // The mount points that libcontainer creates in the image's root must be accessible to the container's user.
         let umask = process::usual_umask();
-        let (built, mut words) = capture(|| build(&request, &inner.dir, executor, console.as_ref()));
+        let (built, mut captured) = capture(|| build(&request, &inner.dir, executor, console.as_ref()));
         nix::sys::stat::umask(umask);
         let container = match built {
             Ok(container) => container,
             Err(source) => {
                 end_strays(&before);
                 clear(request.state_root, request.id);
-                return Err(create_error(failures, source, &words.take(), request.check, &inner.cwd));
+                return Err(create_error(failures, source, &captured.take(), request.program, &inner.cwd));
             }
         };
         let pid = container.pid().map_or(0, |pid| pid.as_raw());
-        finish(&request, container, inner.has_poststop, console, failures, words).inspect_err(|_| {
-            // Its pid 1 waits for a start that will not come.
+        finish(&request, container, inner.has_poststop, console, failures, captured).inspect_err(|_| {
+            // Its pid 1 waits for a start that will not happen.
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
             end_strays(&before);
             clear(request.state_root, request.id);
@@ -223,10 +150,10 @@ impl Prepared<'_> {
     }
 }
 
-/// Removes what libcontainer and this room have written. Nothing of it is worth an error: it lies under /run.
+/// Removes the files of libcontainer and of this module. Errors are ignored, because the files are below /run.
 fn clear(state_root: &Path, id: &str) {
     for name in [id, "bundle"] {
-        let _ = std::fs::remove_dir_all(state_root.join(name));
+        let _ = crate::sys::tree::remove(&state_root.join(name));
     }
     let _ = std::fs::remove_file(state_root.join(CONSOLE));
 }
@@ -259,15 +186,15 @@ fn finish(
     has_poststop: bool,
     console: Option<Console>,
     failures: File,
-    words: Words,
+    captured: CapturedErrors,
 ) -> Result<Created, RuntimeError> {
     let sys = |what: &'static str| move |error: std::io::Error| RuntimeError::Sys(what, error);
     let pid = container.pid().map_or(0, |pid| pid.as_raw());
     let pidfd = process::open_pidfd(pid).map_err(sys("open the container's process"))?;
     let no_start = || std::io::Error::other("its start time cannot be read");
     let start_time = process::start_time(pid).ok_or_else(no_start).map_err(sys("identify the container's process"))?;
-    if let Some(score) = request.oom_score_adj {
-        // From here, since pid 1 itself may be neither root nor allowed to open its own file by now.
+    if let Some(score) = request.process.oom_score_adj {
+        // This process writes the score, because pid 1 may no longer be root or able to open its own file.
         std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()).map_err(sys(OOM_SCORE))?;
     }
     let pty = console.map(Console::receive).transpose()?;
@@ -281,50 +208,58 @@ fn finish(
         pty,
         container: Box::new(ContainerHandle(container)),
         failures,
-        words,
-        program: request.check.to_owned(),
+        captured,
+        program: request.program.to_owned(),
         state_root: request.state_root.to_path_buf(),
         has_poststop,
     })
 }
 
 impl Created {
-    /// Lets pid 1 execute its program, and waits until it has. Hooks of the stage `poststart` have run then, too.
+    /// Lets pid 1 execute its program, and waits until it has. Hooks of the stage `poststart` have then run, too.
     pub fn start(&mut self) -> Result<(), RuntimeError> {
-        let (started, mut words) = capture(|| self.container.0.start());
+        let (started, mut captured) = capture(|| self.container.0.start());
         if let Err(source) = started {
-            return Err(RuntimeError::Start { said: said(&words.take()), source: Box::new(source) });
+            return Err(RuntimeError::Start { reason: reason(&captured.take()), source: Box::new(source) });
         }
-        // The pipe ends without a word when the program is executed, or when pid 1 is killed: that is for the pidfd to tell.
+        // The pipe ends without data when the program is executed or when pid 1 is killed. The pidfd tells the two
+        // apart.
         match read_failure(&mut self.failures) {
-            Some(failure) => Err(failure.into_error(&self.program, &self.words.take())),
+            Some(failure) => Err(failure.into_error(&self.program, &self.captured.take())),
             None => Ok(()),
         }
     }
 
-    /// Sends a signal to pid 1, and to no other process that may have got its number.
+    /// Sends a signal to pid 1, and never to another process that reuses its pid.
     pub fn signal(&self, number: i32) -> std::io::Result<()> {
         process::signal(&self.pidfd, number)
     }
 
-    /// Kills what still runs, lets `poststop` hooks run, and removes everything on disk. The cgroup is left to whoever made it.
+    /// Kills the remaining processes, runs `poststop` hooks, and removes all files. The creator of the cgroup removes
+    /// the cgroup.
     pub fn delete(mut self) -> Result<(), RuntimeError> {
-        // libcontainer refuses, or not, by a race, what was killed a moment ago: wait for the end first.
+        // libcontainer may refuse to delete a container that was killed a moment ago (a race), so wait for its end
+        // first.
         let _ = self.signal(libc::SIGKILL);
         process::wait_pidfd(&self.pidfd, END);
         let id = self.container.0.id().to_owned();
         if !self.has_poststop {
-            // All that is left of libcontainer is a directory. Its own way to remove that takes 1.6 ms for a dozen readings of the mount table.
+            // Only libcontainer's directory is left. Its own removal takes 1.6 ms, because it reads the mount table a
+            // dozen times.
             clear(&self.state_root, &id);
             return Ok(());
         }
-        let (deleted, mut words) = capture(|| self.container.0.delete(true));
+        let (deleted, mut captured) = capture(|| self.container.0.delete(true));
         clear(&self.state_root, &id);
-        deleted.map_err(|source| RuntimeError::Delete { id, said: said(&words.take()), source: Box::new(source) })
+        deleted.map_err(|source| RuntimeError::Delete {
+            id,
+            reason: reason(&captured.take()),
+            source: Box::new(source),
+        })
     }
 }
 
-/// How long a killed process may take to end: one in uninterruptible sleep needs the device that it waits for.
+/// How long a killed process may take to end. One in uninterruptible sleep has to wait for its device.
 const END: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The spec that libcontainer reads.
@@ -335,9 +270,11 @@ struct Inner {
     args: Vec<String>,
     cwd: PathBuf,
     has_poststop: bool,
+    /// Held until the container has its copies of these mounts.
+    _early: early::Made,
 }
 
-/// The changes that libcontainer's bugs need, in a copy of the spec that it alone reads.
+/// Writes a copy of the spec for libcontainer, with the changes that work around its bugs.
 fn write_inner_spec(request: &CreateRequest<'_>) -> Result<Inner, RuntimeError> {
     let path = request.bundle.join("config.json");
     let io = |action: &'static str, path: &Path| {
@@ -355,17 +292,17 @@ fn write_inner_spec(request: &CreateRequest<'_>) -> Result<Inner, RuntimeError> 
         .collect();
     let cwd = spec["process"]["cwd"].as_str().unwrap_or("/").into();
     let has_poststop = spec["hooks"]["poststop"].as_array().is_some_and(|hooks| !hooks.is_empty());
-    // libcontainer would only warn about it; the filter is loaded by our executor.
+    // libcontainer would only warn about the filter. gpurun's executor loads it.
     if let Some(linux) = spec["linux"].as_object_mut() {
         linux.remove("seccomp");
         linux.remove("resources");
     }
     if let Some(process) = spec["process"].as_object_mut() {
         process.remove("oomScoreAdj");
-        if !request.no_new_privileges {
+        if !request.process.no_new_privileges {
             process.remove("noNewPrivileges");
-            if request.seccomp.is_some() {
-                // Loading a filter needs it. The bounding set stays as asked, so that a hook that looks there is not misled.
+            if request.process.seccomp.is_some() {
+                // Loading a filter needs CAP_SYS_ADMIN. The bounding set stays as requested, because hooks may read it.
                 for set in ["effective", "permitted"] {
                     let held = process["capabilities"][set].as_array_mut();
                     if let Some(held) = held.filter(|held| !held.iter().any(|name| name == "CAP_SYS_ADMIN")) {
@@ -376,64 +313,57 @@ fn write_inner_spec(request: &CreateRequest<'_>) -> Result<Inner, RuntimeError> 
         }
     }
     let dir = request.state_root.join("bundle");
-    std::fs::create_dir_all(&dir).map_err(io("make the directory", &dir))?;
+    std::fs::create_dir_all(&dir).map_err(io("create the directory", &dir))?;
+    let early = early::make(&mut spec, &request.state_root.join("cgroups"));
     let copy = dir.join("config.json");
     std::fs::write(&copy, spec.to_string()).map_err(io("write", &copy))?;
-    Ok(Inner { dir, args, cwd, has_poststop })
+    Ok(Inner { dir, args, cwd, has_poststop, _early: early })
 }
 
-fn pipe() -> Result<(File, OwnedFd), RuntimeError> {
-    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
-        .map_err(|errno| RuntimeError::Sys("make a pipe", errno.into()))?;
-    Ok((read.into(), write))
-}
-
-/// What the child wrote before it gave up; `None`: it has executed its program.
-fn read_failure(pipe: &mut File) -> Option<Failure> {
-    let mut bytes = Vec::new();
-    pipe.take(4096).read_to_end(&mut bytes).ok()?;
-    serde_json::from_slice(&bytes).ok()
-}
-
-/// The executor's own word is the best; else what libcontainer logged; else its error.
+/// Prefers the executor's own message, then libcontainer's log, then its error.
 fn create_error(
     mut failures: File,
     source: Box<libcontainer::error::LibcontainerError>,
-    words: &[String],
+    captured: &[String],
     program: &str,
     cwd: &Path,
 ) -> RuntimeError {
     if let Some(failure) = read_failure(&mut failures) {
-        return failure.into_error(program, words);
+        return failure.into_error(program, captured);
     }
-    if let Some(errno) = words.iter().find_map(|word| no_directory(word)) {
+    if let Some(errno) = captured.iter().find_map(|text| no_directory(text)) {
         return RuntimeError::Directory { path: cwd.to_path_buf(), source: errno.into() };
     }
-    RuntimeError::Create { said: said(words), source }
+    RuntimeError::Create { reason: reason(captured), source }
 }
 
-/// The error of libcontainer's chdir, which it tells by its name: `failed to chdir (e: ENOENT)`.
-fn no_directory(word: &str) -> Option<nix::Error> {
-    let name = word.strip_prefix("failed to chdir")?;
+/// Recognizes the error of libcontainer's chdir, which contains its name: `failed to chdir (e: ENOENT)`.
+fn no_directory(text: &str) -> Option<nix::Error> {
+    let name = text.strip_prefix("failed to chdir")?;
     let known =
         [nix::Error::ENOENT, nix::Error::ENOTDIR, nix::Error::EACCES, nix::Error::ELOOP, nix::Error::ENAMETOOLONG];
     Some(known.into_iter().find(|errno| name.contains(&format!("{errno:?}"))).unwrap_or(nix::Error::EIO))
 }
 
-/// The first word is the closest to the cause. These frames only say it again, from the processes further out; alone they are kept.
-fn said(words: &[String]) -> String {
+/// Joins libcontainer's messages; the first one is the closest to the cause. The `frames` only repeat the failure from
+/// the outer processes, so they are dropped unless there is nothing else.
+fn reason(captured: &[String]) -> String {
     let frames =
         ["failed to initialize container process", "failed to run container process", "failed to wait for init ready"];
-    let telling: Vec<&str> =
-        words.iter().map(String::as_str).filter(|line| !frames.iter().any(|frame| line.starts_with(frame))).collect();
-    match (telling.is_empty(), words.first()) {
-        (false, _) => telling.join("; "),
+    let relevant: Vec<&str> = captured
+        .iter()
+        .map(String::as_str)
+        .filter(|line| !frames.iter().any(|frame| line.starts_with(frame)))
+        .collect();
+    match (relevant.is_empty(), captured.first()) {
+        (false, _) => relevant.join("; "),
         (true, Some(frame)) => frame.clone(),
-        (true, None) => "the runtime gave up".to_owned(),
+        (true, None) => "the runtime failed without a message".to_owned(),
     }
 }
 
-/// After a failure the processes that libcontainer made are our children, dead, dying, or waiting for ever: those and no others.
+/// Kills and reaps the processes that libcontainer left after a failure. They are children of this process that did not
+/// exist `before`, and may be dead, dying, or waiting forever.
 fn end_strays(before: &[i32]) {
     for pid in process::children().into_iter().filter(|pid| !before.contains(pid)).map(nix::unistd::Pid::from_raw) {
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
@@ -443,7 +373,7 @@ fn end_strays(before: &[i32]) {
 
 const CONSOLE: &str = "console";
 
-/// The socket on which libcontainer hands over the pty's master.
+/// The socket on which libcontainer passes the pty's master.
 #[derive(Debug)]
 struct Console {
     path: PathBuf,
@@ -455,7 +385,8 @@ impl Console {
         let path = &state_root.join(CONSOLE);
         let make = || -> std::io::Result<std::os::unix::net::UnixListener> {
             let _ = std::fs::remove_file(path);
-            // By way of the directory's descriptor: a socket's address holds 107 bytes, and a state directory's path may be longer.
+            // Bind through the directory's descriptor: a socket address holds 107 bytes, and the state directory's path
+            // may be longer.
             let dir = File::open(state_root)?;
             let short = format!("/proc/self/fd/{}/{CONSOLE}", std::os::fd::AsRawFd::as_raw_fd(&dir));
             let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
