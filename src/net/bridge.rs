@@ -1,189 +1,294 @@
-//! Joining the bridge and leaving it.
+//! The bridges and what all containers share: creating them, checking them, and repairing them.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use super::lease::{self, Lease};
 use super::link::Netlink;
 use super::nfnetlink::Netfilter;
-use super::{BRIDGE, NetError, Published, Request, conntrack, firewalls, nft};
-use crate::durable::{self, FileLock, Owner};
+use super::types::BRIDGE;
+use super::{Bridge, Endpoint, NetError, firewalls, nft};
+use crate::durable::{self, FileLock};
+use crate::network::Networks;
+use crate::request::{Attachment, Subnet};
 use crate::sys::netns;
 
-/// What a container has on the bridge.
-pub(super) struct Joined {
-    pub ip: Ipv4Addr,
-    pub gateway: Ipv4Addr,
-    pub notes: Vec<String>,
-}
-
-/// Gives the namespace a leg of the bridge and publishes its ports.
-pub(super) fn join(request: &Request<'_>, namespace: &OwnedFd, ports: &[Published]) -> Result<Joined, NetError> {
-    let Request { id, state_dir, .. } = *request;
-    let _lock = lock(state_dir)?;
+/// Restores parts of the network that were removed while containers run: the bridges, their ports, the packet filter's
+/// table and elements, and forwarding. Returns one notice for each repair. If nothing is wrong, nothing is written.
+pub(super) fn repair(state_dir: &Path) -> Result<Vec<String>, NetError> {
+    if live(state_dir)?.is_empty() {
+        return Ok(Vec::new());
+    }
     let (netlink, netfilter) = (Netlink::open()?, open_netfilter()?);
-    // A start after a killed supervisor's, before anybody reconciled.
-    if let Some(old) = lease::read(state_dir, id)? {
-        clear(&netfilter, &old)?;
-    }
-    let mut leases = Vec::new();
-    for other in lease::all(state_dir)? {
-        leases.extend(lease::read(state_dir, &other)?.filter(|_| other != id).map(|lease| (other, lease)));
-    }
-    let (network, notes) = prepare(state_dir, &netlink, &netfilter, &leases)?;
-    let taken: BTreeSet<Ipv4Addr> = leases.iter().map(|(_, lease)| lease.ip).collect();
-    let gateway = Ipv4Addr::from(u32::from(network) + 1);
-    let ip = lease::free_address(network, last_address(state_dir), &taken).ok_or(NetError::NoAddress)?;
-    let veth = format!("gp{}", &id[..10.min(id.len())]);
-    // Intent first: from here on reconcile knows what to look for.
-    let lease =
-        Lease { owner: Owner::me(), name: request.name.to_owned(), ip, veth: veth.clone(), ports: ports.to_vec() };
-    lease::write(state_dir, id, &lease)?;
-    remember_address(state_dir, ip)?;
-    // The device of a namespace that the kernel has not got round to removing.
-    netlink.remove(&veth)?;
-    let [_, b, c, d] = ip.octets();
-    netlink.veth(&veth, netns::index(BRIDGE), namespace, [0x02, 0x67, 0x00, b, c, d])?;
-    netlink.hairpin(&veth)?;
-    netns::inside(namespace, || -> Result<(), NetError> {
-        let inner = Netlink::open()?;
-        let index = netns::index("eth0");
-        no_ipv6("eth0")?;
-        inner.address(index, ip, 24)?;
-        inner.up(index)?;
-        inner.default_route(gateway)
-    })
-    .map_err(NetError::Namespace)??;
-    nft::publish(&netfilter, id, ip, ports)?;
-    conntrack::forget(&netfilter, ports, |end| u32::from(end) & 0xffff_ff00 == u32::from(network));
-    netfilter.keep();
-    Ok(Joined { ip, gateway, notes })
-}
-
-/// Takes back a container's elements, device and lease, if the lease says so; what is not there is no error.
-pub(super) fn leave(state_dir: &Path, id: &str, wanted: impl Fn(&Lease) -> bool) -> Result<(), NetError> {
-    if !lease::exists(state_dir, id)? {
-        return Ok(());
+    if faults(&netlink, &netfilter, state_dir, &live(state_dir)?)?.is_empty() {
+        netfilter.keep();
+        return Ok(Vec::new());
     }
     let _lock = lock(state_dir)?;
-    // Read under the lock: the container may have been started anew just now, with a lease of its own.
-    match lease::read(state_dir, id)? {
-        Some(lease) if !wanted(&lease) => return Ok(()),
-        Some(lease) => {
-            let netfilter = open_netfilter()?;
-            clear(&netfilter, &lease)?;
-            netfilter.keep();
-            // The owner's namespace goes with its descriptors, and the device with it, without anybody waiting for it; asking for it takes 30 ms.
-            if lease.owner != Owner::me() {
-                Netlink::open()?.remove(&lease.veth)?;
+    // Check again under the lock: a start or another command may have repaired the network in the meantime.
+    let leases = live(state_dir)?;
+    let mut notices = faults(&netlink, &netfilter, state_dir, &leases)?;
+    if !leases.is_empty() && !notices.is_empty() {
+        notices.extend(prepare(&[], &netlink, &netfilter, &leases)?);
+        for endpoint in endpoints(&leases) {
+            reattach(&netlink, endpoint)?;
+        }
+    }
+    netfilter.keep();
+    Ok(notices)
+}
+
+fn endpoints(leases: &[(String, Lease)]) -> impl Iterator<Item = &Endpoint> {
+    leases.iter().flat_map(|(_, lease)| &lease.endpoints)
+}
+
+/// The bridges to which containers are connected.
+fn in_use(leases: &[(String, Lease)]) -> Vec<Bridge> {
+    let mut bridges: Vec<Bridge> = Vec::new();
+    for Endpoint { bridge, .. } in endpoints(leases) {
+        if bridges.iter().all(|known| known.device != bridge.device) {
+            bridges.push(bridge.clone());
+        }
+    }
+    bridges
+}
+
+fn routes() -> String {
+    fs::read_to_string("/proc/self/net/route").unwrap_or_default()
+}
+
+/// The network of a bridge device that is up.
+fn network_of(routes: &str, device: &str) -> Option<Subnet> {
+    let (address, prefix) = lease::parse_routes(routes, device, true).into_iter().next()?;
+    Some(Subnet { address, prefix })
+}
+
+/// The faults in the network of running containers, as notices.
+fn faults(
+    netlink: &Netlink,
+    netfilter: &Netfilter,
+    state_dir: &Path,
+    leases: &[(String, Lease)],
+) -> Result<Vec<String>, NetError> {
+    let failed = |source| NetError::Filter { action: "read the table `inet gpurun`", source };
+    let (routes, bridges) = (routes(), in_use(leases));
+    let mut faults: Vec<String> = bridges
+        .iter()
+        .filter(|bridge| network_of(&routes, &bridge.device) != Some(bridge.subnet))
+        .map(|Bridge { device, .. }| {
+            format!("the bridge `{device}` was removed or changed while containers ran: it was set up again")
+        })
+        .collect();
+    if !faults.is_empty() {
+        return Ok(faults);
+    }
+    if nft::lack(netfilter, &bridges).map_err(failed)? != nft::Lack::Nothing {
+        faults.push("the table `inet gpurun` was removed or changed while containers ran: it was written again".into());
+    } else if !nft::missing(netfilter, leases).map_err(failed)?.is_empty() {
+        faults.push("published ports were missing from the table `inet gpurun`: they were added again".into());
+    }
+    for (_, lease) in leases {
+        for Endpoint { bridge, veth, veth_index, .. } in &lease.endpoints {
+            let (index, bridge_index) = (netns::index(veth), netns::index(&bridge.device));
+            if index != 0 && is_own(veth, *veth_index, index) && netlink.bridge_of(index)? != Some(bridge_index) {
+                faults.push(format!(
+                    "`{}` was no longer connected to the bridge `{}`: it was connected again",
+                    lease.name, bridge.device
+                ));
             }
         }
-        None => {}
     }
-    lease::remove(state_dir, id)
+    if !forwards() {
+        faults.push("IPv4 forwarding (`net.ipv4.ip_forward`) was turned off: it was turned on again".into());
+    }
+    if !faults.is_empty() {
+        tracing::debug!("network below `{}`: {faults:?}", state_dir.display());
+    }
+    Ok(faults)
 }
 
-fn clear(netfilter: &Netfilter, lease: &Lease) -> Result<(), NetError> {
-    nft::withdraw(netfilter, &lease.ports)
-        .map_err(|source| NetError::Filter { action: "take published ports out of the table `inet gpurun`", source })?;
-    conntrack::forget(netfilter, &lease.ports, |end| end == lease.ip);
-    Ok(())
+fn reattach(netlink: &Netlink, endpoint: &Endpoint) -> Result<(), NetError> {
+    let Endpoint { bridge, veth, veth_index, .. } = endpoint;
+    let (index, bridge) = (netns::index(veth), netns::index(&bridge.device));
+    if index == 0 || !is_own(veth, *veth_index, index) || netlink.bridge_of(index)? == Some(bridge) {
+        return Ok(());
+    }
+    netlink.attach(index, bridge)?;
+    netlink.hairpin(veth)?;
+    netlink.up(index)
 }
 
-/// The address given out last. The next one is sought from there on: an address rests before it is used again, for devices and neighbours'
-/// tables outlive a container for a moment.
-fn last_address(state_dir: &Path) -> Option<Ipv4Addr> {
-    fs::read_to_string(state_dir.join("last")).ok()?.trim().parse().ok()
+/// Whether the device at `index` is the lease's. A lease of gpurun 0.1 has no index; its device's name contains the
+/// container's ID.
+pub(super) fn is_own(veth: &str, recorded: Option<u32>, index: u32) -> bool {
+    recorded.map_or(!veth.starts_with(BRIDGE), |own| own == index)
 }
 
-fn remember_address(state_dir: &Path, ip: Ipv4Addr) -> Result<(), NetError> {
-    let path = state_dir.join("last");
-    durable::write_atomic_volatile(&path, format!("{ip}\n").as_bytes()).map_err(|source| NetError::Io {
-        action: "write",
-        path,
-        source,
-    })
+/// The leases of running containers.
+pub(super) fn live(state_dir: &Path) -> Result<Vec<(String, Lease)>, NetError> {
+    let mut leases = lease::read_all(state_dir)?;
+    // A command in another network namespace must not set up the bridge, the table and forwarding there.
+    let here = |lease: &Lease| lease.host_netns.is_none() || lease.host_netns == netns::current();
+    leases.retain(|(_, lease)| lease.owner.lives() && here(lease));
+    Ok(leases)
 }
 
-fn open_netfilter() -> Result<Netfilter, NetError> {
+fn forwards() -> bool {
+    fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|value| value.trim() == "1")
+}
+
+/// Creates the shared parts of the network before the first container needs them.
+pub(super) fn make_ready(
+    state_dir: &Path,
+    networks: &Networks,
+    configured: Option<Ipv4Addr>,
+) -> Result<Vec<String>, NetError> {
+    let _lock = lock(state_dir)?;
+    let (netlink, netfilter) = (Netlink::open()?, open_netfilter()?);
+    let leases = live(state_dir)?;
+    let (bridge, note) = default_bridge(state_dir, networks, configured, &leases)?;
+    let mut notes = prepare(&[bridge], &netlink, &netfilter, &leases)?;
+    notes.extend(note);
+    netfilter.keep();
+    Ok(notes)
+}
+
+pub(super) fn open_netfilter() -> Result<Netfilter, NetError> {
     Netfilter::open().map_err(|source| NetError::Filter { action: "open a socket to the packet filter", source })
 }
 
-fn lock(state_dir: &Path) -> Result<FileLock, NetError> {
+pub(super) fn lock(state_dir: &Path) -> Result<FileLock, NetError> {
     let failed = |action| {
         let path = state_dir.to_path_buf();
         move |source| NetError::Io { action, path, source }
     };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(failed("make the directory"))?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(failed("create the directory"))?;
     FileLock::exclusive(&state_dir.join(".lock")).map_err(failed("lock"))
 }
 
-/// The bridge, its table, the host's forwarding and its firewalls: each looked at every time, and set only where it is not as it must be. The
-/// network's address, and what the person should know.
-fn prepare(
+/// The bridge of a network to which a container connects, and a notice about it. The caller holds the lock.
+pub(super) fn of_attachment(
+    attachment: &Attachment,
     state_dir: &Path,
+    networks: &Networks,
+    configured: Option<Ipv4Addr>,
+    leases: &[(String, Lease)],
+) -> Result<(Bridge, Option<String>), NetError> {
+    if attachment.is_default() {
+        return default_bridge(state_dir, networks, configured, leases);
+    }
+    let bridge = Bridge::from(networks.find(&attachment.network)?);
+    let Bridge { network, device, subnet, .. } = &bridge;
+    if lease::overlaps(*subnet, &lease::parse_routes(&routes(), device, false)) {
+        return Err(NetError::RouteOverlaps { network: network.clone(), subnet: *subnet });
+    }
+    Ok((bridge, None))
+}
+
+/// Checks the bridges and those in use, their table, the host's forwarding and its firewalls every time, and changes
+/// only those that are wrong. Returns notices for the user.
+pub(super) fn prepare(
+    bridges: &[Bridge],
     netlink: &Netlink,
     netfilter: &Netfilter,
     leases: &[(String, Lease)],
-) -> Result<(Ipv4Addr, Vec<String>), NetError> {
-    let network = choose_network(state_dir, leases)?;
-    let gateway = Ipv4Addr::from(u32::from(network) + 1);
-    netlink.bridge(BRIDGE, gateway)?;
-    // Before it comes up, or it would listen to router advertisements for a moment.
-    no_ipv6(BRIDGE)?;
-    let index = netns::index(BRIDGE);
-    netlink.address(index, gateway, 24)?;
-    netlink.up(index)?;
-    sysctl(&format!("net/ipv4/conf/{BRIDGE}/route_localnet"), "1")?;
-    nft::ensure(netfilter, network, leases)?;
+) -> Result<Vec<String>, NetError> {
+    // Leases of dead containers are excluded, because other containers may have published their ports since.
+    let live: Vec<_> = leases.iter().filter(|(_, lease)| lease.owner.lives()).cloned().collect();
+    let mut all = bridges.to_vec();
+    let others = in_use(&live).into_iter().chain(standing_default());
+    for bridge in others {
+        if all.iter().all(|known| known.device != bridge.device) {
+            all.push(bridge);
+        }
+    }
+    all.iter().try_for_each(|bridge| make(netlink, bridge))?;
+    nft::ensure(netfilter, &all, &live)?;
     let mut notes = firewalls::pass(netfilter);
-    // Last: not a moment of forwarding without the table.
+    // Forwarding comes last, so that it is never on without the table.
     if sysctl("net/ipv4/ip_forward", "1")? {
         notes.push("this host now forwards packets between its networks (`net.ipv4.ip_forward` was 0)".into());
     }
-    for note in &notes {
-        tracing::warn!("{note}");
-    }
-    Ok((network, notes))
+    Ok(notes)
 }
 
-/// The bridge's network: as it was chosen, as the bridge has it, or a free one.
-fn choose_network(state_dir: &Path, leases: &[(String, Lease)]) -> Result<Ipv4Addr, NetError> {
+/// The default bridge if it is there. Containers of other run directories may be connected to it.
+fn standing_default() -> Option<Bridge> {
+    network_of(&routes(), BRIDGE).filter(|network| network.prefix == 24).map(|net| Bridge::default_with(net.address))
+}
+
+/// Creates the device of a bridge if it is missing, and sets what it lacks.
+pub(super) fn make(netlink: &Netlink, bridge: &Bridge) -> Result<(), NetError> {
+    let Bridge { device, gateway, subnet, internal, .. } = bridge;
+    netlink.bridge(device, *gateway)?;
+    // This must precede bringing the bridge up, or it would briefly accept router advertisements.
+    no_ipv6(device)?;
+    let index = netns::index(device);
+    netlink.address(index, *gateway, subnet.prefix)?;
+    netlink.up(index)?;
+    if !internal {
+        sysctl(&format!("net/ipv4/conf/{device}/route_localnet"), "1")?;
+    }
+    Ok(())
+}
+
+/// The default bridge, and a notice if it does not have the configured network. Its network is the existing bridge's,
+/// the one chosen for running containers, the configured one, or a free one.
+fn default_bridge(
+    state_dir: &Path,
+    networks: &Networks,
+    configured: Option<Ipv4Addr>,
+    leases: &[(String, Lease)],
+) -> Result<(Bridge, Option<String>), NetError> {
     let path = state_dir.join("subnet");
     let stands = netns::index(BRIDGE) != 0;
     let known = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<Ipv4Addr>().ok());
-    // Without bridge and containers nothing ties us to the old choice, which may lie in the way of a route by now.
-    if let Some(network) = known.filter(|_| stands || !leases.is_empty()) {
-        return Ok(network);
-    }
-    let routes = fs::read_to_string("/proc/self/net/route").unwrap_or_default();
-    let own = lease::parse_routes(&routes, true).into_iter().find(|(_, length)| *length == 24);
-    let network = match own {
-        Some((network, _)) => network,
-        None => lease::free_subnet(&lease::parse_routes(&routes, false)).ok_or(NetError::NoSubnet)?,
+    let routes = routes();
+    let own = standing_default().map(|bridge| bridge.subnet.address);
+    let is_used = || leases.iter().any(|(_, lease)| lease.endpoints.iter().any(|one| one.bridge.device == BRIDGE));
+    // Without a bridge and containers, the old choice is not binding, and it may overlap a route by now.
+    let network = match (own, known.filter(|_| stands || is_used())) {
+        (Some(network), _) | (None, Some(network)) => network,
+        (None, None) => {
+            let mut taken = lease::parse_routes(&routes, BRIDGE, false);
+            taken.extend(networks.list()?.iter().map(|network| (network.subnet.address, network.subnet.prefix)));
+            match configured {
+                Some(network) if lease::overlaps(Subnet::of_24(network), &taken) => {
+                    return Err(NetError::SubnetInUse(network));
+                }
+                Some(network) => network,
+                None => lease::free_subnet(None, &taken).ok_or(NetError::NoSubnet)?.address,
+            }
+        }
     };
-    durable::write_atomic_volatile(&path, format!("{network}\n").as_bytes()).map_err(|source| NetError::Io {
-        action: "write",
-        path,
-        source,
-    })?;
-    Ok(network)
+    if known != Some(network) {
+        durable::write_atomic_volatile(&path, format!("{network}\n").as_bytes()).map_err(|source| NetError::Io {
+            action: "write",
+            path,
+            source,
+        })?;
+    }
+    let note = configured.filter(|configured| *configured != network).map(|configured| {
+        format!(
+            "the bridge `{BRIDGE}` keeps its network {network}/24 instead of the configured {configured}/24: \
+             stop all containers and run `ip link delete {BRIDGE}` to change it"
+        )
+    });
+    Ok((Bridge::default_with(network), note))
 }
 
-fn no_ipv6(device: &str) -> Result<(), NetError> {
+pub(super) fn no_ipv6(device: &str) -> Result<(), NetError> {
     match sysctl(&format!("net/ipv6/conf/{device}/disable_ipv6"), "1") {
-        // A kernel without IPv6.
+        // The kernel has no IPv6.
         Err(NetError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.map(drop),
     }
 }
 
-/// Sets a kernel parameter where it has another value; whether it had.
+/// Sets a kernel parameter if it has another value. Returns whether it did.
 fn sysctl(key: &str, value: &str) -> Result<bool, NetError> {
     let path = Path::new("/proc/sys").join(key);
     if fs::read_to_string(&path).is_ok_and(|now| now.trim() == value) {

@@ -1,23 +1,26 @@
-//! Flows that the kernel remembers, and that would send UDP packets where nobody is any more.
+//! Removes conntrack entries that would send UDP packets to an address that is no longer valid.
 //!
-//! The nat chains are asked for the first packet of a flow only; what they said holds as long as the flow is remembered. A sender which
-//! never pauses (syslog, a sensor) keeps its flow alive for ever: begun before the port was published it would never reach the
-//! container, begun with the port's last owner it would follow that one's address. So both ends of a publication forget them. TCP needs no
-//! such thing: its next connection is a new flow.
+//! The kernel consults the nat chains only for the first packet of a flow, and the result applies as long as the flow's
+//! entry exists. A sender that never pauses (syslog, a sensor) keeps its entry alive forever. If the flow began before
+//! the port was published, it would never reach the container. If it began with an earlier owner of the port, it would
+//! still go to that owner's address. So the entries are removed both when a port is published and when it is withdrawn.
+//! TCP does not need this, because its next connection is a new flow.
 
 use std::net::{Ipv4Addr, UdpSocket};
 
+use super::Published;
 use super::nfnetlink::{Attributes, Message, Netfilter, SUBSYSTEM_CONNTRACK};
-use super::{Protocol, Published};
+use crate::request::Protocol;
 
 const IPV4: u8 = 2;
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
 const ZONE: u16 = 18;
 
-/// Forgets the UDP flows to these ports that end at one of `ours` or at this host itself.
+/// Removes the entries of UDP flows to these ports that end at one of `ours` or at this host itself.
 ///
-/// Best effort: without conntrack's netlink there is nothing to be done, and the flows end by themselves within three minutes of silence.
+/// This is best effort. Without conntrack's netlink it does nothing, and the entries expire after three minutes of
+/// silence.
 pub(super) fn forget(netfilter: &Netfilter, ports: &[Published], ours: impl Fn(Ipv4Addr) -> bool) {
     for port in ports.iter().filter(|port| port.protocol == Protocol::Udp) {
         let mut stale = Vec::new();
@@ -36,18 +39,19 @@ pub(super) fn forget(netfilter: &Netfilter, ports: &[Published], ours: impl Fn(I
             tracing::debug!("cannot list the flows to port {}: {error}", port.host_port);
         }
         for (original, zone) in stale {
-            // The value of a nested attribute is its attributes: it can go back as it came.
+            // The value of a nested attribute is a list of attributes, and it is sent back unchanged.
             let message = delete().nest(ORIGINAL, |nest| {
                 Attributes::new(&original).iter_raw().fold(nest, |nest, (kind, value)| nest.attribute(kind, value))
             });
             let message = zone.iter().fold(message, |message, zone| message.attribute(ZONE, zone));
-            // It may have ended by itself meanwhile.
+            // The entry may have expired in the meantime.
             let _ = netfilter.request(&message);
         }
     }
 }
 
-/// Asks for flows to a UDP port. Kernels before 5.8 do not know the filter and show all flows: the answer is looked at anyway.
+/// The request for flows to a UDP port. Kernels before 5.8 ignore the filter and return all flows, so the result is
+/// filtered again.
 fn look(port: u16) -> Message {
     const GET: u8 = 1;
     const FILTER: u16 = 25;
@@ -67,7 +71,7 @@ fn delete() -> Message {
     Message::new(SUBSYSTEM_CONNTRACK, DELETE, IPV4)
 }
 
-/// Destination address, protocol, destination port.
+/// Returns the destination address, the protocol, and the destination port.
 fn tuple(tuple: Attributes<'_>) -> Option<(Ipv4Addr, u8, u16)> {
     let protocol = tuple.nested(2)?;
     let port = protocol.bytes(3)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))?;
@@ -78,7 +82,7 @@ fn address(tuple: Attributes<'_>, which: u16) -> Option<Ipv4Addr> {
     tuple.nested(1)?.bytes(which)?.first_chunk::<4>().map(|bytes| Ipv4Addr::from(*bytes))
 }
 
-/// The kernel lets a socket be bound to the host's own addresses only.
+/// Whether an address belongs to this host: the kernel binds sockets only to local addresses.
 fn is_local(address: Ipv4Addr) -> bool {
     UdpSocket::bind((address, 0)).is_ok()
 }

@@ -1,17 +1,20 @@
-//! Other people's firewalls on this host, as far as they would drop our containers' packets.
+//! Other firewalls on this host that would drop the containers' packets.
 //!
-//! A packet must be accepted by every chain on the forward hook, so no rule of ours overrules a `policy drop` of docker's or ufw's table. Where
-//! one of them closes the way, two rules for our bridge go to its head. They open nothing: what may pass the bridge is decided in our
-//! own table. A chain that does not close is left alone; nothing is taken out again, since such rules say nothing once the bridge is gone.
+//! A packet must be accepted by every chain on the forward hook, so no rule of gpurun's can override a `policy drop` in
+//! a table of docker or ufw. If such a chain drops packets, two accept rules for gpurun's bridges are inserted at its
+//! start. They open nothing else, because gpurun's own table decides which packets may pass them. Chains that do
+//! not drop are left unchanged. The rules are never removed, because they have no effect once the bridges are gone.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::process::{Command, Stdio};
 
 use super::nfnetlink::{Attributes, Message, Netfilter, SUBSYSTEM_NFTABLES};
-use super::{BRIDGE, nft};
+use super::nft;
+use super::types::DEVICES;
 
-const COMMENT: &str = "gpurun";
+/// The comment of the rules. That of earlier releases, whose rules are for one bridge only, is `gpurun`.
+const COMMENT: &str = "gpurun bridges";
 const DROP: u32 = 0;
 
 /// A base chain on the forward hook.
@@ -23,7 +26,7 @@ struct Chain {
     drops: bool,
 }
 
-/// Lets our bridge through; answers with what could not be done, in words for the person.
+/// Lets packets of gpurun's bridges pass. Returns a notice for each failure.
 pub(super) fn pass(netfilter: &Netfilter) -> Vec<String> {
     let mut notes = Vec::new();
     let mut text = String::new();
@@ -35,7 +38,7 @@ pub(super) fn pass(netfilter: &Netfilter) -> Vec<String> {
             for direction in ["iifname", "oifname"] {
                 let _ = writeln!(
                     text,
-                    "insert rule {family} {} {} {direction} \"{BRIDGE}\" counter accept comment \"{COMMENT}\"",
+                    "insert rule {family} {} {} {direction} \"{DEVICES}\" counter accept comment \"{COMMENT}\"",
                     chain.table, chain.name
                 );
             }
@@ -46,7 +49,7 @@ pub(super) fn pass(netfilter: &Netfilter) -> Vec<String> {
         && let Err(error) = nft::run(&text)
     {
         notes.push(format!(
-            "the firewall chain {} drops the containers' packets, and cannot be told to let `{BRIDGE}` through: {error}",
+            "cannot allow `{DEVICES}` in the firewall chain {}, which drops the containers' packets: {error}",
             closed.join(", ")
         ));
     }
@@ -54,13 +57,13 @@ pub(super) fn pass(netfilter: &Netfilter) -> Vec<String> {
     notes
 }
 
-/// Base chains of other tables, IPv4's and those of both.
+/// The base chains of other tables, of the families ip and inet.
 fn forward_chains(netfilter: &Netfilter) -> Vec<Chain> {
     const GET_CHAIN: u8 = 4;
     const FORWARD: u32 = 2;
     const IPV4: u8 = 2;
     let mut chains = Vec::new();
-    // Where chains cannot be listed there is none: the table was looked at a moment ago.
+    // An error means that there are no chains, because the table was read successfully just before.
     let _ = netfilter.dump(&Message::new(SUBSYSTEM_NFTABLES, GET_CHAIN, 0), |family, chain| {
         let hook = chain.nested(4).and_then(|hook| hook.number(1));
         if let (Some(FORWARD), Some(table), Some(name)) = (hook, chain.name(1), chain.name(3)) {
@@ -74,25 +77,26 @@ fn forward_chains(netfilter: &Netfilter) -> Vec<Chain> {
     chains
 }
 
-/// Whether the chain's last rule refuses everything (firewalld's, RHEL's), and whether our rule stands in it already.
+/// Returns whether the chain's last rule refuses everything (as in firewalld and RHEL), and whether gpurun's rule is
+/// already in the chain.
 fn rules(netfilter: &Netfilter, chain: &Chain) -> (bool, bool) {
     const GET_RULE: u8 = 7;
     let (mut closes, mut passed) = (false, false);
     let look = Message::new(SUBSYSTEM_NFTABLES, GET_RULE, chain.family).text(1, &chain.table).text(2, &chain.name);
     let _ = netfilter.dump(&look, |_, rule| {
-        // Kernels older than the filter show every chain's rules.
+        // Kernels that do not support the filter return the rules of all chains.
         if rule.name(1) != Some(&chain.table) || rule.name(2) != Some(&chain.name) {
             return;
         }
         closes = rule.nested(4).is_some_and(refuses);
-        // User data: kind 0 (comment), length, text with a zero byte.
+        // User data: kind 0 (comment), the length, and the text with a zero byte.
         let comment = rule.bytes(7).and_then(|data| data.get(2..));
         passed |= comment.is_some_and(|text| text.strip_suffix(&[0]) == Some(COMMENT.as_bytes()));
     });
     (closes, passed)
 }
 
-/// Whether a rule's expressions drop or reject without asking anything first.
+/// Whether a rule's expressions drop or reject unconditionally.
 fn refuses(expressions: Attributes<'_>) -> bool {
     let mut refuses = false;
     for expression in expressions.list() {
@@ -115,7 +119,7 @@ fn refuses(expressions: Attributes<'_>) -> bool {
     refuses
 }
 
-/// The old iptables, whose tables nf_tables does not show. The kernel lists the ones in use.
+/// Handles legacy iptables, whose tables nf_tables does not list. The kernel lists the ones in use.
 fn pass_legacy() -> Option<String> {
     let tables = fs::read_to_string("/proc/self/net/ip_tables_names").unwrap_or_default();
     if !tables.lines().any(|table| table == "filter") {
@@ -132,22 +136,23 @@ fn pass_legacy() -> Option<String> {
         return None;
     }
     for direction in ["-o", "-i"] {
-        let rule = ["FORWARD", direction, BRIDGE, "-m", "comment", "--comment", COMMENT, "-j", "ACCEPT"];
+        // iptables writes the wildcard as `+`.
+        let rule = ["FORWARD", direction, "gpurun+", "-m", "comment", "--comment", COMMENT, "-j", "ACCEPT"];
         let with = |verb: &'static str| -> Vec<&str> { ["-w", verb].into_iter().chain(rule).collect() };
         if iptables(program, &with("-C")).is_none() && iptables(program, &with("-I")).is_none() {
             return Some(format!(
-                "the firewall drops forwarded packets, and `{program}` cannot tell it to let `{BRIDGE}` through"
+                "cannot allow `{DEVICES}` with `{program}` in the firewall, which drops forwarded packets"
             ));
         }
     }
     None
 }
 
-/// What it printed, where it worked.
+/// Runs the program. Returns its output if it succeeds.
 fn iptables(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program)
         .args(arguments)
-        .env("PATH", super::PROGRAMS)
+        .env("PATH", super::nft::PROGRAMS)
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .output();

@@ -1,4 +1,4 @@
-//! A bound socket for each published port, so that nobody else takes it while the container lives; who has a port that is taken.
+//! Holds each published port with a bound socket while the container lives, and finds the owner of a port in use.
 
 use std::fs;
 use std::io;
@@ -12,16 +12,21 @@ use nix::sys::socket::{
 };
 
 use super::lease;
-use super::{NetError, PortSpec, Protocol, Published, Request};
+use super::{NetError, Published, Request};
+use crate::request::{PortSpec, Protocol};
 
-/// Holds every port; none is connected to, none listens.
+/// Binds a socket to every port. The sockets are not connected, and they do not listen.
 pub(super) fn hold(request: &Request<'_>) -> Result<(Vec<Published>, Vec<OwnedFd>), NetError> {
     let (mut ports, mut holders) = (Vec::<Published>::new(), Vec::new());
     for spec in request.ports {
-        let (socket, host_port) = hold_one(spec).map_err(|errno| {
-            let port = format!("{}:{}/{}", spec.host_ip, spec.host_port.unwrap_or(0), spec.protocol);
+        let (socket, host_port) = hold_first(spec).map_err(|errno| {
+            let last = spec.host_last.map(|last| format!("-{last}")).unwrap_or_default();
+            let port = format!("{}:{}{last}/{}", spec.host_ip, spec.host_port.unwrap_or(0), spec.protocol);
             match errno {
-                nix::Error::EADDRINUSE => NetError::PortInUse { port, by: who_has(request, spec, &ports) },
+                nix::Error::EADDRINUSE if spec.host_last.is_some() => {
+                    NetError::PortInUse { port, by: ": none of them is free".into() }
+                }
+                nix::Error::EADDRINUSE => NetError::PortInUse { port, by: describe_holders(request, spec, &ports) },
                 errno => NetError::Port { port, source: errno.into() },
             }
         })?;
@@ -36,6 +41,13 @@ pub(super) fn hold(request: &Request<'_>) -> Result<(Vec<Published>, Vec<OwnedFd
     Ok((ports, holders))
 }
 
+/// Binds the port, or the first free one of a range.
+fn hold_first(spec: &PortSpec) -> nix::Result<(OwnedFd, u16)> {
+    let (Some(first), Some(last)) = (spec.host_port, spec.host_last) else { return hold_one(spec) };
+    let mut ports = (first..=last).map(|port| hold_one(&PortSpec { host_port: Some(port), ..*spec }));
+    ports.find(|held| !matches!(held, Err(nix::Error::EADDRINUSE))).unwrap_or(Err(nix::Error::EADDRINUSE))
+}
+
 fn hold_one(spec: &PortSpec) -> nix::Result<(OwnedFd, u16)> {
     let address = SockaddrIn::from(SocketAddrV4::new(spec.host_ip, spec.host_port.unwrap_or(0)));
     let kind = match spec.protocol {
@@ -46,9 +58,10 @@ fn hold_one(spec: &PortSpec) -> nix::Result<(OwnedFd, u16)> {
     let fd = new()?;
     let fd = match bind(fd.as_raw_fd(), &address) {
         Ok(()) => fd,
-        // Connections of a server that is gone (TIME_WAIT) keep a port for a minute, from a plain bind alone. SO_REUSEADDR gets by them, but by
-        // other sockets with that option too, unless one of them listens: so listen, which fails where anybody else has the port, and
-        // stop at once. What is left is a bound socket as a plain bind makes it. (UDP has no such state, and shares with SO_REUSEADDR.)
+        // Closed connections of an earlier server (TIME_WAIT) block a plain bind for a minute. SO_REUSEADDR ignores
+        // them, but it also ignores other sockets with that option, unless one of them listens. So call listen, which
+        // fails if another socket has the port, and stop listening at once. The result is a bound socket like that of a
+        // plain bind. (UDP has no TIME_WAIT, and SO_REUSEADDR would share its port.)
         Err(nix::Error::EADDRINUSE) if spec.protocol == Protocol::Tcp => {
             let fd = new()?;
             setsockopt(&fd, sockopt::ReuseAddr, &true)?;
@@ -64,8 +77,9 @@ fn hold_one(spec: &PortSpec) -> nix::Result<(OwnedFd, u16)> {
     Ok((fd, bound.port()))
 }
 
-/// " by …": the same request, one of ours, a process of this host, or nobody that could be found. Slow, but for an error only.
-fn who_has(request: &Request<'_>, spec: &PortSpec, own: &[Published]) -> String {
+/// Returns " by …" with the owner of the port: the same request, another container, a process of this host, or an
+/// unknown program. The search is slow, but it only runs after an error.
+fn describe_holders(request: &Request<'_>, spec: &PortSpec, own: &[Published]) -> String {
     let same = |port: &Published| {
         Some(port.host_port) == spec.host_port && port.protocol == spec.protocol && overlap(port.host_ip, spec.host_ip)
     };
@@ -75,7 +89,8 @@ fn who_has(request: &Request<'_>, spec: &PortSpec, own: &[Published]) -> String 
     for id in lease::all(request.state_dir).unwrap_or_default() {
         let Ok(Some(lease)) = lease::read(request.state_dir, &id) else { continue };
         if id != request.id && lease.owner.lives() && lease.ports.iter().any(same) {
-            return format!(" by container `{}`", lease.name);
+            let of = if lease.user.is_empty() { String::new() } else { format!(" of {}", lease.user) };
+            return format!(" by container `{}`{of}", lease.name);
         }
     }
     let port = spec.host_port.unwrap_or(0);
@@ -94,13 +109,13 @@ fn overlap(one: Ipv4Addr, other: Ipv4Addr) -> bool {
     one.is_unspecified() || other.is_unspecified() || one == other
 }
 
-/// Inodes of the sockets at a port, from the text of /proc/net/{tcp,udp}{,6} (proc_net(5)). A socket of IPv6 may take IPv4's place too, so its
-/// address is not looked at.
+/// The inodes of the sockets at a port, from /proc/net/{tcp,udp}{,6} (proc_net(5)). An IPv6 socket may also occupy the
+/// IPv4 port, so its address is not compared.
 fn inodes(text: &str, ip: Ipv4Addr, port: u16) -> Vec<u64> {
     let one = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let (address, other) = fields.get(1)?.rsplit_once(':')?;
-        // A remote port means a connection, which may use the port of a server beside us.
+        // A socket with a remote port is a connection, which may share the local port of a server.
         let connected = !fields.get(2)?.ends_with(":0000");
         let there = match address.len() {
             8 => overlap(Ipv4Addr::from(u32::from_str_radix(address, 16).ok()?.to_ne_bytes()), ip),
@@ -112,7 +127,7 @@ fn inodes(text: &str, ip: Ipv4Addr, port: u16) -> Vec<u64> {
     text.lines().skip(1).filter_map(one).collect()
 }
 
-/// The process that has a socket, and its name.
+/// The process that has the socket open, and its name.
 fn process(proc: &Path, inode: u64) -> Option<(u32, String)> {
     let link = format!("socket:[{inode}]");
     let has = |pid: u32| -> io::Result<bool> {
@@ -120,7 +135,7 @@ fn process(proc: &Path, inode: u64) -> Option<(u32, String)> {
         Ok(fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str() == link.as_str())))
     };
     let pids = fs::read_dir(proc).ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    // Processes come and go while this looks.
+    // Processes may exit during the search, so errors are ignored.
     let pid = pids.into_iter().find(|pid| has(*pid).unwrap_or(false))?;
     let name = fs::read_to_string(proc.join(format!("{pid}/comm"))).ok()?;
     Some((pid, name.trim().to_owned()))

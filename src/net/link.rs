@@ -1,8 +1,8 @@
-//! rtnetlink(7), as far as a bridge and its legs need it.
+//! A minimal rtnetlink(7) client for the bridge and its ports.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -17,6 +17,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use super::NetError;
+use crate::request::Mac;
 use crate::sys::netns;
 
 /// A socket in the network namespace in which it was opened.
@@ -33,21 +34,10 @@ impl Netlink {
         open().map(Self).map_err(|source| NetError::Link { action: "open a netlink socket".into(), source })
     }
 
-    /// Sends a request and waits for the kernel's answer.
+    /// Sends a request, and waits until the kernel acknowledges it.
     fn ask(&self, action: &str, message: RouteNetlinkMessage, flags: u16) -> Result<(), NetError> {
         let failed = |source| NetError::Link { action: action.to_owned(), source };
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-        header.sequence_number = 1;
-        let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(message));
-        packet.finalize();
-        let mut buffer = vec![0; packet.buffer_len()];
-        packet.serialize(&mut buffer);
-        self.0.send(&buffer, 0).map_err(failed)?;
-        let (answer, _) = self.0.recv_from_full().map_err(failed)?;
-        let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
-            .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error.to_string())))?;
-        match answer.payload {
+        match self.exchange(message, NLM_F_ACK | flags).map_err(failed)? {
             NetlinkPayload::Error(error) => match error.code {
                 None => Ok(()),
                 Some(_) => Err(failed(error.to_io())),
@@ -56,13 +46,30 @@ impl Netlink {
         }
     }
 
-    /// Makes the bridge, if it is not there.
+    /// Sends a request and receives one answer.
+    fn exchange(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<NetlinkPayload<RouteNetlinkMessage>> {
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = 1;
+        let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        packet.finalize();
+        let mut buffer = vec![0; packet.buffer_len()];
+        packet.serialize(&mut buffer);
+        self.0.send(&buffer, 0)?;
+        let (answer, _) = self.0.recv_from_full()?;
+        NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
+            .map(|answer| answer.payload)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
+    }
+
+    /// Creates the bridge if it does not exist.
     pub(super) fn bridge(&self, name: &str, ip: Ipv4Addr) -> Result<(), NetError> {
         if netns::index(name) != 0 {
             return Ok(());
         }
         let mut message = LinkMessage::default();
-        // A fixed hardware address: without one the bridge takes its smallest leg's, and changes it with every leg.
+        // Set a fixed hardware address. Otherwise the bridge takes the smallest address of its ports, which changes
+        // with every port.
         let [_, b, c, d] = ip.octets();
         message.attributes = vec![
             LinkAttribute::IfName(name.to_owned()),
@@ -73,24 +80,31 @@ impl Netlink {
             ]),
         ];
         let made = self.ask(
-            &format!("make the bridge `{name}`"),
+            &format!("create the bridge `{name}`"),
             RouteNetlinkMessage::NewLink(message),
             NLM_F_CREATE | NLM_F_EXCL,
         );
         match made {
-            // Another run directory's container was quicker.
+            // A container of another run directory has just created it.
             Err(NetError::Link { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => Ok(()),
             other => other,
         }
     }
 
-    /// Makes a veth pair: one end here, on the bridge; the other in a namespace, under the name `eth0`.
-    pub(super) fn veth(&self, name: &str, bridge: u32, namespace: &OwnedFd, hardware: [u8; 6]) -> Result<(), NetError> {
+    /// Creates a veth pair: one end here, on the bridge, and the other in a namespace, with the name `inner`.
+    pub(super) fn veth(
+        &self,
+        name: &str,
+        bridge: u32,
+        namespace: BorrowedFd<'_>,
+        inner: &str,
+        hardware: Mac,
+    ) -> Result<(), NetError> {
         let mut peer = LinkMessage::default();
         peer.attributes = vec![
-            LinkAttribute::IfName("eth0".into()),
+            LinkAttribute::IfName(inner.to_owned()),
             LinkAttribute::NetNsFd(namespace.as_raw_fd()),
-            LinkAttribute::Address(hardware.to_vec()),
+            LinkAttribute::Address(hardware.0.to_vec()),
         ];
         let mut message = LinkMessage::default();
         message.header.flags = LinkFlags::Up;
@@ -104,14 +118,15 @@ impl Netlink {
             ]),
         ];
         self.ask(
-            &format!("make the network device `{name}`"),
+            &format!("create the network device `{name}`"),
             RouteNetlinkMessage::NewLink(message),
             NLM_F_CREATE | NLM_F_EXCL,
         )
     }
 
-    /// Lets a leg of the bridge get back what it sent. Where bridged packets pass through the packet filter (docker turns that on), a container
-    /// that asks for its own published port is answered by the bridge, without ever being routed.
+    /// Lets a port of the bridge send packets back to where they came from. If bridged packets pass through the packet
+    /// filter (docker turns that on), a container that connects to its own published port is answered by the bridge
+    /// without any routing.
     pub(super) fn hairpin(&self, name: &str) -> Result<(), NetError> {
         let mut message = LinkMessage::default();
         message.header.index = netns::index(name);
@@ -122,15 +137,32 @@ impl Netlink {
         self.ask(&format!("set the bridge port `{name}`"), RouteNetlinkMessage::NewLink(message), 0)
     }
 
-    /// Removes a device; one that is gone already is no error.
-    pub(super) fn remove(&self, name: &str) -> Result<(), NetError> {
-        let index = netns::index(name);
-        if index == 0 {
-            return Ok(());
-        }
+    /// Connects a device to the bridge again.
+    pub(super) fn attach(&self, index: u32, bridge: u32) -> Result<(), NetError> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        match self.ask(&format!("remove the network device `{name}`"), RouteNetlinkMessage::DelLink(message), 0) {
+        message.attributes = vec![LinkAttribute::Controller(bridge)];
+        self.ask("add a network device to the bridge", RouteNetlinkMessage::SetLink(message), 0)
+    }
+
+    /// The index of the bridge that a device belongs to, or `None` without a bridge or without the device.
+    pub(super) fn bridge_of(&self, index: u32) -> Result<Option<u32>, NetError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let failed = |source| NetError::Link { action: "read a network device".into(), source };
+        let answer = self.exchange(RouteNetlinkMessage::GetLink(message), 0).map_err(failed)?;
+        let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = answer else { return Ok(None) };
+        Ok(link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Controller(bridge) => Some(*bridge),
+            _ => None,
+        }))
+    }
+
+    /// Removes a device. A device that is already gone is not an error.
+    pub(super) fn remove(&self, index: u32) -> Result<(), NetError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        match self.ask("remove a network device", RouteNetlinkMessage::DelLink(message), 0) {
             Err(NetError::Link { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => Ok(()),
             other => other,
         }
@@ -157,7 +189,7 @@ impl Netlink {
             AddressAttribute::Broadcast(broadcast),
         ];
         self.ask(
-            &format!("give the address {ip} to a network device"),
+            &format!("assign the address {ip} to a network device"),
             RouteNetlinkMessage::NewAddress(message),
             NLM_F_CREATE | NLM_F_REPLACE,
         )

@@ -1,148 +1,73 @@
-//! A container's network: a namespace held by descriptor, a leg of a bridge, NAT, published ports.
+//! A container's networks: a namespace held by descriptor, ports on bridges, names, NAT, and published ports.
 //!
 //! ```text
-//! container 10.89.x.y ── eth0 ═ veth ── gpurun0 (10.89.x.1/24) ── nft table `inet gpurun`: masquerade out, DNAT in ── host, outside
+//! container 10.89.x.y ─ eth0 ═ veth ─ gpurun0 (10.89.x.1/24)       ─┬─ nft table `inet gpurun`: masquerade out, DNAT in ─ host
+//!           10.89.z.y ─ eth1 ═ veth ─ gpurun-ab12cd34 (10.89.z.1/24) ─┘
 //!
-//! /run/gpurun/net/.lock       flock: addresses and rules are given out and taken back under it
-//!                 subnet      the bridge's network, chosen once so that it overlaps no route of the host
-//!                 last        the address given out last
-//!                 ID.json     one container's lease: owner (pid, start time), address, ports, veth
+//! /run/gpurun/net/.lock       flock: protects the allocation and release of addresses and rules
+//!                 subnet      the default bridge's network, chosen once so that it overlaps no route of the host
+//!                 last*       the address allocated last, on each bridge
+//!                 ID.json     one container's lease: owner (pid, start time), addresses, ports, devices
 //! ```
 //!
-//! The namespace and the veth pair live by the supervisor's descriptor: when it dies, the kernel removes both. What outlives it are the lease
-//! and the elements of the nft maps, which [`reconcile`] removes. A lease is written before what it names is made, and removed last. Each
-//! published port is held by a bound socket of the supervisor, so that nobody else takes it, and a port in use is an error before
-//! anything starts.
+//! The namespace and the veth pairs are held by the supervisor's descriptor. When the supervisor dies, the kernel
+//! removes them. The lease and the elements of the nft maps remain, and [`reconcile`] removes them. A lease is written
+//! before its resources are created, and removed last. A bound socket of the supervisor holds each published port, so
+//! that no other program takes it, and so that a port in use is an error before anything starts.
 //!
-//! The bridge, the table's chains and `net.ipv4.ip_forward = 1` belong to the host: made once a boot, looked at with every start and
-//! mended where somebody else's hand was on them, and never removed, for other programs may rely on forwarding by now.
+//! The default bridge, the table's chains and `net.ipv4.ip_forward = 1` belong to the host. They are created once per
+//! boot and never removed, because other programs may rely on forwarding by then. The bridge of a named network is
+//! created with the network, again after a reboot when a container connects to it, and removed with the network. Every
+//! start checks them, and while containers run, every command does too ([`repair`]): a deleted bridge or a flushed
+//! ruleset disconnects running containers and opens their unpublished ports to the network.
 //!
-//! 127.0.0.0/8 is not opened to neighbours: `route_localnet` is set on our bridge alone, nothing with a loopback address comes in from
-//! there, and ports published on 127.0.0.1 are found by connections that this host makes itself, not by packets from outside.
+//! An address is unique on its bridge across all run directories, because the name of the container's host-side device
+//! contains it.
 //!
-//! There is no IPv6 on the bridge: ports are published on IPv4, and a container must not be able to advertise itself as the host's router.
+//! Containers of different networks do not reach each other, except through published ports. Those of an internal
+//! network reach neither other networks nor this host, and they have no default route.
 //!
-//! Runs in the supervisor: synchronous, no threads.
+//! The containers of a named network find each other by name ([`names`]). On the default bridge they have no names.
+//!
+//! 127.0.0.0/8 is not opened to neighbors. `route_localnet` is set only on gpurun's bridges, packets with a loopback
+//! address that come from a bridge are dropped, and ports published on 127.0.0.1 only accept connections from this
+//! host.
+//!
+//! There is no IPv6 on the bridges. Ports are published on IPv4, and a container must not be able to advertise itself as
+//! the host's router.
+//!
+//! This module runs in the supervisor, synchronously and without threads.
 
 mod bridge;
 mod conntrack;
-pub mod files;
+mod error;
+pub(crate) mod files;
 mod firewalls;
 mod holders;
+mod join;
 mod lease;
 mod link;
+mod manage;
+mod names;
 mod nfnetlink;
 mod nft;
-mod ports;
+mod types;
 
-use std::fmt;
-use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+pub use error::NetError;
+pub(crate) use join::{connect, disconnect, rename};
+pub(crate) use manage::{NewNetwork, connected, create, remove};
+pub(crate) use types::{BRIDGE, Bridge, Endpoint, Published};
+pub use types::{Network, Request};
 
-pub use ports::{PortError, PortSpec, Protocol};
-
-use crate::report::{Explain, Report};
-use crate::request::NetworkMode;
+use crate::network::Networks;
+use crate::report::Report;
+use crate::request::{NetworkMode, Subnet};
 use crate::sys::netns;
 
-/// The bridge that all containers of this host share.
-pub const BRIDGE: &str = "gpurun0";
-
-/// Where `nft` and `iptables` are looked for, whatever the person's own PATH is.
-const PROGRAMS: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
-
-/// What a container asks for.
-#[derive(Debug)]
-pub struct Request<'a> {
-    pub id: &'a str,
-    pub name: &'a str,
-    pub hostname: &'a str,
-    pub mode: NetworkMode,
-    pub ports: &'a [PortSpec],
-    /// `/run/gpurun/net`
-    pub state_dir: &'a Path,
-}
-
-/// A port as it was published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Published {
-    pub host_ip: Ipv4Addr,
-    pub host_port: u16,
-    pub container_port: u16,
-    pub protocol: Protocol,
-}
-
-impl fmt::Display for Published {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}/{}", self.host_ip, self.host_port, self.protocol)
-    }
-}
-
-/// A network that stands, for as long as this is held.
-#[derive(Debug, Default)]
-pub struct Network {
-    /// `None`: the host's own.
-    pub namespace: Option<OwnedFd>,
-    pub ip: Option<Ipv4Addr>,
-    /// The host's side of the bridge.
-    pub gateway: Option<Ipv4Addr>,
-    pub ports: Vec<Published>,
-    /// Sockets that hold the published ports.
-    pub holders: Vec<OwnedFd>,
-    /// What the person should know: what was changed on the host, what is in the way.
-    pub notes: Vec<String>,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum NetError {
-    #[error("cannot make a network namespace")]
-    Namespace(#[source] io::Error),
-    #[error("cannot {action} `{}`", path.display())]
-    Io { action: &'static str, path: PathBuf, source: io::Error },
-    #[error("cannot {action}")]
-    Link { action: String, source: io::Error },
-    #[error("cannot {action}")]
-    Filter { action: &'static str, source: io::Error },
-    #[error("cannot set the packet filter: {said}")]
-    Nft { said: String },
-    #[error("cannot run `nft`")]
-    NoNft(#[source] io::Error),
-    #[error("port {port} is in use{by}")]
-    PortInUse { port: String, by: String },
-    #[error("cannot publish port {port}")]
-    Port { port: String, source: io::Error },
-    #[error("no private network is free of the host's own routes")]
-    NoSubnet,
-    #[error("all addresses of the bridge `{BRIDGE}` are taken")]
-    NoAddress,
-}
-
-impl Explain for NetError {
-    fn hint(&self) -> Option<String> {
-        Some(match self {
-            Self::NoNft(_) => {
-                "install it: `apt install nftables`; `--network host` and `none` need no packet filter".into()
-            }
-            Self::PortInUse { .. } => {
-                "publish another one: `-p PORT:CONTAINER`, or `-p CONTAINER` for any free port".into()
-            }
-            Self::Port { source, .. } if source.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {
-                "name an address of this host; `ip address` shows them".into()
-            }
-            Self::NoSubnet | Self::NoAddress => "use `--network host`, or remove containers".into(),
-            Self::Nft { .. } | Self::Filter { .. } => {
-                "does the kernel have nf_tables and nf_nat? `nft list ruleset` shows what is there".into()
-            }
-            _ => return None,
-        })
-    }
-}
-
-/// Makes the network of a container; a failure leaves nothing.
+/// Sets up the network of a container. A failure leaves nothing behind.
 pub fn setup(request: &Request<'_>) -> Result<Network, NetError> {
     match request.mode {
         NetworkMode::Host => Ok(Network::default()),
@@ -151,20 +76,21 @@ pub fn setup(request: &Request<'_>) -> Result<Network, NetError> {
             Ok(Network { namespace: Some(namespace), ..Network::default() })
         }
         NetworkMode::Bridge => {
-            // The ports first: what is in use is known before anything is made.
+            // The ports come first, so that a port in use is detected before anything is created.
             let (ports, holders) = holders::hold(request)?;
             let namespace = netns::create().map_err(NetError::Namespace)?;
-            match bridge::join(request, &namespace, &ports) {
-                Ok(joined) => Ok(Network {
-                    namespace: Some(namespace),
-                    ip: Some(joined.ip),
-                    gateway: Some(joined.gateway),
-                    ports,
-                    holders,
-                    notes: joined.notes,
-                }),
+            match join::join(request, &namespace, &ports) {
+                Ok(joined) => {
+                    let join::Joined { endpoints, notes } = joined;
+                    let mut network =
+                        Network { namespace: Some(namespace), endpoints, ports, holders, notes, ..Network::default() };
+                    let first = network.first().cloned();
+                    network.ip = first.as_ref().map(|first| first.ip);
+                    network.gateway = first.filter(|first| !first.bridge.internal).map(|first| first.bridge.gateway);
+                    Ok(network)
+                }
                 Err(error) => {
-                    // The first error leads; what cannot be taken back now is found by reconcile.
+                    // The first error is the one to report. Anything that cannot be removed now is left to reconcile.
                     let _ = teardown(request.state_dir, request.id);
                     Err(error)
                 }
@@ -173,19 +99,49 @@ pub fn setup(request: &Request<'_>) -> Result<Network, NetError> {
     }
 }
 
-/// Takes back what a container's network left outside its supervisor. Idempotent. The supervisor itself keeps the device until it drops the
-/// [`Network`] and the last process in it ends.
+/// Removes the parts of a container's network that are outside its supervisor. Idempotent. The device remains until the
+/// supervisor drops the [`Network`] and the last process in the namespace ends.
 pub fn teardown(state_dir: &Path, id: &str) -> Result<(), NetError> {
-    bridge::leave(state_dir, id, |_| true)
+    join::leave(state_dir, id, |_| true)
 }
 
-/// Takes back what containers that live no more have left. Idempotent.
+/// Prepares the bridge (with the configured network, if it is new) and its rules for future containers, or returns why
+/// this host cannot. Returns notices.
+pub(crate) fn prepare(
+    state_dir: &Path,
+    networks: &Networks,
+    subnet: Option<Ipv4Addr>,
+) -> Result<Vec<String>, NetError> {
+    bridge::make_ready(state_dir, networks, subnet)
+}
+
+/// The addresses of the default bridge and this host's own, if it has been chosen.
+pub(crate) fn default_network(state_dir: &Path) -> Option<(Subnet, Ipv4Addr)> {
+    let text = std::fs::read_to_string(state_dir.join("subnet")).ok()?;
+    let bridge = Bridge::default_with(text.trim().parse().ok()?);
+    Some((bridge.subnet, bridge.gateway))
+}
+
+/// Writes the names of a container's neighbors into its new hosts file.
+pub(crate) fn write_names(state_dir: &Path, id: &str) -> Result<(), NetError> {
+    names::write_own(state_dir, id)
+}
+
+/// Restores the network of running containers after the bridge, its ports, the table or its elements were removed, or
+/// forwarding was turned off. Every command calls this. If nothing is wrong, it costs a few requests to the kernel.
+/// Returns one notice for each repair.
+pub fn repair(state_dir: &Path) -> Result<Vec<String>, NetError> {
+    bridge::repair(state_dir)
+}
+
+/// Removes the network resources of containers that are no longer alive. Idempotent.
 ///
-/// A lease whose owner lives is let alone even if its container is not among `living`: it may have been started since that list was made.
-pub fn reconcile(state_dir: &Path, living: &[String]) -> Result<(), Report> {
+/// A lease whose owner is alive is kept even if its container is not in `live`, because it may have been started
+/// after that list was made.
+pub fn reconcile(state_dir: &Path, live: &[String]) -> Result<(), Report> {
     for id in lease::all(state_dir)? {
-        if !living.contains(&id) {
-            bridge::leave(state_dir, &id, |lease| !lease.owner.lives())?;
+        if !live.contains(&id) {
+            join::leave(state_dir, &id, |lease| !lease.owner.lives())?;
         }
     }
     Ok(())

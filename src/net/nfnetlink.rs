@@ -1,7 +1,8 @@
-//! nfnetlink, as far as set elements, a look at chains and conntrack entries need it.
+//! A minimal nfnetlink client for set elements, listing chains, and conntrack entries.
 //!
-//! A run of `nft` costs 5 to 10 ms, most of it libnftables' start; the same message sent by hand costs 0.1 ms. So what every container needs is
-//! sent from here, and `nft` is left with what is made once a boot. Layouts: linux/netfilter/nfnetlink.h, nf_tables.h.
+//! A run of `nft` costs 5 to 10 ms, most of it the start of libnftables. The same message sent directly costs 0.1 ms.
+//! So this module sends everything that each container needs, and `nft` creates only what is needed once per boot. The
+//! layouts are in linux/netfilter/nfnetlink.h and nf_tables.h.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -18,11 +19,11 @@ const REQUEST: u16 = 0x1;
 const ACK: u16 = 0x4;
 const DUMP: u16 = 0x300;
 const CREATE: u16 = 0x400;
-/// Bytes of nlmsghdr and of nfgenmsg behind it.
+/// The size in bytes of nlmsghdr, and of the nfgenmsg after it.
 const HEADER: usize = 16;
 const GENERIC: usize = 4;
 
-/// One message: its header is filled in when it is sent.
+/// One message. Its header is filled in when it is sent.
 #[derive(Debug)]
 pub(super) struct Message {
     bytes: Vec<u8>,
@@ -43,7 +44,7 @@ impl Message {
         Self { bytes, flags: REQUEST }
     }
 
-    /// What it names is made if it is not there.
+    /// Creates the named object if it does not exist.
     pub(super) fn create(mut self) -> Self {
         self.flags |= CREATE;
         self
@@ -54,7 +55,7 @@ impl Message {
         self
     }
 
-    /// A name, with the zero byte that the kernel wants.
+    /// Adds a name with a terminating zero byte, which the kernel expects.
     pub(super) fn text(self, kind: u16, value: &str) -> Self {
         self.attribute(kind, &[value.as_bytes(), &[0]].concat())
     }
@@ -91,11 +92,11 @@ pub(super) struct Netfilter(Socket);
 static KEPT: Mutex<Option<(u32, Netfilter)>> = Mutex::new(None);
 
 impl Netfilter {
-    /// The socket that was kept, or a new one.
+    /// Returns the kept socket, or a new one.
     pub(super) fn open() -> io::Result<Self> {
         let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).take();
         match kept {
-            // A fork's child must not read its parent's answers.
+            // A forked child must not read its parent's answers.
             Some((pid, netfilter)) if pid == std::process::id() => Ok(netfilter),
             _ => Self::new(),
         }
@@ -108,19 +109,19 @@ impl Netfilter {
         Ok(Self(socket))
     }
 
-    /// Leaves the socket open until it is needed again, or the process ends: while the kernel clears away what anybody's transaction
-    /// deleted (5 to 10 ms), close(2) would wait for that.
+    /// Keeps the socket open until it is needed again or the process ends. While the kernel cleans up after a
+    /// transaction that deleted objects (5 to 10 ms), close(2) would wait for it.
     pub(super) fn keep(self) {
         *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some((std::process::id(), self));
     }
 
-    /// All of it, or nothing: one transaction of nf_tables.
+    /// Applies all messages or none, in one transaction of nf_tables.
     pub(super) fn transaction(&self, messages: &[Message]) -> io::Result<()> {
         let Some(last) = messages.len().checked_sub(1) else { return Ok(()) };
         let marker = |kind| Message::raw(kind, 0, u16::from(SUBSYSTEM_NFTABLES));
         let mut bytes = marker(BATCH_BEGIN).finish(0, 0);
         for (number, message) in messages.iter().enumerate() {
-            // The last one's acknowledgement comes behind every error, so it ends the answer.
+            // The acknowledgment of the last message comes after every error, so it ends the answer.
             bytes.extend(message.finish(if number == last { ACK } else { 0 }, number as u32 + 1));
         }
         bytes.extend(marker(BATCH_END).finish(0, last as u32 + 2));
@@ -133,7 +134,7 @@ impl Netfilter {
                 if code != 0 && failed.is_none() {
                     failed = Some(io::Error::from_raw_os_error(-code));
                 }
-                // An error at the first marker means that nothing of the batch was looked at.
+                // An error for the first marker means that the batch was not processed at all.
                 if reply.sequence == last as u32 + 1 || reply.sequence == 0 {
                     return failed.map_or(Ok(()), Err);
                 }
@@ -141,7 +142,7 @@ impl Netfilter {
         }
     }
 
-    /// One request outside a transaction, acknowledged.
+    /// Sends one request outside a transaction, and waits for its acknowledgment.
     pub(super) fn request(&self, message: &Message) -> io::Result<()> {
         self.0.send(&message.finish(ACK, 1), 0)?;
         loop {
@@ -156,7 +157,7 @@ impl Netfilter {
         }
     }
 
-    /// Shows every object that the kernel answers with, as its attributes.
+    /// Calls `each` with the attributes of every object that the kernel returns.
     pub(super) fn dump(&self, message: &Message, mut each: impl FnMut(u8, Attributes<'_>)) -> io::Result<()> {
         const DONE: u16 = 3;
         self.0.send(&message.finish(DUMP, 1), 0)?;
@@ -185,7 +186,7 @@ struct Reply<'a> {
 }
 
 impl Reply<'_> {
-    /// The code of an error message; 0 is an acknowledgement.
+    /// The code of an error message. 0 is an acknowledgment.
     fn error(&self) -> Option<i32> {
         const ERROR: u16 = 2;
         (self.kind == ERROR).then(|| self.body.first_chunk().map_or(-libc::EBADMSG, |code| i32::from_ne_bytes(*code)))
@@ -202,7 +203,7 @@ fn replies(mut bytes: &[u8]) -> impl Iterator<Item = Reply<'_>> {
     })
 }
 
-/// Attributes of a message or of a nested attribute.
+/// The attributes of a message or of a nested attribute.
 #[derive(Clone, Copy)]
 pub(super) struct Attributes<'a>(&'a [u8]);
 
@@ -215,7 +216,7 @@ impl<'a> Attributes<'a> {
         self.iter_raw().map(|(kind, value)| (kind & !NESTED, value))
     }
 
-    /// The kinds with their flags, fit to be sent back.
+    /// Iterates over the kinds with their flags, suitable for sending back.
     pub(super) fn iter_raw(self) -> impl Iterator<Item = (u16, &'a [u8])> {
         let mut bytes = self.0;
         std::iter::from_fn(move || {
@@ -239,7 +240,7 @@ impl<'a> Attributes<'a> {
         self.iter().map(|(_, value)| Attributes(value))
     }
 
-    /// A number in network order, as nearly all of netfilter's are.
+    /// A number in network byte order, which nearly all of netfilter uses.
     pub(super) fn number(self, kind: u16) -> Option<u32> {
         self.bytes(kind)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
     }
