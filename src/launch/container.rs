@@ -1,4 +1,4 @@
-//! A container that exists: its processes, its streams, and how all of it is taken down again.
+//! A created container: its processes, its streams, and its removal.
 
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -8,48 +8,51 @@ use nix::poll::PollFlags;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use super::plan::Gpus;
+use super::progress::step;
 use super::streams::Streams;
 use super::undo::Undo;
-use super::{Progress, jupyter, plan, step};
+use super::{health, jupyter, keeper, readback};
 use crate::cgroup::{Cgroup, Freeze, OomKill};
+use crate::net;
+use crate::network::Networks;
 use crate::record::{Entry, LimitRow, OomRow, PublishedPort, Records, State, Usage};
 use crate::report::Report;
-use crate::request::Payload;
-use crate::runtime::{Created, ExecChild};
-use crate::spec::AskedLimits;
+use crate::request::{Attachment, HealthCheck, LimitsRequest, NetworkMode, Request};
+use crate::runtime::{self, ExecChild};
+use crate::spec::Process;
 use crate::sys::process;
 
 /// How a container's process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ending {
-    /// Its exit code, or 128 + the signal's number.
+pub(crate) struct Ending {
+    /// The exit code, or 128 plus the number of the signal.
     pub code: u8,
 }
 
-/// A container between create and clear.
+/// A container between its creation and its removal.
 #[derive(Debug)]
-pub struct Container {
-    /// `None` once it has been deleted.
-    pub(super) created: Option<Created>,
+pub(crate) struct Container {
+    pub(super) runtime: runtime::Created,
     pub(super) pid: i32,
     pub(super) pidfd: OwnedFd,
     pub(super) start_time: u64,
     pub(super) cgroup: Cgroup,
     pub(super) oom: Option<crate::cgroup::OomWatch>,
     pub streams: Streams,
-    /// The exec'ed Jupyter of a bare launch.
+    /// Kills the container when this process is killed, for the cases where pid 1's PDEATHSIG may not fire.
+    pub(super) keeper: Option<std::process::Child>,
+    /// The Jupyter process of a bare launch, started with exec.
     pub(super) jupyter: Option<ExecChild>,
-    pub(super) jupyter_plan: Option<jupyter::Prepared>,
+    pub(super) health: Option<health::Prepared>,
     pub(super) limits: Vec<LimitRow>,
-    /// Those of them that are no files of its cgroup: they stay as they are.
+    /// The rows of `limits` that do not come from files of the cgroup. They do not change after the create.
     pub(super) process_limits: Vec<LimitRow>,
-    pub(super) gpus: Vec<crate::gpu::Given>,
-    pub(super) gpus_by: Option<String>,
+    pub(super) gpus: Gpus,
     pub(super) ip: Option<String>,
     pub(super) ports: Vec<PublishedPort>,
-    /// Held: its descriptors are the network.
-    #[expect(dead_code, reason = "held for its descriptors")]
-    pub(super) network: crate::net::Network,
+    /// Its descriptors keep the network alive.
+    pub(super) network: net::Network,
     pub(super) cgroup_path: String,
     pub(super) stop_signal: i32,
     pub(super) ending: Option<Ending>,
@@ -57,37 +60,74 @@ pub struct Container {
     pub(super) undo: Undo,
 }
 
-impl Container {
-    /// Starts pid 1, and Jupyter beside it where this is a bare launch.
-    pub fn start(&mut self, entry: &Entry) -> Result<(), Report> {
-        if let Some(created) = &mut self.created {
-            created.start()?;
+/// A container whose process waits to be started.
+#[derive(Debug)]
+pub(crate) struct Created {
+    pub(super) container: Container,
+    /// Jupyter, which a bare launch starts beside PID 1.
+    pub(super) jupyter: Option<Process>,
+}
+
+/// The namespace of a container that has a network of its own.
+fn own_network<'a>(network: &'a net::Network, entry: &Entry) -> Result<&'a OwnedFd, Report> {
+    let name = &entry.record.name;
+    match &network.namespace {
+        Some(namespace) if entry.record.request.network == NetworkMode::Bridge => Ok(namespace),
+        _ => Err(Report::new(format!("container `{name}` has no network of its own that could be changed"))
+            .with_hint("run it with `--network NAME` instead of `host`, `none` or `container:NAME`")),
+    }
+}
+
+impl Created {
+    /// The container, whose streams can be attached and which can be signaled before it starts.
+    pub(crate) fn container(&mut self) -> &mut Container {
+        &mut self.container
+    }
+
+    /// Starts pid 1 and, in a bare launch, Jupyter beside it. Cleans up after a failure.
+    pub(crate) fn start(self, request: &Request) -> Result<Container, Report> {
+        let Self { mut container, jupyter } = self;
+        match container.start(request, jupyter) {
+            Ok(()) => Ok(container),
+            Err(mut report) => {
+                report.afterwards.extend(container.clear());
+                Err(report)
+            }
         }
+    }
+}
+
+impl Container {
+    fn start(&mut self, request: &Request, jupyter: Option<Process>) -> Result<(), Report> {
+        if keeper::is_needed(request) {
+            self.keep()?;
+        }
+        self.runtime.start()?;
         step("started");
-        if let (Payload::Jupyter(_), Some(prepared)) = (&entry.record.request.payload, self.jupyter_plan.take()) {
-            let child = jupyter::exec(prepared, &self.pidfd, &self.cgroup, &mut self.streams)?;
-            self.jupyter = Some(child);
+        if let Some(process) = jupyter {
+            self.jupyter = Some(jupyter::exec(process, &self.pidfd, &self.cgroup, &mut self.streams)?);
             step("jupyter");
         }
         Ok(())
     }
 
-    /// Takes everything down after a failure and answers with it.
-    #[must_use]
-    pub fn give_up(mut self, mut report: Report) -> Report {
-        report.afterwards.extend(self.clear());
-        report
+    fn keep(&mut self) -> Result<(), Report> {
+        let keeper = keeper::start(&self.pidfd, &self.cgroup);
+        self.keeper = Some(keeper.map_err(|error| {
+            Report::new("cannot start the process that ends the container with its supervisor").with_cause(error)
+        })?);
+        Ok(())
     }
 
-    /// The end of the container, once its pid 1 is gone.
+    /// Returns how the container ended, once its pid 1 is gone.
     #[must_use]
-    pub fn ended(&self) -> Option<Ending> {
-        // A bare launch ends as Jupyter ended: pid 1 is only its keeper.
+    pub(crate) fn ended(&self) -> Option<Ending> {
+        // A bare launch ends as Jupyter ended, because pid 1 is only gpurun's init.
         self.ending.map(|ending| self.payload_ending.unwrap_or(ending))
     }
 
-    /// Takes the exit statuses of our children that have ended.
-    pub fn reap(&mut self) {
+    /// Reaps this process's children that have ended, and records how they ended.
+    pub(crate) fn reap(&mut self) {
         loop {
             let (pid, ending) = match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid.as_raw(), Ending { code: code as u8 }),
@@ -95,31 +135,45 @@ impl Container {
                 Ok(WaitStatus::StillAlive) | Err(_) => return,
                 Ok(_) => continue,
             };
-            if pid == self.pid {
+            if self.keeper.as_ref().is_some_and(|keeper| keeper.id() as i32 == pid) {
+                self.keeper = None;
+                if self.ending.is_none()
+                    && let Err(report) = self.keep()
+                {
+                    tracing::error!("{report}");
+                }
+            } else if pid == self.pid {
                 self.ending = Some(ending);
             } else if self.jupyter.as_ref().is_some_and(|child| child.pid == pid) {
                 self.payload_ending = Some(ending);
-                // Its keeper has nothing to keep any more.
+                // Without Jupyter, pid 1 has no purpose any more.
                 self.signal_pid1(libc::SIGKILL);
             }
         }
     }
 
-    /// Sends a signal to what the person thinks of as the container's process.
-    pub fn signal(&self, number: i32) {
+    /// Sends a signal to the container's main process: Jupyter in a bare launch, otherwise pid 1. SIGKILL always goes
+    /// to pid 1.
+    pub(crate) fn signal(&self, number: i32) {
         match &self.jupyter {
             Some(jupyter) if number != libc::SIGKILL => drop(process::signal(&jupyter.pidfd, number)),
             _ => self.signal_pid1(number),
         }
     }
 
-    /// Asks it to end in good order.
-    pub fn stop(&self) {
+    /// Whether a signal asks the container to end: its stop signal, or one that ends programs by convention.
+    #[must_use]
+    pub(crate) fn is_asked_to_end_by(&self, number: i32) -> bool {
+        number == self.stop_signal || [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGKILL].contains(&number)
+    }
+
+    /// Asks the container to end gracefully.
+    pub(crate) fn stop(&self) {
         self.signal(self.stop_signal);
     }
 
-    /// Ends it now, with all of its processes.
-    pub fn kill(&self) {
+    /// Kills all of the container's processes at once.
+    pub(crate) fn kill(&self) {
         self.signal_pid1(libc::SIGKILL);
         if let Err(error) = self.cgroup.kill_all() {
             tracing::error!("{}", Report::from(error));
@@ -127,34 +181,106 @@ impl Container {
     }
 
     fn signal_pid1(&self, number: i32) {
-        // A process that has ended already needs no signal.
+        // An error means that the process has already ended, and then it needs no signal.
         let _ = process::signal(&self.pidfd, number);
     }
 
-    /// Freezes or thaws all of its processes.
-    pub fn freeze(&self, freeze: Freeze) -> Result<(), Report> {
+    /// Freezes or thaws all of the container's processes.
+    pub(crate) fn freeze(&self, freeze: Freeze) -> Result<(), Report> {
         Ok(self.cgroup.freeze(freeze)?)
     }
 
-    /// Changes its limits, all or nothing; answers with the table as read back.
-    pub fn update(&mut self, before: &AskedLimits, after: &AskedLimits) -> Result<Vec<LimitRow>, Report> {
+    /// Changes the container's limits, all or none, and returns the table as read back.
+    pub(crate) fn update(&mut self, before: &LimitsRequest, after: &LimitsRequest) -> Result<Vec<LimitRow>, Report> {
         let host = crate::cgroup::Host::probe(Path::new("/"))?;
         let facts = host.facts()?;
         let mut limits = [before.resolve(&facts)?, after.resolve(&facts)?];
-        limits.iter_mut().for_each(|limits| drop(host.soften(limits)));
-        self.limits = self.cgroup.update(&limits[0], &limits[1])?.into_iter().map(super::row).collect();
+        limits.iter_mut().for_each(|limits| drop(host.clamp(limits)));
+        self.limits = self.cgroup.update(&limits[0], &limits[1])?.into_iter().map(readback::row).collect();
         self.limits.extend(self.process_limits.iter().cloned());
         Ok(self.limits.clone())
     }
 
-    /// The descriptor that becomes ready when the kernel killed for memory, and the poll event that says so.
+    /// The health check, if the container has one.
     #[must_use]
-    pub fn oom_fd(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+    pub(crate) fn health_check(&self) -> Option<&HealthCheck> {
+        self.health.as_ref().map(|health| &health.check)
+    }
+
+    /// Starts the health check.
+    pub(crate) fn begin_check(&self) -> Result<health::Running, Report> {
+        let health = self.health.as_ref().ok_or_else(|| Report::new("the container has no health check"))?;
+        let part = self.cgroup.part(health::PART, "--health-cmd")?;
+        // Processes that could not be killed at the end of the last check must not become more.
+        if !part.kill() && !part.kill() {
+            return Err(Report::new("processes of the last health check have not ended yet"));
+        }
+        health::begin(&self.pidfd, part, &health.process)
+            .map_err(|error| Report::new(format!("cannot start the process that runs the health check: {error}")))
+    }
+
+    /// Kills all processes of the health check.
+    pub(crate) fn kill_check(&self) {
+        match self.cgroup.part(health::PART, "--health-cmd") {
+            Ok(part) => drop(part.kill()),
+            Err(error) => tracing::error!("{}", Report::from(error)),
+        }
+    }
+
+    /// Connects the running container to one more network. Returns notices.
+    pub(crate) fn connect(
+        &mut self,
+        root: &Path,
+        records: &Records,
+        entry: &Entry,
+        attachment: &Attachment,
+    ) -> Result<Vec<String>, Report> {
+        let request = &entry.record.request;
+        let namespace = own_network(&self.network, entry)?;
+        let hostname = std::fs::read_to_string(entry.dir.join("hostname")).unwrap_or_default();
+        let (endpoints, notes) = net::connect(
+            &net::Request {
+                id: &entry.record.id,
+                user: &entry.record.owner.name(),
+                name: &entry.record.name,
+                hostname: hostname.trim(),
+                mode: request.network,
+                attachments: &[],
+                networks: &Networks::new(root),
+                hosts: &entry.dir.join("hosts"),
+                ports: &[],
+                state_dir: &records.run_dir().join("net"),
+                subnet: crate::config::Config::load()?.network.subnet.map(|subnet| subnet.0),
+            },
+            namespace,
+            attachment,
+        )?;
+        self.changed(endpoints);
+        Ok(notes)
+    }
+
+    /// Disconnects the running container from a network.
+    pub(crate) fn disconnect(&mut self, records: &Records, entry: &Entry, network: &str) -> Result<(), Report> {
+        let namespace = own_network(&self.network, entry)?;
+        let state_dir = records.run_dir().join("net");
+        let endpoints = net::disconnect(&state_dir, &entry.record.id, namespace, network)?;
+        self.changed(endpoints);
+        Ok(())
+    }
+
+    fn changed(&mut self, endpoints: Vec<net::Endpoint>) {
+        self.network.endpoints = endpoints;
+        self.ip = self.network.first().map(|endpoint| endpoint.ip.to_string());
+    }
+
+    /// The descriptor that becomes ready after an OOM kill, with the poll event to wait for.
+    #[must_use]
+    pub(crate) fn oom_fd(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         self.oom.as_ref().map(|watch| (watch.fd(), watch.poll_flags()))
     }
 
-    /// Makes the watch ready for the next event.
-    pub fn take_oom_event(&mut self) {
+    /// Resets the OOM watch for the next event.
+    pub(crate) fn take_oom_event(&mut self) {
         if let Some(watch) = &mut self.oom
             && !watch.clear()
         {
@@ -162,15 +288,15 @@ impl Container {
         }
     }
 
-    /// How many processes of this container the kernel has killed for memory.
+    /// The number of this container's processes that the kernel has killed for memory.
     #[must_use]
-    pub fn oom_kills(&self) -> u64 {
+    pub(crate) fn oom_kills(&self) -> u64 {
         self.cgroup.oom_kills().unwrap_or(0)
     }
 
-    /// The kills that the kernel's log tells of.
+    /// The OOM kills that the kernel's log reports.
     #[must_use]
-    pub fn ooms(&self) -> Vec<OomRow> {
+    pub(crate) fn ooms(&self) -> Vec<OomRow> {
         let id = self.cgroup_path.rsplit('/').next().unwrap_or_default();
         let kills = crate::cgroup::oom_kills_of(Path::new("/"), id).unwrap_or_else(|error| {
             tracing::warn!("cannot read the kernel's log, /dev/kmsg: {error}");
@@ -191,13 +317,15 @@ impl Container {
         kills.into_iter().map(row).collect()
     }
 
-    /// Adds what the cgroups say to what the kernel's log said: the limit that was reached, the peak, the counters.
+    /// Adds data from the cgroups to an entry from the kernel's log: the limit that was reached, the peak, and the
+    /// counters.
     #[must_use]
-    pub fn complete(&self, mut oom: OomRow) -> OomRow {
+    pub(crate) fn complete(&self, mut oom: OomRow) -> OomRow {
         let path = &self.cgroup_path;
         let ceiling = match &oom.limit_of {
             Some(of) => self.cgroup.ceiling_of(path, of),
-            // Without a name the log was silent, and not the host without memory.
+            // Without a process name, the log had no entry for this kill. It does not mean that the host ran out of
+            // memory.
             None if oom.process.is_empty() => self.cgroup.ceiling_by_counters(path),
             None => None,
         };
@@ -211,9 +339,9 @@ impl Container {
         oom
     }
 
-    /// What it has used in all, so far.
+    /// The container's total resource usage so far.
     #[must_use]
-    pub fn usage(&self) -> Usage {
+    pub(crate) fn usage(&self) -> Usage {
         let stats = self.cgroup.stats();
         Usage {
             memory_peak: stats.memory_peak,
@@ -225,46 +353,36 @@ impl Container {
         }
     }
 
-    /// Writes what a person may want to know into the state.
-    pub fn describe(&self, state: &mut State) {
+    /// Copies the container's details into the state, for users to inspect.
+    pub(crate) fn describe(&self, state: &mut State) {
         state.pid = Some(self.pid);
         state.pid_start = Some(self.start_time);
         state.ip.clone_from(&self.ip);
+        state.networks.clone_from(&self.network.endpoints);
         state.ports.clone_from(&self.ports);
         state.cgroup = Some(self.cgroup_path.clone());
         state.limits.clone_from(&self.limits);
-        state.gpus.clone_from(&self.gpus);
-        state.gpus_by.clone_from(&self.gpus_by);
+        state.gpus.clone_from(&self.gpus.given);
+        state.gpus_by.clone_from(&self.gpus.by);
     }
 
-    /// Kills what is left and takes back everything that was made; answers with what could not be.
-    pub fn clear(&mut self) -> Vec<String> {
-        // With `--pid host`, or processes that were exec'ed, more than pid 1 may live on.
+    /// Kills the remaining processes and undoes everything that was created. Returns the failures.
+    pub(crate) fn clear(mut self) -> Vec<String> {
+        // With `--pid host` or exec'ed processes, more than pid 1 may still run.
         if let Err(error) = self.cgroup.kill_all() {
             tracing::warn!("{}", Report::from(error));
         }
         self.signal_pid1(libc::SIGKILL);
         let _ = process::wait_pidfd(&self.pidfd, std::time::Duration::from_secs(10));
+        self.keeper.take().into_iter().for_each(keeper::end);
         self.reap();
         self.oom = None;
         let mut failures = Vec::new();
-        // Poststop hooks run here, and libcontainer's own state goes.
-        if let Some(Err(error)) = self.created.take().map(Created::delete) {
+        // This runs the poststop hooks and removes libcontainer's own state.
+        if let Err(error) = self.runtime.delete() {
             failures.push(Report::from(error).message);
         }
         failures.extend(self.undo.run());
         failures
     }
-}
-
-/// Makes the container: see the room's header for the order.
-pub(super) fn build(
-    root: &Path,
-    records: &Records,
-    entry: &Entry,
-    tell: &mut dyn FnMut(Progress),
-    undo: &mut Undo,
-) -> Result<Container, Report> {
-    let planned = plan::make(root, records, entry, tell, undo)?;
-    planned.create(entry, tell, undo)
 }

@@ -1,49 +1,114 @@
-//! The files that every container gets from its host: resolv.conf, hosts, hostname.
+//! The files that every container gets from gpurun: resolv.conf, hosts, and hostname.
 
 use std::fs;
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
+use super::peer::Peer;
+use super::places::Places;
+use super::progress::{Progress, Tell};
 use crate::net;
 use crate::record::Entry;
 use crate::report::Report;
-use crate::request::{NetworkMode, Request};
-use crate::rootfs::{self, MountpointKind};
+use crate::request::{Mounted, NetworkMode, Request};
+use crate::rootfs::MountpointKind;
 use crate::spec::Mount;
 
-/// Writes them beside the record and binds them into the container.
-pub fn mounts(
+/// Writes the files beside the record and returns their mounts.
+pub(super) fn mounts(
     entry: &Entry,
-    root: &OwnedFd,
+    places: &Places<'_>,
     hostname: &str,
     network: &net::Network,
-    request: &Request,
+    peer: Option<&Peer>,
+    tell: Tell<'_>,
 ) -> Result<Vec<Mount>, Report> {
+    let request = &entry.record.request;
     let host = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let resolv_conf = match (request.network, request.dns.is_empty()) {
-        (NetworkMode::Host, true) => host("/etc/resolv.conf"),
+    let is_asked = !(request.dns.is_empty() && request.dns_search.is_empty() && request.dns_options.is_empty());
+    let resolv_conf = match (request.network, is_asked) {
+        (NetworkMode::Host, false) => host("/etc/resolv.conf"),
         _ => {
-            net::files::resolv_conf(&host("/etc/resolv.conf"), &host("/run/systemd/resolve/resolv.conf"), &request.dns)
+            let asked = net::files::Resolver {
+                servers: &request.dns,
+                search: &request.dns_search,
+                options: &request.dns_options,
+            };
+            net::files::resolv_conf(&host("/etc/resolv.conf"), &host("/run/systemd/resolve/resolv.conf"), &asked)
         }
     };
+    // The whole name is the first one, which `hostname -f` looks for.
+    let names = match &request.domainname {
+        Some(domain) => format!("{hostname}.{domain} {hostname}"),
+        None => hostname.to_owned(),
+    };
     let hosts = match request.network {
-        NetworkMode::Host => net::files::add_hosts(&host("/etc/hosts"), &request.add_hosts, None),
-        _ => net::files::hosts(hostname, network.ip, network.gateway, &request.add_hosts),
+        NetworkMode::Host => net::files::add_hosts(&host("/etc/hosts"), &request.add_hosts, Some(Ipv4Addr::LOCALHOST)),
+        _ => net::files::hosts(&names, network.ip, network.gateway, &request.add_hosts),
     };
     let texts = [("resolv.conf", resolv_conf), ("hosts", hosts), ("hostname", format!("{hostname}\n"))];
     let mut mounts = Vec::new();
     for (name, text) in texts {
         let destination = Path::new("/etc").join(name);
-        // A person's own mount there wins.
-        if request.mounts.iter().any(|mount| mount.destination == destination) {
+        // In a mounted directory of the host, gpurun mounts only on existing files and creates none.
+        if places.lacks(&destination) {
+            tell(Progress::Notice(format!(
+                "`{}` is left out: the directory that is mounted above it has no such file",
+                destination.display()
+            )));
             continue;
         }
-        let source = entry.dir.join(name);
-        fs::write(&source, text)
-            .map_err(|error| Report::new(format!("cannot write `{}`", source.display())).with_cause(error))?;
-        let destination = rootfs::make_mountpoint_in_root(root, &destination, MountpointKind::File)?;
+        let destination = match places.at(&destination, MountpointKind::File, Mounted::Other) {
+            Ok(place) => place.path,
+            // A link in the image leads into the runtime's own file systems, or the destination is not a file.
+            Err(report) => {
+                tell(Progress::Notice(format!("`{}` is left out: {}", destination.display(), report.message)));
+                continue;
+            }
+        };
+        // Containers that share a network share the files about it, as in docker.
+        let shared = peer.map(|peer| peer.file(name)).filter(|file| name != "hostname" && file.exists());
+        let source = shared.clone().unwrap_or_else(|| entry.dir.join(name));
+        if shared.is_none() {
+            // Not in place: another container's start may write names into a hosts file that this container had before.
+            crate::durable::write_atomic_volatile(&source, text.as_bytes())
+                .and_then(|()| fs::set_permissions(&source, fs::Permissions::from_mode(0o644)))
+                .map_err(|error| Report::new(format!("cannot write `{}`", source.display())).with_cause(error))?;
+        }
         let options = ["bind", "rw", "rprivate"].map(str::to_owned).into();
         mounts.push(Mount { destination, kind: "bind".into(), source, options });
     }
+    mounts.extend(local_time(entry, places, request)?);
     Ok(mounts)
+}
+
+/// The host's file of a time zone.
+fn zone_file(name: &str) -> PathBuf {
+    if name == "local" { PathBuf::from("/etc/localtime") } else { Path::new("/usr/share/zoneinfo").join(name) }
+}
+
+/// Checks that this host knows the requested time zone.
+pub(super) fn check(request: &Request) -> Result<(), Report> {
+    let Some(name) = &request.time_zone else { return Ok(()) };
+    let path = zone_file(name);
+    match fs::read(&path) {
+        Ok(bytes) if bytes.starts_with(b"TZif") => Ok(()),
+        Ok(_) => Err(Report::usage(format!("`--tz {name}`: `{}` is not a time zone", path.display()))),
+        Err(error) => Err(Report::usage(format!("cannot use `--tz {name}`"))
+            .with_cause(format!("cannot read `{}`: {error}", path.display()))
+            .with_hint("install the package tzdata on this host, or set the variable: `-e TZ=NAME`")),
+    }
+}
+
+/// The mount of /etc/localtime for `--tz`.
+fn local_time(entry: &Entry, places: &Places<'_>, request: &Request) -> Result<Option<Mount>, Report> {
+    let Some(name) = &request.time_zone else { return Ok(None) };
+    let source = entry.dir.join("localtime");
+    fs::copy(zone_file(name), &source)
+        .and_then(|_| fs::set_permissions(&source, fs::Permissions::from_mode(0o644)))
+        .map_err(|error| Report::new(format!("cannot use `--tz {name}`")).with_cause(error))?;
+    let destination = places.at(Path::new("/etc/localtime"), MountpointKind::File, Mounted::Other)?.path;
+    let options = ["bind", "ro", "rprivate"].map(str::to_owned).into();
+    Ok(Some(Mount { destination, kind: "bind".into(), source, options }))
 }

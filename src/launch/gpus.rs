@@ -1,127 +1,163 @@
-//! `--gpus` and `--device`: asks the gpu room, takes the lease, and puts what it answers into the container's root and plan.
+//! `--gpus` and `--device`: plans the GPU injection with the gpu module, takes the lease, and adds the edits to the
+//! container's root and plan.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use super::context::Launch;
+use super::places::Places;
+use super::progress::{Progress, Tell};
 use super::undo::Undo;
-use crate::gpu::{self, Edits, Mode, Selection, cdi, driver, ldcache, lease, usage};
-use crate::record::{Entry, Records};
+use crate::gpu::{self, Edits, GpuError, Library, Requested, ldcache, lease, usage};
+use crate::record::Entry;
 use crate::report::Report;
-use crate::request::{DeviceRequest, Request};
+use crate::request::{DeviceRequest, GpuMode, GpuRequest, Mounted, Request, RestartPolicy, check_node};
 use crate::rootfs::{self, MountpointKind};
 use crate::spec::{Device, Limits, Mount};
 use crate::units::CpuSet;
 
-/// Where a container's linker looks by itself, the most special directory first; the second list is for 32-bit programs.
+/// The default search path of a container's linker, the most specific directory first. The second list is for 32-bit
+/// programs.
 const LIBRARY_DIRS: [&str; 3] = [
     if cfg!(target_arch = "aarch64") { "/usr/lib/aarch64-linux-gnu" } else { "/usr/lib/x86_64-linux-gnu" },
     "/usr/lib64",
     "/usr/lib",
 ];
 const LIBRARY_DIRS_32: [&str; 3] = ["/usr/lib/i386-linux-gnu", "/usr/lib32", "/usr/lib"];
-/// No image's cache of libraries is larger.
+/// The size limit for reading an image's ld.so.cache. Real caches are smaller.
 const MAX_CACHE: usize = 32 << 20;
 
-/// The root directory below which the driver and its hook are looked for; another one than `/` serves tests, and drivers that live in a
-/// tree of their own.
+/// The root directory below which the driver and its hook are searched. A root other than `/` is for tests, and for
+/// drivers that are installed in a separate tree.
 #[must_use]
-pub fn driver_root() -> PathBuf {
+pub(crate) fn driver_root() -> PathBuf {
     std::env::var_os("GPURUN_DRIVER_ROOT").map_or_else(|| PathBuf::from("/"), PathBuf::from)
 }
 
-/// A request's words, understood.
-struct Asked {
-    selection: Option<Selection>,
-    names: Vec<cdi::Name>,
-    mode: Mode,
-    share: bool,
-}
-
-impl Asked {
-    fn of(request: &Request) -> Result<Self, Report> {
-        let names = request.devices.iter().filter_map(|device| match device {
-            DeviceRequest::Cdi(name) => Some(name.parse::<cdi::Name>()),
-            DeviceRequest::Node { .. } => None,
-        });
-        Ok(Self {
-            selection: request.gpus.as_deref().map(str::parse).transpose()?,
-            names: names.collect::<Result<_, _>>()?,
-            mode: request.gpu_mode.as_deref().map(str::parse).transpose()?.unwrap_or_default(),
-            share: request.share_gpu,
-        })
-    }
-
-    fn ask(&self) -> gpu::Ask<'_> {
-        gpu::Ask { selection: self.selection.as_ref(), devices: &self.names, mode: self.mode, share: self.share }
+/// The parts of a request that concern GPUs.
+fn requested(request: &Request) -> Requested<'_> {
+    let devices = request.devices.iter().filter_map(|device| match device {
+        DeviceRequest::Cdi(name) => Some(name.clone()),
+        DeviceRequest::Node { .. } => None,
+    });
+    Requested {
+        gpus: request.gpus.as_ref(),
+        mode: request.gpu_mode,
+        share: request.share_gpu,
+        devices: devices.collect(),
     }
 }
 
-/// What can be refused before anything is made.
+/// Reports errors that can be detected before anything is created.
 pub(super) fn check(request: &Request) -> Result<(), Report> {
-    gpu::check(&Asked::of(request)?.ask(), &driver_root())?;
+    gpu::check(&requested(request), &driver_root())?;
     nodes(request).map(drop)
 }
 
-/// Chooses and takes; what was taken is given back by `undo`.
-pub(super) fn plan(
-    records: &Records,
-    entry: &Entry,
+/// Selects the GPUs and takes their leases. `undo` releases them.
+pub(super) fn acquire(
+    launch: Launch<'_>,
     limits: &Limits,
     image_env: &[String],
     user: (u32, u32),
+    tell: Tell<'_>,
     undo: &mut Undo,
 ) -> Result<Edits, Report> {
-    let request = &entry.record.request;
+    let Launch { records, entry, .. } = launch;
+    let request = launch.request();
     let image = image_env.iter().filter_map(|entry| entry.split_once('='));
-    let image = image.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let env: Vec<(String, String)> = image.chain(request.env.iter().cloned()).collect();
+    let image_env: Vec<(String, String)> = image.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     let leases = records.run_dir().join("gpus");
     let taker = lease::Taker {
         id: entry.record.id.clone(),
         name: entry.record.name.clone(),
-        // The person behind `sudo`, for those who wait for his GPU.
-        user: usage::user_name(request.invoker.map_or(0, |(uid, _)| uid)),
+        // Shown to others who wait for the GPU.
+        user: usage::user_name(entry.record.owner.uid),
         now: now(),
     };
     let (root, cpus) = (driver_root(), limits.cpuset_cpus.as_ref());
-    let place = gpu::Place { root: &root, leases: &leases, taker, cpus, env: &env, user, dry: false };
-    let mut edits = gpu::plan(&Asked::of(request)?.ask(), &place)?;
-    if !edits.given.is_empty() || request.gpus.is_some() {
+    let (image_env, env) = (&image_env[..], &request.env[..]);
+    let container = gpu::Container { root: &root, leases: &leases, taker, cpus, image_env, env, user, dry: false };
+    let mut edits = gpu::plan(&requested(request), &container, &mut |line| tell(Progress::Notice(line)))?;
+    // A container that restarts keeps its GPUs meanwhile. Its supervisor releases them at the end.
+    let restarts = request.restart != RestartPolicy::No;
+    if !restarts && (!edits.given.is_empty() || request.gpus.is_some()) {
         let id = entry.record.id.clone();
-        undo.push("give the GPUs back", move || Ok(lease::release(&leases, &id)?));
+        undo.push("release the GPUs", move || Ok(lease::release(&leases, &id)?));
     }
-    edits.notices.extend(misled(request));
-    let own = nodes(request)?;
+    let mut own = nodes(request)?;
+    if request.privileged {
+        own.extend(host_nodes(&own)?);
+    }
     edits.devices.retain(|device| !own.iter().any(|other| other.path == device.path));
+    if let Some(opens) = &mut edits.opens {
+        opens.except(&own);
+    }
     edits.devices.extend(own);
+    write_hook_config(entry, &mut edits)?;
+    edits.summary.iter().for_each(|line| tell(Progress::Detail(line.clone())));
+    edits.notices.iter().for_each(|line| tell(Progress::Notice(line.clone())));
     Ok(edits)
 }
 
-/// What `--gpus` would become right now; takes nothing. Of the image, which may have its say too, nothing is known.
-pub fn preview(
+/// Writes the configuration that a hook uses in this run instead of the host's.
+fn write_hook_config(entry: &Entry, edits: &mut Edits) -> Result<(), Report> {
+    let Some(config) = edits.hook_config.take() else { return Ok(()) };
+    let path = entry.run_dir.join(config.file);
+    std::fs::write(&path, config.text)
+        .map_err(|error| Report::new(format!("cannot write `{}`", path.display())).with_cause(error))?;
+    for hook in edits.hooks.iter_mut().filter(|hook| hook.name == config.hook) {
+        let at = hook.command.args.len().min(1);
+        hook.command.args.splice(at..at, ["-config".to_owned(), path.display().to_string()]);
+    }
+    Ok(())
+}
+
+/// Checks whether the GPUs of a container that is not running are idle now, regardless of the queue.
+pub(crate) fn available(run_dir: &Path, entry: &Entry, notice: &mut dyn FnMut(String)) -> Result<(), GpuError> {
+    let record = &entry.record;
+    let (id, name) = (record.id.clone(), record.name.clone());
+    let taker = lease::Taker { id, name, user: usage::user_name(record.owner.uid), now: now() };
+    let (root, leases) = (driver_root(), run_dir.join("gpus"));
+    let (image_env, env) = (&[][..], &[][..]);
+    let container =
+        gpu::Container { root: &root, leases: &leases, taker, cpus: None, image_env, env, user: (0, 0), dry: true };
+    gpu::available(&requested(&record.request), &container, notice)
+}
+
+/// Resolves `--gpus` as of now, without taking a lease. Environment variables of the image, which can matter too, are
+/// not considered. On a host without a GPU, returns the request itself, with a notice.
+pub(crate) fn preview(
     run_dir: &Path,
-    selection: &str,
-    mode: Option<&str>,
+    request: &GpuRequest,
+    mode: GpuMode,
     share: bool,
     cpus: Option<&CpuSet>,
 ) -> Result<Edits, Report> {
-    let selection: Selection = selection.parse()?;
-    let mode = mode.map(str::parse).transpose()?.unwrap_or_default();
-    let ask = gpu::Ask { selection: Some(&selection), devices: &[], mode, share };
+    let requested = Requested { gpus: Some(request), devices: Vec::new(), mode, share };
     let taker = lease::Taker { id: "ID".into(), name: "NAME".into(), user: usage::user_name(0), now: now() };
     let (root, leases) = (driver_root(), run_dir.join("gpus"));
-    let place = gpu::Place { root: &root, leases: &leases, taker, cpus, env: &[], user: (0, 0), dry: true };
-    Ok(gpu::plan(&ask, &place)?)
+    let (image_env, env) = (&[][..], &[][..]);
+    let container =
+        gpu::Container { root: &root, leases: &leases, taker, cpus, image_env, env, user: (0, 0), dry: true };
+    match gpu::plan(&requested, &container, &mut |line| crate::report::say(&format!("note: {line}"))) {
+        Err(error) if error.is_absence() => Ok(gpu::example(request, &error)),
+        other => Ok(other?),
+    }
 }
 
-/// A word to who asks as one asks NVIDIA's own runtime.
-fn misled(request: &Request) -> Option<String> {
-    let asked =
-        request.env.iter().rev().find(|(name, _)| name == "NVIDIA_VISIBLE_DEVICES").map(|(_, value)| value.as_str());
-    let value = asked.filter(|value| request.gpus.is_none() && !["", "void", "none"].contains(value))?;
-    let flag = if value == "all" { "all".to_owned() } else { format!("device={value}") };
-    Some(format!("`NVIDIA_VISIBLE_DEVICES={value}` gives no GPU by itself: say `--gpus {flag}`"))
+/// Whether the driver of the requested GPUs is loaded. A request that fails for another reason, such as GPUs in use,
+/// counts as ready: waiting for the driver would not help.
+pub(crate) fn are_ready(run_dir: &Path, request: &Request) -> bool {
+    let Some(gpus) = &request.gpus else { return true };
+    let requested = Requested { gpus: Some(gpus), devices: Vec::new(), mode: request.gpu_mode, share: true };
+    let taker = lease::Taker { id: "ID".into(), name: "NAME".into(), user: usage::user_name(0), now: now() };
+    let (root, leases) = (driver_root(), run_dir.join("gpus"));
+    let (image_env, env) = (&[][..], &[][..]);
+    let container =
+        gpu::Container { root: &root, leases: &leases, taker, cpus: None, image_env, env, user: (0, 0), dry: true };
+    gpu::plan(&requested, &container, &mut |_| {}).err().is_none_or(|error| !error.is_driver())
 }
 
 fn now() -> u64 {
@@ -129,19 +165,47 @@ fn now() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The host's nodes of `--device`; a directory stands for all of them in it, as in docker.
+/// The host device nodes of `--device`. A directory means all nodes below it, as in docker.
 fn nodes(request: &Request) -> Result<Vec<Device>, Report> {
     let mut nodes = Vec::new();
     for device in &request.devices {
         let DeviceRequest::Node { host, container, access } = device else { continue };
         let before = nodes.len();
+        check_node(container).map_err(|error| {
+            let refused = format!("`--device {}:{}` cannot be used", host.display(), container.display());
+            Report::from(error).under(refused).with_hint("choose another path below /dev")
+        })?;
         add_nodes(host, container, access, &mut nodes)
             .map_err(|error| Report::new(format!("`--device {}` cannot be used", host.display())).with_cause(error))?;
         if nodes.len() == before {
-            return Err(Report::new(format!("`--device {}` is no device node", host.display()))
-                .with_hint("files and directories go into a container with `-v`"));
+            return Err(Report::new(format!("`--device {}` is not a device node", host.display()))
+                .with_hint("mount files and directories with `-v`"));
         }
     }
+    Ok(nodes)
+}
+
+/// Everything in the host's /dev that is a device and not made by the runtime, as in docker. A terminal, a shared memory
+/// object or a message queue belongs to a process of the host.
+fn host_nodes(known: &[Device]) -> Result<Vec<Device>, Report> {
+    let failed = |error| Report::new("cannot list the devices of this host").with_cause(error);
+    let (mut nodes, mut open) = (Vec::new(), vec![PathBuf::from("/dev")]);
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(&dir).map_err(failed)? {
+            let (path, kind) = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?))).map_err(failed)?;
+            if kind.is_dir() {
+                let skipped = ["pts", "shm", "fd", "mqueue", "hugepages"];
+                if !skipped.iter().any(|name| path == Path::new("/dev").join(name)) {
+                    open.push(path);
+                }
+            } else if (kind.is_char_device() || kind.is_block_device()) && check_node(&path).is_ok() {
+                // A device that is unplugged meanwhile is not one of the host any more.
+                let _ = add_nodes(&path, &path, "rwm", &mut nodes);
+            }
+        }
+    }
+    nodes.retain(|node| !known.iter().any(|other| other.path == node.path));
+    nodes.sort_by(|one, other| one.path.cmp(&other.path));
     Ok(nodes)
 }
 
@@ -169,41 +233,38 @@ fn add_nodes(host: &Path, container: &Path, access: &str, nodes: &mut Vec<Device
     Ok(())
 }
 
-/// Half of what the container may use, since what lies in /dev/shm counts as its memory: docker's 64 MiB end every DataLoader with workers.
-pub(super) fn shm_size(limits: &Limits) -> u64 {
-    let all = limits.memory.or_else(|| {
-        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-        Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
-    });
-    all.map_or(0, |all| all / 2).max(super::plan::SHM_SIZE)
-}
-
-/// Makes the places in the container's root, and answers what is to be mounted there.
-pub(super) fn mounts(edits: &Edits, root: &OwnedFd) -> Result<Vec<Mount>, Report> {
+/// Creates the mount points in the container's root, and returns the mounts.
+pub(super) fn mounts(edits: &Edits, root: &OwnedFd, places: &Places<'_>) -> Result<Vec<Mount>, Report> {
     let mut mounts = Vec::new();
     for mount in &edits.mounts {
         let kind = match mount.kind == "bind" && mount.source.is_file() {
             true => MountpointKind::File,
-            // A socket or a node is bound onto a file, too.
+            // A socket or a device node is also bound onto a file.
             false if mount.kind == "bind" && !mount.source.is_dir() => MountpointKind::File,
             false => MountpointKind::Directory,
         };
+        let mounted = match mount.kind == "bind" {
+            true => {
+                Mounted::Bind { source: &mount.source, read_only: mount.options.iter().any(|option| option == "ro") }
+            }
+            false => Mounted::Other,
+        };
         mounts.push(Mount {
-            destination: rootfs::make_mountpoint_in_root(root, &mount.destination, kind)?,
+            destination: places.at(&mount.destination, kind, mounted)?.path,
             kind: mount.kind.clone(),
             source: mount.source.clone(),
             options: mount.options.clone(),
         });
     }
     if !edits.libraries.is_empty() {
-        mounts.extend(libraries(&edits.libraries, root)?);
+        mounts.extend(libraries(&edits.libraries, root, places)?);
     }
     Ok(mounts)
 }
 
-/// The driver's libraries where the container's linker finds them: each file, the names that lead to it, and the linker's own cache.
-fn libraries(libraries: &[driver::Library], root: &OwnedFd) -> Result<Vec<Mount>, Report> {
+/// Mounts the driver's libraries where the container's linker finds them: each file, the links to it, and the entries
+/// in ld.so.cache.
+fn libraries(libraries: &[Library], root: &OwnedFd, places: &Places<'_>) -> Result<Vec<Mount>, Report> {
     let dir = library_dir(root, &LIBRARY_DIRS)?;
     let dir_32 = library_dir(root, &LIBRARY_DIRS_32)?;
     let (mut mounts, mut entries) = (Vec::new(), Vec::new());
@@ -211,13 +272,14 @@ fn libraries(libraries: &[driver::Library], root: &OwnedFd) -> Result<Vec<Mount>
         let dir = if library.flags == ldcache::NATIVE { &dir } else { &dir_32 };
         let place = dir.join(&library.file);
         mounts.push(Mount {
-            destination: rootfs::make_mountpoint_in_root(root, &place, MountpointKind::File)?,
+            destination: places.at(&place, MountpointKind::File, Mounted::Other)?.path,
             kind: "bind".into(),
             source: library.source.clone(),
             options: ["ro", "nosuid", "nodev", "bind", "rprivate"].map(str::to_owned).into(),
         });
         for name in &library.names {
-            // `libcuda.so` leads to `libcuda.so.1`, where there is one, and that to the file: as an installed driver has it.
+            // As in an installed driver, `libcuda.so` links to `libcuda.so.1` if that exists, and `libcuda.so.1` links
+            // to the file.
             let soname = library.names.iter().find(|other| other.starts_with(&format!("{name}.")));
             rootfs::link_in_root(root, &dir.join(name), soname.map_or(&library.file, |soname| soname))?;
         }
@@ -230,7 +292,7 @@ fn libraries(libraries: &[driver::Library], root: &OwnedFd) -> Result<Vec<Mount>
     Ok(mounts)
 }
 
-/// The first of these directories that the image has; the last one is made where it has none.
+/// The first of these directories that exists in the image. If none does, the last one, which is then created.
 fn library_dir(root: &OwnedFd, dirs: &[&str]) -> Result<PathBuf, Report> {
     for dir in dirs.iter().map(Path::new) {
         let found = rootfs::stat_in_root(root, dir)?;

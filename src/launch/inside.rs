@@ -1,21 +1,21 @@
-//! A container's files as the container sees them, for `cp`: by descriptor, whether it runs or not.
+//! Access to a container's files for `cp`, by descriptor and as the container sees them, whether it runs or not.
 //!
-//! Of a running one it is `/proc/PID/root`, volumes and all. Of one at rest the overlay and its volumes are mounted for the while, in a mount
-//! namespace of this command alone; the `launching` lock keeps everybody from starting it meanwhile.
+//! The root of a running container is `/proc/PID/root`, with its volumes. For a stopped container, the overlay and its
+//! volumes are mounted temporarily in a mount namespace private to this command. Meanwhile the `launching` lock
+//! prevents other commands from starting the container.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use crate::durable::ProcessLock;
 use crate::image::ImageDocument;
-use crate::record::{Entry, Phase, Records};
+use crate::record::{Entry, Launching, Phase, Records};
 use crate::report::Report;
 use crate::rootfs::{self, HostNamespace};
 use crate::store::Store;
 use crate::sys::process;
 
-/// The open root.
-pub struct Inside {
+/// A container's open root.
+pub(crate) struct Inside {
     root: OwnedFd,
     mounted: Option<Mounted>,
 }
@@ -26,11 +26,11 @@ struct Mounted {
     entry: Entry,
     /// The image stays mounted for as long as the overlay needs it.
     _lower: rootfs::images::Lower,
-    _launching: ProcessLock,
+    _launching: Launching,
 }
 
 /// Opens a container's root. The calling process must be single-threaded.
-pub fn inside(root: &Path, records: &Records, entry: &Entry) -> Result<Inside, Report> {
+pub(crate) fn inside(root: &Path, records: &Records, entry: &Entry) -> Result<Inside, Report> {
     let state = entry.state()?;
     if matches!(state.phase, Phase::Running)
         && let Some(pid) = state.pid
@@ -44,13 +44,13 @@ pub fn inside(root: &Path, records: &Records, entry: &Entry) -> Result<Inside, R
 
 fn at_rest(root: &Path, records: &Records, entry: &Entry) -> Result<Inside, Report> {
     std::fs::create_dir_all(&entry.run_dir)
-        .map_err(|error| Report::new(format!("cannot make `{}`", entry.run_dir.display())).with_cause(error))?;
+        .map_err(|error| Report::new(format!("cannot create `{}`", entry.run_dir.display())).with_cause(error))?;
     let launching = entry.launching()?;
     let store = Store::open(root)?;
-    let image = store.image_of(&entry.record.request.image_id)?;
+    let image = store.image_of(entry.record.image)?;
     let images = records.run_dir().join("images");
     let lower = rootfs::stored::lower(&images, &store, &image)?;
-    let host = rootfs::private_namespace(&images, Some(&lower.dir))?;
+    let host = rootfs::private_namespace(&images, &[&lower.dir])?;
     let merged = entry.run_dir.join("rootfs");
     rootfs::overlay(&rootfs::Overlay {
         lower: &lower.dir,
@@ -63,7 +63,7 @@ fn at_rest(root: &Path, records: &Records, entry: &Entry) -> Result<Inside, Repo
     let (config, _) = store.documents(&image)?;
     let document = ImageDocument::parse(&config)
         .map_err(|error| Report::from(error).under(format!("cannot use the image of `{}`", entry.record.name)))?;
-    super::mounts::at_rest(root, entry, &fd, &merged, &document.config.volumes)?;
+    super::mounts::at_rest(root, entry, &fd, &document.config.volumes)?;
     let mounted = Mounted { merged, host, entry: entry.clone(), _lower: lower, _launching: launching };
     Ok(Inside { root: fd, mounted: Some(mounted) })
 }
@@ -76,7 +76,8 @@ impl AsFd for Inside {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // What stays is in this process's own namespace, and goes with it; the directory in /run is cleared by the next command.
+        // A mount that cannot be removed disappears with this process's mount namespace. The next command removes a
+        // remaining directory in /run.
         let _ = crate::sys::mount::detach(&self.merged);
         let _ = self.host.enter();
         let _ = super::clear_run_dir(&self.entry);

@@ -1,109 +1,111 @@
 //! The pipeline from a recorded request to a running container, with its undo stack.
 //!
 //! ```text
-//! image mount → private mount namespace → overlay → guards → user, files, mount points → network → spec → bundle → cgroup with its
-//!   limits → hooks and create (libcontainer) → limits read back → start → (Jupyter)
+//! acquire   limits, image mount → private mount namespace → overlay → guards → user → network → GPUs → files, mounts
+//! plan      pure: the OCI spec, the process, Jupyter
+//! create    bundle → cgroup with its limits → hooks and create (libcontainer) → limits read back
+//! start     PID 1 → (Jupyter)
 //! ```
 //!
-//! Runs in the supervisor, single-threaded. Every step that makes something outside this process says how to take it back before the next
-//! one begins; a failure takes everything back in reverse, and the first error leads. What a SIGKILL leaves between two steps is what
-//! [`reconcile`] clears: its table names every resource.
+//! The pipeline runs in the supervisor, which is single-threaded. Each step that creates something outside this process
+//! registers its undo action before the next step begins. A failure runs all undo actions in reverse order, and the
+//! first error is the one that is reported. After a SIGKILL between two steps, [`reconcile`] cleans up: its table lists
+//! every resource.
 
+mod acquire;
+mod activity;
+mod boot;
+mod check;
+mod command;
 mod container;
+mod context;
+mod create;
+mod entering;
+mod facts;
 mod files;
 mod gpus;
+mod guard;
+mod health;
+mod home;
+mod hooks;
+mod host_ca;
+mod image_mounts;
+pub(crate) mod inherit;
 mod inside;
+mod ipc;
 mod jupyter;
+mod keeper;
+mod masks;
+mod mounted;
 mod mounts;
+mod nested;
+mod opens;
+mod peer;
+mod places;
 mod plan;
-pub mod process;
+pub(crate) mod process;
+mod progress;
+mod propagation;
 mod readback;
+mod recheck;
 mod reconcile;
+mod rlimits;
 mod scaffold;
+mod secrets;
+mod shared;
 mod spawn;
 mod streams;
 mod undo;
 
 use std::path::Path;
 
-pub use container::{Container, Ending};
-pub use gpus::{driver_root, preview as preview_gpus};
-pub use inside::{Inside, inside};
-pub use plan::{check, check_limits};
-pub use reconcile::{clear_run_dir, reconcile, remove, remove_unreadable, sweep_images};
-pub use scaffold::Scaffold;
-pub use spawn::{Spawned, spawn};
-pub use streams::{Stream, Streams};
+pub(crate) use activity::Activity;
+pub(crate) use boot::starts_at_boot;
+pub(crate) use check::{check, check_limits};
+pub(crate) use container::{Container, Created, Ending};
+pub(crate) use context::ADDED_GROUPS;
+pub(crate) use facts::own_capabilities;
+pub(crate) use gpus::{are_ready as gpus_are_ready, available as gpus_available, driver_root, preview as preview_gpus};
+pub(crate) use health::{Answer, HEALTH_CHECK, Running as RunningCheck, health_check_main};
+pub(crate) use inside::{Inside, inside};
+pub(crate) use ipc::check_shareable;
+pub(crate) use mounts::{listed_mounts, user_of_volumes};
+pub(crate) use progress::{Progress, step};
+pub(crate) use recheck::check_restart;
+pub(crate) use reconcile::{
+    clear_run_dir, reconcile, remove, remove_own, remove_unreadable, repair_network, sweep_images,
+};
+pub(crate) use scaffold::Scaffold;
+pub(crate) use spawn::{Spawned, spawn};
+pub(crate) use streams::Stream;
 
-use crate::cgroup::Verified;
-use crate::record::{Entry, LimitRow, Records};
-use crate::report::Report;
+use context::Launch;
+use facts::HostFacts;
 use undo::Undo;
 
-/// What a person may want to hear while the launch goes on.
-#[derive(Debug)]
-pub enum Progress {
-    Notice(String),
-    /// What only matters to who asked for more.
-    Detail(String),
-    Limits(Vec<LimitRow>),
-}
+use crate::record::{Entry, Records};
+use crate::report::Report;
 
-/// The cgroup below which a container's lies unless `--cgroup-parent` names another.
-const CGROUP_PARENT: &str = "/gpurun";
-
-/// A container's cgroup below every controller.
-#[must_use]
-pub fn cgroup_path(parent: Option<&str>, id: &str) -> String {
-    format!("{}/{id}", parent.unwrap_or(CGROUP_PARENT))
-}
-
-/// A row of the read-back table as the record keeps it.
-#[must_use]
-pub fn row(verified: Verified) -> LimitRow {
-    LimitRow {
-        flag: verified.flag.to_owned(),
-        oci: verified.oci.to_owned(),
-        file: verified.file.display().to_string(),
-        asked: verified.asked,
-        kernel: verified.kernel,
-        effective: verified.effective,
-        note: verified.note,
-    }
-}
-
-/// Which boot of the host this is.
-#[must_use]
-pub fn boot_id() -> Option<String> {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
-}
-
-/// Makes the container, with its limits in place and read back, but does not start its process.
-pub fn create(
+/// Creates the container with its limits in place and verified, but does not start its process. `root` is the root of
+/// the store, and `tell` receives the events of the launch.
+pub(crate) fn create(
     root: &Path,
     records: &Records,
     entry: &Entry,
     tell: &mut dyn FnMut(Progress),
-) -> Result<Container, Report> {
+) -> Result<Created, Report> {
+    let launch = Launch { root, records, entry };
     let mut undo = Undo::default();
-    match container::build(root, records, entry, tell, &mut undo) {
-        Ok(mut container) => {
-            container.undo = undo;
-            Ok(container)
-        }
-        Err(mut report) => {
-            report.afterwards = undo.run();
-            Err(report)
-        }
-    }
+    run_stages(launch, tell, &mut undo).map_err(|mut report| {
+        report.afterwards = undo.run();
+        report
+    })
 }
 
-/// Dies here if a test asked for it: `GPURUN_KILL_AT=STEP` proves that a SIGKILL between two steps leaves nothing that the next command
-/// does not clear away. Not in release builds.
-pub fn step(name: &str) {
-    tracing::debug!("launch: {name}");
-    #[cfg(debug_assertions)]
-    if std::env::var_os("GPURUN_KILL_AT").is_some_and(|at| at == name) {
-        let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
-    }
+/// The stages of a launch.
+fn run_stages(launch: Launch<'_>, tell: &mut dyn FnMut(Progress), undo: &mut Undo) -> Result<Created, Report> {
+    let (acquired, handles) = acquire::acquire(launch, tell, undo)?;
+    let facts = HostFacts::read(&handles.host, &acquired.cgroup);
+    let plan = plan::plan(launch.request(), &acquired, &facts)?;
+    create::create(launch, plan, handles, tell, undo)
 }

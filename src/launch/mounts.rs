@@ -1,21 +1,28 @@
-//! `-v`, `--mount`, `--tmpfs` and an image's VOLUMEs: from requests to mounts, with the places to mount on made in the container's root.
+//! Turns `-v`, `--mount`, `--tmpfs` and an image's VOLUMEs into mounts, and creates their mount points in the
+//! container's root.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use super::Progress;
-use crate::record::Entry;
+use super::image_mounts;
+use super::places::{Origins, Places};
+use super::progress::{Progress, Tell};
+use super::shared;
+use super::shared::Writer;
+use crate::record::{Entry, Records, short};
 use crate::report::Report;
-use crate::request::{MountRequest, MountSource};
+use crate::request::{MountRequest, MountSource, Mounted, check_destination};
 use crate::rootfs::{self, MountpointKind};
 use crate::spec::Mount;
-use crate::sys::idmap::{self, Owner};
 
-/// A host path that is not there is an error: docker would make an empty directory, which hides every typing mistake.
-pub fn check(requests: &[MountRequest]) -> Result<(), Report> {
+/// Checks the requested mounts. A missing host path is an error: docker would create an empty directory, which hides
+/// typing errors.
+pub(super) fn check(requests: &[MountRequest]) -> Result<(), Report> {
     for request in requests {
+        check_destination(&request.destination, Mounted::of(request))?;
+        check_chown(request)?;
         if let MountSource::Bind { path, .. } = &request.source
             && let Err(error) = fs::metadata(path)
         {
@@ -31,70 +38,138 @@ pub fn check(requests: &[MountRequest]) -> Result<(), Report> {
     Ok(())
 }
 
-/// The mounts in the order in which they must be made: outer ones first.
-pub fn plan(
+/// The mounts that the user and the image request, in the order in which they must be made.
+pub(super) fn plan(
     store_root: &Path,
     entry: &Entry,
-    root: &OwnedFd,
-    merged: &Path,
+    places: &mut Places<'_>,
     image_volumes: &[String],
-    owners: Option<(Owner, Owner)>,
-    tell: &mut dyn FnMut(Progress),
-) -> Result<Vec<Mount>, Report> {
-    let requests = requests(entry, image_volumes);
-    let mut mounts = Vec::new();
-    for (number, request) in requests.iter().enumerate() {
-        let mut mount = one(store_root, entry, root, merged, number, request)?;
-        let is_bind = matches!(request.source, MountSource::Bind { .. });
-        if let Some(owners) = owners.filter(|_| is_bind && !request.read_only) {
-            exchange(entry, number, owners, &mut mount, tell);
+    user: (u32, u32),
+    writer: Option<&Writer>,
+    tell: Tell<'_>,
+) -> Result<Origins, Report> {
+    let mut origins = Origins::default();
+    for (number, asked) in requests(entry, image_volumes).iter().enumerate() {
+        let request = &asked.request;
+        let place = match places.at(&request.destination, mountpoint_kind(request)?, Mounted::of(request)) {
+            Ok(place) => place,
+            Err(report) if asked.by_image => {
+                tell(Progress::Notice(format!("a volume of the image is left out: {}", report.message)));
+                continue;
+            }
+            Err(report) => return Err(report),
+        };
+        let source = volume(store_root, entry, number, request);
+        if let MountSource::VolumeOf { container, .. } = &request.source {
+            check_volume_of(source.as_deref(), container, &request.destination)?;
+        } else if let Some(volume) = &source {
+            let copies = place.in_image && !matches!(request.source, MountSource::Volume { nocopy: true, .. });
+            let image_side = if copies { rootfs::resolve_in_root(places.root(), &place.path)? } else { None };
+            fill_volume(volume, image_side.as_ref())?;
         }
-        mounts.push(mount);
+        let source = match &request.source {
+            MountSource::Image { .. } => Some(image_mounts::point(entry, &request.destination)),
+            _ => source,
+        };
+        let source = inner(entry, number, request, source)?;
+        let mut mount = one(request, source, place.path)?;
+        if request.chown {
+            give(&mount.source, user)?;
+        }
+        let is_bind = matches!(request.source, MountSource::Bind { .. });
+        places.place(&mount, is_bind);
+        if let Some(writer) = writer.filter(|_| mount.kind == "bind" && !request.read_only) {
+            shared::share(entry, number, writer, is_bind, &mut mount, tell);
+        }
+        if asked.by_image { &mut origins.image_volumes } else { &mut origins.user }.push(mount);
     }
-    Ok(mounts)
+    Ok(origins)
 }
 
-/// What a person and the image ask for, outer mounts first.
-fn requests(entry: &Entry, image_volumes: &[String]) -> Vec<MountRequest> {
-    let mut requests = entry.record.request.mounts.clone();
+/// A mount that the user or the image requests.
+struct Asked {
+    request: MountRequest,
+    by_image: bool,
+}
+
+/// All requested mounts, the outer ones first. The position of an anonymous volume is the name of its directory, so it
+/// must not change between starts.
+fn requests(entry: &Entry, image_volumes: &[String]) -> Vec<Asked> {
+    let mut all: Vec<Asked> = Vec::new();
+    all.extend(entry.record.request.mounts.iter().cloned().map(|request| Asked { request, by_image: false }));
     for destination in image_volumes {
         let destination = PathBuf::from("/").join(destination);
-        // A person's mount wins over the image's volume at the same place.
-        if !requests.iter().any(|request| request.destination == destination) && destination != Path::new("/") {
-            requests.push(MountRequest { source: MountSource::Volume { name: None }, destination, read_only: false });
+        // The user's mount wins over the image's volume at the same destination.
+        if !all.iter().any(|other| other.request.destination == destination) && destination != Path::new("/") {
+            let source = MountSource::Volume { name: None, nocopy: false, subpath: None };
+            let request = MountRequest { source, destination, read_only: false, chown: false };
+            all.push(Asked { request, by_image: true });
         }
     }
-    requests.sort_by_key(|request| request.destination.components().count());
-    requests
+    all.sort_by_key(|asked| asked.request.destination.components().count());
+    all
 }
 
-/// Mounts what a container at rest has when it runs, for a look inside: volumes and directories of the host. A source that is gone is passed
-/// over, and so is what lived in memory. In a mount namespace of this process's own.
-pub fn at_rest(
+/// The requested mounts of a container with their sources on this host, for commands that show them. A tmpfs has none.
+pub(crate) fn listed_mounts(
+    store_root: &Path,
+    entry: &Entry,
+    image_volumes: &[String],
+) -> Vec<(MountRequest, Option<PathBuf>)> {
+    let asked = requests(entry, image_volumes).into_iter().enumerate();
+    let source = |(number, Asked { request, .. }): (usize, Asked)| {
+        let source = match &request.source {
+            MountSource::Bind { path, .. } => Some(path.clone()),
+            _ => volume(store_root, entry, number, &request),
+        };
+        (request, source)
+    };
+    asked.map(source).collect()
+}
+
+/// Mounts the volumes and host directories of a stopped container, so that its files can be accessed. Sources that no
+/// longer exist are skipped, and so are tmpfs mounts. The mounts are made in this process's private mount namespace.
+pub(super) fn at_rest(
     store_root: &Path,
     entry: &Entry,
     root: &OwnedFd,
-    merged: &Path,
     image_volumes: &[String],
 ) -> Result<(), Report> {
-    for (number, request) in requests(entry, image_volumes).iter().enumerate() {
+    for (number, Asked { request, by_image }) in requests(entry, image_volumes).iter().enumerate() {
         match &request.source {
-            MountSource::Tmpfs { .. } => continue,
+            MountSource::Tmpfs { .. } | MountSource::Image { .. } => continue,
             MountSource::Bind { path, .. } if !path.exists() => continue,
+            MountSource::VolumeOf { .. }
+                if volume(store_root, entry, number, request).is_none_or(|dir| !dir.is_dir()) =>
+            {
+                continue;
+            }
             _ => {}
         }
-        let mount = one(store_root, entry, root, merged, number, request)?;
-        // Resolved a moment ago, and nobody is in there.
-        let target = merged.join(mount.destination.strip_prefix("/").unwrap_or(&mount.destination));
-        crate::sys::mount::bind(&mount.source, &target, request.read_only).map_err(|error| {
+        // The mounts above this one already exist. So the path is resolved through them, and the mount is made on the
+        // result.
+        let kind = mountpoint_kind(request)?;
+        let path = rootfs::make_mountpoint_in_root(root, &request.destination, kind)?;
+        if *by_image && check_destination(&path, Mounted::of(request)).is_err() {
+            continue;
+        }
+        let Some(target) = rootfs::resolve_in_root(root, &path)? else { continue };
+        let source = volume(store_root, entry, number, request);
+        if let Some(volume) = &source {
+            fill_volume(volume, Some(&target))?;
+        }
+        let source = inner(entry, number, request, source)?;
+        let mount = one(request, source, path)?;
+        crate::sys::mount::bind(&mount.source, target.as_fd(), request.read_only).map_err(|error| {
             Report::new(format!("cannot mount `{}` for a look inside", mount.source.display())).with_cause(error)
         })?;
     }
     Ok(())
 }
 
-/// Makes a working directory that lies in what is mounted, where the container could make it itself: in docker it is made after the mounts, too.
-pub fn make_workdir(cwd: &Path, mounts: &[Mount]) -> Result<(), Report> {
+/// Creates a working directory below a mount, if the container could create it itself. docker also creates it after the
+/// mounts.
+pub(super) fn make_workdir(cwd: &Path, mounts: &[Mount]) -> Result<(), Report> {
     let above = mounts.iter().filter(|mount| cwd.starts_with(&mount.destination));
     let Some(mount) = above.max_by_key(|mount| mount.destination.components().count()) else { return Ok(()) };
     let inside = cwd.strip_prefix(&mount.destination).unwrap_or(cwd);
@@ -105,118 +180,218 @@ pub fn make_workdir(cwd: &Path, mounts: &[Mount]) -> Result<(), Report> {
     Ok(())
 }
 
-/// Binds a clone of the source in which the person behind sudo and the container's user are exchanged, so that what a notebook writes is the
-/// person's. A file system that cannot do that (NFS, FUSE) gets a plain bind, and a word.
-fn exchange(
-    entry: &Entry,
-    number: usize,
-    (outside, inside): (Owner, Owner),
-    mount: &mut Mount,
-    tell: &mut dyn FnMut(Progress),
-) {
-    let point = entry.run_dir.join("binds").join(number.to_string());
-    let clone = || -> std::io::Result<()> {
-        let clone = idmap::exchanged_clone(&mount.source, outside, inside)?;
-        if mount.source.is_dir() {
-            fs::create_dir_all(&point)?;
-        } else {
-            fs::create_dir_all(point.parent().unwrap_or(&point))?;
-            fs::write(&point, "")?;
+fn mountpoint_kind(request: &MountRequest) -> Result<MountpointKind, Report> {
+    let MountSource::Bind { path, .. } = &request.source else { return Ok(MountpointKind::Directory) };
+    let is_dir = fs::metadata(path)
+        .map_err(|error| Report::new(format!("cannot mount `{}`", path.display())).with_cause(error))?
+        .is_dir();
+    Ok(if is_dir { MountpointKind::Directory } else { MountpointKind::File })
+}
+
+/// The directory of a volume, or `None` for any other mount.
+fn volume(store_root: &Path, entry: &Entry, number: usize, request: &MountRequest) -> Option<PathBuf> {
+    match &request.source {
+        MountSource::Volume { name: Some(name), .. } => Some(store_root.join("volumes").join(name)),
+        MountSource::Volume { name: None, .. } => Some(entry.dir.join("volumes").join(number.to_string())),
+        MountSource::VolumeOf { container, number } => {
+            Some(store_root.join("containers").join(container).join("volumes").join(number.to_string()))
         }
-        // In the supervisor's own mount namespace: it goes with it.
-        let place = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&point)?;
-        crate::sys::mount::attach(clone.as_fd(), place.as_fd())
-    };
-    match clone() {
-        Ok(()) => mount.source = point,
-        Err(error) => {
-            tracing::debug!("no exchanged owners for {}: {error}", mount.source.display());
-            tell(Progress::Notice(format!(
-                "files written to `{}` will belong to the container's user (uid {}): its file system cannot map owners",
-                mount.source.display(),
-                inside.uid
-            )));
-        }
+        MountSource::Bind { .. } | MountSource::Image { .. } | MountSource::Tmpfs { .. } => None,
     }
 }
 
-fn one(
-    store_root: &Path,
+/// Returns the directory in a volume that `volume-subpath` names. The container may have written links to the volume, so
+/// the directory is opened without leaving the volume, and is mounted by its descriptor.
+fn inner(
     entry: &Entry,
-    root: &OwnedFd,
-    merged: &Path,
     number: usize,
     request: &MountRequest,
-) -> Result<Mount, Report> {
+    volume: Option<PathBuf>,
+) -> Result<Option<PathBuf>, Report> {
+    let (subpath, name, kind) = match &request.source {
+        MountSource::Volume { subpath: Some(subpath), name: Some(name), .. } => (subpath, name, "volume"),
+        MountSource::Image { subpath: Some(subpath), name, .. } => (subpath, name, "image"),
+        _ => return Ok(volume),
+    };
+    let Some(volume) = &volume else { return Ok(None) };
+    let found = rootfs::resolve_in_root(&rootfs::open_root(volume)?, subpath)?;
+    let found = found.ok_or_else(|| {
+        let hint = match kind {
+            "volume" => format!("create it: `gpurun run --rm -v {name}:/v IMAGE mkdir -p /v/{}`", subpath.display()),
+            _ => format!("list the files with `gpurun run --rm {name} ls /`"),
+        };
+        Report::new(format!("the {kind} `{name}` has no `{}`", subpath.display())).with_hint(hint)
+    })?;
+    let point = entry.run_dir.join("subpaths").join(number.to_string());
+    let mounted = || -> std::io::Result<()> {
+        let copied = crate::sys::mount::clone(&crate::sys::mount::fd_path(&found), false)?;
+        let is_dir = nix::sys::stat::fstat(&found)?.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        fs::create_dir_all(if is_dir { &point } else { point.parent().unwrap_or(&point) })?;
+        if !is_dir {
+            fs::write(&point, "")?;
+        }
+        crate::sys::mount::attach(copied.as_fd(), super::shared::open_path(&point)?.as_fd())
+    };
+    mounted().map_err(|error| {
+        Report::new(format!("cannot mount `{}` of the {kind} `{name}`", subpath.display())).with_cause(error)
+    })?;
+    Ok(Some(point))
+}
+
+/// Refuses to give a directory of the system to a container's user.
+fn check_chown(request: &MountRequest) -> Result<(), Report> {
+    const SYSTEM: [&str; 20] = [
+        "/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/media", "/mnt", "/opt", "/proc", "/root",
+        "/run", "/sbin", "/srv", "/sys", "/tmp", "/usr", "/var",
+    ];
+    let MountSource::Bind { path, .. } = &request.source else { return Ok(()) };
+    let real = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+    if request.chown && SYSTEM.iter().any(|dir| real == Path::new(dir)) {
+        return Err(Report::usage(format!(
+            "cannot give `{}` to the container's user: it belongs to the system",
+            real.display()
+        ))
+        .with_hint("omit `U`, or mount a directory below it"));
+    }
+    Ok(())
+}
+
+/// Gives a mount's source, with everything in it, to the container's user. Links are not followed.
+fn give(source: &Path, (uid, gid): (u32, u32)) -> Result<(), Report> {
+    let failed = |cause: &dyn std::fmt::Display| {
+        Report::new(format!("cannot give `{}` to the container's user", source.display())).with_cause(cause)
+    };
+    let open = super::shared::open_path(source).map_err(|error| failed(&error))?;
+    // The path uses this process's pid because /proc/self in chown(1) is chown itself.
+    let path = format!("/proc/{}/fd/{}", std::process::id(), open.as_raw_fd());
+    let path = if source.is_dir() { format!("{path}/.") } else { path };
+    let mut command = std::process::Command::new("chown");
+    // A file is changed through its descriptor's link; below a directory, links are changed themselves.
+    if source.is_dir() {
+        command.args(["-R", "-P", "-h"]);
+    }
+    let output = command
+        .args(["--", &format!("{uid}:{gid}"), &path])
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .output()
+        .map_err(|error| failed(&error))?;
+    if output.status.success() { Ok(()) } else { Err(failed(&String::from_utf8_lossy(&output.stderr).trim())) }
+}
+
+/// Returns the name of another container that uses an anonymous volume of this one.
+pub(crate) fn user_of_volumes(records: &Records, entry: &Entry) -> Result<Option<String>, Report> {
+    if !entry.dir.join("volumes").exists() {
+        return Ok(None);
+    }
+    let id = &entry.record.id;
+    let uses =
+        |mount: &MountRequest| matches!(&mount.source, MountSource::VolumeOf { container, .. } if container == id);
+    let mut users = records
+        .list()?
+        .into_iter()
+        .filter(|entry| entry.record.id != *id && entry.record.request.mounts.iter().any(uses));
+    Ok(users.next().map(|entry| entry.record.name))
+}
+
+/// Checks that another container's volume is still there.
+fn check_volume_of(source: Option<&Path>, container: &str, destination: &Path) -> Result<(), Report> {
+    if source.is_some_and(Path::is_dir) {
+        return Ok(());
+    }
+    let (container, destination) = (short(container), destination.display());
+    Err(Report::new(format!("cannot mount the volume of container {container} on `{destination}`: it does not exist"))
+        .with_hint(format!(
+            "start container {container} once, which fills its volumes; if it is gone, create this container again"
+        )))
+}
+
+fn one(request: &MountRequest, volume: Option<PathBuf>, destination: PathBuf) -> Result<Mount, Report> {
     let mode = if request.read_only { "ro" } else { "rw" };
     match &request.source {
         MountSource::Bind { path, recursive, propagation } => {
             let source = fs::canonicalize(path)
                 .map_err(|error| Report::new(format!("cannot mount `{}`", path.display())).with_cause(error))?;
-            let kind = if source.is_dir() { MountpointKind::Directory } else { MountpointKind::File };
-            let destination = rootfs::make_mountpoint_in_root(root, &request.destination, kind)?;
             let mut options = vec![if *recursive { "rbind" } else { "bind" }.to_owned(), mode.to_owned()];
+            if request.read_only && *recursive {
+                // `ro` alone leaves the mounts below the source writable.
+                options.push("rro".to_owned());
+            }
             options.push(propagation.clone().unwrap_or_else(|| "rprivate".into()));
             Ok(Mount { destination, kind: "bind".into(), source, options })
         }
-        MountSource::Volume { name } => {
-            let source = match name {
-                Some(name) => store_root.join("volumes").join(name),
-                None => entry.dir.join("volumes").join(number.to_string()),
-            };
-            let destination = rootfs::make_mountpoint_in_root(root, &request.destination, MountpointKind::Directory)?;
-            fill_volume(&source, merged, &destination)?;
+        MountSource::Volume { .. } | MountSource::VolumeOf { .. } | MountSource::Image { .. } => {
             let options = vec!["rbind".to_owned(), mode.to_owned(), "rprivate".to_owned()];
-            Ok(Mount { destination, kind: "bind".into(), source, options })
+            Ok(Mount { destination, kind: "bind".into(), source: volume.unwrap_or_default(), options })
         }
-        MountSource::Tmpfs { size, mode: bits, options: more } => {
-            let destination = rootfs::make_mountpoint_in_root(root, &request.destination, MountpointKind::Directory)?;
-            let mut options: Vec<String> = Vec::new();
-            // docker's defaults, unless the opposite was asked for
-            for (default, opposite) in [("nosuid", "suid"), ("nodev", "dev"), ("noexec", "exec")] {
-                if !more.iter().any(|option| option == opposite) {
-                    options.push(default.to_owned());
-                }
-            }
-            options.extend(
-                more.iter()
-                    .filter(|option| !["suid", "dev", "exec", "nosuid", "nodev", "noexec"].contains(&option.as_str()))
-                    .cloned(),
-            );
-            options.extend(size.map(|size| format!("size={size}")));
-            options.push(format!("mode={:o}", bits.unwrap_or(0o1777)));
-            if request.read_only {
-                options.push("ro".into());
-            }
+        MountSource::Tmpfs { size, mode, options } => {
+            let options = tmpfs_options(*size, *mode, options, request.read_only);
             Ok(Mount { destination, kind: "tmpfs".into(), source: "tmpfs".into(), options })
         }
     }
 }
 
-/// A new volume begins as a copy of what the image has at its place (docker's rule). The copy is made beside it and renamed, so that a
-/// volume is whole or not there.
-fn fill_volume(volume: &Path, merged: &Path, destination: &Path) -> Result<(), Report> {
-    let failed =
-        |error: std::io::Error| Report::new(format!("cannot make the volume `{}`", volume.display())).with_cause(error);
-    if volume.try_exists().map_err(failed)? {
+/// docker's default options, unless the request has the opposite ones.
+fn tmpfs_options(size: Option<u64>, mode: Option<u32>, asked: &[String], read_only: bool) -> Vec<String> {
+    let mut options: Vec<String> = Vec::new();
+    for (default, opposite) in [("nosuid", "suid"), ("nodev", "dev"), ("noexec", "exec")] {
+        if !asked.iter().any(|option| option == opposite) {
+            options.push(default.to_owned());
+        }
+    }
+    let switches = ["suid", "dev", "exec", "nosuid", "nodev", "noexec"];
+    options.extend(asked.iter().filter(|option| !switches.contains(&option.as_str())).cloned());
+    options.extend(size.map(|size| format!("size={size}")));
+    options.push(format!("mode={:o}", mode.unwrap_or(0o1777)));
+    if read_only {
+        options.push("ro".into());
+    }
+    options
+}
+
+/// Fills a new volume with a copy of the image's directory at its destination, as docker does. The copy is made beside
+/// the volume and then renamed, so that a volume is either complete or absent. The image's directory is read by
+/// descriptor, so no link can lead out of the container's root.
+fn fill_volume(volume: &Path, image_side: Option<&OwnedFd>) -> Result<(), Report> {
+    let failed = |error: std::io::Error| {
+        Report::new(format!("cannot create the volume `{}`", volume.display())).with_cause(error)
+    };
+    // `gpurun volume create` makes an empty volume, which its first use fills.
+    let mark = crate::volume::new_mark(volume);
+    let is_new = mark.try_exists().map_err(failed)?;
+    if volume.try_exists().map_err(failed)? && !is_new {
         return Ok(());
     }
     let parent = volume.parent().unwrap_or(volume);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(failed)?;
     let name = volume.file_name().unwrap_or_default().to_string_lossy();
     let temp = parent.join(format!(".{name}.{}.tmp", std::process::id()));
-    let _ = fs::remove_dir_all(&temp);
+    let _ = crate::sys::tree::remove(&temp);
     fs::create_dir(&temp).map_err(failed)?;
-    // The place was resolved in the container's root: a plain path without links.
-    let image_side = merged.join(destination.strip_prefix("/").unwrap_or(destination));
-    rootfs::copy_tree(&image_side, &temp).map_err(failed)?;
+    if let Some(image_side) = image_side {
+        // The path uses this process's pid because /proc/self in cp(1) is cp itself.
+        let path = format!("/proc/{}/fd/{}/.", std::process::id(), image_side.as_raw_fd());
+        rootfs::copy_tree(Path::new(&path), &temp).map_err(failed)?;
+    }
+    if is_new && fs::read_dir(&temp).map_err(failed)?.next().is_none() {
+        // Another container may have mounted the empty volume a moment ago, so it is not replaced by an empty one.
+        fs::remove_dir(&temp).map_err(failed)?;
+        return forget(&mark).map_err(failed);
+    }
     match fs::rename(&temp, volume) {
-        Ok(()) => Ok(()),
-        // Another container made it meanwhile: that one counts.
+        Ok(()) => forget(&mark).map_err(failed),
+        // Another container created the volume in the meantime, and that one is used.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOTEMPTY)) => {
-            let _ = fs::remove_dir_all(&temp);
-            Ok(())
+            let _ = crate::sys::tree::remove(&temp);
+            forget(&mark).map_err(failed)
         }
         Err(error) => Err(failed(error)),
+    }
+}
+
+/// Removes the mark of an unused volume, if there is one.
+fn forget(mark: &Path) -> std::io::Result<()> {
+    match fs::remove_file(mark) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }

@@ -1,13 +1,15 @@
-//! The container's process as docker would make it from an image's config and a request: words, environment, directory. Pure.
+//! Builds the process's arguments, environment and working directory from an image's config and a request, as docker
+//! does. All functions are pure.
 
 use std::path::PathBuf;
 
-/// What a container without any PATH gets (docker's).
-pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The PATH of a container without any other PATH (docker's default).
+pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The command line: the entry point, then the command. An entry point of the person's own drops the image's command, as docker does.
+/// The arguments: the entrypoint, then the command. As in docker, an entrypoint from the request drops the image's
+/// command.
 #[must_use]
-pub fn command(
+pub(crate) fn command(
     image_entrypoint: &[String],
     image_command: &[String],
     entrypoint: Option<&[String]>,
@@ -21,11 +23,11 @@ pub fn command(
     entry.iter().chain(command).cloned().collect()
 }
 
-/// The environment, later entries winning over earlier ones of the same name and every name standing once: PATH, HOSTNAME, TERM (with a
-/// terminal), the image's, gpurun's own, the person's, and last what must not be overridden. Image entries without a name or with a NUL
-/// byte are left out: no process can be given them.
+/// The environment, with one entry for each name. Later sources override earlier ones: PATH, HOSTNAME, TERM (with a
+/// terminal), the image, gpurun's defaults, the request, and last the variables that must not be overridden. Entries
+/// without a name or with a NUL byte are left out, because no process can receive them.
 #[must_use]
-pub fn environment(
+pub(crate) fn environment(
     hostname: &str,
     tty: bool,
     image: &[String],
@@ -53,22 +55,28 @@ pub fn environment(
     all.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
-/// Adds `HOME` where nobody set it: a process without it would look it up by means of the image's own libraries.
-pub fn add_home(env: &mut Vec<String>, home: &std::path::Path) {
+/// The entries of the image's environment with the caller's variables beneath, which the image's override.
+#[must_use]
+pub(crate) fn beneath(host: &[(String, String)], image: &[String]) -> Vec<String> {
+    host.iter().map(|(name, value)| format!("{name}={value}")).chain(image.iter().cloned()).collect()
+}
+
+/// Adds `HOME` if it is not set. Without it, a process would look the home up through the image's own libraries.
+pub(crate) fn add_home(env: &mut Vec<String>, home: &std::path::Path) {
     if !env.iter().any(|entry| entry.starts_with("HOME=")) {
         env.push(format!("HOME={}", home.display()));
     }
 }
 
-/// Whether a name stands in an environment of `NAME=VALUE` texts.
+/// Whether an environment of `NAME=VALUE` entries contains a name.
 #[must_use]
-pub fn has(env: &[String], name: &str) -> bool {
+pub(crate) fn has(env: &[String], name: &str) -> bool {
     env.iter().any(|entry| entry.split_once('=').is_some_and(|(other, _)| other == name))
 }
 
-/// The working directory: the person's, the image's, or `/`; an image's relative one is taken from `/`, as docker does.
+/// The working directory: the request's, the image's, or `/`. A relative path in the image starts at `/`, as in docker.
 #[must_use]
-pub fn workdir(asked: Option<&PathBuf>, image: Option<&str>) -> PathBuf {
+pub(crate) fn workdir(asked: Option<&PathBuf>, image: Option<&str>) -> PathBuf {
     match (asked, image) {
         (Some(dir), _) => dir.clone(),
         (None, Some(dir)) if !dir.is_empty() => PathBuf::from("/").join(dir),

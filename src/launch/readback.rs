@@ -1,24 +1,40 @@
-//! The limits that are no files of a cgroup, read back from the container's first process before it executes anything; and what is said of
-//! limits that an ancestor's keeps from being reached.
+//! Verifies the limits that are not cgroup files: it reads them back from the container's first process before that
+//! process executes anything. It also writes the notice about a limit that cannot be reached because an ancestor's is
+//! lower.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::cgroup::Verified;
 use crate::record::LimitRow;
 use crate::report::Report;
-use crate::request::{Request, Ulimit};
-use crate::sys::rlimit;
+use crate::request::{IpcMode, Request, Ulimit};
 
-/// The rows of the read-back table for `--ulimit`, `--oom-score-adj` and `--shm-size`, where they were asked for; an error where one does not
-/// hold.
+/// Converts a row of the read-back table to the form that the record stores.
+#[must_use]
+pub(super) fn row(verified: Verified) -> LimitRow {
+    LimitRow {
+        flag: verified.flag.to_owned(),
+        oci: verified.oci.to_owned(),
+        file: verified.file.display().to_string(),
+        asked: verified.asked,
+        kernel: verified.kernel,
+        effective: verified.effective,
+        note: verified.note,
+    }
+}
+
+/// Returns the read-back table's rows for `--ulimit`, `--oom-score-adj` and `--shm-size`, where they were requested.
+/// Returns an error if one is not in effect.
 pub(super) fn process(pid: i32, request: &Request) -> Result<Vec<LimitRow>, Report> {
     let mut rows = Vec::new();
     let proc = PathBuf::from(format!("/proc/{pid}"));
     for ulimit in &request.ulimits {
         let file = proc.join("limits");
-        let (soft, hard) = rlimit::of(pid, &format!("RLIMIT_{}", ulimit.name.to_ascii_uppercase()))
-            .map_err(|error| unreadable("--ulimit", &file, &error))?;
-        rows.push(row(
+        let text = fs::read_to_string(&file).map_err(|error| unreadable("--ulimit", &file, &error))?;
+        let (soft, hard) = in_limits(&text, &ulimit.name)
+            .ok_or_else(|| unreadable("--ulimit", &file, &std::io::ErrorKind::InvalidData.into()))?;
+        rows.push(verified(
             "--ulimit",
             "process.rlimits",
             &file,
@@ -29,17 +45,53 @@ pub(super) fn process(pid: i32, request: &Request) -> Result<Vec<LimitRow>, Repo
     if let Some(score) = request.oom_score_adj {
         let file = proc.join("oom_score_adj");
         let kernel = fs::read_to_string(&file).map_err(|error| unreadable("--oom-score-adj", &file, &error))?;
-        rows.push(row("--oom-score-adj", "process.oomScoreAdj", &file, score.to_string(), kernel.trim().to_owned())?);
+        rows.push(verified(
+            "--oom-score-adj",
+            "process.oomScoreAdj",
+            &file,
+            score.to_string(),
+            kernel.trim().to_owned(),
+        )?);
     }
-    if let Some(size) = request.shm_size {
+    let own_shm = matches!(request.ipc, IpcMode::Private | IpcMode::Shareable);
+    if let Some(size) = request.shm_size.filter(|_| own_shm) {
         let file = proc.join("root/dev/shm");
         let stat = nix::sys::statvfs::statvfs(&file).map_err(|errno| unreadable("--shm-size", &file, &errno.into()))?;
-        // A tmpfs counts in pages, rounded up.
+        // A tmpfs rounds its size up to whole pages.
         let asked = size.next_multiple_of(stat.fragment_size());
         let kernel = stat.blocks() * stat.fragment_size();
-        rows.push(row("--shm-size", "mounts", &file, asked.to_string(), kernel.to_string())?);
+        rows.push(verified("--shm-size", "mounts", &file, asked.to_string(), kernel.to_string())?);
     }
     Ok(rows)
+}
+
+/// The soft and hard limit in the text of /proc/PID/limits (proc_pid_limits(5)). prlimit(2) would need CAP_SYS_RESOURCE
+/// for a process of another user.
+fn in_limits(text: &str, name: &str) -> Option<(u64, u64)> {
+    let title = match name {
+        "core" => "Max core file size",
+        "cpu" => "Max cpu time",
+        "data" => "Max data size",
+        "fsize" => "Max file size",
+        "locks" => "Max file locks",
+        "memlock" => "Max locked memory",
+        "msgqueue" => "Max msgqueue size",
+        "nice" => "Max nice priority",
+        "nofile" => "Max open files",
+        "nproc" => "Max processes",
+        "rss" => "Max resident set",
+        "rtprio" => "Max realtime priority",
+        "rttime" => "Max realtime timeout",
+        "sigpending" => "Max pending signals",
+        "stack" => "Max stack size",
+        _ => return None,
+    };
+    let mut values = text.lines().find_map(|line| line.strip_prefix(title))?.split_whitespace();
+    let mut value = || match values.next()? {
+        "unlimited" => Some(u64::MAX),
+        number => number.parse().ok(),
+    };
+    Some((value()?, value()?))
 }
 
 fn pair(ulimit: &Ulimit, soft: u64, hard: u64) -> String {
@@ -47,11 +99,11 @@ fn pair(ulimit: &Ulimit, soft: u64, hard: u64) -> String {
     format!("{}={}:{}", ulimit.name, number(soft), number(hard))
 }
 
-fn row(flag: &str, oci: &str, file: &Path, asked: String, kernel: String) -> Result<LimitRow, Report> {
+fn verified(flag: &str, oci: &str, file: &Path, asked: String, kernel: String) -> Result<LimitRow, Report> {
     if asked != kernel {
         let file = file.display();
         return Err(Report::new(format!(
-            "`{flag}` is not in force: `{asked}` was asked for, but `{file}` says `{kernel}`"
+            "cannot enforce `{flag}`: `{asked}` was requested, but `{file}` reports `{kernel}`"
         )));
     }
     Ok(LimitRow {
@@ -69,7 +121,7 @@ fn unreadable(flag: &str, file: &Path, error: &std::io::Error) -> Report {
     Report::new(format!("`{flag}` cannot be read back from `{}`", file.display())).with_cause(error)
 }
 
-/// What a person is told of a limit that an ancestor's keeps from being reached.
+/// The notice about a limit that cannot be reached because an ancestor's limit is lower.
 pub(super) fn tighter(row: &LimitRow) -> Option<String> {
     row.note.as_ref().map(|note| format!("`{} {}` is more than the container can get: {note}", row.flag, row.asked))
 }
@@ -81,13 +133,25 @@ mod tests {
     #[test]
     fn a_limit_that_does_not_hold_is_refused_by_its_flag_and_file() {
         let file = Path::new("/proc/7/oom_score_adj");
-        let refused = row("--oom-score-adj", "process.oomScoreAdj", file, "500".into(), "0".into()).unwrap_err();
+        let refused = verified("--oom-score-adj", "process.oomScoreAdj", file, "500".into(), "0".into()).unwrap_err();
         assert_eq!(
             refused.message,
-            "`--oom-score-adj` is not in force: `500` was asked for, but `/proc/7/oom_score_adj` says `0`"
+            "cannot enforce `--oom-score-adj`: `500` was requested, but `/proc/7/oom_score_adj` reports `0`"
         );
-        let held = row("--oom-score-adj", "process.oomScoreAdj", file, "500".into(), "500".into()).unwrap();
+        let held = verified("--oom-score-adj", "process.oomScoreAdj", file, "500".into(), "500".into()).unwrap();
         assert_eq!((held.effective.as_str(), tighter(&held)), ("500", None));
+    }
+
+    #[test]
+    fn every_limit_is_found_in_the_kernels_table() {
+        let own = fs::read_to_string("/proc/self/limits").unwrap();
+        for name in crate::request::ULIMITS {
+            let limit = format!("RLIMIT_{}", name.to_ascii_uppercase());
+            assert_eq!(in_limits(&own, name), crate::sys::rlimit::get(&limit).ok(), "{name}");
+        }
+        let text = "Limit                     Soft Limit           Hard Limit           Units     \n\
+                    Max nice priority         0                    unlimited                      \n";
+        assert_eq!((in_limits(text, "nice"), in_limits(text, "core")), (Some((0, u64::MAX)), None));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The container's standard streams, as the supervisor holds them: a pty's master, or pipes.
+//! The supervisor's ends of the container's standard streams: a pty master, or pipes.
 
 use std::collections::VecDeque;
 use std::io;
@@ -6,16 +6,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-/// Which of the container's output streams.
+/// One of the container's output streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stream {
+pub(crate) enum Stream {
     Stdout,
     Stderr,
 }
 
 impl Stream {
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Stdout => "stdout",
             Self::Stderr => "stderr",
@@ -23,22 +23,22 @@ impl Stream {
     }
 }
 
-/// Bytes of input that wait for the container before the typist has to wait too.
+/// The limit of buffered input. Beyond it, the client has to wait.
 const INPUT_LIMIT: usize = 1 << 20;
 
 #[derive(Debug, Default)]
-pub struct Streams {
+pub(crate) struct Streams {
     input: Option<OwnedFd>,
     waiting: VecDeque<u8>,
-    /// The typist is done: close the input when everything waiting is written.
+    /// The client has closed the input: close it here once all buffered bytes are written.
     ending: bool,
     outputs: Vec<(OwnedFd, Stream)>,
     pty: Option<OwnedFd>,
 }
 
 impl Streams {
-    /// One pty for all three streams; without `input` nothing is ever typed into it.
-    pub fn with_pty(&mut self, master: OwnedFd, input: bool) -> io::Result<()> {
+    /// Sets up one pty for all three streams. Without `input`, the supervisor never writes to it.
+    pub(crate) fn with_pty(&mut self, master: OwnedFd, input: bool) -> io::Result<()> {
         nonblocking(&master)?;
         if input {
             self.input = Some(master.try_clone()?);
@@ -48,66 +48,66 @@ impl Streams {
         Ok(())
     }
 
-    /// The supervisor's end of the container's standard input.
-    pub fn with_input(&mut self, pipe: OwnedFd) -> io::Result<()> {
+    /// Sets the supervisor's end of the container's standard input.
+    pub(crate) fn with_input(&mut self, pipe: OwnedFd) -> io::Result<()> {
         nonblocking(&pipe)?;
         self.input = Some(pipe);
         Ok(())
     }
 
-    /// The supervisor's end of one of the container's output streams.
-    pub fn with_output(&mut self, pipe: OwnedFd, stream: Stream) -> io::Result<()> {
+    /// Adds the supervisor's end of one of the container's output streams.
+    pub(crate) fn with_output(&mut self, pipe: OwnedFd, stream: Stream) -> io::Result<()> {
         nonblocking(&pipe)?;
         self.outputs.push((pipe, stream));
         Ok(())
     }
 
     #[must_use]
-    pub fn pty(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn pty(&self) -> Option<BorrowedFd<'_>> {
         self.pty.as_ref().map(AsFd::as_fd)
     }
 
-    pub fn outputs(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    pub(crate) fn outputs(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.outputs.iter().map(|(fd, _)| fd.as_fd())
     }
 
-    /// The input, where something waits to be written to it.
+    /// The input, if bytes are waiting to be written to it.
     #[must_use]
-    pub fn wants_to_write(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn wants_to_write(&self) -> Option<BorrowedFd<'_>> {
         if self.waiting.is_empty() { None } else { self.input.as_ref().map(AsFd::as_fd) }
     }
 
-    /// Whether the typist has to wait.
+    /// Whether the client has to wait.
     #[must_use]
-    pub fn full(&self) -> bool {
+    pub(crate) fn full(&self) -> bool {
         self.waiting.len() >= INPUT_LIMIT
     }
 
-    /// Takes what was typed; where nobody reads input it is dropped.
-    pub fn type_in(&mut self, bytes: &[u8]) {
+    /// Buffers input and writes it. If the container has no open input, the bytes are dropped.
+    pub(crate) fn type_in(&mut self, bytes: &[u8]) {
         if self.input.is_some() {
             self.waiting.extend(bytes);
             self.write();
         }
     }
 
-    /// No more will be typed. A terminal has no end of input but ctrl-d, so there the input stays open.
-    pub fn end_input(&mut self) {
+    /// Closes the input after the buffered bytes. A terminal has no end of input except ctrl-d, so a pty stays open.
+    pub(crate) fn end_input(&mut self) {
         if self.pty.is_none() {
             self.ending = true;
             self.write();
         }
     }
 
-    /// Writes what waits, as far as the container takes it.
-    pub fn write(&mut self) {
+    /// Writes buffered bytes until the container accepts no more.
+    pub(crate) fn write(&mut self) {
         while let Some(input) = self.input.as_ref().filter(|_| !self.waiting.is_empty()) {
             match nix::unistd::write(input, self.waiting.as_slices().0) {
                 Ok(count) => drop(self.waiting.drain(..count)),
                 Err(nix::Error::EINTR) => {}
                 Err(nix::Error::EAGAIN) => return,
                 Err(_) => {
-                    // Nobody reads it any more.
+                    // The container has closed its input.
                     self.waiting.clear();
                     self.input = None;
                 }
@@ -118,16 +118,16 @@ impl Streams {
         }
     }
 
-    /// Reads once from the output at `index` into `buffer`. `None`: nothing there now, or the stream has ended (it is let go then, and the
-    /// indices behind it move up: see [`Streams::outputs`]).
-    pub fn read(&mut self, index: usize, buffer: &mut [u8]) -> Option<(Stream, usize)> {
+    /// Reads once from the output at `index` into `buffer`. Returns `None` if there is nothing to read now or the
+    /// stream has ended. An ended stream is removed, and the later indices move down by one (see [`Streams::outputs`]).
+    pub(crate) fn read(&mut self, index: usize, buffer: &mut [u8]) -> Option<(Stream, usize)> {
         let (fd, stream) = &self.outputs[index];
         let stream = *stream;
         loop {
             match nix::unistd::read(fd, buffer) {
                 Err(nix::Error::EINTR) => {}
                 Err(nix::Error::EAGAIN) => return None,
-                // A pty's master answers EIO when no process has the terminal open.
+                // A pty master returns EIO when no process has the terminal open.
                 Ok(0) | Err(_) => {
                     self.outputs.remove(index);
                     return None;
@@ -138,7 +138,7 @@ impl Streams {
     }
 
     #[must_use]
-    pub fn output_count(&self) -> usize {
+    pub(crate) fn output_count(&self) -> usize {
         self.outputs.len()
     }
 }
@@ -158,7 +158,7 @@ mod tests {
         let (reader, writer) = nix::unistd::pipe().unwrap();
         let mut streams = Streams::default();
         streams.with_input(writer).unwrap();
-        // More than a pipe holds, so that a part must wait.
+        // More bytes than a pipe holds, so that some must wait.
         let typed: Vec<u8> = (0..200_000u32).map(|n| (n % 251) as u8).collect();
         streams.type_in(&typed);
         streams.end_input();

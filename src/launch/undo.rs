@@ -1,21 +1,21 @@
-//! What has been done, and how to take it back: in reverse order, every step even if one fails.
+//! The undo stack: actions that run in reverse order, and all of them run even if one fails.
 
 use crate::report::Report;
 
 type Step = Box<dyn FnOnce() -> Result<(), Report>>;
 
 #[derive(Default)]
-pub struct Undo(Vec<(&'static str, Step)>);
+pub(super) struct Undo(Vec<(&'static str, Step)>);
 
 impl Undo {
-    /// Remembers how to take back the step that was just done.
-    pub fn push(&mut self, what: &'static str, step: impl FnOnce() -> Result<(), Report> + 'static) {
+    /// Registers the undo action of the step that has just run.
+    pub(super) fn push(&mut self, what: &'static str, step: impl FnOnce() -> Result<(), Report> + 'static) {
         self.0.push((what, Box::new(step)));
     }
 
-    /// Takes everything back; what could not be is told, and left to reconcile.
+    /// Runs all undo actions. Returns the failures, which are left to reconcile.
     #[must_use]
-    pub fn run(&mut self) -> Vec<String> {
+    pub(super) fn run(&mut self) -> Vec<String> {
         let mut failures = Vec::new();
         while let Some((what, step)) = self.0.pop() {
             if let Err(report) = step() {
