@@ -1,77 +1,110 @@
-//! The commands that are connected to a supervisor, and what is on its way to them.
+//! The clients of a supervisor, and the queues of messages to them.
 //!
-//! A slow reader loses nothing and stops nobody for long: packets queue up to [`QUEUE_LIMIT`] bytes, and while a queue is full the
-//! supervisor stops reading the container's output (the pipe fills, the writer waits: what a shell's pipe does).
+//! A slow reader loses nothing: packets queue up to [`QUEUE_LIMIT`] bytes. While a queue is full, the supervisor stops
+//! reading the container's output, so the pipe fills and the writer blocks, as with a pipe in a shell.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::protocol::{Connection, FromSupervisor, MAX_PACKET, Message, ToSupervisor};
+use crate::control::{self, Connection, FromSupervisor, MAX_PACKET, Message, ToSupervisor};
 
-/// Bytes waiting for one client before the container has to wait too.
+/// How many bytes may wait for one client before the container has to wait too.
 const QUEUE_LIMIT: usize = 1 << 20;
 
 #[derive(Debug)]
 struct Client {
     connection: Connection,
-    /// Whether it asked for the container's output.
+    /// Whether the client asked for the container's output.
     attached: bool,
-    /// Whether it is who types.
+    /// Whether the client sends the container's input.
     stdin: bool,
+    /// Whether the container stays frozen while this client is connected.
+    holds: bool,
     queue: VecDeque<Vec<u8>>,
     queued: usize,
     gone: bool,
 }
 
 #[derive(Debug, Default)]
-pub struct Clients {
+pub(super) struct Clients {
     all: Vec<Client>,
 }
 
 impl Clients {
-    pub fn add(&mut self, connection: Connection) {
-        let client =
-            Client { connection, attached: false, stdin: false, queue: VecDeque::new(), queued: 0, gone: false };
+    pub(super) fn add(&mut self, connection: Connection) {
+        let client = Client {
+            connection,
+            attached: false,
+            stdin: false,
+            holds: false,
+            queue: VecDeque::new(),
+            queued: 0,
+            gone: false,
+        };
         self.all.push(client);
     }
 
-    /// The sockets to wait for, and whether each waits to be written to.
-    pub fn fds(&self) -> impl Iterator<Item = (BorrowedFd<'_>, bool)> {
-        self.all.iter().map(|client| (client.connection.as_fd(), !client.queue.is_empty()))
+    /// The sockets to poll, each with whether packets wait to be sent and whether the client sends input.
+    pub(super) fn fds(&self) -> impl Iterator<Item = (BorrowedFd<'_>, bool, bool)> {
+        self.all.iter().map(|client| (client.connection.as_fd(), !client.queue.is_empty(), client.stdin))
     }
 
-    /// Whether nobody is connected.
+    /// Whether a client gets the container's output.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_attached(&self) -> bool {
+        self.all.iter().any(|client| client.attached && !client.gone)
+    }
+
+    /// Whether no client is connected.
+    #[must_use]
+    pub(super) fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
 
-    /// Whether somebody is so far behind that the container must wait.
+    /// Whether a client is so far behind that the container must wait.
     #[must_use]
-    pub fn full(&self) -> bool {
+    pub(super) fn full(&self) -> bool {
         self.all.iter().any(|client| client.queued >= QUEUE_LIMIT)
     }
 
+    /// Sets whether the client at `index` holds the container frozen.
+    pub(super) fn set_hold(&mut self, index: usize, holds: bool) {
+        if let Some(client) = self.all.get_mut(index) {
+            client.holds = holds;
+        }
+    }
+
+    /// Releases all holds.
+    pub(super) fn end_holds(&mut self) {
+        self.all.iter_mut().for_each(|client| client.holds = false);
+    }
+
+    /// Whether a connected client holds the container frozen.
+    #[must_use]
+    pub(super) fn hold(&self) -> bool {
+        self.all.iter().any(|client| client.holds && !client.gone)
+    }
+
     /// Queues and sends a message to every client.
-    pub fn tell(&mut self, message: &FromSupervisor) {
+    pub(super) fn tell(&mut self, message: &FromSupervisor) {
         match message.encode() {
-            Ok(packet) => self.all.iter_mut().for_each(|client| client.push(packet.clone())),
+            Ok(whole) => self.all.iter_mut().for_each(|client| client.push_message(whole.clone())),
             Err(error) => tracing::error!("cannot encode a message to the clients: {error}"),
         }
     }
 
     /// Queues and sends a message to the client at `index` alone.
-    pub fn answer(&mut self, index: usize, message: &FromSupervisor) {
+    pub(super) fn answer(&mut self, index: usize, message: &FromSupervisor) {
         match (message.encode(), self.all.get_mut(index)) {
-            (Ok(packet), Some(client)) => client.push(packet),
+            (Ok(whole), Some(client)) => client.push_message(whole),
             (Err(error), _) => tracing::error!("cannot encode an answer: {error}"),
             (_, None) => {}
         }
     }
 
     /// Queues and sends output to the clients that are attached.
-    pub fn output(&mut self, wrap: fn(Vec<u8>) -> FromSupervisor, bytes: &[u8]) {
+    pub(super) fn output(&mut self, wrap: fn(Vec<u8>) -> FromSupervisor, bytes: &[u8]) {
         if !self.all.iter().any(|client| client.attached) {
             return;
         }
@@ -82,8 +115,8 @@ impl Clients {
         }
     }
 
-    /// Sends what waits for the client at `index` and takes its next message, as far as poll(2) said that it can.
-    pub fn serve(&mut self, index: usize, readable: bool, writable: bool) -> Option<ToSupervisor> {
+    /// Sends the queued packets of the client at `index` and receives its next message, as far as poll(2) allows it.
+    pub(super) fn serve(&mut self, index: usize, readable: bool, writable: bool) -> Option<ToSupervisor> {
         let client = &mut self.all[index];
         if writable {
             client.flush();
@@ -106,15 +139,15 @@ impl Clients {
         }
     }
 
-    /// Lets go of the clients that hung up; `true`: the one who typed was among them.
-    pub fn sweep(&mut self) -> bool {
+    /// Removes the clients that have disconnected. Returns `true` if the one that sends input was among them.
+    pub(super) fn sweep(&mut self) -> bool {
         let typist_left = self.all.iter().any(|client| client.gone && client.stdin);
         self.all.retain(|client| !client.gone);
         typist_left
     }
 
-    /// Sends everything that is queued, waiting at most `patience` for readers that do not read.
-    pub fn drain(&mut self, patience: std::time::Duration) {
+    /// Sends everything that is queued, but waits at most `patience` for clients that do not read.
+    pub(super) fn drain(&mut self, patience: std::time::Duration) {
         let deadline = std::time::Instant::now() + patience;
         loop {
             self.all.iter_mut().for_each(Client::flush);
@@ -136,6 +169,10 @@ impl Clients {
 }
 
 impl Client {
+    fn push_message(&mut self, whole: Vec<u8>) {
+        control::packets(whole).into_iter().for_each(|packet| self.push(packet));
+    }
+
     fn push(&mut self, packet: Vec<u8>) {
         if self.gone {
             return;
@@ -154,7 +191,7 @@ impl Client {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => {
-                    // It hung up; its reading side will say so too.
+                    // The client has disconnected. Reading from it would fail too.
                     self.queue.clear();
                     self.queued = 0;
                     self.gone = true;

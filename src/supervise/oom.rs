@@ -1,46 +1,57 @@
-//! What a person is told when the kernel has killed a process of the container for memory.
+//! The notices about processes of the container that the kernel has killed for memory.
 
 use std::time::{Duration, Instant};
 
 use super::Supervisor;
-use super::protocol::FromSupervisor;
+use super::timers::Timer;
+use crate::control::FromSupervisor;
 use crate::launch::Container;
 use crate::record::{OomRow, Record, State};
-use crate::units::{flag_size, format_memory, parse_memory};
+use crate::request::SwapSize;
+use crate::units::{flag_size, format_memory};
 
-/// How often, and how long apart, kills are counted after the kernel told of an OOM: it tells before it has killed.
+/// How many times, and at which interval, kills are counted after an OOM event: the kernel sends the event before it
+/// kills.
 const LOOKS: u32 = 40;
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long the kernel may take to write its log after it has counted.
+/// How many times to look for the kernel's log entry after the counter has increased.
 const LOG_LOOKS: u32 = 5;
-/// Kills that are remembered of one run.
+/// If the container ends within this time after a kill, the end counts as a consequence of it, whatever the exit status
+/// is.
+const RECENT: Duration = Duration::from_secs(10);
+/// How many kills of one run are kept.
 const KEPT: usize = 8;
 
 impl Supervisor {
-    /// An event of the cgroup says that it is out of memory.
+    /// Handles an event of the cgroup that it is out of memory.
     pub(super) fn hear_oom(&mut self, container: &Container) {
         self.count_oom_kills(container, LOOKS);
     }
 
-    /// Counts the kernel's kills; where there is none yet, looks again soon, so many times.
+    /// Counts the kernel's kills. If there is no new kill yet, looks again soon, up to `times` times.
     pub(super) fn count_oom_kills(&mut self, container: &Container, times: u32) {
         let kills = container.oom_kills();
         if kills <= self.ooms_told {
             if times > 0 {
-                self.oom_look = Some((Instant::now() + PAUSE, times - 1));
+                self.look_again(times - 1);
             }
             return;
         }
         let ooms = self.ooms_since_start(container);
         let whole = ooms.len() as u64 >= kills && ooms.last().is_some_and(|oom| oom.resident.is_some());
         if !whole && times > 0 {
-            self.oom_look = Some((Instant::now() + PAUSE, times.min(LOG_LOOKS) - 1));
+            self.look_again(times.min(LOG_LOOKS) - 1);
             return;
         }
         self.tell_of(container, ooms, kills);
     }
 
-    /// The last look, when the container has ended.
+    fn look_again(&mut self, times: u32) {
+        self.oom_looks = times;
+        self.timers.set(Timer::Oom, Some(Instant::now() + PAUSE));
+    }
+
+    /// The last check, after the container has ended.
     pub(super) fn last_oom_look(&mut self, container: &Container) {
         let kills = container.oom_kills();
         if kills > self.ooms_told {
@@ -49,7 +60,18 @@ impl Supervisor {
         }
     }
 
-    /// Whatever the kernel's log tells of an earlier run of this container is old news.
+    /// Whether the container ended because the kernel killed one of its processes for memory. A stop, or a failure long
+    /// after the kill, does not count. (A shell passes on the status of a killed child; a build tool has a status of
+    /// its own.)
+    pub(super) fn ended_by_oom(&self, code: u8, kills: u64) -> bool {
+        let recent = || {
+            let last = self.state.ooms.last().map_or(0, |oom| oom.at_us);
+            since_boot_us().saturating_sub(last) < RECENT.as_micros() as u64
+        };
+        kills > 0 && !self.stopping && code != 0 && (code == 128 + libc::SIGKILL as u8 || recent())
+    }
+
+    /// Skips the entries in the kernel's log that belong to earlier runs of this container.
     pub(super) fn forget_old_ooms(&mut self, container: &Container, first_run: bool) {
         self.ooms_told = 0;
         self.state.ooms.clear();
@@ -67,7 +89,8 @@ impl Supervisor {
         let news = usize::try_from(kills - self.ooms_told).unwrap_or(usize::MAX).min(ooms.len());
         let mut news = ooms.split_off(ooms.len() - news);
         if news.is_empty() {
-            // The log is a ring, limited, and not for everybody: what is missing there was killed nevertheless.
+            // The kernel's log is a ring buffer with a rate limit and may be unreadable. A kill that is missing there
+            // still counts.
             news.push(OomRow { at_us: since_boot_us(), ..OomRow::default() });
         }
         let news: Vec<OomRow> = news.into_iter().map(|oom| container.complete(oom)).collect();
@@ -94,41 +117,41 @@ fn since_boot_us() -> u64 {
 
 /// The container whose process was killed.
 #[derive(Debug, Clone, Copy)]
-pub struct Victim<'a> {
+pub(crate) struct Victim<'a> {
     name: &'a str,
-    /// Its cgroup's path below the mount.
+    /// The path of its cgroup below the mount.
     cgroup: &'a str,
-    /// `--memory-swap`, as typed.
-    memory_swap: Option<&'a str>,
+    /// `--memory-swap` as given on the command line.
+    memory_swap: Option<&'a SwapSize>,
     auto_remove: bool,
 }
 
 impl<'a> Victim<'a> {
     #[must_use]
-    pub fn new(record: &'a Record, state: &'a State) -> Self {
+    pub(crate) fn new(record: &'a Record, state: &'a State) -> Self {
         Self {
             name: &record.name,
             cgroup: state.cgroup.as_deref().unwrap_or("/"),
-            memory_swap: record.request.limits.memory_swap.as_deref(),
+            memory_swap: record.request.limits.memory_swap.as_ref(),
             auto_remove: record.request.auto_remove,
         }
     }
 }
 
-/// Kills in words, and a way out of the last one's cause.
+/// The notices for the kills, with a hint for the cause of the last one.
 #[must_use]
-pub fn lines(ooms: &[OomRow], victim: &Victim<'_>) -> Vec<String> {
+pub(crate) fn lines(ooms: &[OomRow], victim: &Victim<'_>) -> Vec<String> {
     let mut lines: Vec<String> = ooms.iter().flat_map(|oom| words(oom, victim.cgroup)).collect();
     lines.extend(ooms.last().map(|oom| format!("hint: {}", hint(oom, victim))));
     lines
 }
 
 fn is_own(limit_of: &str, own: &str) -> bool {
-    // The log may show more of the tree than is mounted here.
+    // The paths in the log may start above the hierarchy's root that is mounted here.
     limit_of.ends_with(own)
 }
 
-/// One kill: who, how big, whose limit, how often that was met, who else was big.
+/// Describes one kill: the process, its size, whose limit was reached, the counters, and the other large processes.
 fn words(oom: &OomRow, own: &str) -> Vec<String> {
     let size = oom.resident.map(|bytes| format!(", {} resident", format_memory(bytes))).unwrap_or_default();
     let who = match (&*oom.process, oom.pid) {
@@ -137,7 +160,7 @@ fn words(oom: &OomRow, own: &str) -> Vec<String> {
     };
     let limit = oom.limit.map(format_memory);
     let why = match (&oom.limit_of, limit) {
-        (None, _) => "the host itself was out of memory, no limit of this container's was reached".to_owned(),
+        (None, _) => "the host was out of memory; no limit of this container was reached".to_owned(),
         (Some(of), Some(limit)) if is_own(of, own) => format!("the container's memory limit of {limit} was reached"),
         (Some(of), None) if is_own(of, own) => "the container's memory limit was reached".to_owned(),
         (Some(of), limit) => {
@@ -148,7 +171,7 @@ fn words(oom: &OomRow, own: &str) -> Vec<String> {
     let mut lines = vec![format!("the kernel killed {who} for memory (OOM): {why}")];
     if oom.process.is_empty() {
         lines.push(
-            "which process it was, the kernel's log (/dev/kmsg) does not say; the rest is what its counters tell"
+            "the kernel's log (/dev/kmsg) does not name the process; the other facts come from the cgroup's counters"
                 .into(),
         );
     }
@@ -165,7 +188,7 @@ fn words(oom: &OomRow, own: &str) -> Vec<String> {
     lines
 }
 
-/// What helps: that depends on whose limit it was.
+/// The remedy, which depends on whose limit was reached.
 fn hint(oom: &OomRow, victim: &Victim<'_>) -> String {
     let own = victim.cgroup;
     let double = |limit: u64| limit.saturating_mul(2);
@@ -175,8 +198,11 @@ fn hint(oom: &OomRow, victim: &Victim<'_>) -> String {
         }
         (Some(of), Some(limit)) if is_own(of, own) => {
             let (more, name) = (double(limit), victim.name);
-            // A total that was asked for must not be less than the memory.
-            let total = victim.memory_swap.and_then(|text| parse_memory(text).ok());
+            // `--memory-swap` is a total that includes the memory, so it must grow with the memory limit.
+            let total = victim.memory_swap.and_then(|swap| match swap {
+                SwapSize::Total(size) => Some(size.bytes),
+                SwapSize::Unlimited => None,
+            });
             let swap = total
                 .filter(|total| (1..more).contains(total))
                 .map(|total| format!(" --memory-swap {}", flag_size(more.saturating_add(total.saturating_sub(limit)))));
@@ -215,7 +241,7 @@ mod tests {
         }
     }
 
-    fn told(oom: OomRow, cgroup: &str, memory_swap: Option<&str>) -> Vec<String> {
+    fn told(oom: OomRow, cgroup: &str, memory_swap: Option<&SwapSize>) -> Vec<String> {
         lines(&[oom], &Victim { name: "lab", cgroup, memory_swap, auto_remove: false })
     }
 
@@ -234,7 +260,10 @@ mod tests {
 
     #[test]
     fn the_way_out_depends_on_whose_limit_it_was() {
-        let last = |oom: OomRow, own: &str, swap: Option<&str>| told(oom, own, swap).pop().unwrap();
+        let last = |oom: OomRow, own: &str, swap: Option<&str>| {
+            let swap: Option<SwapSize> = swap.map(|text| text.parse().unwrap());
+            told(oom, own, swap.as_ref()).pop().unwrap()
+        };
         let above = oom(Some("/lab"));
         assert!(
             words(&above, "/lab/ID")[0]
@@ -250,7 +279,7 @@ mod tests {
         );
         assert!(last(own.clone(), "/gpurun/ID", Some("3g")).contains("--memory 4g --memory-swap 5g`"));
         assert!(!last(own, "/gpurun/ID", Some("-1")).contains("--memory-swap"));
-        assert!(words(&oom(None), "/gpurun/ID")[0].contains("the host itself was out of memory"));
+        assert!(words(&oom(None), "/gpurun/ID")[0].contains("the host was out of memory"));
         assert!(last(oom(None), "/gpurun/ID", None).contains("this host needs more memory"));
     }
 

@@ -1,4 +1,4 @@
-//! The supervisor's one poll loop.
+//! The supervisor's poll loop.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -6,20 +6,22 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
-use super::protocol::{FromSupervisor, ToSupervisor};
+use super::checks::Checks;
+use super::timers::Timer;
 use super::{Supervisor, log};
+use crate::control::FromSupervisor;
 use crate::launch::{Container, Ending};
 
-/// Bytes read from the container at once.
+/// How many bytes to read from the container at once.
 const CHUNK: usize = 64 * 1024;
-/// How long to wait for the rest of the output once the container's process has ended. Everything in its pid namespace is dead then, so the
-/// streams end by themselves, unless a process outside (`--pid host`) still holds them.
+/// How long to wait for the rest of the output after the container's process has ended. All processes in its pid
+/// namespace are dead by then, so the streams end, unless a process outside (`--pid host`) still holds them.
 const REST_OF_OUTPUT: Duration = Duration::from_millis(500);
 
-/// When the supervisor of a container that lives on gives back the memory that the launch took.
+/// When the supervisor of a long-running container releases the memory that the launch used.
 const LAUNCH_OVER: Duration = Duration::from_secs(1);
 
-/// What a poll entry stands for.
+/// The source of a poll entry.
 #[derive(Debug, Clone, Copy)]
 enum Source {
     Signals,
@@ -28,41 +30,43 @@ enum Source {
     Output(usize),
     Input,
     Oom,
+    Health,
+    Probe,
 }
 
 impl Supervisor {
-    /// Serves everybody until the container's process has ended.
+    /// Serves all sources until the container's process has ended.
     pub(super) fn watch(&mut self, container: &mut Container) -> Ending {
-        let mut slim_at = Some(Instant::now() + LAUNCH_OVER);
+        self.timers.set(Timer::Slim, Some(Instant::now() + LAUNCH_OVER));
         loop {
             if let Some(ending) = container.ended() {
                 self.read_rest(container);
                 return ending;
             }
-            if self.kill_at.is_some_and(|at| at <= Instant::now()) {
-                self.kill_at = None;
-                container.kill();
-            }
-            if let Some((at, times)) = self.oom_look
-                && at <= Instant::now()
-            {
-                self.oom_look = None;
-                self.count_oom_kills(container, times);
+            while let Some(timer) = self.timers.take_due(Instant::now()) {
+                self.serve_timer(timer, container);
             }
             if self.entry.record.step && self.clients.is_empty() {
-                // The build that wanted this step is gone.
+                // The build that requested this step is gone.
                 container.kill();
             }
-            if slim_at.is_some_and(|at| at <= Instant::now()) {
-                slim_at = None;
-                crate::sys::memory::release_unused();
-            }
-            let next = [self.kill_at, slim_at, self.oom_look.map(|(at, _)| at)].into_iter().flatten().min();
-            self.turn(Some(container), next);
+            self.timers.set(Timer::Watch, self.watch_due());
+            self.turn(Some(container), self.timers.next());
         }
     }
 
-    /// Serves everybody while no container runs, for so long. `false`: a person asked to stop meanwhile.
+    fn serve_timer(&mut self, timer: Timer, container: &mut Container) {
+        match timer {
+            Timer::Kill => container.kill(),
+            Timer::Oom => self.count_oom_kills(container, self.oom_looks),
+            Timer::Slim => crate::sys::memory::release_unused(),
+            Timer::Health => self.serve_health_timer(container),
+            Timer::Watch => self.check_watch(container),
+        }
+    }
+
+    /// Serves all sources for the delay while no container runs. Returns `false` if a stop was requested in the
+    /// meantime.
     pub(super) fn wait_for(&mut self, delay: Duration) -> bool {
         let until = Instant::now() + delay;
         while Instant::now() < until && !self.stopping {
@@ -71,10 +75,10 @@ impl Supervisor {
         !self.stopping
     }
 
-    /// Takes the messages that are waiting already, without waiting for more.
+    /// Handles the messages that have already arrived, without waiting for more.
     pub(super) fn hear_everybody(&mut self, container: &mut Container) {
         self.turn(Some(container), Some(Instant::now()));
-        // A second turn for the client's second message (one message a turn is served).
+        // A second turn handles a client's second message: each turn handles one message of each client.
         self.turn(Some(container), Some(Instant::now()));
     }
 
@@ -92,7 +96,7 @@ impl Supervisor {
         }
     }
 
-    /// One poll and what follows from it.
+    /// Polls once and handles the events.
     fn turn(&mut self, mut container: Option<&mut Container>, until: Option<Instant>) {
         let mut sources = vec![Source::Signals, Source::Listener];
         let mut fds = vec![
@@ -100,20 +104,30 @@ impl Supervisor {
             PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
         ];
         let typist_waits = container.as_ref().is_some_and(|container| container.streams.full());
-        for (index, (fd, pending)) in self.clients.fds().enumerate() {
+        for (index, (fd, pending, types)) in self.clients.fds().enumerate() {
             let mut wanted = PollFlags::empty();
-            wanted.set(PollFlags::POLLIN, !typist_waits);
+            // Only the client that sends input has to wait. The others are still served, so that they can stop the
+            // container.
+            wanted.set(PollFlags::POLLIN, !(typist_waits && types));
             wanted.set(PollFlags::POLLOUT, pending);
             sources.push(Source::Client(index));
             fds.push(PollFd::new(fd, wanted));
         }
         if let Some(container) = container.as_deref() {
             container_fds(container, !self.clients.full(), &mut sources, &mut fds);
+            if let Some(fd) = self.checks.as_ref().and_then(Checks::fd) {
+                sources.push(Source::Health);
+                fds.push(PollFd::new(fd, PollFlags::POLLIN));
+            }
+        }
+        if let Some(fd) = self.watch.fd().filter(|_| container.is_some()) {
+            sources.push(Source::Probe);
+            fds.push(PollFd::new(fd, PollFlags::POLLIN));
         }
         let timeout = match until {
             None => PollTimeout::NONE,
             Some(at) => {
-                // Rounded up, so that the deadline has passed when poll says so.
+                // The timeout is rounded up, so that the deadline has passed when poll returns.
                 let left = at.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
                 PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
             }
@@ -130,14 +144,17 @@ impl Supervisor {
             .filter(|(_, events)| !events.is_empty())
             .collect();
         drop(fds);
-        // Backwards, so that an output stream that ends and is let go moves no index that is still to come.
+        // Iterates backwards, because an output stream that ends is removed and shifts the indices after it.
         for (source, events) in ready.into_iter().rev() {
             self.serve(source, events, container.as_deref_mut());
         }
-        if self.clients.sweep()
-            && let Some(container) = container
-        {
-            // Who typed has gone: the container's input ends, as with docker's StdinOnce. A terminal stays open for the next one.
+        let typist_left = self.clients.sweep();
+        let Some(container) = container else { return };
+        // A command that held the container frozen may have been killed without a request to thaw it.
+        self.settle_freeze(container);
+        if typist_left {
+            // The client that sent input has disconnected, so the container's input ends, as with docker's StdinOnce. A
+            // terminal stays open for the next client.
             container.streams.end_input();
         }
     }
@@ -167,11 +184,14 @@ impl Supervisor {
                 container.take_oom_event();
                 self.hear_oom(container);
             }
-            (Source::Output(_) | Source::Input | Source::Oom, None) => {}
+            (Source::Health, Some(container)) => self.hear_health(container),
+            (Source::Probe, Some(container)) => self.hear_probe(container),
+            (Source::Output(_) | Source::Input | Source::Oom | Source::Health | Source::Probe, None) => {}
         }
     }
 
-    /// Reads once from an output stream, to the log and to whoever is attached; `false`: there was nothing.
+    /// Reads once from an output stream, and passes the bytes to the log and the attached clients. Returns `false` if
+    /// there was nothing to read.
     fn pass_output(&mut self, container: &mut Container, index: usize) -> bool {
         let mut buffer = [0; CHUNK];
         let Some((stream, count)) = container.streams.read(index, &mut buffer) else { return false };
@@ -192,6 +212,7 @@ impl Supervisor {
         while let Ok(Some(info)) = self.signals.read_signal() {
             asked_to_stop |= info.ssi_signo != Signal::SIGCHLD as u32;
         }
+        self.by_host |= asked_to_stop && !self.stopping;
         let Some(container) = container else {
             self.stopping |= asked_to_stop;
             return;
@@ -200,53 +221,6 @@ impl Supervisor {
         if asked_to_stop {
             self.stop(container, None);
         }
-    }
-
-    fn obey(&mut self, client: usize, message: ToSupervisor, container: Option<&mut Container>) {
-        match (message, container) {
-            (ToSupervisor::Stop { timeout }, Some(container)) => self.stop(container, timeout),
-            (ToSupervisor::Stop { .. } | ToSupervisor::Signal { stops: true, .. }, None) => self.stopping = true,
-            (ToSupervisor::Signal { number, stops }, Some(container)) => {
-                self.stopping |= stops;
-                container.signal(number);
-                if number == libc::SIGKILL {
-                    // A frozen process dies when it is thawed.
-                    self.thaw(container);
-                }
-            }
-            (ToSupervisor::Stdin(bytes), Some(container)) => container.streams.type_in(&bytes),
-            (ToSupervisor::StdinEnd, Some(container)) => container.streams.end_input(),
-            (ToSupervisor::Resize { rows, columns }, Some(container)) => {
-                if let Some(pty) = container.streams.pty() {
-                    crate::sys::pty::set_window_size(pty, rows, columns);
-                }
-            }
-            (ToSupervisor::Ready { url }, _) => {
-                self.state.url = Some(url);
-                self.save();
-            }
-            (ToSupervisor::Rename { name }, _) => self.entry.record.name = name,
-            (ToSupervisor::Pause { paused }, container) => {
-                let done = self.pause(paused, container);
-                self.clients.answer(client, &FromSupervisor::Done(done));
-            }
-            (ToSupervisor::Update { limits, restart }, container) => {
-                let done = self.update(&limits, restart, container);
-                self.clients.answer(client, &FromSupervisor::Done(done));
-            }
-            _ => {}
-        }
-    }
-
-    /// The stop signal now, SIGKILL when patience ends.
-    fn stop(&mut self, container: &mut Container, timeout: Option<u64>) {
-        self.stopping = true;
-        let patience = Duration::from_secs(timeout.unwrap_or(self.entry.record.request.stop_timeout));
-        container.stop();
-        self.thaw(container);
-        // Records of older versions may hold more seconds than the clock can count: patience for ever.
-        let at = Instant::now().checked_add(patience);
-        self.kill_at = self.kill_at.into_iter().chain(at).min();
     }
 }
 
