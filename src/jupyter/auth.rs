@@ -1,4 +1,4 @@
-//! Who may enter: a token, a password, or the hash of a password; and how a person hands it over.
+//! The login: a token, a password, or the hash of a password; and how gpurun reads it from the caller.
 
 use std::fmt;
 use std::fs::File;
@@ -9,22 +9,22 @@ use super::password::{self, HashError};
 use crate::report::{EXIT_USAGE, Explain};
 use crate::sys::tty::Hidden;
 
-/// A password file larger than this is another file.
+/// Larger files are not a password file.
 const MAX_PASSWORD: u64 = 4096;
 
-/// A text that does not show itself in logs.
+/// A string that Debug does not print, so that it does not appear in logs.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub(crate) struct Secret(String);
 
 impl Secret {
     #[must_use]
-    pub fn new(text: impl Into<String>) -> Self {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The text itself: to be hashed, or sent to the server that is to check it.
+    /// Returns the string, to hash it or to send it to the server that checks it.
     #[must_use]
-    pub fn reveal(&self) -> &str {
+    pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
 }
@@ -35,53 +35,53 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// How one logs in.
+/// The login method.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Auth {
+pub(crate) enum Auth {
     /// Never blank.
     Token(Secret),
-    /// Known in plain: hashed for the image in question, and tried when the server is up.
+    /// The plain password. It is hashed for the image at hand, and tried when the server is up.
     Password(Secret),
-    /// One of Jupyter's hashes, checked for its form.
+    /// One of Jupyter's hashes, with its format checked.
     Hash(String),
 }
 
 impl Auth {
-    /// A fresh token: 48 hexadecimal digits, as Jupyter makes them.
-    pub fn new_token() -> Result<Self, AuthError> {
+    /// Creates a new token of 48 hexadecimal digits, as Jupyter does.
+    pub(crate) fn new_token() -> Result<Self, AuthError> {
         Ok(Self::Token(Secret::new(hex::encode(password::random::<24>().map_err(AuthError::Hash)?))))
     }
 }
 
-/// Where the password comes from. Never from a flag's value: everybody on the machine reads it in `ps`.
+/// Where the password comes from. It is never a flag's value, because `ps` shows that to every user of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PasswordSource {
-    /// From the terminal, without echo, twice.
+pub(crate) enum PasswordSource {
+    /// From the terminal, twice, without echo.
     Prompt,
-    /// One line.
+    /// One line of standard input.
     Stdin,
-    /// The file's one line.
+    /// A file with one line.
     File(PathBuf),
-    /// It was hashed before.
+    /// An existing hash.
     Hash(String),
-    /// None: a token is made.
+    /// No password. gpurun creates a token.
     Token,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum AuthError {
+pub(crate) enum AuthError {
     #[error("the password is empty")]
     Empty,
-    #[error("the two passwords are not the same")]
+    #[error("the two passwords do not match")]
     Differ,
-    #[error("the password from {place} has more than one line")]
-    Lines { place: String },
-    #[error("the password from {place} is not UTF-8 text of one line")]
-    Text { place: String },
-    #[error("there is no terminal to ask for the password on")]
+    #[error("the password from {origin} has more than one line")]
+    Lines { origin: String },
+    #[error("the password from {origin} is not UTF-8 text of one line")]
+    Text { origin: String },
+    #[error("there is no terminal to prompt for the password")]
     NoTerminal,
-    #[error("cannot read the password from {place}")]
-    Read { place: String, source: io::Error },
+    #[error("cannot read the password from {origin}")]
+    Read { origin: String, source: io::Error },
     #[error(transparent)]
     Hash(#[from] HashError),
 }
@@ -92,7 +92,8 @@ impl Explain for AuthError {
             Self::Hash(error) => error.hint(),
             Self::Differ | Self::Empty => None,
             _ => Some(
-                "give it as one line on standard input (`--password-stdin`), in a file (`--password-file FILE`), or as a hash made by `gpurun token`"
+                "write it as one line on standard input (`--password-stdin`), in a file (`--password-file FILE`), \
+                 or as a hash made by `gpurun token`"
                     .into(),
             ),
         }
@@ -106,8 +107,8 @@ impl Explain for AuthError {
     }
 }
 
-/// Gets what the source stands for, asking the person where need be.
-pub fn obtain(source: &PasswordSource) -> Result<Auth, AuthError> {
+/// Obtains the login from its source, and prompts for it if necessary.
+pub(crate) fn obtain(source: &PasswordSource) -> Result<Auth, AuthError> {
     match source {
         PasswordSource::Token => Auth::new_token(),
         PasswordSource::Hash(hash) => {
@@ -118,58 +119,58 @@ pub fn obtain(source: &PasswordSource) -> Result<Auth, AuthError> {
     }
 }
 
-/// The password itself, from the terminal, standard input or a file.
-pub fn read_password(source: &PasswordSource) -> Result<Secret, AuthError> {
+/// Reads the password from the terminal, standard input or a file.
+pub(crate) fn read_password(source: &PasswordSource) -> Result<Secret, AuthError> {
     match source {
         PasswordSource::Stdin => one_line(io::stdin().lock(), "standard input"),
         PasswordSource::File(path) => {
-            let place = format!("`{}`", path.display());
-            let file = open(path).map_err(|source| AuthError::Read { place: place.clone(), source })?;
-            one_line(file, &place)
+            let origin = format!("`{}`", path.display());
+            let file = open(path).map_err(|source| AuthError::Read { origin: origin.clone(), source })?;
+            one_line(file, &origin)
         }
         PasswordSource::Prompt | PasswordSource::Hash(_) | PasswordSource::Token => prompt(),
     }
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    // `-` is what people try, /dev/stdin is what it means.
+    // Users may pass `-` for standard input.
     if path == Path::new("-") { File::open("/dev/stdin") } else { File::open(path) }
 }
 
-fn one_line(input: impl Read, place: &str) -> Result<Secret, AuthError> {
-    let named = || place.to_owned();
+fn one_line(input: impl Read, origin: &str) -> Result<Secret, AuthError> {
+    let named = || origin.to_owned();
     let mut bytes = Vec::new();
     input
         .take(MAX_PASSWORD + 1)
         .read_to_end(&mut bytes)
-        .map_err(|source| AuthError::Read { place: named(), source })?;
+        .map_err(|source| AuthError::Read { origin: named(), source })?;
     if bytes.len() as u64 > MAX_PASSWORD {
-        return Err(AuthError::Text { place: named() });
+        return Err(AuthError::Text { origin: named() });
     }
-    let text = String::from_utf8(bytes).map_err(|_| AuthError::Text { place: named() })?;
-    // One line end is the editor's or echo's, not the password's; blanks are the password's own.
+    let text = String::from_utf8(bytes).map_err(|_| AuthError::Text { origin: named() })?;
+    // Strip one line ending, which an editor or echo adds. Spaces belong to the password.
     let line = text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
     if line.contains(['\n', '\r']) {
-        return Err(AuthError::Lines { place: named() });
+        return Err(AuthError::Lines { origin: named() });
     }
     if line.contains('\0') {
-        return Err(AuthError::Text { place: named() });
+        return Err(AuthError::Text { origin: named() });
     }
     if line.is_empty() { Err(AuthError::Empty) } else { Ok(Secret::new(line)) }
 }
 
-/// On the terminal itself (/dev/tty), so that a redirected standard input or output does not matter.
+/// Prompts on the terminal itself (/dev/tty), so that redirections of standard input and output do not matter.
 fn prompt() -> Result<Secret, AuthError> {
     if File::open("/dev/tty").is_err() || !(io::stdin().is_terminal() || io::stderr().is_terminal()) {
         return Err(AuthError::NoTerminal);
     }
-    let read = |source| AuthError::Read { place: "the terminal".into(), source };
+    let read = |source| AuthError::Read { origin: "the terminal".into(), source };
     let mut terminal = Hidden::open().map_err(read)?;
     let first = terminal.ask("Password for the notebook: ").map_err(read)?;
     if first.is_empty() {
         return Err(AuthError::Empty);
     }
-    if terminal.ask("The same again: ").map_err(read)? == first {
+    if terminal.ask("Repeat the password: ").map_err(read)? == first {
         Ok(Secret::new(first))
     } else {
         Err(AuthError::Differ)

@@ -1,7 +1,8 @@
-//! Which Jupyter an image has, found by looking at its files. Nothing of the image is run.
+//! Detects the Jupyter of an image from its files. Runs nothing of the image.
 //!
-//! The program is searched in the container's PATH; the first line of the script that pip or conda made names the Python, and beside that
-//! Python's libraries stand the installed versions (`notebook-6.5.6.dist-info`).
+//! The program is searched for in the container's PATH. The first line of the script that pip or conda created names
+//! the Python interpreter. The directory of that Python's libraries lists the installed versions
+//! (`notebook-6.5.6.dist-info`).
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -9,29 +10,29 @@ use std::path::Path;
 use crate::report::Explain;
 use crate::rootfs;
 
-/// What stands at a path of the image, links followed inside it.
+/// The type of a file in the image, with symbolic links resolved inside the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileKind {
+pub(crate) enum FileKind {
     Executable,
     Other,
     Directory,
 }
 
-/// A look into the image: absolute paths, with the image's root as `/`.
-pub trait Files {
+/// Read access to the image. Paths are absolute, with the image's root as `/`.
+pub(crate) trait Files {
     fn kind(&self, path: &str) -> Option<FileKind>;
-    /// Names in a directory; none where it is none.
+    /// Names in a directory. Empty if it is not a directory.
     fn list(&self, path: &str) -> Vec<String>;
-    /// The beginning of a regular file.
+    /// The first `max` bytes of a regular file.
     fn head(&self, path: &str, max: usize) -> Option<Vec<u8>>;
 }
 
 /// [`Files`] of a root directory on disk.
 #[derive(Debug)]
-pub struct Rootfs(OwnedFd);
+pub(crate) struct Rootfs(OwnedFd);
 
 impl Rootfs {
-    pub fn open(path: &Path) -> Result<Self, rootfs::RootError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, rootfs::RootError> {
         Ok(Self(rootfs::open_root(path)?))
     }
 }
@@ -47,9 +48,9 @@ impl Files for Rootfs {
     }
 
     fn list(&self, path: &str) -> Vec<String> {
-        let Ok(Some(place)) = rootfs::resolve_in_root(&self.0, Path::new(path)) else { return Vec::new() };
-        // Through the descriptor, so that nothing is resolved a second time.
-        let Ok(entries) = std::fs::read_dir(crate::sys::mount::fd_path(&place)) else { return Vec::new() };
+        let Ok(Some(resolved)) = rootfs::resolve_in_root(&self.0, Path::new(path)) else { return Vec::new() };
+        // Use the descriptor, so that the path is not resolved again.
+        let Ok(entries) = std::fs::read_dir(crate::sys::mount::fd_path(&resolved)) else { return Vec::new() };
         entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).take(MAX_ENTRIES).collect()
     }
 
@@ -61,14 +62,14 @@ impl Files for Rootfs {
     }
 }
 
-/// A directory of an image with more names than this is not read on.
+/// Maximum number of names that are read from a directory of an image.
 const MAX_ENTRIES: usize = 100_000;
-/// A start script is not larger.
+/// Maximum size of a start script.
 pub(super) const MAX_SCRIPT: usize = 256 << 10;
 
-/// What is started.
+/// The program to start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Program {
+pub(crate) enum Program {
     Lab,
     Notebook,
     /// jupyter_server without a user interface of its own.
@@ -77,34 +78,34 @@ pub enum Program {
 
 /// The Jupyter of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Server {
+pub(crate) struct Server {
     pub program: Program,
-    /// Absolute, in the image.
+    /// Absolute path in the image.
     pub path: String,
-    /// Versions as the image's metadata has them.
+    /// Versions from the image's package metadata.
     pub lab: Option<String>,
     pub notebook: Option<String>,
     pub jupyter_server: Option<String>,
-    /// Whether the Python module that checks argon2 hashes is there.
+    /// Whether the Python module that checks argon2 hashes is installed.
     pub argon2_module: bool,
 }
 
 impl Server {
-    /// Runs on Notebook 6 or older, which has its own server and settings (`NotebookApp.…`).
+    /// Whether it is Notebook 6 or older, or runs on it. These have their own server and settings (`NotebookApp.…`).
     #[must_use]
-    pub fn classic(&self) -> bool {
+    pub(crate) fn classic(&self) -> bool {
         match self.program {
             Program::Notebook => self.notebook.as_deref().and_then(major).is_some_and(|major| major < 7),
-            // JupyterLab 3 moved to jupyter_server
+            // JupyterLab 3 moved to jupyter_server.
             Program::Lab => self.lab.as_deref().and_then(major).is_some_and(|major| major < 3),
             Program::Server => false,
         }
     }
 
-    /// Whether it can check an argon2 hash. Notebook learned it with 6.1; anything not known counts as no, for a hash that cannot be
-    /// checked locks everybody out.
+    /// Whether it can check an argon2 hash. Notebook supports it since version 6.1. An unknown version counts as no,
+    /// because a hash that cannot be checked locks all users out.
     #[must_use]
-    pub fn argon2(&self) -> bool {
+    pub(crate) fn argon2(&self) -> bool {
         let new_enough = if self.classic() {
             self.notebook.as_deref().is_some_and(|version| at_least(version, 6, 1))
         } else {
@@ -113,9 +114,9 @@ impl Server {
         self.argon2_module && new_enough
     }
 
-    /// For people: `JupyterLab 4.4.1`
+    /// Name for display: `JupyterLab 4.4.1`
     #[must_use]
-    pub fn label(&self) -> String {
+    pub(crate) fn label(&self) -> String {
         let (name, version) = match self.program {
             Program::Lab => ("JupyterLab", &self.lab),
             Program::Notebook => ("Jupyter Notebook", &self.notebook),
@@ -129,7 +130,7 @@ fn major(version: &str) -> Option<u32> {
     version.split('.').next()?.parse().ok()
 }
 
-fn at_least(version: &str, major: u32, minor: u32) -> bool {
+pub(super) fn at_least(version: &str, major: u32, minor: u32) -> bool {
     let mut numbers =
         version.split('.').map(|part| part.chars().take_while(char::is_ascii_digit).collect::<String>().parse::<u32>());
     let mut next = || numbers.next().and_then(Result::ok).unwrap_or(0);
@@ -140,7 +141,7 @@ fn at_least(version: &str, major: u32, minor: u32) -> bool {
 #[error(
     "the image `{image}` has no Jupyter: no `jupyter-lab`, `jupyter-notebook` or `jupyter-server` in its PATH ({path})"
 )]
-pub struct NoJupyter {
+pub(crate) struct NoJupyter {
     pub image: String,
     pub path: String,
 }
@@ -154,11 +155,12 @@ impl Explain for NoJupyter {
     }
 }
 
-/// docker's default for an image that sets none.
+/// docker's default for an image that sets no PATH.
 pub(super) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Looks for Jupyter. `path` is the container's PATH (empty: docker's default), `image` its name for the error.
-pub fn detect(files: &dyn Files, path: &str, image: &str) -> Result<Server, NoJupyter> {
+/// Looks for Jupyter. `path` is the container's PATH (empty: docker's default), and `image` is the image's name for the
+/// error.
+pub(crate) fn detect(files: &dyn Files, path: &str, image: &str) -> Result<Server, NoJupyter> {
     let path = if path.is_empty() { DEFAULT_PATH } else { path };
     let programs =
         [(Program::Lab, "jupyter-lab"), (Program::Notebook, "jupyter-notebook"), (Program::Server, "jupyter-server")];
@@ -173,7 +175,7 @@ pub fn detect(files: &dyn Files, path: &str, image: &str) -> Result<Server, NoJu
         lab: version("jupyterlab"),
         notebook: version("notebook"),
         jupyter_server: version("jupyter_server"),
-        // The module itself decides: an `argon2` directory of argon2-cffi, or its metadata.
+        // The module itself decides: the `argon2` directory of argon2-cffi, or its metadata.
         argon2_module: version("argon2_cffi").is_some() || names.iter().any(|name| name == "argon2"),
         path,
     })
@@ -187,18 +189,18 @@ pub(super) fn find_program(files: &dyn Files, path: &str, name: &str) -> Option<
         .find(|candidate| files.kind(candidate) == Some(FileKind::Executable))
 }
 
-/// The names beside the libraries of the Python that runs the script.
+/// Returns the names in the library directories of the Python that runs the script.
 fn site_packages(files: &dyn Files, script: &str) -> Vec<String> {
     let bin = match interpreter(files, script) {
         Some(python) => parent(&python),
         None => parent(script),
     };
     let mut prefixes = vec![parent(&bin)];
-    // Debian's Python of /usr has its pip packages under /usr/local and its own under /usr/lib/python3.
+    // Debian's Python in /usr has its pip packages below /usr/local, and Debian's own packages in /usr/lib/python3.
     if prefixes[0] == "/usr" {
         prefixes.push("/usr/local".into());
     }
-    // A virtual environment made with --system-site-packages sees those too; its own come first.
+    // A virtual environment that was created with --system-site-packages also sees these. Its own packages come first.
     let config = files.head(&format!("{}/pyvenv.cfg", prefixes[0]), MAX_SCRIPT).unwrap_or_default();
     if String::from_utf8_lossy(&config).lines().any(|line| line.replace(' ', "") == "include-system-site-packages=true")
     {
@@ -225,14 +227,15 @@ fn parent(path: &str) -> String {
     }
 }
 
-/// The Python of a script: `#!/opt/conda/bin/python`, `#!/usr/bin/env python3` (then the one beside the script), or what pip writes where
-/// the path is too long for the kernel: `#!/bin/sh` and `'''exec' "/long/path/python" "$0" "$@"`.
+/// Returns the Python interpreter of a script: `#!/opt/conda/bin/python`, `#!/usr/bin/env python3` (then the one next
+/// to the script), or the form that pip writes if the path is too long for the kernel: `#!/bin/sh` and `'''exec'
+/// "/long/path/python" "$0" "$@"`.
 fn interpreter(files: &dyn Files, script: &str) -> Option<String> {
     let head = files.head(script, 4096)?;
     let text = String::from_utf8_lossy(&head);
     let mut lines = text.lines();
-    let words: Vec<&str> = lines.next()?.strip_prefix("#!")?.split_whitespace().collect();
-    let program = *words.first()?;
+    let fields: Vec<&str> = lines.next()?.strip_prefix("#!")?.split_whitespace().collect();
+    let program = *fields.first()?;
     if program.ends_with("/sh") {
         let line = lines.next()?.strip_prefix("'''exec' ")?;
         return Some(line.trim_start_matches('"').split(['"', ' ']).next()?.to_owned());
@@ -240,11 +243,11 @@ fn interpreter(files: &dyn Files, script: &str) -> Option<String> {
     (program.starts_with('/') && !program.ends_with("/env")).then(|| program.to_owned())
 }
 
-/// `notebook-6.5.6.dist-info` → `6.5.6`, in any spelling of the package's name (PEP 503).
+/// `notebook-6.5.6.dist-info` → `6.5.6`, for any spelling of the package's name (PEP 503).
 fn metadata_version(name: &str, package: &str) -> Option<String> {
     let stem = name.strip_suffix(".dist-info").or_else(|| name.strip_suffix(".egg-info"))?;
     let (found, version) = stem.split_once('-').map(|_| {
-        // The version begins at the last `-` that a digit follows; an egg-info has `-py3.8` behind it.
+        // The version starts after the last `-`. An egg-info has a suffix such as `-py3.8` after the version.
         let end = stem.find("-py3").or_else(|| stem.find("-py2")).unwrap_or(stem.len());
         let stem = &stem[..end];
         stem.rsplit_once('-').unwrap_or((stem, ""))
@@ -259,7 +262,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// An image of a few files: path → content; those under a `bin` are executable.
+    /// An image of a few files: path → content. Files below a `bin` are executable.
     #[derive(Default)]
     pub struct Fake(pub BTreeMap<String, String>);
 
@@ -311,7 +314,7 @@ pub(super) mod tests {
         assert_eq!(server.label(), "JupyterLab 4.4.1");
         assert!(!server.classic() && server.argon2());
 
-        // the CUDA 10 images: pip into Debian's or Ubuntu's Python, scripts in /usr/local/bin
+        // The CUDA 10 images: pip installs into Debian's or Ubuntu's Python, and the scripts are in /usr/local/bin.
         let old = Fake::new(&[
             ("/usr/local/bin/jupyter-notebook", "#!/usr/bin/python3\n"),
             ("/usr/local/lib/python3.6/dist-packages/notebook-6.0.3.dist-info/METADATA", ""),
@@ -341,7 +344,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn no_jupyter_is_an_error_with_a_way_out() {
+    fn no_jupyter_is_an_error_with_a_hint() {
         let image = Fake::new(&[("/usr/bin/python3", ""), ("/home/bin/jupyter-lab", "")]);
         let report = crate::report::Report::from(detect(&image, "/usr/bin:relative", "debian:12").unwrap_err());
         insta::assert_snapshot!(report);

@@ -1,24 +1,32 @@
-//! As much HTTP as the readiness check needs: one request a connection, the head of the answer.
+//! A minimal HTTP client for the readiness check and for Jupyter's API: one request per connection. The readiness check
+//! reads only the head of a response.
 //!
-//! No client library: this runs where no thread may be started, the other side is a container and may send anything for as long as it
-//! likes, and whoever waits has to be able to look up and see that the container died.
+//! A client library does not fit. The caller may not start threads, the server is in a container and may send anything
+//! for as long as it likes, and the caller must be able to notice while it waits that the container has ended.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-/// tornado's own limit for a head.
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, StreamOwned};
+
+use super::tls::Pinned;
+
+/// tornado's own limit for a response head.
 const MAX_HEAD: usize = 64 << 10;
-/// Between two looks at what else happened.
+/// Maximum size of a response body that is read.
+const MAX_BODY: usize = 1 << 20;
+/// Interval between two calls of `interrupted`.
 const TICK: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Request<'a> {
     pub method: &'a str,
     pub path: &'a str,
-    /// Names and values without line ends.
+    /// Names and values, without line endings.
     pub headers: &'a [(&'a str, String)],
-    /// A form, if any.
+    /// The form, if any.
     pub body: Option<&'a str>,
 }
 
@@ -29,15 +37,72 @@ pub(super) struct Response {
 }
 
 impl Response {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// `name=value` of each Set-Cookie that sets something.
-    pub fn cookies(&self) -> impl Iterator<Item = (&str, &str)> {
+    /// `name=value` of each Set-Cookie header with a value that is not empty.
+    pub(super) fn cookies(&self) -> impl Iterator<Item = (&str, &str)> {
         let set = self.headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case("set-cookie"));
         set.filter_map(|(_, value)| value.split(';').next()?.trim().split_once('='))
             .filter(|(_, value)| !value.is_empty())
+    }
+}
+
+/// The server to connect to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Server<'a> {
+    pub address: SocketAddr,
+    /// With HTTPS, the server's certificate.
+    pub tls: Option<&'a Pinned>,
+}
+
+/// A connection.
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Stream {
+    /// Connects, and completes the handshake of TLS.
+    fn connect(server: Server<'_>, patience: Duration) -> Result<Self, HttpError> {
+        let mut stream = TcpStream::connect_timeout(&server.address, patience).map_err(HttpError::Connect)?;
+        stream.set_read_timeout(Some(if server.tls.is_some() { patience } else { TICK })).map_err(HttpError::Broken)?;
+        stream.set_write_timeout(Some(patience)).map_err(HttpError::Broken)?;
+        let Some(pinned) = server.tls else { return Ok(Self::Plain(stream)) };
+        let failed = |error: rustls::Error| HttpError::Broken(io::Error::other(error));
+        let name = ServerName::from(server.address.ip());
+        let mut connection = ClientConnection::new(pinned.config().map_err(failed)?, name).map_err(failed)?;
+        while connection.is_handshaking() {
+            connection.complete_io(&mut stream).map_err(HttpError::Broken)?;
+        }
+        stream.set_read_timeout(Some(TICK)).map_err(HttpError::Broken)?;
+        Ok(Self::Tls(Box::new(StreamOwned::new(connection, stream))))
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.write(bytes),
+            Self::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
     }
 }
 
@@ -53,45 +118,80 @@ pub(super) enum HttpError {
     Late,
     #[error("the answer is not HTTP")]
     NotHttp,
-    /// `interrupted` said so.
+    /// `interrupted` returned true.
     #[error("interrupted")]
     Interrupted,
 }
 
-/// Sends one request and reads the head of the answer, until `end`; `interrupted` is asked about every tenth of a second.
+/// Sends one request and reads the head of the response, until `end`. Calls `interrupted` about ten times per second.
 pub(super) fn exchange(
-    address: SocketAddr,
+    server: Server<'_>,
     request: &Request<'_>,
     end: Instant,
     interrupted: &mut dyn FnMut() -> bool,
 ) -> Result<Response, HttpError> {
+    talk(server, request, end, interrupted).map(|(response, ..)| response)
+}
+
+/// Sends one request and reads the whole response, whose end is the end of the connection.
+pub(super) fn fetch(server: Server<'_>, request: &Request<'_>, end: Instant) -> Result<(Response, Vec<u8>), HttpError> {
+    let (response, mut body, mut stream) = talk(server, request, end, &mut || false)?;
+    if response.header("transfer-encoding").is_some() {
+        return Err(HttpError::NotHttp);
+    }
+    let length = response.header("content-length").and_then(|text| text.parse::<usize>().ok());
+    let mut buffer = [0; 4096];
+    while body.len() <= MAX_BODY {
+        if length.is_some_and(|length| body.len() >= length) {
+            return Ok((response, body));
+        }
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok((response, body)),
+            Ok(count) => body.extend_from_slice(&buffer[..count]),
+            Err(error) if is_pause(&error) => {}
+            Err(error) => return Err(HttpError::Broken(error)),
+        }
+        if Instant::now() >= end {
+            return Err(HttpError::Late);
+        }
+    }
+    Err(HttpError::NotHttp)
+}
+
+/// Whether a read has only reached its time limit.
+fn is_pause(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
+}
+
+/// Returns the head of the response, the beginning of its body, and the connection.
+fn talk(
+    server: Server<'_>,
+    request: &Request<'_>,
+    end: Instant,
+    interrupted: &mut dyn FnMut() -> bool,
+) -> Result<(Response, Vec<u8>, Stream), HttpError> {
     let left = end.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return Err(HttpError::Late);
     }
-    let mut stream =
-        TcpStream::connect_timeout(&address, left.min(Duration::from_secs(2))).map_err(HttpError::Connect)?;
-    stream.set_read_timeout(Some(TICK)).map_err(HttpError::Broken)?;
-    stream.set_write_timeout(Some(left.min(Duration::from_secs(2)))).map_err(HttpError::Broken)?;
-    stream.write_all(&head(address, request)).map_err(HttpError::Broken)?;
+    let mut stream = Stream::connect(server, left.min(Duration::from_secs(2)))?;
+    stream.write_all(&head(server.address, request)).map_err(HttpError::Broken)?;
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
     loop {
-        // The mark may begin in the last three bytes that were there before.
+        // The end mark may start in the last three bytes of the data so far.
         let unseen = bytes.len().saturating_sub(3);
         match stream.read(&mut buffer) {
             Ok(0) if bytes.is_empty() => return Err(HttpError::Closed),
             Ok(0) => return Err(HttpError::NotHttp),
             Ok(count) => bytes.extend_from_slice(&buffer[..count]),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
-                ) => {}
+            Err(error) if is_pause(&error) => {}
             Err(error) => return Err(HttpError::Broken(error)),
         }
         if let Some(end) = find(&bytes[unseen..], b"\r\n\r\n") {
-            return parse(&bytes[..unseen + end]).ok_or(HttpError::NotHttp);
+            let head = unseen + end;
+            let response = parse(&bytes[..head]).ok_or(HttpError::NotHttp)?;
+            return Ok((response, bytes.split_off(head + b"\r\n\r\n".len()), stream));
         }
         if bytes.len() > MAX_HEAD || !b"HTTP/1".starts_with(&bytes[..bytes.len().min(6)]) {
             return Err(HttpError::NotHttp);
@@ -128,15 +228,15 @@ fn head(address: SocketAddr, request: &Request<'_>) -> Vec<u8> {
 fn parse(head: &[u8]) -> Option<Response> {
     let text = String::from_utf8_lossy(head);
     let mut lines = text.split("\r\n");
-    let mut words = lines.next()?.split(' ');
-    words.next().filter(|version| version.starts_with("HTTP/1."))?;
-    let status = words.next()?.parse().ok().filter(|status| (100..600).contains(status))?;
+    let mut fields = lines.next()?.split(' ');
+    fields.next().filter(|version| version.starts_with("HTTP/1."))?;
+    let status = fields.next()?.parse().ok().filter(|status| (100..600).contains(status))?;
     let headers =
         lines.filter_map(|line| line.split_once(':')).map(|(key, value)| (key.trim().into(), value.trim().into()));
     Some(Response { status, headers: headers.collect() })
 }
 
-/// A value of an `application/x-www-form-urlencoded` form.
+/// Encodes a value of an `application/x-www-form-urlencoded` form.
 pub(super) fn encode(text: &str) -> String {
     let mut encoded = String::new();
     for byte in text.bytes() {

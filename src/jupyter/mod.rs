@@ -1,21 +1,26 @@
-//! Jupyter in a container: which one is there, how it is started, who may log in, and when it is ready.
+//! Jupyter in a container: which Jupyter the image has, how to start it, how users log in, and when it is ready.
 //!
-//! The password never stands on a command line or in an environment. What the server has to know lies in files of mode 0600 that belong
-//! to the container's user, in a directory that is bound read-only into the container and named first on Jupyter's search path, before
-//! any `~/.jupyter` that a bind mount may bring:
+//! The password never appears on a command line or in an environment. The server reads its settings from files of mode
+//! 0600 that belong to the container's user. Their directory is bind-mounted read-only into the container and comes
+//! first on Jupyter's search path, before any `~/.jupyter` of a bind mount:
 //!
 //! ```text
 //! <container's run directory>/jupyter/            0700, the container's user     →  /run/gpurun/jupyter (read-only)
 //!   jupyter_server_config.json                    jupyter_server, JupyterLab ≥ 3, Notebook ≥ 7
-//!   jupyter_notebook_config.json                  Notebook ≤ 6 and what runs on it
-//!   jupyter_lab_config.json                       so that no other directory's can come in between
-//!   migrated                                      stops jupyter_core from wanting to write here
+//!   jupyter_notebook_config.json                  Notebook ≤ 6 and programs based on it
+//!   jupyter_lab_config.json                       present so that no other directory's file takes effect
+//!   cert.pem, key.pem                             the certificate of `--tls`
+//!   migrated                                      keeps jupyter_core from writing to this directory
 //! ```
-//! The files are written by [`Launch::write_files`] and go with the run directory. Trap that shaped this: Notebook 6.0 with a blank token
-//! and a password setting that it does not know is open to everybody. No token is ever blanked, and [`wait_ready`] calls a server ready
-//! only after it refused a visitor without a login.
+//! [`Launch::write_files`] writes the files, and they are removed with the run directory. One trap shaped this design:
+//! Notebook 6.0 is open to everyone if the token is blank and it does not know the password setting. The token is
+//! therefore never blank, and [`wait_ready`] reports a server as ready only after it has refused a request without a
+//! login.
 
+mod api;
 mod auth;
+#[cfg(test)]
+mod error_tests;
 mod facts;
 mod http;
 mod launch;
@@ -23,13 +28,17 @@ mod owner;
 mod password;
 mod ready;
 mod texts;
+pub(crate) mod tls;
 mod wrapper;
 
-pub use auth::{Auth, AuthError, PasswordSource, Secret, obtain, read_password};
-pub use facts::{FileKind, Files, NoJupyter, Program, Rootfs, Server, detect};
-pub use launch::{CONFIG_DIR, ConfigFile, Launch, LaunchError, LaunchRequest, base_url, limit_env, plan};
-pub use owner::exchange;
-pub use password::{Algorithm, HashError, check_hash, hash, verify};
-pub use ready::{Probe, Ready, ReadyError, wait_ready};
-pub use texts::{Announcement, announce, url};
-pub use wrapper::wrapper;
+pub(crate) use api::{address, kernels, published};
+pub(crate) use auth::{Auth, PasswordSource, Secret, obtain, read_password};
+pub(crate) use facts::Rootfs;
+pub(crate) use launch::{
+    CONFIG_DIR, Launch, LaunchError, LaunchRequest, base_url, certificate, plan, probe_mark, runs_as,
+};
+pub(crate) use owner::exchange;
+pub(crate) use password::{Algorithm, HashError, hash};
+pub(crate) use ready::{Probe, wait_ready};
+pub(crate) use texts::{Announcement, Host, announce, host_address};
+pub(crate) use wrapper::wrapper;

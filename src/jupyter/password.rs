@@ -16,27 +16,27 @@ const ARGON2: (u32, u32, u32) = (10240, 10, 8);
 const ARGON2_SALT: usize = 16;
 const ARGON2_OUTPUT: usize = 32;
 
-/// How a password is hashed.
+/// A hash algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Algorithm {
-    /// jupyter_server's default; checking it needs the Python module `argon2`, and Notebook 6.1 or newer.
+pub(crate) enum Algorithm {
+    /// jupyter_server's default. To check it, the server needs the Python module `argon2`, and Notebook 6.1 or newer.
     #[default]
     Argon2,
     Sha512,
     Sha256,
-    /// Only for what is very old.
+    /// Only for very old servers.
     Sha1,
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum HashError {
-    #[error("there is no hash algorithm `{0}`")]
+pub(crate) enum HashError {
+    #[error("the hash algorithm `{0}` is unknown")]
     Algorithm(String),
-    #[error("the password hash is not one of Jupyter's: {what}")]
+    #[error("the password hash is not in Jupyter's format: {what}")]
     Format { what: &'static str },
-    #[error("the kernel gives no random numbers")]
+    #[error("cannot read random numbers from the kernel")]
     Random,
-    #[error("the password cannot be hashed")]
+    #[error("cannot hash the password")]
     Argon2,
 }
 
@@ -44,7 +44,9 @@ impl Explain for HashError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Algorithm(_) => "algorithms: argon2, sha512, sha256, sha1".into(),
-            Self::Format { .. } => "`gpurun token` makes one (`argon2:$argon2id$…` or `sha512:SALT:HEX`)".into(),
+            Self::Format { .. } => {
+                "create a hash with `gpurun token` (`argon2:$argon2id$…` or `sha512:SALT:HEX`)".into()
+            }
             Self::Random | Self::Argon2 => return None,
         })
     }
@@ -81,15 +83,15 @@ impl fmt::Display for Algorithm {
     }
 }
 
-/// Random bytes from the kernel.
+/// Returns random bytes from the kernel.
 pub(super) fn random<const N: usize>() -> Result<[u8; N], HashError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|_| HashError::Random)?;
     Ok(bytes)
 }
 
-/// Hashes a password with a fresh salt, in the form that Jupyter's configuration takes.
-pub fn hash(password: &str, algorithm: Algorithm) -> Result<String, HashError> {
+/// Hashes a password with a new salt, in the format of Jupyter's configuration.
+pub(crate) fn hash(password: &str, algorithm: Algorithm) -> Result<String, HashError> {
     if algorithm == Algorithm::Argon2 {
         let salt = random::<ARGON2_SALT>()?;
         let (m, t, p) = ARGON2;
@@ -121,15 +123,15 @@ fn digest(algorithm: &str, password: &str, salt: &str) -> Option<String> {
     })
 }
 
-/// Whether a text has the form of one of Jupyter's hashes, so that a slip does not become a server that nobody can enter (or, with
-/// Notebook 5, a hash of no algorithm). Algorithms that only Python's hashlib knows are let through.
-pub fn check_hash(hash: &str) -> Result<(), HashError> {
+/// Checks the format of one of Jupyter's hashes. A mistake would otherwise lead to a server that accepts no login (or,
+/// with Notebook 5, to a hash of no algorithm). Algorithms that only Python's hashlib supports are accepted.
+pub(crate) fn check_hash(hash: &str) -> Result<(), HashError> {
     let bad = |what| Err(HashError::Format { what });
     if hash.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return bad("it holds white space");
+        return bad("it contains white space");
     }
     let Some((algorithm, rest)) = hash.split_once(':') else {
-        return bad("there is no `ALGORITHM:` in front");
+        return bad("it does not start with `ALGORITHM:`");
     };
     if algorithm == "argon2" {
         return if parse_phc(rest).is_some() {
@@ -163,7 +165,7 @@ pub fn check_hash(hash: &str) -> Result<(), HashError> {
 /// Salt, parameters (KiB, rounds, lanes) and output.
 type Phc = (Vec<u8>, (u32, u32, u32), Vec<u8>);
 
-/// The parts of `$argon2id$v=19$m=…,t=…,p=…$…$…`; argon2i and argon2d are let through without being computable here.
+/// Parses `$argon2id$v=19$m=…,t=…,p=…$…$…`. argon2i and argon2d are accepted, although this module cannot compute them.
 fn parse_phc(text: &str) -> Option<Phc> {
     let mut parts = text.strip_prefix('$')?.split('$');
     let (_variant, version) = (parts.next().filter(|name| name.starts_with("argon2"))?, parts.next()?);
@@ -181,13 +183,13 @@ fn parse_phc(text: &str) -> Option<Phc> {
     parts.next().is_none().then_some(found)
 }
 
-/// Whether a password fits a hash; `None` for an algorithm that is not known here.
-#[must_use]
-pub fn verify(hash: &str, password: &str) -> Option<bool> {
+/// Whether a password matches a hash. `None` for an algorithm that this module does not support.
+#[cfg(test)]
+pub(crate) fn verify(hash: &str, password: &str) -> Option<bool> {
     let (algorithm, rest) = hash.split_once(':')?;
     if algorithm == "argon2" {
         let (salt, params, expected) = parse_phc(rest)?;
-        // A hash is a person's input: one that asks for gigabytes is not computed here.
+        // A hash is external input. Do not compute one that requires gigabytes of memory.
         if !rest.starts_with("$argon2id$") || params.0 > 1 << 20 || params.1 > 1 << 10 {
             return None;
         }
@@ -201,7 +203,8 @@ pub fn verify(hash: &str, password: &str) -> Option<bool> {
 mod tests {
     use super::*;
 
-    /// Made by the real thing: jupyter_server 2.21's `passwd("höllisch geheim")` with argon2, sha512 and sha256, notebook 6.0's own example.
+    /// Created by real servers: jupyter_server 2.21's `passwd("höllisch geheim")` with argon2, sha512 and sha256, and
+    /// the example of notebook 6.0.
     const REAL: [(&str, &str); 4] = [
         (
             "argon2:$argon2id$v=19$m=10240,t=10,p=8$KXR9YGeM39NzqFsmHXdlkw$UwpihYYetAJr389bzrXX79+fDbWN/A210g3MFQ4PgRc",

@@ -1,63 +1,72 @@
-//! Is the server up, closed to strangers, and open to its owner? Asked over real HTTP, as a browser would.
+//! Checks over real HTTP, as a browser would, that the server is up, refuses strangers, and accepts the login.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::auth::Auth;
-use super::http::{self, HttpError, Request, Response};
+use super::http::{self, HttpError, Request, Response, Server};
 use super::password;
+use super::tls::Pinned;
 use crate::report::Explain;
 
-/// Between two attempts to reach a server that is not there yet.
+/// Interval between two attempts to reach a server that is not up yet.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Whom to ask.
+/// The server to check.
 #[derive(Debug, Clone, Copy)]
-pub struct Probe<'a> {
-    /// Where the port is published, as seen from the calling process.
+pub(crate) struct Probe<'a> {
+    /// The published address and port, as seen from the calling process.
     pub address: SocketAddr,
-    /// `/`, or what the person set as `base_url`; with slashes at both ends.
+    /// `/`, or the caller's `base_url`, starting and ending with a slash.
     pub base_url: &'a str,
     pub auth: &'a Auth,
+    /// With HTTPS, the server's certificate.
+    pub tls: Option<&'a Pinned>,
+    /// The mark that is part of every request's URL, unless it is empty. See `jupyter::probe_mark`.
+    pub mark: &'a str,
 }
 
-/// What was proved.
+/// The result of the check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ready {
+pub(crate) struct Ready {
     pub after: Duration,
-    /// A login with the real password or token was made (with a hash alone it cannot be).
+    /// Whether a login with the real password or token succeeded. With only a hash, it cannot be tried.
     pub login_proved: bool,
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum ReadyError {
+pub(crate) enum ReadyError {
     #[error("Jupyter ended before it was ready, with exit status {status}")]
     Died { status: i32 },
     #[error("Jupyter did not answer on {address} within {} s (last attempt: {last})", .waited.as_secs_f64())]
     Late { address: SocketAddr, waited: Duration, last: String },
-    #[error("Jupyter on {address} is open: it shows files to a visitor without a login")]
+    #[error("Jupyter on {address} is open: it shows files without a login")]
     Open { address: SocketAddr },
-    #[error("Jupyter on {address} lets a visitor in with a wrong {what}")]
+    #[error("Jupyter on {address} accepts a wrong {what}")]
     WrongAccepted { address: SocketAddr, what: &'static str },
-    #[error("Jupyter on {address} refuses the right {what}")]
+    #[error("Jupyter on {address} refuses the correct {what}")]
     RightRefused { address: SocketAddr, what: &'static str },
-    #[error("no random password could be made to try the login with")]
+    #[error("cannot create a random password to test the login")]
     Random,
 }
 
 impl Explain for ReadyError {
     fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Died { .. } => "its own log says why: `gpurun logs CONTAINER`".into(),
+            Self::Died { .. } => "read its log for the reason: `gpurun logs CONTAINER`".into(),
             Self::Late { .. } => {
-                "its own log says how far it came (`gpurun logs CONTAINER`); with little `--cpus` or `--mem` a start takes longer".into()
+                "read its log for the progress (`gpurun logs CONTAINER`); a start takes longer with a small \
+                 `--cpus` or `--mem`"
+                    .into()
             }
             Self::Open { .. } | Self::WrongAccepted { .. } => {
-                "a setting in the image or in its arguments switches the login off (a blank token, another identity provider): take it out"
+                "remove the setting in the image or in its arguments that turns the login off (an empty token, \
+                 another identity provider)"
                     .into()
             }
             Self::RightRefused { .. } => {
-                "a setting of the image wins over gpurun's, or the image cannot check this kind of hash: try `gpurun token --algorithm sha512`"
+                "try a hash from `gpurun token --algorithm sha512`; the image cannot check this kind of hash, or a \
+                 setting of the image overrides gpurun's"
                     .into()
             }
             Self::Random => return None,
@@ -65,11 +74,11 @@ impl Explain for ReadyError {
     }
 }
 
-/// Waits until the server answers, then tries the locks: a visitor without a login is refused, a wrong login is refused, the right one
-/// is let in. `alive` tells the exit status of a server (or container) that ended.
+/// Waits until the server answers, then checks that it refuses a request without a login, refuses a wrong login, and
+/// accepts the right one. `alive` returns the exit status of a server (or container) that has ended.
 ///
-/// Spawns no thread. The password goes over this machine's own network only, to the server that is to check it.
-pub fn wait_ready(
+/// Spawns no thread. The password only crosses this machine's own network, to the server that checks it.
+pub(crate) fn wait_ready(
     probe: &Probe<'_>,
     patience: Duration,
     alive: &mut dyn FnMut() -> Option<i32>,
@@ -84,7 +93,7 @@ pub fn wait_ready(
             Ok(login_proved) => return Ok(Ready { after: started.elapsed(), login_proved }),
             Err(Attempt::Verdict(error)) => return Err(error),
             Err(Attempt::Again(why)) => last = Some(why),
-            // The attempt that the end of the time cut off says less than the one before.
+            // The deadline cut this attempt off. The reason of the previous attempt is more informative.
             Err(Attempt::Cut) => {}
         }
         let status = visitor.died.or_else(|| (visitor.alive)());
@@ -99,10 +108,10 @@ pub fn wait_ready(
     }
 }
 
-/// Why an examination did not come to its end.
+/// Why an attempt did not complete.
 enum Attempt {
     Again(String),
-    /// The time was over, or the server died.
+    /// The deadline passed, or the server ended.
     Cut,
     Verdict(ReadyError),
 }
@@ -125,7 +134,7 @@ struct Visitor<'a> {
     died: Option<i32>,
 }
 
-/// What a browser keeps.
+/// A browser's cookies.
 type Cookies = Vec<(String, String)>;
 
 impl Visitor<'_> {
@@ -160,7 +169,7 @@ impl Visitor<'_> {
         let path = format!("{}{path}", self.base);
         let request = Request { method, path: &path, headers, body };
         let (alive, died) = (&mut self.alive, &mut self.died);
-        http::exchange(self.probe.address, &request, self.end, &mut || {
+        http::exchange(Server { address: self.probe.address, tls: self.probe.tls }, &request, self.end, &mut || {
             *died = alive();
             died.is_some()
         })
@@ -168,8 +177,8 @@ impl Visitor<'_> {
 
     /// Tries to list the notebook directory.
     fn contents(&mut self, headers: &[(&str, String)]) -> Result<Access, Attempt> {
-        let response = self.send("GET", "/api/contents?content=0", headers, None)?;
-        let to_login = response.header("location").is_some_and(|place| place.contains("login"));
+        let response = self.send("GET", &self.marked("/api/contents?content=0", '&'), headers, None)?;
+        let to_login = response.header("location").is_some_and(|location| location.contains("login"));
         Ok(match response.status {
             200 => Access::Granted,
             401 | 403 => Access::Refused,
@@ -190,14 +199,15 @@ impl Visitor<'_> {
         }
     }
 
-    /// Fills the login form in, as a browser would, and looks at what its cookies open.
+    /// Submits the login form as a browser would, and checks which access the cookies give.
     fn password(&mut self, typed: &str) -> Result<bool, Attempt> {
         let mut cookies = Cookies::new();
-        let form = self.send("GET", "/login", &[], None)?;
+        let login = self.marked("/login", '?');
+        let form = self.send("GET", &login, &[], None)?;
         keep(&mut cookies, &form);
         let xsrf = cookies.iter().find(|(name, _)| name == "_xsrf").map(|(_, value)| value.clone()).unwrap_or_default();
         let body = format!("_xsrf={}&password={}", http::encode(&xsrf), http::encode(typed));
-        let answer = self.send("POST", "/login", &[self.referer(), cookie_header(&cookies)], Some(&body))?;
+        let answer = self.send("POST", &login, &[self.referer(), cookie_header(&cookies)], Some(&body))?;
         if answer.status >= 500 {
             return Err(Attempt::Again(format!("HTTP status {} to the login form", answer.status)));
         }
@@ -205,8 +215,16 @@ impl Visitor<'_> {
         self.works(&[self.referer(), cookie_header(&cookies)])
     }
 
+    fn marked(&self, path: &str, separator: char) -> String {
+        match self.probe.mark {
+            "" => path.to_owned(),
+            mark => format!("{path}{separator}gpurun={mark}"),
+        }
+    }
+
     fn referer(&self) -> (&'static str, String) {
-        ("Referer", format!("http://{}{}/login", self.probe.address, self.base))
+        let scheme = if self.probe.tls.is_some() { "https" } else { "http" };
+        ("Referer", format!("{scheme}://{}{}/login", self.probe.address, self.base))
     }
 }
 

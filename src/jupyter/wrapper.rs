@@ -1,9 +1,10 @@
-//! An image's ENTRYPOINT that only prepares and then runs what it is given (`tini --`, `start.sh`, `/docker-entrypoint.sh`) is kept in
-//! front of Jupyter; one that is a program of its own is not.
+//! Wrappers in an image's ENTRYPOINT. An entrypoint that only prepares the environment and then runs its arguments
+//! (`tini --`, `start.sh`, `/docker-entrypoint.sh`) is kept in front of Jupyter. One that is a program of its own is
+//! dropped.
 
 use super::facts::{FileKind, Files, MAX_SCRIPT, find_program};
 
-/// Small inits, with the options that take a value.
+/// Small init programs, with their options that take a value.
 const INITS: [(&str, &[&str]); 5] = [
     ("tini", &["-p", "-e"]),
     ("tini-static", &["-p", "-e"]),
@@ -13,22 +14,22 @@ const INITS: [(&str, &[&str]); 5] = [
 ];
 const SHELLS: [&str; 5] = ["sh", "bash", "dash", "ash", "busybox"];
 
-/// The words of the entrypoint that go in front of the command. Empty: none of it is a wrapper.
+/// Returns the arguments of the entrypoint that go in front of the command. Empty if no part of it is a wrapper.
 #[must_use]
-pub fn wrapper(entrypoint: &[String], files: &dyn Files, path: &str) -> Vec<String> {
+pub(crate) fn wrapper(entrypoint: &[String], files: &dyn Files, path: &str) -> Vec<String> {
     let Some((program, rest)) = entrypoint.split_first() else { return Vec::new() };
     let name = base(program);
     if let Some((_, valued)) = INITS.iter().find(|(init, _)| *init == name) {
         let options = init_options(rest, valued);
         let (own, inner) = rest.split_at(options);
-        let mut words = vec![program.clone()];
-        words.extend_from_slice(own);
-        // Without `--`, options of the command would be read as the init's.
+        let mut args = vec![program.clone()];
+        args.extend_from_slice(own);
+        // Without `--`, the init would read the command's options as its own.
         if own.last().is_none_or(|last| last != "--") {
-            words.push("--".into());
+            args.push("--".into());
         }
-        words.extend(wrapper(inner, files, path));
-        return words;
+        args.extend(wrapper(inner, files, path));
+        return args;
     }
     if SHELLS.contains(&name) {
         return match rest {
@@ -36,35 +37,36 @@ pub fn wrapper(entrypoint: &[String], files: &dyn Files, path: &str) -> Vec<Stri
             _ => Vec::new(),
         };
     }
-    // Words behind the script would stand before the command in its `$@`: then it is a program with arguments, not a wrapper.
+    // Arguments after the script would come before the command in its `$@`. The entrypoint is then a program with
+    // arguments, not a wrapper.
     if rest.is_empty() && hands_on(program, files, path) { entrypoint.to_vec() } else { Vec::new() }
 }
 
-/// Whether the wrapper holds an init that complains when it is not process 1.
+/// Whether the wrapper has an init that prints a warning if it is not process 1.
 pub(super) fn has_tini(wrapper: &[String]) -> bool {
-    wrapper.iter().any(|word| ["tini", "tini-static", "docker-init"].contains(&base(word)))
+    wrapper.iter().any(|arg| ["tini", "tini-static", "docker-init"].contains(&base(arg)))
 }
 
-fn base(word: &str) -> &str {
-    word.rsplit('/').next().unwrap_or(word)
+fn base(arg: &str) -> &str {
+    arg.rsplit('/').next().unwrap_or(arg)
 }
 
-/// How many of an init's words are its options, `--` included.
-fn init_options(words: &[String], valued: &[&str]) -> usize {
+/// The number of leading arguments that are the init's options, including `--`.
+fn init_options(args: &[String], valued: &[&str]) -> usize {
     let mut count = 0;
-    while let Some(word) = words.get(count) {
-        if word == "--" {
+    while let Some(arg) = args.get(count) {
+        if arg == "--" {
             return count + 1;
         }
-        if !word.starts_with('-') {
+        if !arg.starts_with('-') {
             break;
         }
-        count += if valued.contains(&word.as_str()) { 2 } else { 1 };
+        count += if valued.contains(&arg.as_str()) { 2 } else { 1 };
     }
-    count.min(words.len())
+    count.min(args.len())
 }
 
-/// Whether a file is a shell script that runs the words it is given, and not Jupyter with them.
+/// Whether a file is a shell script that runs its arguments, without starting Jupyter itself.
 fn hands_on(script: &str, files: &dyn Files, path: &str) -> bool {
     let found = if script.starts_with('/') {
         files.kind(script).filter(|kind| *kind != FileKind::Directory).map(|_| script.to_owned())
@@ -75,8 +77,8 @@ fn hands_on(script: &str, files: &dyn Files, path: &str) -> bool {
     let text = String::from_utf8_lossy(&bytes);
     let first = text.lines().next().unwrap_or_default();
     let is_shell =
-        first.strip_prefix("#!").is_some_and(|line| line.split_whitespace().any(|word| SHELLS.contains(&base(word))));
-    let hands = |line: &str| ["$@", "${@", "$*"].iter().any(|words| line.contains(words));
+        first.strip_prefix("#!").is_some_and(|line| line.split_whitespace().any(|arg| SHELLS.contains(&base(arg))));
+    let hands = |line: &str| ["$@", "${@", "$*"].iter().any(|args| line.contains(args));
     let mut lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#') && hands(line)).peekable();
     is_shell && lines.peek().is_some() && !lines.any(|line| line.contains("jupyter") && !line.contains("=="))
 }
@@ -117,7 +119,7 @@ mod tests {
             (&["jupyter", "lab", "--ip=0.0.0.0"], &[]),
         ];
         for (entrypoint, expected) in cases {
-            let entrypoint: Vec<String> = entrypoint.iter().map(|&word| word.to_owned()).collect();
+            let entrypoint: Vec<String> = entrypoint.iter().map(|&arg| arg.to_owned()).collect();
             assert_eq!(wrapper(&entrypoint, &files, "/usr/local/bin:/usr/bin"), expected, "{entrypoint:?}");
         }
     }

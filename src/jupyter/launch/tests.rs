@@ -21,8 +21,8 @@ fn classic() -> Fake {
     ])
 }
 
-fn strings(words: &[&str]) -> Vec<String> {
-    words.iter().map(|&word| word.to_owned()).collect()
+fn strings(items: &[&str]) -> Vec<String> {
+    items.iter().map(|&item| item.to_owned()).collect()
 }
 
 fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -54,11 +54,13 @@ impl Case {
             env: &self.env,
             user: self.user,
             home: "/root",
+            owner: runs_as(&self.entrypoint, &self.files, &self.env, self.user),
             notebook_dir: "/work/share",
             bind: "0.0.0.0".parse().unwrap(),
             port: 8888,
             limits: &self.limits,
             auth: &self.auth,
+            tls: None,
             args: &self.args,
         })
     }
@@ -90,6 +92,11 @@ fn a_lab_and_a_classic_notebook() {
             "--NotebookApp.port_retries=0",
             "--NotebookApp.notebook_dir=/work/share",
             "--allow-root",
+            "--NotebookApp.base_url=/",
+            "--NotebookApp.certfile=",
+            "--NotebookApp.keyfile=",
+            "--NotebookApp.client_ca=",
+            "--NotebookApp.allow_remote_access=True",
         ])
     );
     let config = json(&launch, "jupyter_notebook_config.json");
@@ -228,7 +235,7 @@ fn files_are_the_owners_alone() {
     let root = nix::unistd::geteuid().is_root();
     case.user = if root { (1234, 2345) } else { (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw()) };
     let launch = case.plan().unwrap();
-    // an earlier start's file, readable by all
+    // A file of an earlier start, readable by all users.
     std::fs::create_dir(&target).unwrap();
     std::fs::write(target.join("jupyter_server_config.json"), "{}").unwrap();
     launch.write_files(&target).unwrap();

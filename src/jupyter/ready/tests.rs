@@ -16,7 +16,8 @@ use crate::spec::Limits;
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// A server of one function: the request's text in, the answer out (empty: the connection is closed without one).
+/// A server that consists of one function: it takes the request's text and returns the response (empty: close the
+/// connection without one).
 struct Fake {
     address: SocketAddr,
     stop: Arc<AtomicBool>,
@@ -52,7 +53,7 @@ fn serve(mut stream: TcpStream, answer: &impl Fn(&str) -> String) {
             body.len() >= length.unwrap_or(0)
         });
         if whole {
-            // The other side may have gone: that is its own affair.
+            // The client may have closed the connection. That is not an error here.
             let _ = stream.write_all(answer(&text).as_bytes());
             return;
         }
@@ -75,14 +76,15 @@ fn status(code: u16, headers: &str) -> String {
 }
 
 fn ask(address: SocketAddr, auth: &Auth, patience: Duration) -> Result<Ready, ReadyError> {
-    wait_ready(&Probe { address, base_url: "/", auth }, patience, &mut || None)
+    wait_ready(&Probe { address, base_url: "/", auth, tls: None, mark: "" }, patience, &mut || None)
 }
 
 fn token() -> Auth {
     Auth::Token(Secret::new("feedbeef"))
 }
 
-/// As Jupyter does it: a form with a check against forged requests, a cookie for whoever knows the password.
+/// Behaves like Jupyter: a form with protection against forged requests, and a cookie for a client that knows the
+/// password.
 fn by_password(request: &str) -> String {
     if request.starts_with("GET /login ") {
         return status(200, "Set-Cookie: _xsrf=2|x; Path=/\r\n");
@@ -144,19 +146,19 @@ fn what_never_answers_properly_is_late() {
         ("is still starting", |_| status(503, ""), "HTTP status 503"),
         ("sends for ever", |_| format!("HTTP/1.1 200 OK\r\nA: {}", "x".repeat(70 << 10)), "the answer is not HTTP"),
     ];
-    for (name, answer, words) in cases {
+    for (name, answer, expected) in cases {
         let server = Fake::new(answer);
         match ask(server.address, &token(), patience) {
-            Err(ReadyError::Late { last, .. }) => assert!(last.contains(words), "{name}: {last}"),
+            Err(ReadyError::Late { last, .. }) => assert!(last.contains(expected), "{name}: {last}"),
             other => panic!("{name}: {other:?}"),
         }
     }
-    // accepts and says nothing
+    // Accepts the connection and sends nothing.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let error = ask(silent.local_addr().unwrap(), &token(), patience).unwrap_err();
     let text = Report::from(error).to_string().replace(&silent.local_addr().unwrap().to_string(), "ADDRESS");
     insta::assert_snapshot!(text);
-    // nobody listens
+    // No server listens.
     let address = silent.local_addr().unwrap();
     drop(silent);
     assert!(matches!(ask(address, &token(), patience), Err(ReadyError::Late { last, .. }) if last.contains("refused")));
@@ -166,7 +168,7 @@ fn what_never_answers_properly_is_late() {
 fn a_server_that_dies_is_noticed_at_once() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let auth = token();
-    let probe = Probe { address: silent.local_addr().unwrap(), base_url: "/", auth: &auth };
+    let probe = Probe { address: silent.local_addr().unwrap(), base_url: "/", auth: &auth, tls: None, mark: "" };
     let started = Instant::now();
     let mut looks = 0;
     let result = wait_ready(&probe, LONG, &mut || {
@@ -193,11 +195,11 @@ fn a_base_url_is_asked_below() {
         )
     });
     let auth = token();
-    let probe = Probe { address: server.address, base_url: "/u/a/", auth: &auth };
+    let probe = Probe { address: server.address, base_url: "/u/a/", auth: &auth, tls: None, mark: "" };
     assert!(wait_ready(&probe, LONG, &mut || None).is_ok());
 }
 
-// ---- the real thing ----
+// ---- with a real server ----
 
 /// A running Jupyter of a virtual environment, with its directories.
 struct Real {
@@ -208,7 +210,8 @@ struct Real {
 
 impl Drop for Real {
     fn drop(&mut self) {
-        // With the group: JupyterLab starts helpers that go on writing into the home directory, which is removed next.
+        // Kill the whole group: JupyterLab starts helpers that keep writing to the home directory, which is removed
+        // next.
         let group = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
         let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
         let _ = self.child.wait();
@@ -228,17 +231,20 @@ fn launch(venv: &Path, auth: &Auth, port: u16, dir: &Path) -> Launch {
         env: &[("PATH".into(), path)],
         user: (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw()),
         home: dir.join("home").to_str().unwrap(),
+        owner: (0, 0),
         notebook_dir: dir.join("work").to_str().unwrap(),
         bind: "127.0.0.1".parse().unwrap(),
         port,
         limits: &Limits::default(),
         auth,
+        tls: None,
         args: &[],
     })
     .unwrap()
 }
 
-/// A command that runs its arguments where the configuration is mounted read-only, as in the container (only root can do that).
+/// Returns a command that runs its arguments with the configuration mounted read-only, as in the container. Only root
+/// can do that.
 fn read_only(config: &Path) -> Command {
     if !nix::unistd::geteuid().is_root() {
         return Command::new("env");
@@ -249,7 +255,7 @@ fn read_only(config: &Path) -> Command {
     command
 }
 
-/// Starts what [`plan`] says, with our configuration directory where the container would have it; `bend` may spoil it.
+/// Starts the launch of [`plan`], with our configuration directory at its path in the container. `bend` may break it.
 fn start(venv: &Path, auth: &Auth, bend: impl FnOnce(&mut Launch, &Path)) -> Real {
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
     for name in ["home", "work"] {
@@ -282,7 +288,7 @@ fn start(venv: &Path, auth: &Auth, bend: impl FnOnce(&mut Launch, &Path)) -> Rea
 impl Real {
     fn ready(&mut self, auth: &Auth) -> Result<Ready, ReadyError> {
         let child = &mut self.child;
-        let probe = Probe { address: self.address, base_url: "/", auth };
+        let probe = Probe { address: self.address, base_url: "/", auth, tls: None, mark: "" };
         wait_ready(&probe, LONG, &mut || child.try_wait().unwrap().map(|status| status.code().unwrap_or(-1)))
     }
 
@@ -291,7 +297,7 @@ impl Real {
     }
 }
 
-/// The virtual environments to try, from `GPURUN_TEST_JUPYTER=DIR[:DIR…]`.
+/// The virtual environments to test, from `GPURUN_TEST_JUPYTER=DIR[:DIR…]`.
 fn venvs() -> Vec<std::path::PathBuf> {
     let list = std::env::var("GPURUN_TEST_JUPYTER").expect("GPURUN_TEST_JUPYTER names the environments");
     list.split(':').map(Into::into).collect()
@@ -299,7 +305,7 @@ fn venvs() -> Vec<std::path::PathBuf> {
 
 #[test]
 #[ignore = "needs real Jupyters: GPURUN_TEST_JUPYTER=VENV[:VENV…]"]
-fn real_servers_let_their_owner_in_and_nobody_else() {
+fn real_servers_admit_only_their_owner() {
     let password = Auth::Password(Secret::new("höllisch & geheim"));
     for venv in venvs() {
         let token = Auth::new_token().unwrap();
@@ -354,11 +360,11 @@ fn a_home_directory_cannot_take_the_login_away() {
 
 #[test]
 #[ignore = "needs real Jupyters: GPURUN_TEST_JUPYTER=VENV[:VENV…]"]
-fn a_real_server_left_open_is_refused_and_one_that_dies_is_told() {
+fn a_real_server_left_open_is_refused_and_one_that_dies_is_reported() {
     let password = Auth::Password(Secret::new("geheim"));
     for venv in venvs() {
         let mut server = start(&venv, &password, |launch, _| {
-            // the trap: a password where this server does not look, and a blank token
+            // The trap: a password setting that this server does not read, and a blank token.
             launch.files.retain(|file| file.name == "migrated");
             let class = if launch.server.classic() { "NotebookApp" } else { "IdentityProvider" };
             launch.argv.push(format!("--{class}.token="));
