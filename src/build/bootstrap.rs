@@ -1,8 +1,9 @@
-//! A base image from a distribution's own packages, by mmdebstrap: for hosts that reach no container registry.
+//! Makes a base image from a distribution's packages with mmdebstrap, for hosts that cannot reach a container registry.
 //!
-//! What is in it is what `debian:SUITE` and `debian:SUITE-slim` of the registries hold: dpkg's essential packages and apt, settings that
-//! keep apt's caches out of layers, no service started by an installation; `-slim` leaves manuals and translations out. The host's own apt
-//! sources are used where it runs the same release, its proxy always. Times are clamped to SOURCE_DATE_EPOCH, which mmdebstrap knows too.
+//! The image has the same contents as the registries' `debian:SUITE` and `debian:SUITE-slim`: dpkg's essential
+//! packages, apt, settings that keep apt's caches out of layers, and a policy that starts no service during an
+//! installation. `-slim` leaves out manuals and translations. If the host runs the same release, its apt sources are
+//! used. Its proxy is always used. Times are clamped to SOURCE_DATE_EPOCH, which mmdebstrap also honors.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader};
@@ -10,13 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::copy::now;
+use crate::clock::rfc3339;
 use crate::image::{History, ImageDocument};
 use crate::names::{Digest, Reference};
 use crate::report::Report;
 use crate::store::Store;
-use crate::supervise::log::rfc3339;
 
-/// Releases by their numbers, as tags have them.
+/// Distribution, tag and suite of the releases that have a number.
 const RELEASES: [(&str, &str, &str); 8] = [
     ("debian", "11", "bullseye"),
     ("debian", "12", "bookworm"),
@@ -28,7 +29,8 @@ const RELEASES: [(&str, &str, &str); 8] = [
     ("ubuntu", "latest", "noble"),
 ];
 
-/// What registries' Debian images set, so that a layer holds no package and no list twice.
+/// apt settings of the registries' Debian images. They keep packages and package lists from being stored twice in a
+/// layer.
 const APT: [&str; 6] = [
     "APT::Install-Suggests \"false\"",
     "Acquire::GzipIndexes \"true\"",
@@ -46,24 +48,24 @@ const SLIM: [&str; 7] = [
     "path-exclude=/usr/share/locale/*",
     "path-include=/usr/share/locale/locale.alias",
 ];
-/// Run in the finished tree: no service starts, and nothing of this build stays.
+/// A hook that runs in the finished tree. It installs a policy that keeps services from starting, and removes caches,
+/// logs and the files that mmdebstrap copied from the host.
 const TIDY: &str = r#"--customize-hook=printf '#!/bin/sh\nexit 101\n' >"$1/usr/sbin/policy-rc.d" && chmod 755 "$1/usr/sbin/policy-rc.d" && \
 rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/log/apt "$1"/var/log/*.log "$1"/var/cache/ldconfig/aux-cache \
 "$1"/etc/hostname "$1"/etc/resolv.conf"#;
 
-/// A base to make.
+/// A base image to make.
 #[derive(Debug, Clone)]
-pub struct Bootstrap {
-    /// `debian:bookworm-slim`
+pub(crate) struct Bootstrap {
     pub name: Reference,
-    /// Packages besides the essential ones.
+    /// Packages to install besides the essential ones.
     pub include: Vec<String>,
-    /// Another mirror than the host's or the distribution's.
+    /// A mirror to use instead of the host's or the distribution's.
     pub mirror: Option<String>,
     pub clamp: Option<i64>,
 }
 
-/// What a name asks for.
+/// The distribution, suite and variant that an image name stands for.
 #[derive(Debug, PartialEq, Eq)]
 struct Wanted {
     distribution: String,
@@ -71,8 +73,8 @@ struct Wanted {
     slim: bool,
 }
 
-/// Makes the image and names it. Its progress goes to `say`.
-pub fn bootstrap(store: &Store, asked: &Bootstrap, say: &mut dyn FnMut(&str)) -> Result<Digest, Report> {
+/// Makes the image and names it. Passes mmdebstrap's warnings to `say`.
+pub(crate) fn bootstrap(store: &Store, asked: &Bootstrap, say: &mut dyn FnMut(&str)) -> Result<Digest, Report> {
     let wanted = wanted(&asked.name)?;
     let epoch = asked.clamp.unwrap_or_else(now);
     let mut command = Command::new("mmdebstrap");
@@ -81,10 +83,11 @@ pub fn bootstrap(store: &Store, asked: &Bootstrap, say: &mut dyn FnMut(&str)) ->
     if wanted.slim {
         command.args(SLIM.map(|line| format!("--dpkgopt={line}")));
     }
-    // For this run alone, beside what stays in the image.
+    // These settings apply to this run only. They do not become part of the image.
     command.args(proxies().into_iter().map(|line| format!("--aptopt={line}")));
     let mut packages = asked.include.clone();
-    // The package that merges /usr in old systems brings all of perl along; where /usr is merged from the beginning its small brother will do.
+    // The package that merges /usr in old systems depends on all of perl. Where /usr is merged from the beginning,
+    // `usr-is-merged` is enough.
     let merged = Path::new("/usr/share/mmdebstrap/hooks/merged-usr");
     if wanted.distribution == "debian" && wanted.suite != "bullseye" && merged.exists() {
         command.arg(format!("--hook-dir={}", merged.display()));
@@ -113,22 +116,27 @@ pub fn bootstrap(store: &Store, asked: &Bootstrap, say: &mut dyn FnMut(&str)) ->
         }
     })?;
     let (Some(mut tar), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
-        return Err(Report::new("cannot read what `mmdebstrap` writes"));
+        return Err(Report::new("cannot read the output of `mmdebstrap`"));
     };
     let mut draft = store.draft()?;
     let mut layer = draft.layer()?;
-    // Beside the copy: a full pipe would stop it.
-    let listener = std::thread::spawn(move || BufReader::new(errors).lines().map_while(Result::ok).collect::<Vec<_>>());
+    // Read stderr in a thread beside the copy, because mmdebstrap would block on a full pipe.
+    let listen = move || BufReader::new(errors).lines().map_while(Result::ok).collect::<Vec<_>>();
+    let listener = std::thread::Builder::new().spawn(listen).map_err(|error| {
+        let _ = child.kill();
+        let _ = child.wait();
+        Report::new("cannot start a thread").with_cause(error)
+    })?;
     let copied = io::copy(&mut tar, &mut layer);
     let lines = listener.join().unwrap_or_default();
     let status = child.wait().map_err(|error| Report::new("cannot wait for `mmdebstrap`").with_cause(error))?;
     if !status.success() {
         let last: Vec<&str> = lines.iter().rev().take(8).rev().map(String::as_str).collect();
         return Err(Report::new(format!("`mmdebstrap {}` failed ({status})", wanted.suite))
-            .with_cause(format!("it said last:\n    | {}", last.join("\n    | ")))
-            .with_hint("the host's apt must reach a mirror: try `apt-get update`, or name one with `--mirror URL`"));
+            .with_cause(format!("last output:\n    | {}", last.join("\n    | ")))
+            .with_hint("check that apt on this host reaches a mirror (`apt-get update`), or name another mirror with `--mirror URL`"));
     }
-    copied.map_err(|error| Report::new("cannot write the base's layer").with_cause(error))?;
+    copied.map_err(|error| Report::new("cannot write the layer of the base image").with_cause(error))?;
     lines.iter().filter(|line| line.starts_with('W')).for_each(|line| say(line));
     let diff_id = draft.seal(layer)?;
     let created = rfc3339(u64::try_from(epoch).unwrap_or(0) * 1_000_000_000);
@@ -149,8 +157,8 @@ pub fn bootstrap(store: &Store, asked: &Bootstrap, say: &mut dyn FnMut(&str)) ->
 fn wanted(name: &Reference) -> Result<Wanted, Report> {
     let path = name.path.rsplit('/').next().unwrap_or_default();
     let unknown = || {
-        Report::usage(format!("`{}` is no distribution that can be bootstrapped", name.familiar()))
-            .with_hint("`debian:bookworm-slim`, `debian:13`, `ubuntu:24.04` and the like can")
+        Report::usage(format!("cannot bootstrap `{}`: unknown distribution", name.familiar()))
+            .with_hint("use a name such as `debian:bookworm-slim`, `debian:13` or `ubuntu:24.04`")
     };
     if !["debian", "ubuntu"].contains(&path) {
         return Err(unknown());
@@ -169,7 +177,7 @@ fn wanted(name: &Reference) -> Result<Wanted, Report> {
     Ok(Wanted { distribution: path.into(), suite: suite.into(), slim })
 }
 
-/// The host's own apt sources, if it runs the release that is wanted.
+/// The host's apt sources, if the host runs the wanted release.
 fn host_sources(root: &Path, wanted: &Wanted) -> Option<PathBuf> {
     let release = fs::read_to_string(root.join("etc/os-release")).ok()?;
     let field = |name: &str| {
@@ -187,7 +195,7 @@ fn host_sources(root: &Path, wanted: &Wanted) -> Option<PathBuf> {
         .find(|path| fs::read_to_string(path).is_ok_and(|text| says(&text)))
 }
 
-/// The host's apt settings that say how to reach a mirror.
+/// The host's apt settings for proxies and certificates, in the syntax of `apt.conf`.
 fn proxies() -> Vec<String> {
     let Ok(output) = Command::new("apt-config").args(["dump", "--format", "%f \"%v\"%n"]).output() else {
         return Vec::new();

@@ -1,13 +1,15 @@
-//! The layer cache: which layer a step made, keyed by everything that the step depended on.
+//! The layer cache: maps a key to the result of a step. The key covers everything that the step depends on.
 //!
 //! ```text
-//! <root>/build/cache/<key>.json    what the step made: a layer's diff id, or nothing
-//! <root>/build/locks/<xx>          flock: two builds that come to the same step make it once
-//! <root>/build/mounts/<hash>       what `RUN --mount=type=cache` keeps
+//! <root>/build/cache/<key>.json    result of the step: a layer's diff ID, an image ID, or nothing
+//! <root>/build/locks/<xx>          flock by the first two digits of the key: two builds make a shared step once
+//! <root>/build/mounts/<hash>       directory of a `RUN --mount=type=cache`
+//! <root>/build/mounts/<hash>.lock  flock of such a directory, if its sharing mode is `private` or `locked`
 //! ```
 //!
-//! A record is a hint: it counts only while an image of the store holds the layers (each step leaves an intermediate image, which does),
-//! and is written after that image. So whatever is killed when, a record never names what is not whole.
+//! A record is only a hint. It counts as long as an image in the store holds the layers, and each step leaves an
+//! intermediate image that does. The record is written after that image. So a record never names an incomplete layer,
+//! no matter when a build is killed.
 
 use std::fs;
 use std::io;
@@ -21,23 +23,23 @@ use crate::durable::{self, FileLock};
 use crate::names::Digest;
 use crate::report::Report;
 
-/// Part of every key: another number forgets all that older gpuruns made.
+/// Part of every key. A new value invalidates the results of all older versions of gpurun.
 const VERSION: &str = "gpurun build 1";
 
 /// A key under construction.
 #[derive(Debug, Clone)]
-pub struct Key(Sha256);
+pub(super) struct Key(Sha256);
 
 impl Key {
     #[must_use]
-    pub fn new(what: &str) -> Self {
+    pub(super) fn new(what: &str) -> Self {
         let mut key = Self(Sha256::new());
         key.add(VERSION).add(what);
         key
     }
 
-    /// Adds a part; its length keeps `a`, `bc` and `ab`, `c` apart.
-    pub fn add(&mut self, part: impl AsRef<[u8]>) -> &mut Self {
+    /// Adds a part. Its length is hashed too, so that the parts `a`, `bc` and `ab`, `c` give different keys.
+    pub(super) fn add(&mut self, part: impl AsRef<[u8]>) -> &mut Self {
         let part = part.as_ref();
         self.0.update((part.len() as u64).to_le_bytes());
         self.0.update(part);
@@ -45,30 +47,30 @@ impl Key {
     }
 
     #[must_use]
-    pub fn digest(&self) -> Digest {
+    pub(super) fn digest(&self) -> Digest {
         Digest(self.0.clone().finalize().into())
     }
 }
 
-/// What a step made.
+/// The result of a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Made {
-    /// A layer, by its diff id.
+pub(crate) enum Made {
+    /// A layer, by its diff ID.
     Layer(String),
-    /// It changed no file.
+    /// The step changed no file.
     Nothing,
-    /// An image, by its id.
+    /// An image, by its ID.
     Image(String),
 }
 
 /// The cache of one store.
 #[derive(Debug, Clone)]
-pub struct Cache {
+pub(crate) struct Cache {
     dir: PathBuf,
 }
 
 impl Cache {
-    pub fn open(root: &Path) -> Result<Self, Report> {
+    pub(crate) fn open(root: &Path) -> Result<Self, Report> {
         let dir = root.join("build");
         for name in ["cache", "locks", "mounts"] {
             let path = dir.join(name);
@@ -76,25 +78,25 @@ impl Cache {
                 .recursive(true)
                 .mode(0o700)
                 .create(&path)
-                .map_err(|error| Report::new(format!("cannot make `{}`", path.display())).with_cause(error))?;
+                .map_err(|error| Report::new(format!("cannot create `{}`", path.display())).with_cause(error))?;
         }
         Ok(Self { dir })
     }
 
-    /// Waits until nobody else makes the step.
-    pub fn lock(&self, key: &Digest) -> Result<FileLock, Report> {
+    /// Waits until no other build holds the lock of the step.
+    pub(crate) fn lock(&self, key: &Digest) -> Result<FileLock, Report> {
         let path = self.dir.join("locks").join(&key.hex()[..2]);
         FileLock::exclusive(&path)
             .map_err(|error| Report::new(format!("cannot lock `{}`", path.display())).with_cause(error))
     }
 
-    /// What the step made, if it is known. A damaged record is none.
+    /// The recorded result of a step, if there is one. A damaged record counts as missing.
     #[must_use]
-    pub fn find(&self, key: &Digest) -> Option<Made> {
+    pub(crate) fn find(&self, key: &Digest) -> Option<Made> {
         serde_json::from_slice(&fs::read(self.record(key)).ok()?).ok()
     }
 
-    pub fn remember(&self, key: &Digest, made: &Made) -> Result<(), Report> {
+    pub(crate) fn remember(&self, key: &Digest, made: &Made) -> Result<(), Report> {
         let path = self.record(key);
         let failed = |error: io::Error| Report::new(format!("cannot write `{}`", path.display())).with_cause(error);
         let bytes = serde_json::to_vec(made).map_err(|error| failed(error.into()))?;
@@ -105,18 +107,10 @@ impl Cache {
         self.dir.join("cache").join(format!("{}.json", key.hex()))
     }
 
-    /// The directory of a cache mount.
+    /// The directory of the cache mount `id`.
     #[must_use]
-    pub fn mount(&self, id: &str) -> PathBuf {
+    pub(crate) fn mount(&self, id: &str) -> PathBuf {
         self.dir.join("mounts").join(hex::encode(&Sha256::digest(id)[..16]))
-    }
-
-    /// Forgets everything; what stands under the cache mounts goes too.
-    pub fn clear(root: &Path) -> io::Result<()> {
-        match fs::remove_dir_all(root.join("build")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
     }
 }
 

@@ -1,45 +1,49 @@
-//! What a container has changed, as a layer: `commit`, `diff` and `export`.
+//! The changes of a container as a layer: `commit`, `diff` and `export`.
 //!
-//! All three read the container's upper directory by descriptor, and leave out what gpurun and its hooks put there. A container that runs
-//! may be paused by the caller meanwhile; one that changes a file while it is read makes the reading fail, not the image wrong.
+//! All three read the container's upper directory by descriptor and leave out the files that gpurun and its hooks put
+//! there. The caller may pause a running container for that time. If a container changes a file while it is read, the
+//! command fails, so the image is never wrong.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 
 use super::copy::now;
 use super::parse::{Instruction, parse_one};
 use super::state::State;
+use crate::clock::rfc3339;
 use crate::image::{History, ImageDocument};
 use crate::launch::{Scaffold, process};
 use crate::layer::{Entry as Member, Merger, Scanner, Tree, archive, diff, directory, tar};
 use crate::names::{Digest, Reference};
 use crate::record::Entry;
 use crate::report::Report;
-use crate::request::Payload;
-use crate::store::Store;
-use crate::supervise::log::rfc3339;
+use crate::request::{HealthConfig, Payload};
+use crate::store::{Image, Store};
 
-/// What `commit` makes of a container.
+/// The options of `commit`.
 #[derive(Debug, Clone, Default)]
-pub struct Commit {
+pub(crate) struct Commit {
     pub name: Option<Reference>,
-    /// Instructions as a Containerfile has them.
+    /// Instructions in the syntax of a Containerfile.
     pub changes: Vec<String>,
     pub message: String,
     pub author: String,
     pub clamp: Option<i64>,
 }
 
-/// Makes an image of a container: its image's layers and one with what it changed.
-pub fn commit(store: &Store, entry: &Entry, commit: &Commit) -> Result<Digest, Report> {
-    let image = store.image_of(&entry.record.request.image_id)?;
+/// Makes an image of a container: the layers of its image, and one more with the container's changes.
+pub(crate) fn commit(store: &Store, entry: &Entry, commit: &Commit) -> Result<Digest, Report> {
+    let image = store.image_of(entry.record.image)?;
     if let Some(place) = &image.in_place
         && !store.has_layers(&image)?
     {
         return Err(Report::new(format!("the layers of `{}` are not in the store", place.archive.display()))
-            .with_hint(format!("`gpurun image load {}` takes them in; then commit again", place.archive.display())));
+            .with_hint(format!(
+                "load the image with `gpurun image load {}`, and commit again",
+                place.archive.display()
+            )));
     }
     let (config, _) = store.documents(&image)?;
     let document = ImageDocument::parse(&config)
@@ -71,7 +75,27 @@ pub fn commit(store: &Store, entry: &Entry, commit: &Commit) -> Result<Digest, R
     Ok(draft.commit(&document, commit.name.as_slice(), false)?)
 }
 
-/// The container's own command, environment and so on, as docker commits them.
+/// Makes an image of the files in a tar archive, as docker's `import` does. `from` names the archive in the history.
+pub(crate) fn import(store: &Store, input: impl Read, from: &str, commit: &Commit) -> Result<Digest, Report> {
+    let mut state = State::new(ImageDocument::scratch());
+    for text in &commit.changes {
+        change(&mut state, text)?;
+    }
+    let mut document = state.document;
+    let mut plain = super::inflated(store, input, from)?;
+    let mut draft = store.draft()?;
+    let mut layer = draft.layer()?;
+    let copied = io::Seek::rewind(&mut plain).and_then(|()| io::copy(&mut plain, &mut layer));
+    copied.map_err(|error| Report::new("cannot write the layer").with_cause(error))?;
+    document.diff_ids.push(draft.seal(layer)?);
+    let created = rfc3339(u64::try_from(commit.clamp.unwrap_or_else(now)).unwrap_or(0) * 1_000_000_000);
+    document.created.clone_from(&created);
+    let comment = if commit.message.is_empty() { format!("Imported from {from}") } else { commit.message.clone() };
+    document.history.push(History { created, comment, ..History::default() });
+    Ok(draft.commit(&document, commit.name.as_slice(), false)?)
+}
+
+/// Copies the container's command, environment, working directory, user and labels into the config, as docker does.
 fn own_config(state: &mut State, entry: &Entry) {
     let request = &entry.record.request;
     let config = &mut state.document.config;
@@ -92,15 +116,19 @@ fn own_config(state: &mut State, entry: &Entry) {
         config.working_dir = process::workdir(Some(workdir), None).display().to_string();
     }
     if let Some(user) = &request.user {
-        config.user.clone_from(user);
+        config.user = user.to_string();
+    }
+    if let Some(health) = &request.health {
+        let health = health.clone().over(HealthConfig::of_image(config.healthcheck.as_ref()));
+        config.healthcheck = serde_json::to_value(health).ok();
     }
     config.labels.extend(request.labels.iter().cloned());
 }
 
 fn change(state: &mut State, text: &str) -> Result<(), Report> {
     let failed = |cause: &dyn std::fmt::Display| {
-        Report::usage(format!("`--change {text}` makes no sense")).with_cause(cause).with_hint(
-            "it takes CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, USER, VOLUME, WORKDIR, STOPSIGNAL, HEALTHCHECK, SHELL and ONBUILD",
+        Report::usage(format!("cannot apply `--change {text}`")).with_cause(cause).with_hint(
+            "`--change` accepts CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, USER, VOLUME, WORKDIR, STOPSIGNAL, HEALTHCHECK, SHELL and ONBUILD",
         )
     };
     let instruction = parse_one(text, '\\').map_err(|problem| failed(&problem))?;
@@ -111,15 +139,16 @@ fn change(state: &mut State, text: &str) -> Result<(), Report> {
             Ok(())
         }
         other if state.apply(other, '\\').map_err(|problem| failed(&problem))? => Ok(()),
-        _ => Err(failed(&"it changes more than the config")),
+        _ => Err(failed(&"the instruction changes more than the config")),
     }
 }
 
-/// Where Jupyter keeps what belongs to one run of it: the token, the key that signs its cookies, the keys of its kernels.
+/// The directory that holds the state of one Jupyter run: its token, the key that signs its cookies, and the keys of
+/// its kernels.
 const SESSION: &[u8] = b"share/jupyter/runtime";
 
-/// Whether a path of a container whose Jupyter gpurun started outlives that Jupyter. Two containers of a committed image must not know each
-/// other's keys.
+/// Whether to keep a path of a container in which gpurun started Jupyter. Two containers of a committed image must not
+/// share the keys of one Jupyter run.
 fn outlives(path: &[u8]) -> diff::Keep {
     let at = path.windows(SESSION.len()).position(|part| part == SESSION);
     match at.map(|at| &path[at + SESSION.len()..]) {
@@ -129,7 +158,7 @@ fn outlives(path: &[u8]) -> diff::Keep {
     }
 }
 
-/// Writes what the container changed as a layer; `to_stay`: for other containers to begin with.
+/// Writes the container's changes as a layer. Set `to_stay` if other containers will start from this layer.
 fn write_changes<W: Write>(
     entry: &Entry,
     lower: &Tree,
@@ -139,9 +168,9 @@ fn write_changes<W: Write>(
 ) -> Result<(W, diff::Summary), Report> {
     let scaffold = Scaffold::of(entry)?;
     let upper = entry.dir.join("upper");
-    let failed = |error| Report::new(format!("cannot look at `{}`", upper.display())).with_cause(error);
+    let failed = |error| Report::new(format!("cannot read `{}`", upper.display())).with_cause(error);
     if !upper.try_exists().map_err(failed)? {
-        // It never ran.
+        // The container never ran.
         let out = tar::Writer::new(out).finish();
         let out = out.map_err(|error| Report::new("cannot write the layer").with_cause(error))?;
         return Ok((out, diff::Summary::default()));
@@ -156,24 +185,24 @@ fn write_changes<W: Write>(
     Ok(diff::write(fd.as_fd(), &diff::Options { lower, clamp, keep: &keep }, out)?)
 }
 
-/// What a container did to a path.
+/// The kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Change {
+pub(crate) enum Change {
     Added,
     Changed,
     Deleted,
 }
 
-/// Every path that the container changed, in order.
-pub fn changes(store: &Store, entry: &Entry) -> Result<BTreeMap<Vec<u8>, Change>, Report> {
-    let image = store.image_of(&entry.record.request.image_id)?;
+/// Every path that the container changed, sorted.
+pub(crate) fn changes(store: &Store, entry: &Entry) -> Result<BTreeMap<Vec<u8>, Change>, Report> {
+    let image = store.image_of(entry.record.image)?;
     let (lower, _) = store.tree_and_sources(&image)?;
     let (scan, _) = write_changes(entry, &lower, None, false, Scan(Scanner::new()))?;
     let members = scan.0.finish().map_err(|error| Report::new("cannot read the changes").with_cause(error))?;
     Ok(classify(&lower, &members))
 }
 
-/// A layer that is only looked at.
+/// Scans a layer without storing it.
 struct Scan(Scanner);
 
 impl Write for Scan {
@@ -205,7 +234,7 @@ fn classify(lower: &Tree, members: &[Member]) -> BTreeMap<Vec<u8>, Change> {
         }
     }
     for parent in opaque {
-        // All that was in it is gone, but for what is there again.
+        // Everything in an opaque directory of the image is deleted, except for entries that the layer adds again.
         for name in
             lower.get(&parent).and_then(|id| lower.children(id)).into_iter().flat_map(|children| children.keys())
         {
@@ -215,9 +244,16 @@ fn classify(lower: &Tree, members: &[Member]) -> BTreeMap<Vec<u8>, Change> {
     all
 }
 
-/// Writes the container's files, all of them, as one tar.
-pub fn export<W: Write>(store: &Store, entry: &Entry, out: W) -> Result<W, Report> {
-    let image = store.image_of(&entry.record.request.image_id)?;
+/// Writes all files of an image as one tar.
+pub(crate) fn write_files<W: Write>(store: &Store, image: &Image, out: W) -> Result<W, Report> {
+    let (tree, sources) = store.tree_and_sources(image)?;
+    archive::write(&tree, &sources, out)
+        .map_err(|error| Report::new(format!("cannot write the files of `{}`", image.label())).with_cause(error))
+}
+
+/// Writes all files of the container as one tar.
+pub(crate) fn export<W: Write>(store: &Store, entry: &Entry, out: W) -> Result<W, Report> {
+    let image = store.image_of(entry.record.image)?;
     let (lower, _) = store.tree_and_sources(&image)?;
     let spool = store.nameless_file()?;
     let (spool, summary) = write_changes(entry, &lower, None, false, io::BufWriter::with_capacity(1 << 20, spool))?;
@@ -232,7 +268,7 @@ pub fn export<W: Write>(store: &Store, entry: &Entry, out: W) -> Result<W, Repor
         files.push((diff_id, file));
     }
     if summary.members > 0 {
-        // A name that no layer has: it stands for the container's own.
+        // This diff ID belongs to no real layer. It stands for the container's own changes.
         let own = Digest([0; 32]);
         let length = spool.metadata().map_err(|error| failed(&error))?.len();
         let members = tar::scan_file(&spool, 0, length).map_err(|error| failed(&error))?;
@@ -240,7 +276,7 @@ pub fn export<W: Write>(store: &Store, entry: &Entry, out: W) -> Result<W, Repor
         files.push((own, spool));
     }
     let tree = merger.finish();
-    // A layer that stands twice in the image is one source.
+    // A layer that occurs twice in the image is only one source.
     let mut sources: Vec<File> = Vec::new();
     for wanted in &tree.sources {
         let found = files.iter().find(|(diff_id, _)| diff_id == wanted).map(|(_, file)| file.try_clone());

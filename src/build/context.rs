@@ -1,14 +1,16 @@
-//! The build context: a directory of the host, of which a build sees only what lies inside and is not ignored.
+//! The build context: a directory of the host. A build sees only the files that are inside it and not ignored.
 //!
-//! Every path goes through `openat2` below the context's descriptor: links that lead out end inside (as in a chroot), and what changes
-//! between two looks is an error, never another file. Only directories, regular files and links can be copied; a FIFO or device is
-//! refused by name, and never opened.
+//! Every path is opened with `openat2` below the context's descriptor. A link that points outside resolves inside the
+//! context, as in a chroot. A path that changes between two accesses is an error, and never gives access to another
+//! file. Only directories, regular files and symbolic links can be copied. A FIFO or a device is reported by name and
+//! never opened.
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::dir::Dir;
@@ -16,34 +18,55 @@ use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use sha2::{Digest as _, Sha256};
 
-use super::ignore::{self, Ignore, PatternError};
+use super::ignore::{self, Filter, Ignore, PatternError};
 use crate::report::Explain;
+use crate::report::Report;
+use crate::sys::xattr_read::{self, Xattrs};
 
-/// As deep as a layer may be.
+pub(crate) fn no_context() -> Report {
+    Report::new("there is no build context").with_hint("pass the context directory: `gpurun build DIR`")
+}
+
+/// The location of a Containerfile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    StandardInput,
+    /// Relative to the context.
+    Inside(PathBuf),
+    Outside(PathBuf),
+}
+
+/// The extended attributes that a file brings into an image. Others are settings of this host: labels, ACLs, overlays.
+const XATTRS: [&[u8]; 2] = [b"user.", b"security.capability"];
+/// The same depth limit as for layers.
 const MAX_DEPTH: usize = 500;
-/// An ignore file that is longer is something else.
+/// The size limit of an ignore file, in bytes. A longer file is not an ignore file.
 const MAX_IGNORE: u64 = 4 << 20;
 
-/// Something of the context that cannot be used.
+/// A path of the context cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum ContextError {
+pub(super) enum ContextError {
     #[error("cannot read `{path}` of the build context")]
     Read { path: String, source: io::Error },
-    #[error("cannot read `{}`, which says what to leave out of the context", .path.display())]
+    #[error("cannot read the ignore file `{}`", .path.display())]
     Ignore { path: PathBuf, source: io::Error },
-    #[error("`{}` says what to leave out of the context, and is not understood", .path.display())]
+    #[error("cannot parse the ignore file `{}`", .path.display())]
     BadIgnore { path: PathBuf, source: PatternError },
     #[error("cannot open the build context `{}`", .path.display())]
     Open { path: PathBuf, source: io::Error },
-    #[error("cannot make a copy of `{path}` of the build context")]
+    #[error("cannot copy `{path}` of the build context")]
     Copy { path: String, source: io::Error },
     #[error("the build context has no `{0}`")]
     Missing(String),
-    #[error("the build context has no `{0}` that is not ignored")]
-    Ignored(String),
-    #[error("`{path}` of the build context is {kind}: only files, directories and links can be copied")]
-    Kind { path: String, kind: &'static str },
-    #[error("`{0}` of the build context was changed while it was copied")]
+    #[error(
+        "cannot follow `{path}` of the build context: it is a link to `{target}`, which does not exist inside the context"
+    )]
+    Link { path: String, target: String },
+    #[error("`{path}` of the build context is excluded by `{ignore}`")]
+    Ignored { path: String, ignore: String },
+    #[error("cannot copy `{path}` of the build context: it is {kind}, and not a file, directory or link")]
+    Kind { path: String, kind: &'static str, ignore: String },
+    #[error("cannot copy `{0}` of the build context: it changed during the build")]
     Changed(String),
     #[error(transparent)]
     Pattern(#[from] PatternError),
@@ -52,109 +75,129 @@ pub enum ContextError {
 impl Explain for ContextError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Ignored(_) => Some("`.dockerignore` excludes it: take it back with a line `!PATH`".into()),
-            Self::Missing(_) => Some(
-                "paths of `COPY` and `ADD` are taken from the context directory, the last argument of `build`".into(),
+            Self::Ignored { path, ignore } => {
+                Some(format!("add the line `!{path}` at the end of `{ignore}` to copy it"))
+            }
+            Self::Link { .. } => Some(
+                "copy the target of the link into the context: a build cannot read files outside its context".into(),
             ),
-            Self::Kind { .. } => Some("exclude it in `.dockerignore`".into()),
+            Self::Missing(_) => Some(
+                "use a path relative to the context directory, which is the last argument of `gpurun build`".into(),
+            ),
+            Self::Kind { path, ignore, .. } => Some(format!("add the line `{path}` to `{ignore}` to exclude it")),
             _ => None,
         }
     }
 }
 
-/// One thing to copy.
+/// A file, directory or link to copy.
 #[derive(Debug, Clone)]
-pub struct Found {
-    /// Below the source: empty for the source itself.
+pub(super) struct Found {
+    /// Relative to the source. Empty for the source itself.
     pub name: Vec<u8>,
-    /// Below the context, without links.
+    /// Relative to the context. None of its parent directories is a link.
     pub path: PathBuf,
     pub kind: FoundKind,
     pub mode: u16,
     pub mtime: i64,
+    pub xattrs: Xattrs,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FoundKind {
+pub(super) enum FoundKind {
     Directory,
-    File { size: u64, digest: [u8; 32] },
+    /// `inode` holds the device and inode of a file with several hard links.
+    File {
+        size: u64,
+        digest: [u8; 32],
+        inode: Option<(u64, u64)>,
+    },
     Symlink(Vec<u8>),
 }
 
-/// A source of a `COPY`: its own name, and everything in it.
-#[derive(Debug)]
-pub struct Source {
+/// A source of a `COPY`: its name and everything in it.
+#[derive(Debug, Clone)]
+pub(super) struct Source {
     pub name: Vec<u8>,
     pub found: Vec<Found>,
-    /// Something in it is ignored.
-    pub hides: bool,
 }
 
-/// An open context.
+/// An open build context.
 #[derive(Debug)]
-pub struct Context {
+pub(super) struct Context {
     root: OwnedFd,
-    path: PathBuf,
     ignore: Ignore,
+    /// The file that `ignore` was read from, or the default if there is none.
+    ignore_file: String,
 }
 
 impl Context {
-    /// Opens a directory; the ignore file is the Containerfile's own, or the context's.
-    pub fn open(path: &Path, containerfile: Option<&Path>) -> Result<Self, ContextError> {
-        let failed = |source| ContextError::Open { path: path.into(), source };
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let root = nix::fcntl::open(path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
-        // Its real path: bind mounts are made elsewhere, where a relative one means nothing.
-        let path = std::fs::read_link(crate::sys::mount::fd_path(&root)).map_err(failed)?;
-        let mut context = Self { root, path, ignore: Ignore::default() };
-        for kind in ["containerignore", "dockerignore"] {
-            let Some(file) = containerfile else { break };
-            let mut own = file.as_os_str().to_owned();
-            own.push(format!(".{kind}"));
-            let failed = |source| ContextError::Ignore { path: PathBuf::from(&own), source };
-            match File::open(&own).and_then(read_ignore) {
-                Ok(text) => {
-                    let bad = |source| ContextError::BadIgnore { path: PathBuf::from(&own), source };
-                    context.ignore = Ignore::parse(&text).map_err(bad)?;
-                    return Ok(context);
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        for name in [".containerignore", ".dockerignore"] {
-            let file = match context.open_file(Path::new(name)) {
-                Ok(file) => file,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => match context.stat(Path::new(name)) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    // What it would keep out must not come in because it cannot be read.
-                    _ => {
-                        let source = io::Error::other("it is a link that leads to nothing inside the context");
-                        return Err(ContextError::Read { path: name.into(), source });
-                    }
-                },
-                Err(source) => return Err(ContextError::Read { path: name.into(), source }),
-            };
-            let text = read_ignore(file).map_err(|source| ContextError::Read { path: name.into(), source })?;
-            let bad = |source| ContextError::BadIgnore { path: name.into(), source };
+    /// Opens a directory and reads its ignore file: the one beside the Containerfile (`FILE.dockerignore`), or the
+    /// context's own.
+    pub(super) fn open(path: &Path, containerfile: &Place) -> Result<Self, ContextError> {
+        let mut context = Self::bare(path)?;
+        let own = |kind: &str| {
+            let (Place::Inside(path) | Place::Outside(path)) = containerfile else { return None };
+            let mut name = path.as_os_str().to_owned();
+            name.push(format!(".{kind}"));
+            Some(PathBuf::from(name))
+        };
+        let inside = |path: PathBuf| match containerfile {
+            Place::Outside(_) => (path, false),
+            _ => (path, true),
+        };
+        let kinds = ["containerignore", "dockerignore"];
+        let candidates = kinds.iter().filter_map(|kind| own(kind)).map(inside);
+        let shared = kinds.iter().map(|kind| (PathBuf::from(format!(".{kind}")), true));
+        for (path, inside) in candidates.chain(shared) {
+            let Some(text) = context.ignore_text(&path, inside)? else { continue };
+            let bad = |source| ContextError::BadIgnore { path: path.clone(), source };
             context.ignore = Ignore::parse(&text).map_err(bad)?;
+            context.ignore_file = path.display().to_string();
             break;
         }
         Ok(context)
     }
 
-    /// Where it lies on the host.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Opens a directory without an ignore file.
+    pub(super) fn bare(path: &Path) -> Result<Self, ContextError> {
+        let failed = |source| ContextError::Open { path: path.into(), source };
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = nix::fcntl::open(path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
+        Ok(Self { root, ignore: Ignore::default(), ignore_file: ".dockerignore".into() })
     }
 
-    /// A regular file of the context, links followed inside it.
-    pub fn open_file(&self, path: &Path) -> io::Result<File> {
+    /// The text of an ignore file, if it exists. A file that cannot be read is an error, because the paths that it
+    /// excludes must not be copied.
+    fn ignore_text(&self, path: &Path, inside: bool) -> Result<Option<String>, ContextError> {
+        let failed = |source| ContextError::Ignore { path: path.to_owned(), source };
+        let file = match inside {
+            true => self.file(path),
+            false => File::open(path).map_err(failed),
+        };
+        match file {
+            Err(ContextError::Missing(_)) => Ok(None),
+            Err(ContextError::Ignore { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+            Ok(file) => read_ignore(file).map(Some).map_err(failed),
+        }
+    }
+
+    /// Opens a regular file for gpurun's own use, regardless of the ignore file.
+    pub(super) fn file(&self, path: &Path) -> Result<File, ContextError> {
+        self.open_file(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => self.missing(path),
+            _ => ContextError::Read { path: path.display().to_string(), source: error },
+        })
+    }
+
+    /// Opens a regular file. Links are followed inside the context.
+    pub(super) fn open_file(&self, path: &Path) -> io::Result<File> {
         let how = OpenHow::new()
             .flags(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        // Looked at before it is opened: opening acts on a device, and on a FIFO's other end.
+        // Check the type before the open: opening a device has effects, and so has opening a FIFO for the process at
+        // its other end.
         let looked = self.look(path)?;
         if fstat(&looked)?.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
             return Err(io::Error::other("not a regular file"));
@@ -170,21 +213,22 @@ impl Context {
         Ok(openat2(&self.root, if path.as_os_str().is_empty() { Path::new(".") } else { path }, how)?)
     }
 
-    /// The real path of something in the context, below the context.
+    /// The resolved path of an open file, relative to the context.
     fn real(&self, fd: &OwnedFd) -> io::Result<PathBuf> {
         let root = std::fs::read_link(crate::sys::mount::fd_path(&self.root))?;
         let real = std::fs::read_link(crate::sys::mount::fd_path(fd))?;
-        let inside = real.strip_prefix(&root).map_err(|_| io::Error::other("it was moved while it was read"))?;
+        let inside = real.strip_prefix(&root).map_err(|_| io::Error::other("it was moved during the build"))?;
         Ok(inside.to_owned())
     }
 
-    /// What a word of `COPY` names: one source, or all that match a pattern.
-    pub fn select(&self, word: &str) -> Result<Vec<Source>, ContextError> {
+    /// Finds the sources that an argument of `COPY` names: one path, or all paths that match a pattern. The filter
+    /// selects a part of each of them.
+    pub(super) fn select(&self, word: &str, filter: &Filter) -> Result<Vec<Source>, ContextError> {
         let names: Vec<&str> = word.split('/').filter(|name| !matches!(*name, "" | ".")).collect();
         let mut paths = vec![PathBuf::new()];
         for name in &names {
             if *name == ".." {
-                // A context has nothing above it, as a root has not.
+                // `..` at the root of the context stays at the root, as in a file system.
                 for path in &mut paths {
                     path.pop();
                 }
@@ -209,32 +253,54 @@ impl Context {
                 && !self.ignore.takes_back()
             {
                 if literal {
-                    return Err(ContextError::Ignored(shown()));
+                    return Err(self.ignored(&path));
                 }
                 continue;
             }
             let fd = match self.look(&path) {
                 Ok(fd) => fd,
-                Err(error) if error.kind() == io::ErrorKind::NotFound && !literal => continue,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(ContextError::Missing(shown())),
+                Err(error) if is_nowhere(&error) && !literal => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(self.missing(&path)),
                 Err(source) => return Err(ContextError::Read { path: shown(), source }),
             };
             let real = self.real(&fd).map_err(|source| ContextError::Read { path: shown(), source })?;
             let name = path.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default();
-            let mut source = Source { name, found: Vec::new(), hides: false };
-            self.walk(&real, &mut Vec::new(), &mut source, 0)?;
+            let mut source = Source { name, found: Vec::new() };
+            self.walk(&real, &mut Vec::new(), &mut source, filter, 0)?;
             if source.found.is_empty() && literal {
-                return Err(ContextError::Ignored(shown()));
+                return Err(self.ignored(&path));
+            }
+            let is_file = source.found.first().is_some_and(|first| first.kind != FoundKind::Directory);
+            if is_file && filter.leaves_out(&source.name) {
+                source.found.clear();
             }
             sources.push(source);
         }
-        if sources.iter().all(|source| source.found.is_empty()) {
-            return Err(ContextError::Missing(word.to_owned()));
-        }
+        // A pattern that matches nothing is not an error: `COPY requirements.txt environment.yml* /app/`.
+        sources.retain(|source| !source.found.is_empty());
         Ok(sources)
     }
 
-    /// The names in a directory of the context; nothing, if it is none.
+    fn ignored(&self, path: &Path) -> ContextError {
+        ContextError::Ignored { path: path.display().to_string(), ignore: self.ignore_file.clone() }
+    }
+
+    /// The reason why a path cannot be resolved: it does not exist, or a link on the way has no target inside the
+    /// context.
+    fn missing(&self, path: &Path) -> ContextError {
+        let prefixes: Vec<&Path> = path.ancestors().filter(|prefix| !prefix.as_os_str().is_empty()).collect();
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        if let Some(prefix) = prefixes.into_iter().rev().find(|prefix| self.look(prefix).is_err())
+            && let Ok(target) = openat2(&self.root, prefix, how).and_then(|link| readlinkat(&link, ""))
+        {
+            return ContextError::Link { path: prefix.display().to_string(), target: target.display().to_string() };
+        }
+        ContextError::Missing(path.display().to_string())
+    }
+
+    /// The sorted names in a directory of the context, or an empty list if the path is not a directory.
     fn names(&self, path: &Path) -> Result<Vec<Vec<u8>>, ContextError> {
         let failed = |source| ContextError::Read { path: path.display().to_string(), source };
         let Ok(fd) = self.look(path) else { return Ok(Vec::new()) };
@@ -256,13 +322,22 @@ impl Context {
         Ok(names)
     }
 
-    /// Everything from `path` (real, below the context) down, in the order of the names.
-    fn walk(&self, path: &Path, name: &mut Vec<u8>, out: &mut Source, depth: usize) -> Result<(), ContextError> {
+    /// Collects `path` and everything below it, sorted by name. `path` is relative to the context and contains no
+    /// links.
+    fn walk(
+        &self,
+        path: &Path,
+        name: &mut Vec<u8>,
+        out: &mut Source,
+        filter: &Filter,
+        depth: usize,
+    ) -> Result<(), ContextError> {
         let shown = || path.display().to_string();
         let failed = |source: io::Error| ContextError::Read { path: shown(), source };
         let bytes = path.as_os_str().as_bytes();
-        let excluded = !bytes.is_empty() && self.ignore.excludes(bytes);
-        out.hides |= excluded;
+        let ignored = !bytes.is_empty() && self.ignore.excludes(bytes);
+        let filtered = !name.is_empty() && !filter.keeps(name);
+        let excluded = ignored || filtered;
         let stat = match self.stat(path) {
             Ok(stat) => stat,
             Err(_) if excluded => return Ok(()),
@@ -270,7 +345,8 @@ impl Context {
             Err(error) => return Err(failed(error)),
         };
         let is_directory = stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits();
-        if excluded && !(is_directory && self.ignore.takes_back()) {
+        let searched = (!ignored || self.ignore.takes_back()) && (!filtered || filter.searches(name));
+        if excluded && !(is_directory && searched) {
             return Ok(());
         }
         let at = out.found.len();
@@ -280,6 +356,7 @@ impl Context {
             kind: self.kind(path, &stat)?,
             mode: (stat.st_mode & 0o7777) as u16,
             mtime: stat.st_mtime,
+            xattrs: self.xattrs(path).map_err(failed)?,
         });
         if !is_directory {
             return Ok(());
@@ -293,14 +370,27 @@ impl Context {
                 name.push(b'/');
             }
             name.extend_from_slice(&child);
-            self.walk(&path.join(OsStr::from_bytes(&child)), name, out, depth + 1)?;
+            self.walk(&path.join(OsStr::from_bytes(&child)), name, out, filter, depth + 1)?;
             name.truncate(length);
         }
         if excluded && out.found.len() == at + 1 {
-            // Nothing in it was taken back.
+            // Nothing in this excluded directory is copied.
             out.found.pop();
         }
         Ok(())
+    }
+
+    fn xattrs(&self, path: &Path) -> io::Result<Xattrs> {
+        let mut all = match path.file_name() {
+            None => xattr_read::of_open(self.root.as_fd())?,
+            Some(name) => {
+                let parent =
+                    self.beneath(path.parent().unwrap_or(Path::new("")), OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+                xattr_read::at(parent.as_fd(), name.as_bytes())?
+            }
+        };
+        all.retain(|name, _| XATTRS.iter().any(|prefix| name.starts_with(prefix)));
+        Ok(all)
     }
 
     fn stat(&self, path: &Path) -> io::Result<FileStat> {
@@ -309,7 +399,7 @@ impl Context {
         Ok(fstatat(&parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)?)
     }
 
-    /// Opens a path that was real a moment ago: a link in it now means that somebody changed it.
+    /// Opens a path that was resolved before. A link in it now means that the context was changed in between.
     fn beneath(&self, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
         let how = OpenHow::new()
             .flags(flags | OFlag::O_CLOEXEC)
@@ -324,13 +414,15 @@ impl Context {
             SFlag::S_IFDIR => Ok(FoundKind::Directory),
             SFlag::S_IFREG => {
                 let file = self.reopen(path).map_err(failed)?;
+                let meta = file.metadata().map_err(failed)?;
+                let inode = (meta.nlink() > 1).then(|| (meta.dev(), meta.ino()));
                 let mut hash = Sha256::new();
                 let size = copy(&file, |bytes| {
                     hash.update(bytes);
                     Ok(())
                 })
                 .map_err(failed)?;
-                Ok(FoundKind::File { size, digest: hash.finalize().into() })
+                Ok(FoundKind::File { size, digest: hash.finalize().into(), inode })
             }
             SFlag::S_IFLNK => {
                 let parent = self
@@ -346,57 +438,24 @@ impl Context {
                     SFlag::S_IFSOCK => "a socket",
                     _ => "a device",
                 };
-                Err(ContextError::Kind { path: shown(), kind })
+                Err(ContextError::Kind { path: shown(), kind, ignore: self.ignore_file.clone() })
             }
         }
     }
 
     fn reopen(&self, path: &Path) -> io::Result<File> {
         let file = File::from(self.beneath(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)?);
-        if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file any more")) }
+        if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no longer a regular file")) }
     }
 
-    /// Writes what [`Context::select`] found at `to`, which does not exist, in a directory of this process's own.
-    pub fn copy_out(&self, source: &Source, to: &Path) -> Result<(), ContextError> {
-        use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
-        // Joined with nothing, a file's path would end with a slash.
-        let place = |found: &Found| match found.name.as_slice() {
-            b"" => to.to_owned(),
-            name => to.join(OsStr::from_bytes(name)),
-        };
-        for found in &source.found {
-            let path = place(found);
-            let failed = |source| ContextError::Copy { path: found.path.display().to_string(), source };
-            match &found.kind {
-                FoundKind::Directory => std::fs::create_dir(&path).map_err(failed)?,
-                FoundKind::Symlink(target) => symlink(OsStr::from_bytes(target), &path).map_err(failed)?,
-                FoundKind::File { .. } => {
-                    let mut options = std::fs::OpenOptions::new();
-                    let mut file = options.write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
-                    self.read(found, |bytes| io::Write::write_all(&mut file, bytes))?.map_err(failed)?;
-                    file.set_permissions(PermissionsExt::from_mode(found.mode.into())).map_err(failed)?;
-                    let time = u64::try_from(found.mtime).unwrap_or(0);
-                    let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(time);
-                    file.set_modified(time).map_err(failed)?;
-                }
-            }
-        }
-        // Last, and from the inside out: a directory may not let its owner write.
-        for found in source.found.iter().rev().filter(|found| found.kind == FoundKind::Directory) {
-            let failed = |source| ContextError::Copy { path: found.path.display().to_string(), source };
-            std::fs::set_permissions(place(found), PermissionsExt::from_mode(found.mode.into())).map_err(failed)?;
-        }
-        Ok(())
-    }
-
-    /// Reads a file that [`Context::select`] found; another content than it had then is an error.
-    pub fn read(
+    /// Reads a file that [`Context::select`] found. It is an error if the content has changed since then.
+    pub(super) fn read(
         &self,
         found: &Found,
         mut sink: impl FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<io::Result<()>, ContextError> {
         let shown = || found.path.display().to_string();
-        let FoundKind::File { size, digest } = &found.kind else { return Ok(Ok(())) };
+        let FoundKind::File { size, digest, .. } = &found.kind else { return Ok(Ok(())) };
         let file = self.reopen(&found.path).map_err(|_| ContextError::Changed(shown()))?;
         let (mut hash, mut left, mut written) = (Sha256::new(), *size, Ok(()));
         let read = copy(&file, |bytes| {
@@ -413,7 +472,13 @@ impl Context {
     }
 }
 
-/// All of an ignore file, or an error: half of one would let in what it was to keep out.
+/// Whether the error means that a path does not exist. Not every match of a wildcard has the rest of the path.
+fn is_nowhere(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// Reads a whole ignore file. A truncated one would let excluded files into the build, so a file over the limit is an
+/// error.
 fn read_ignore(file: File) -> io::Result<String> {
     let mut text = String::new();
     io::Read::read_to_string(&mut io::Read::take(file, MAX_IGNORE + 1), &mut text)?;
@@ -456,12 +521,12 @@ mod tests {
         symlink("../secret", root.join("up")).expect("linked");
         symlink(base.path().join("secret"), root.join("absolute")).expect("linked");
         symlink("src", root.join("alias")).expect("linked");
-        let context = Context::open(&root, None).expect("opened");
+        let context = Context::open(&root, &Place::StandardInput).expect("opened");
         (base, context)
     }
 
     fn names(context: &Context, word: &str) -> Vec<String> {
-        let sources = context.select(word).expect(word);
+        let sources = context.select(word, &Filter::default()).expect(word);
         let all = sources.iter().flat_map(|source| source.found.iter());
         all.map(|found| found.path.display().to_string()).collect()
     }
@@ -476,24 +541,25 @@ mod tests {
         assert_eq!(names(&context, "../../a.txt"), ["a.txt"], "there is nothing above a context");
         assert_eq!(names(&context, "alias/x.py"), ["src/x.py"], "a link that is named is followed");
         assert!(names(&context, ".").contains(&"up".to_owned()));
-        for word in ["none", "*.none"] {
-            assert!(matches!(context.select(word), Err(ContextError::Missing(_))), "{word}");
+        assert!(matches!(context.select("none", &Filter::default()), Err(ContextError::Missing(_))));
+        for word in ["*.none", "non[e]/x", "*/none"] {
+            assert!(context.select(word, &Filter::default()).expect(word).is_empty(), "{word}");
         }
     }
 
     #[test]
     fn links_that_lead_out_end_inside() {
         let (_base, context) = context("");
-        for word in ["up", "absolute"] {
-            let error = context.select(word).expect_err(word);
-            assert!(matches!(error, ContextError::Missing(_)), "{word}: {error}");
+        for word in ["up", "absolute", "up/below"] {
+            let error = context.select(word, &Filter::default()).expect_err(word).to_string();
+            assert!(error.contains("is a link to") && error.contains("secret`"), "{word}: {error}");
         }
     }
 
     #[test]
     fn what_is_ignored_is_not_there() {
         let (_base, context) = context("*.key\nsrc\n!src/deep/y.py\nempty\n");
-        assert!(matches!(context.select("secret.key"), Err(ContextError::Ignored(_))));
+        assert!(matches!(context.select("secret.key", &Filter::default()), Err(ContextError::Ignored { .. })));
         assert_eq!(names(&context, "src"), ["src", "src/deep", "src/deep/y.py"]);
         assert!(!names(&context, ".").iter().any(|name| name.contains("key") || name.contains("empty")));
     }
@@ -503,17 +569,17 @@ mod tests {
         let (base, context) = context("a\n");
         let root = base.path().join("context");
         let ignore = root.join(".dockerignore");
-        let refused = || Context::open(&root, None).expect_err("refused");
+        let refused = || Context::open(&root, &Place::StandardInput).expect_err("refused");
         std::fs::write(&ignore, "[\n").expect("written");
         assert!(matches!(refused(), ContextError::BadIgnore { .. }), "{}", refused());
         std::fs::remove_file(&ignore).expect("removed");
         symlink("../secret", &ignore).expect("linked");
-        assert!(matches!(refused(), ContextError::Read { .. }), "{}", refused());
+        assert!(matches!(refused(), ContextError::Link { .. }), "{}", refused());
         std::fs::remove_file(&ignore).expect("removed");
         symlink("b.txt", &ignore).expect("linked");
         std::fs::write(root.join("b.txt"), "a.txt\n").expect("written");
-        let inside = Context::open(&root, None).expect("a link that stays inside");
-        assert!(matches!(inside.select("a.txt"), Err(ContextError::Ignored(_))));
+        let inside = Context::open(&root, &Place::StandardInput).expect("a link that stays inside");
+        assert!(matches!(inside.select("a.txt", &Filter::default()), Err(ContextError::Ignored { .. })));
         drop(context);
     }
 
@@ -522,9 +588,9 @@ mod tests {
         let (base, context) = context("");
         let root = base.path().join("context");
         nix::unistd::mkfifo(&root.join("empty/fifo"), Mode::from_bits_truncate(0o600)).expect("made");
-        let error = context.select("empty").expect_err("refused").to_string();
+        let error = context.select("empty", &Filter::default()).expect_err("refused").to_string();
         assert!(error.contains("`empty/fifo`") && error.contains("a FIFO"), "{error}");
-        let found = context.select("a.txt").expect("found").remove(0).found.remove(0);
+        let found = context.select("a.txt", &Filter::default()).expect("found").remove(0).found.remove(0);
         let read = |found: &Found| context.read(found, |_| Ok(()));
         assert!(matches!(read(&found), Ok(Ok(()))));
         for text in ["a.tx_", "longer than before", ""] {

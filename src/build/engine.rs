@@ -1,4 +1,7 @@
-//! Carrying a build out: stage by stage, step by step, each from the cache or made now.
+//! Runs a build stage by stage and step by step. Each step is taken from the cache or executed.
+//!
+//! A lock of the [`Cache`] is held for the length of each step. Every layer that the build uses is pinned until the
+//! build ends.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -6,6 +9,8 @@ use std::rc::Rc;
 
 use nix::sys::signalfd::SignalFd;
 
+use super::budget;
+use super::budget::Budget;
 use super::cache::{Cache, Key, Made};
 use super::context::Context;
 use super::copy::now;
@@ -15,19 +20,31 @@ use super::stages::{self, Base, Stages};
 use super::state::State;
 use super::words::Expander;
 use super::{Built, Options, Output, Pull, StepName};
+use crate::clock::rfc3339;
 use crate::durable::FileLock;
 use crate::image::{Config, History, ImageDocument, Platform, architecture};
 use crate::layer::{Tree, merge};
 use crate::names::Digest;
 use crate::record::Records;
 use crate::report::Report;
+use crate::request::NetworkMode;
 use crate::store::{Draft, Pins, Store};
-use crate::supervise::log::rfc3339;
 
-/// A merged tree and the tars that it points into.
+/// The network state of a build.
+#[derive(Debug, Default)]
+pub(crate) struct Network {
+    /// The meaning of the default on this host, set by the first step that uses it.
+    pub(super) default: Option<NetworkMode>,
+    /// Settings whose address is on the host's loopback, each as `NAME (HOST:PORT)`. They do not work on the bridge.
+    pub(super) unreachable: Vec<String>,
+}
+
+/// A merged tree and the tars that it refers to.
 pub(super) type Merged = (Tree, Rc<Vec<File>>);
 
-/// Trees that are kept: the stage's own, and one that it copies from.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Number of merged trees to keep in memory. A step needs the tree of its own stage, and often that of a stage or image
+/// to copy from.
 const TREES: usize = 3;
 
 pub(super) struct Engine<'a> {
@@ -40,18 +57,20 @@ pub(super) struct Engine<'a> {
     pub output: &'a mut dyn Output,
     pub escape: char,
     pull: Pull<'a>,
-    /// The stages that are finished, by their place.
+    /// The finished stages, by index.
     finished: BTreeMap<usize, State>,
     bases: BTreeMap<String, ImageDocument>,
-    /// Every layer that the build knows: nobody's removal takes it away.
+    /// Pins every layer that the build uses. Pinned layers stay in the store even if their image is removed.
     pins: Rc<Pins<'a>>,
     trees: Vec<(Digest, Rc<Merged>)>,
+    pub network: Network,
+    pub budget: Budget,
     number: usize,
     total: usize,
     cached: usize,
 }
 
-/// Makes a step's layer in the draft, on top of these; nothing, if no file changed.
+/// Makes a step's layer in the draft, on top of the given layers. Returns `None` if no file changed.
 type Make<'a, E> = &'a mut dyn FnMut(&mut E, &mut Draft<'_>, &[Digest]) -> Result<Option<Digest>, Report>;
 
 /// The stage that is being built.
@@ -61,8 +80,8 @@ pub(super) struct Current<'s> {
     pub state: State,
 }
 
-/// Builds the image and gives it its names.
-pub fn build(
+/// Builds the image and names it.
+pub(crate) fn build(
     options: &Options,
     store: &Store,
     records: &Records,
@@ -71,12 +90,13 @@ pub fn build(
     output: &mut dyn Output,
 ) -> Result<Built, Report> {
     let syntax = |error: parse::SyntaxError| {
-        Report::new(format!("`{}`, line {}: {}", options.file, error.line, error.problem)).with_exit_code(1)
+        // A file that is not a Containerfile may have lines of any length.
+        let problem: String = super::printable(&error.problem.to_string()).chars().take(300).collect();
+        Report::new(format!("`{}`, line {}: {problem}", options.file.name, error.line)).with_exit_code(1)
     };
-    let file = parse::parse(&options.text).map_err(syntax)?;
-    let platform = format!("linux/{}", architecture());
+    let file = parse::parse(&options.file.text).map_err(syntax)?;
     let given = |name: &str| options.args.get(name).cloned().or_else(|| platform_arg(name));
-    let stages = stages::read(&file, &given, &platform).map_err(syntax)?;
+    let stages = stages::read(&file, &given, &Platform::host()).map_err(syntax)?;
     let target = match &options.target {
         None => stages.all.len() - 1,
         Some(name) => stages.find(name, stages.all.len()).ok_or_else(|| no_stage(options, name, &stages))?,
@@ -84,7 +104,7 @@ pub fn build(
     let needed = stages.needed(target);
     let steps = |at: &usize| 1 + stages.all[*at].lines.iter().filter(|line| stages::is_step(&line.instruction)).count();
     let context = match &options.context {
-        Some(path) => Some(Context::open(path, options.path.as_deref())?),
+        Some(path) => Some(Context::open(path, &options.file.place)?),
         None => None,
     };
     let mut engine = Engine {
@@ -101,40 +121,47 @@ pub fn build(
         bases: BTreeMap::new(),
         pins: Rc::new(store.pins()?),
         trees: Vec::new(),
+        network: Network::default(),
+        budget: Budget::default(),
         number: 0,
         total: needed.iter().map(steps).sum(),
         cached: 0,
     };
     for at in &needed {
         let state = engine.stage(&stages, *at)?;
+        engine.budget.keep(&state)?;
         engine.finished.insert(*at, state);
     }
     let Some(state) = engine.finished.remove(&target) else {
-        return Err(Report::new("the target was not built"));
+        return Err(Report::new("cannot find the result of the target stage"));
     };
     engine.warn_unused(&file);
     let id = engine.image(state)?;
     Ok(Built { id, steps: engine.number, cached: engine.cached })
 }
 
-/// Nothing runs on a base of another machine, and what would come of it is of neither.
+/// Refuses a base image for another platform. Its commands cannot run here, and the resulting image would mix two
+/// platforms.
 fn runs_here(name: &str, document: ImageDocument) -> Result<ImageDocument, Report> {
-    let platform = Platform { os: document.os.clone(), architecture: document.architecture.clone(), variant: None };
+    let platform = Platform::new(&document.os, &document.architecture, Some(&document.variant));
     let host = Platform::host();
-    // Old images do not say what they are for.
-    if platform.architecture.is_empty() || platform.runs_on(&host) {
+    // Old images do not name their platform.
+    if document.architecture.is_empty() || platform.runs_on(&host) {
         return Ok(document);
     }
-    Err(Report::new(format!("the image `{name}` is for {platform}, and this machine is {host}"))
-        .with_hint("`--pull` gets the one for this machine, if the registry has it: builds are for no other"))
+    Err(Report::new(format!("cannot build on the image `{name}`: it is for {platform}, and this machine is {host}"))
+        .with_hint(
+            "pull the image for this machine with `gpurun build --pull`: builds for other platforms are not supported",
+        ))
 }
 
 fn no_stage(options: &Options, name: &str, stages: &Stages<'_>) -> Report {
     let names: Vec<String> = stages.all.iter().map(|stage| format!("`{}`", stage.label)).collect();
-    Report::usage(format!("`{}` has no stage `{name}`", options.file)).with_hint(format!("it has {}", names.join(", ")))
+    Report::usage(format!("`{}` has no stage `{name}`", options.file.name))
+        .with_hint(format!("the stages are {}", names.join(", ")))
 }
 
-/// BuildKit's arguments about the platform.
+/// BuildKit's predefined platform arguments.
 fn platform_arg(name: &str) -> Option<String> {
     match name {
         "TARGETPLATFORM" | "BUILDPLATFORM" => Some(format!("linux/{}", architecture())),
@@ -156,7 +183,7 @@ impl Engine<'_> {
         };
         self.begin(stages, at, &format!("FROM {base}{name}"));
         let document = match &stage.base {
-            Base::Scratch => ImageDocument::scratch(),
+            Base::Scratch => from_scratch(),
             Base::Stage(base) => self.finished[base].document.clone(),
             Base::Image(name) => {
                 let document = self.base(name).and_then(|document| runs_here(name, document));
@@ -164,8 +191,12 @@ impl Engine<'_> {
             }
         };
         self.output.done();
-        let mut current = Current { stages, at, state: State::new(document) };
-        // Instructions that the base has for whoever builds on it come first.
+        let mut current = Current { stages, at, state: State::new(with_path(document)) };
+        // As in BuildKit, a stage has the arguments of the stage that it is based on.
+        if let Base::Stage(base) = &stage.base {
+            current.state.args.clone_from(&self.finished[base].args);
+        }
+        // The base image's `ONBUILD` instructions come first.
         for text in std::mem::take(&mut current.state.document.config.on_build) {
             let line =
                 Line { number: stage.from.number, text: text.clone(), instruction: self.trigger(stage.from, &text)? };
@@ -180,17 +211,18 @@ impl Engine<'_> {
 
     fn trigger(&self, from: &Line, text: &str) -> Result<Instruction, Report> {
         parse::parse_one(text, '\\').map_err(|problem| {
-            self.failed(from, Report::new(format!("the image's `ONBUILD {text}` makes no sense")).with_cause(problem))
+            self.failed(from, Report::new(format!("cannot execute the image's `ONBUILD {text}`")).with_cause(problem))
         })
     }
 
-    /// The document of a base image, which means the same image throughout a build.
+    /// The config of a base image. A name refers to the same image for the whole build.
     fn base(&mut self, name: &str) -> Result<ImageDocument, Report> {
         if let Some(document) = self.bases.get(name) {
             return Ok(document.clone());
         }
+        self.budget.image()?;
         let config = loop {
-            // One that is removed before it is pinned is looked for again: a registry may have it.
+            // If the image is removed before it is pinned, pull again: a registry may still have it.
             if let Some(config) = self.pins.image(&(self.pull)(name)?)? {
                 break config;
             }
@@ -205,6 +237,7 @@ impl Engine<'_> {
         if self.signals.is_some_and(take_interrupt) {
             return Err(interruption());
         }
+        self.budget.instruction().map_err(|report| self.failed(line, report))?;
         let before = current.state.document.diff_ids.len();
         if stages::is_step(&line.instruction) {
             self.begin(current.stages, current.at, &line.text);
@@ -213,7 +246,7 @@ impl Engine<'_> {
             Instruction::Arg(args) => {
                 let outside = |name: &str| {
                     let given = self.options.args.get(name).cloned().or_else(|| platform_arg(name));
-                    // A bare `ARG NAME` means the one before the first stage.
+                    // An `ARG NAME` without a default also takes the value declared before the first stage.
                     let bare = args.iter().any(|(arg, default)| arg == name && default.is_none());
                     given.or_else(|| current.stages.globals.get(name).filter(|_| bare).cloned())
                 };
@@ -235,17 +268,17 @@ impl Engine<'_> {
             empty_layer: document.diff_ids.len() == before,
             ..History::default()
         });
-        Ok(())
+        budget::check(&current.state).map_err(|report| self.failed(line, report))
     }
 
-    /// Puts file, line and instruction over an error.
+    /// Adds the file, line and instruction to an error.
     fn failed(&self, line: &Line, report: Report) -> Report {
         if report.exit_code == 130 {
             return report;
         }
-        let words: Vec<&str> = line.text.split_whitespace().collect();
-        let text: String = words.join(" ").chars().take(200).collect();
-        let place = format!("`{}`, line {}: `{text}`", self.options.file, line.number);
+        let parts: Vec<&str> = line.text.split_whitespace().collect();
+        let text: String = super::printable(&parts.join(" ")).chars().take(200).collect();
+        let place = format!("`{}`, line {}: `{text}`", self.options.file.name, line.number);
         report.under(place).with_exit_code(1)
     }
 
@@ -255,8 +288,8 @@ impl Engine<'_> {
         self.output.begin(&StepName { number: self.number, total: self.total, stage, text });
     }
 
-    /// One step that may make a layer: from the cache, or made now.
-    pub fn step(&mut self, state: &mut State, key: &Key, make: Make<'_, Self>) -> Result<(), Report> {
+    /// Runs one step that may make a layer, or takes its result from the cache.
+    pub(super) fn step(&mut self, state: &mut State, key: &Key, make: Make<'_, Self>) -> Result<(), Report> {
         let key = key.digest();
         let _lock = self.cache.lock(&key)?;
         let below = &mut state.document.diff_ids;
@@ -280,8 +313,11 @@ impl Engine<'_> {
             }
             _ => {}
         }
+        super::point::point("build-locked");
         let mut draft = self.pins.draft()?;
-        let made = match make(self, &mut draft, below)? {
+        let layer = make(self, &mut draft, below)?;
+        super::point::point("build-made");
+        let made = match layer {
             None => Made::Nothing,
             Some(layer) => {
                 below.push(layer);
@@ -289,20 +325,23 @@ impl Engine<'_> {
                 Made::Layer(layer.to_string())
             }
         };
+        super::point::point("build-committed");
         self.cache.remember(&key, &made)?;
+        super::point::point("build-remembered");
         self.output.done();
         Ok(())
     }
 
-    /// The key of a step on these layers.
-    pub fn key(&self, what: &str, diff_ids: &[Digest]) -> Key {
+    /// The start of a cache key for a step on these layers.
+    pub(super) fn key(&self, what: &str, diff_ids: &[Digest]) -> Key {
         let mut key = Key::new(what);
         key.add(merge::chain_id(diff_ids).hex()).add(format!("{:?}", self.options.clamp));
         key
     }
 
-    /// An image of exactly these layers, with a config that says nothing: what a `RUN` runs on. Nobody removes it while the lock lives.
-    pub fn anchor(&self, diff_ids: &[Digest]) -> Result<(Digest, FileLock), Report> {
+    /// An image with exactly these layers and an empty config, for a `RUN` to run on. It cannot be removed while the
+    /// returned lock is held.
+    pub(super) fn anchor(&self, diff_ids: &[Digest]) -> Result<(Digest, FileLock), Report> {
         let document = anchor(diff_ids);
         let id = crate::image::digest_of(&document.bytes());
         loop {
@@ -316,7 +355,7 @@ impl Engine<'_> {
     }
 
     /// The merged tree of these layers.
-    pub fn tree(&mut self, diff_ids: &[Digest]) -> Result<Rc<Merged>, Report> {
+    pub(super) fn tree(&mut self, diff_ids: &[Digest]) -> Result<Rc<Merged>, Report> {
         let chain = merge::chain_id(diff_ids);
         if let Some((_, tree)) = self.trees.iter().find(|(known, _)| *known == chain) {
             return Ok(tree.clone());
@@ -330,25 +369,25 @@ impl Engine<'_> {
         Ok(tree)
     }
 
-    /// The layers that a `--from` names: an earlier stage's, or an image's.
-    pub fn layers_from(&mut self, current: &Current<'_>, name: &str) -> Result<Vec<Digest>, Report> {
+    /// The layers of the stage or image that `--from` names.
+    pub(super) fn layers_from(&mut self, current: &Current<'_>, name: &str) -> Result<Vec<Digest>, Report> {
         if let Some(stage) = current.stages.find(name, current.at) {
             return Ok(self.finished[&stage].document.diff_ids.clone());
         }
-        // An image named by a number would come from anywhere.
+        // A number always means a stage. An image with such a name could come from any registry.
         if !name.is_empty() && name.len() < 6 && name.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(Report::new(format!("there is no stage {name} before this one: the first is 0")));
+            return Err(Report::new(format!("cannot find stage {name} before this one: the first stage is 0")));
         }
         Ok(self.base(name)?.diff_ids)
     }
 
-    pub fn expand(&self, state: &State, text: &str) -> Result<String, Report> {
+    pub(super) fn expand(&self, state: &State, text: &str) -> Result<String, Report> {
         let variables = state.variables();
         let expander = Expander { escape: self.escape, variables: &variables };
         expander.expand(text).map_err(|error| Report::new(error.to_string()))
     }
 
-    /// The finished image: the same one as before, if nothing about it is new.
+    /// Stores the finished image, or returns the existing one if nothing has changed.
     fn image(&mut self, state: State) -> Result<Digest, Report> {
         let mut document = state.document;
         for (name, value) in &self.options.labels {
@@ -364,7 +403,7 @@ impl Engine<'_> {
             && let Ok(id) = id.parse::<Digest>()
             && self.store.contains(&id.to_string())?
         {
-            // Named again, whatever the names mean by now.
+            // The names may point to another image by now, so set them again.
             for name in &self.options.names {
                 self.store.tag(&id, name)?;
             }
@@ -376,12 +415,14 @@ impl Engine<'_> {
         for history in document.history.iter_mut().filter(|history| history.created.is_empty()) {
             history.created.clone_from(&created);
         }
+        super::point::point("build-image");
         let id = self.pins.draft()?.commit(&document, &self.options.names, false)?;
+        super::point::point("build-named");
         self.cache.remember(&key, &Made::Image(id.to_string()))?;
         Ok(id)
     }
 
-    /// A `--build-arg` that nothing declares is usually a typing mistake.
+    /// Warns about each `--build-arg` that no `ARG` declares. It is usually a typing error.
     fn warn_unused(&mut self, file: &parse::File) {
         let declared = |name: &str| {
             file.lines.iter().any(
@@ -389,12 +430,33 @@ impl Engine<'_> {
             )
         };
         for name in self.options.args.keys() {
-            let known = name == "SOURCE_DATE_EPOCH" || super::PREDEFINED.contains(&name.as_str());
+            // `BUILDKIT_…` is for the builder itself.
+            let known = name == "SOURCE_DATE_EPOCH"
+                || name.starts_with("BUILDKIT_")
+                || super::PREDEFINED.contains(&name.as_str());
             if !declared(name) && platform_arg(name).is_none() && !known {
-                self.output.notice(&format!("no `ARG {name}` uses `--build-arg {name}`"));
+                self.output
+                    .notice(&format!("`--build-arg {name}` has no effect: the Containerfile has no `ARG {name}`"));
             }
         }
     }
+}
+
+/// The config of a stage `FROM scratch`: the working directory is `/`, as in BuildKit.
+fn from_scratch() -> ImageDocument {
+    let mut document = ImageDocument::scratch();
+    document.config.working_dir = "/".into();
+    document
+}
+
+/// Sets a PATH if the image has none, as BuildKit does. Programs copied into an image from scratch are then found by
+/// name.
+fn with_path(mut document: ImageDocument) -> ImageDocument {
+    let env = &mut document.config.env;
+    if !env.iter().any(|entry| entry.starts_with("PATH=")) {
+        env.push(format!("PATH={DEFAULT_PATH}"));
+    }
+    document
 }
 
 fn anchor(diff_ids: &[Digest]) -> ImageDocument {

@@ -1,5 +1,6 @@
-//! What only `ADD` does: fetching URLs and unpacking archives.
+//! Fetches URLs and unpacks archives for `ADD`.
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -11,49 +12,58 @@ use ureq::Body;
 use ureq::http::Response;
 
 use super::context::ContextError;
-use super::copy::{Content, Item, Thing};
+use super::copy_source::{Content, CopySource, Item};
+use super::ignore::Filter;
 use crate::image::Compression;
-use crate::layer::{Data, EntryKind, Merger, Segment, Tree, tar};
+use crate::layer::{Data, EntryKind, Merger, Segment, tar};
 use crate::names::Digest;
 use crate::report::Report;
 use crate::store::{IngestError, Store};
 use crate::transport::registry::{DownloadError, download};
 
-/// Whether a source of `ADD` is fetched.
+/// Whether a source of `ADD` is a URL.
 #[must_use]
-pub fn is_url(source: &str) -> bool {
+pub(super) fn is_url(source: &str) -> bool {
     source.starts_with("http://") || source.starts_with("https://")
 }
 
-/// Whether it names a git repository, which BuildKit would clone.
+/// Whether the source is a git repository, which BuildKit would clone.
 #[must_use]
-pub fn is_git(source: &str) -> bool {
+pub(super) fn is_git(source: &str) -> bool {
     let path = source.split(['#', '?']).next().unwrap_or(source);
     ["git@", "git://", "ssh://"].iter().any(|prefix| source.starts_with(prefix))
         || (is_url(source) && path.trim_end_matches('/').ends_with(".git"))
 }
 
-/// A digest as `ADD --checksum` takes it.
-pub fn checksum(text: &str) -> Result<&str, Report> {
+/// Checks the format of an `ADD --checksum` digest.
+pub(super) fn checksum(text: &str) -> Result<&str, Report> {
     let digits = text.strip_prefix("sha256:").unwrap_or_default();
     let good = digits.len() == 64 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let bad = || Report::new(format!("`--checksum={text}` is not `sha256:` and 64 hexadecimal digits"));
+    let bad = || Report::new(format!("invalid `--checksum={text}`: it must be `sha256:` and 64 hexadecimal digits"));
     if good { Ok(text) } else { Err(bad()) }
 }
 
-/// What a server sent.
-pub struct Fetched {
-    /// Without a name.
+/// A downloaded file.
+pub(super) struct Fetched {
+    /// An unlinked temporary file.
     file: File,
     pub digest: [u8; 32],
-    /// When it was changed last, if the server says so.
+    /// The Last-Modified time, if the server sends one.
     modified: Option<i64>,
 }
 
-/// Fetches a URL, again where that may help; `wait` lets time go by between two attempts.
-pub fn fetch(
+impl Fetched {
+    pub(super) fn size(&self) -> Result<u64, Report> {
+        let meta = self.file.metadata().map_err(|error| Report::new("cannot read a fetched file").with_cause(error))?;
+        Ok(meta.len())
+    }
+}
+
+/// Fetches a URL of at most `most` bytes and retries where that may help. `wait` waits between two attempts.
+pub(super) fn fetch(
     store: &Store,
     url: &str,
+    most: u64,
     wait: &mut dyn FnMut(Duration, &DownloadError) -> Result<(), Report>,
 ) -> Result<Fetched, Report> {
     let mut take = |response: Response<Body>| {
@@ -61,7 +71,16 @@ pub fn fetch(
         let modified = modified.and_then(|text| chrono::DateTime::parse_from_rfc2822(text).ok());
         let modified = modified.map(|time| time.timestamp());
         let mut hash = Sha256::new();
-        match store.pour(response.into_body().into_reader(), |bytes| hash.update(bytes)) {
+        let mut size = 0;
+        let body = response.into_body().into_reader().take(most.saturating_add(1));
+        let poured = store.pour(body, |bytes| {
+            size += bytes.len() as u64;
+            hash.update(bytes);
+        });
+        match poured {
+            Ok(_) if size > most => Ok(Err(Report::new(format!(
+                "cannot fetch `{url}`: it is larger than the {most} bytes that this build may still download"
+            )))),
             Ok(file) => Ok(Ok(Fetched { file, digest: hash.finalize().into(), modified })),
             Err(IngestError::Unpack(error)) => Err(error),
             Err(error) => Ok(Err(not_poured(format!("cannot fetch `{url}`"), &error))),
@@ -70,11 +89,11 @@ pub fn fetch(
     download(url, &mut take, wait)
 }
 
-/// A fetched file, as `ADD` puts it: mode 0600, named by the last part of the URL. Without a time of the server's its time is 0, in every
-/// build.
-pub fn thing(url: &str, fetched: Fetched) -> Result<Thing, Report> {
+/// A downloaded file as `ADD` copies it: mode 0600, named after the last part of the URL. Without a time from the
+/// server the mtime is 0, so that every build gives the same layer.
+pub(super) fn source(url: &str, fetched: Fetched) -> Result<CopySource, Report> {
+    let size = fetched.size()?;
     let Fetched { file, digest, modified } = fetched;
-    let size = file.metadata().map_err(|error| Report::new("cannot read a fetched file").with_cause(error))?.len();
     let name = file_name(url);
     let segments = if size == 0 { Vec::new() } else { vec![Segment { at: 0, source: 0, offset: 0, len: size }] };
     let item = Item {
@@ -86,39 +105,42 @@ pub fn thing(url: &str, fetched: Fetched) -> Result<Thing, Report> {
         xattrs: Default::default(),
         content: Content::Files(Rc::new(vec![file])),
         identity: digest.to_vec(),
+        link: None,
+        implied: false,
     };
-    Ok(Thing { name: name.as_bytes().to_vec(), items: vec![item] })
+    Ok(CopySource { name: name.as_bytes().to_vec(), items: vec![item] })
 }
 
-/// The last part of a URL's path; empty, if it ends with a slash.
+/// The last part of a URL's path. Empty if the path ends with a slash.
 fn file_name(url: &str) -> &str {
     let path = url.split(['?', '#']).next().unwrap_or(url);
     let path = path.split_once("://").map_or(path, |(_, rest)| rest);
     path.split_once('/').map_or("", |(_, path)| path.rsplit('/').next().unwrap_or_default())
 }
 
-/// Refuses a URL that does not say what to call the file.
-pub fn check_name(url: &str, destination: &str) -> Result<(), Report> {
+/// Refuses a URL without a file name if the destination does not name the file either.
+pub(super) fn check_name(url: &str, destination: &str) -> Result<(), Report> {
     if !destination.ends_with('/') || !file_name(url).is_empty() {
         return Ok(());
     }
-    Err(Report::new(format!("`{url}` does not say what to call the file in `{destination}`"))
-        .with_hint("write the file's name at the end of the destination"))
+    Err(Report::new(format!("cannot name the file in `{destination}`: the URL `{url}` has no file name"))
+        .with_hint("add the name of the file to the destination"))
 }
 
 const XZ: &[u8] = b"\xfd7zXZ\0";
 
-/// A stream of bzip2: its level, then the mark of a block or of an empty stream's end. (`BZh` alone may begin a text.)
+/// Whether this is the start of a bzip2 stream: the level, then the magic number of a block or of the end of an empty
+/// stream. A text may begin with `BZh` too.
 fn is_bzip2(first: &[u8]) -> bool {
     let level = first.get(3).is_some_and(|level| (b'1'..=b'9').contains(level));
     let mark = first.get(4..10).unwrap_or_default();
     first.starts_with(b"BZh") && level && (mark == b"1AY&SY" || mark == b"\x17rE8P\x90")
 }
 
-/// A packer's window may be as large as this: xz's own largest is 64 MiB (`-9`), but a stream may ask for 4 GiB.
+/// The memory limit of a decompressor. The largest preset of xz (`-9`) needs 64 MiB, but a stream may ask for 4 GiB.
 const WINDOW: u64 = 256 << 20;
 
-/// What is packed in a stream with gzip, zstd, xz or bzip2, or the stream itself.
+/// Decompresses gzip, zstd, xz and bzip2. Any other stream is passed through.
 fn unpacker<'a>(mut input: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut first = Vec::new();
     input.by_ref().take(16).read_to_end(&mut first)?;
@@ -136,15 +158,17 @@ fn unpacker<'a>(mut input: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     })
 }
 
-/// A stream, unpacked if it is packed, in a file.
-pub fn inflated(store: &Store, input: impl Read, name: &str) -> Result<File, Report> {
+/// Writes a stream to an unlinked file, decompressed if it is compressed.
+pub(crate) fn inflated(store: &Store, input: impl Read, name: &str) -> Result<File, Report> {
     let plain = unpacker(input).map_err(IngestError::Unpack).and_then(|plain| store.pour(plain, |_| ()));
     plain.map_err(|error| not_poured(format!("cannot unpack `{name}`"), &error))
 }
 
-/// The tree in a tar (plain or packed), if the file is one, and a copy of the tar: the file is the context's, and may be changed at any time.
-/// Its digest was taken before. The names in it are judged by the same rules as a layer's: what climbs out is refused.
-pub fn unpack(store: &Store, file: &File, digest: &[u8; 32], name: &str) -> Result<Option<(Tree, File)>, Report> {
+/// The contents of a tar archive, compressed or not, or `None` if the file is not a tar. The result refers to a copy of
+/// the tar, because the file belongs to the context and may change at any time. `digest` was computed before, and a
+/// different content now is an error. The names in the archive follow the rules of layers: a name that climbs above the
+/// root is refused.
+pub(super) fn unpack(store: &Store, file: &File, digest: &[u8; 32], name: &str) -> Result<Option<CopySource>, Report> {
     let failed = |cause: &dyn std::fmt::Display| Report::new(format!("cannot unpack `{name}`")).with_cause(cause);
     let mut packed = Hashed { file, hash: Sha256::new() };
     let damaged = |error| not_poured(format!("cannot unpack `{name}`"), &IngestError::Unpack(error));
@@ -153,25 +177,45 @@ pub fn unpack(store: &Store, file: &File, digest: &[u8; 32], name: &str) -> Resu
         let mut first = Vec::new();
         plain.by_ref().take(512).read_to_end(&mut first).map_err(damaged)?;
         if !tar::is_archive(&first) {
-            // Packed or not: a file like any other.
+            // Not an archive. It is copied like any other file.
             return Ok(None);
         }
         store.pour(first.chain(plain), |_| ())
     };
     let plain = poured.map_err(|error| not_poured(format!("cannot unpack `{name}`"), &error))?;
-    // What is behind the end of a packed stream is part of the file.
+    // Hash the bytes after the end of the compressed stream too. They are part of the file.
     io::copy(&mut packed, &mut io::sink()).map_err(|error| failed(&error))?;
     if <[u8; 32]>::from(packed.hash.finalize()) != *digest {
         return Err(ContextError::Changed(name.to_owned()).into());
     }
     let length = plain.metadata().map_err(|error| failed(&error))?.len();
     let mut merger = Merger::new();
-    let entries = tar::scan_file(&plain, 0, length).map_err(|error| failed(&error))?;
+    let mut entries = tar::scan_file(&plain, 0, length).map_err(|error| failed(&error))?;
+    // Like BuildKit, skip entries with an empty name and entries for the archive's own root.
+    entries.retain(|entry| !cleaned(&entry.path).is_empty());
+    let listed: HashSet<Vec<u8>> = entries.iter().map(|entry| cleaned(&entry.path)).collect();
     merger.apply(Digest([0; 32]), entries).map_err(|error| failed(&error.problem))?;
-    Ok(Some((merger.finish(), plain)))
+    let mut inside = CopySource::from_tree(&merger.finish(), &Rc::new(vec![plain]), "/", &Filter::default(), name)?;
+    for item in &mut inside.items {
+        item.implied = item.kind == EntryKind::Directory && !listed.contains(&item.name);
+    }
+    Ok(Some(inside))
 }
 
-/// A file's bytes, hashed as they are read.
+/// An entry's name without empty, `.` and `..` components. The merge refuses a name that climbs above the root.
+fn cleaned(name: &[u8]) -> Vec<u8> {
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in name.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." if parts.last().is_some_and(|last| *last != b"..") => drop(parts.pop()),
+            other => parts.push(other),
+        }
+    }
+    parts.join(&b'/')
+}
+
+/// Hashes the bytes of a file as they are read.
 struct Hashed<'a> {
     file: &'a File,
     hash: Sha256,
@@ -185,21 +229,21 @@ impl Read for Hashed<'_> {
     }
 }
 
-/// Why a stream did not come into a file.
+/// Explains why a stream could not be written to a file.
 fn not_poured(message: String, error: &IngestError) -> Report {
     let mut report = Report::new(message);
     report = match error {
-        // The packer's own words name its parameter.
+        // The decompressor's own message names its internal parameter.
         IngestError::Unpack(cause) if cause.kind() == io::ErrorKind::OutOfMemory => {
-            report.with_cause(format!("to unpack it takes more than {} MiB of memory", WINDOW >> 20))
+            report.with_cause(format!("decompressing it needs more than {} MiB of memory", WINDOW >> 20))
         }
         IngestError::Unpack(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => {
-            report.with_cause("it ends in the middle")
+            report.with_cause("the compressed data is truncated")
         }
         IngestError::Unpack(cause) => report.with_cause(cause),
         error => error.source().into_iter().fold(report.with_cause(error), |report, cause| report.with_cause(cause)),
     };
-    report.hint = error.room();
+    report.hint = error.space_hint();
     report
 }
 
@@ -243,7 +287,7 @@ mod tests {
         for bytes in [&tar, &gzip] {
             assert!(unpacked(bytes, bytes).expect("an archive"));
             let error = unpacked(bytes, &other).expect_err("changed").to_string();
-            assert!(error.contains("`file` of the build context was changed while it was copied"), "{error}");
+            assert!(error.contains("cannot copy `file` of the build context: it changed"), "{error}");
         }
         assert!(!unpacked(b"no archive", &other).expect("a file"));
     }

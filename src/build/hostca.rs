@@ -1,43 +1,66 @@
-//! `--host-ca`: a `RUN` sees the host's certificates, proxies and pip settings, by files that are bound into its container and variables
-//! that live as long as it. No layer, no config and no key of the cache knows of them.
+//! `--host-ca`: makes the host's certificates, proxies and pip settings available in a container, as bind mounts and
+//! environment variables.
+//!
+//! In a build, they apply to one `RUN` step only. They are in no layer, no config and no cache key. A container of
+//! `run` or a bare launch keeps the settings in its record, and reads the certificates again at every start.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::run::HostFile;
 use super::state::PREDEFINED;
 use crate::report::Report;
+use crate::request::HostCa;
 
-/// Where distributions keep all certificates in one file.
+/// A file that exists for one step only.
+#[derive(Debug, Clone)]
+pub(crate) struct HostFile {
+    pub target: PathBuf,
+    pub bytes: Vec<u8>,
+    pub mode: u32,
+    pub owner: (u32, u32),
+}
+
+/// The certificate bundles of the common distributions.
 const BUNDLES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 ];
-const BUNDLE: &str = "/run/gpurun-host/ca.crt";
-const PIP: &str = "/run/gpurun-host/pip.conf";
-const APT: &str = "/run/gpurun-host/apt.conf";
+const BUNDLE: &str = HostCa::BUNDLE;
+const PIP: &str = HostCa::PIP_CONF;
+const APT: &str = HostCa::APT_CONF;
 
-/// Variables that name the bundle, by who reads them: OpenSSL, pip, requests, curl, git, Node.
+/// Variables that name the bundle, for OpenSSL, pip, requests, curl, git and Node.
 const NAMES: [&str; 6] =
     ["SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "NODE_EXTRA_CA_CERTS"];
-/// Settings of pip that say where to fetch from and mean the same in a container; paths of the host do not.
+/// The pip settings that select where to fetch from and mean the same in a container. Paths of the host do not, so they
+/// are left out.
 const PIP_SETTINGS: [&str; 6] = ["index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "retries"];
 
-/// Files to bind, and variables.
-pub type Settings = (Vec<HostFile>, Vec<(String, String)>);
+/// Files to bind-mount, and environment variables.
+pub(super) type Settings = (Vec<HostFile>, Vec<(String, String)>);
 
-/// The files and variables, as they are on this host now.
-pub fn collect() -> Result<Settings, Report> {
+/// Reads the files and variables for one `RUN` from this host.
+pub(super) fn collect() -> Result<Settings, Report> {
+    let found = find()?;
+    let bytes = found.read_bundle()?;
+    let file = |target: &str, bytes: Vec<u8>| HostFile { target: target.into(), bytes, mode: 0o444, owner: (0, 0) };
+    let files =
+        vec![file(BUNDLE, bytes), file(PIP, found.pip_conf.into_bytes()), file(APT, found.apt_conf.into_bytes())];
+    Ok((files, found.env))
+}
+
+/// Finds the settings of this host and of the caller's environment.
+pub(crate) fn find() -> Result<HostCa, Report> {
     let own = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
     let bundle = own.into_iter().chain(BUNDLES.map(PathBuf::from)).find(|path| path.is_file()).ok_or_else(|| {
-        Report::new("this host has no bundle of certificates")
-            .with_hint("install `ca-certificates`, or name a file with `SSL_CERT_FILE`")
+        Report::new("cannot find this host's bundle of CA certificates")
+            .with_hint("install the package `ca-certificates`, or set `SSL_CERT_FILE` to a bundle")
     })?;
-    let bytes = fs::read(&bundle)
-        .map_err(|error| Report::new(format!("cannot read `{}`", bundle.display())).with_cause(error))?;
+    let bundle = std::path::absolute(&bundle)
+        .map_err(|error| Report::new(format!("cannot find `{}`", bundle.display())).with_cause(error))?;
     let mut env: Vec<(String, String)> = NAMES.map(|name| (name.to_owned(), BUNDLE.to_owned())).to_vec();
     let mut apt = format!("Acquire::https::CAInfo \"{BUNDLE}\";\n");
     for name in PREDEFINED {
@@ -54,18 +77,32 @@ pub fn collect() -> Result<Settings, Report> {
     let texts = [Path::new("/etc/pip.conf").into(), home.join(".pip/pip.conf"), home.join(".config/pip/pip.conf")]
         .map(|path| fs::read_to_string(path).unwrap_or_default());
     let variables = |name: &str| std::env::var(format!("PIP_{}", name.replace('-', "_").to_ascii_uppercase())).ok();
-    let file = |target: &str, bytes: Vec<u8>| HostFile { target: target.into(), bytes, mode: 0o444, owner: (0, 0) };
-    let pip = pip_conf(&texts, &variables);
-    Ok((vec![file(BUNDLE, bytes), file(PIP, pip.into_bytes()), file(APT, apt.into_bytes())], env))
+    Ok(HostCa { bundle, pip_conf: pip_conf(&texts, &variables), apt_conf: apt, env })
 }
 
-/// A pip.conf of what several say about where packages come from; later ones win, variables over all.
+/// The pip settings in these files that hold an address.
+pub(super) fn addresses(files: &[HostFile]) -> Vec<(String, String)> {
+    let pip = files.iter().find(|file| file.target == Path::new(PIP));
+    let text = pip.map(|file| String::from_utf8_lossy(&file.bytes).into_owned()).unwrap_or_default();
+    let mut found: Vec<(String, String)> = Vec::new();
+    for line in text.lines() {
+        match (line.split_once(" = "), found.last_mut()) {
+            (Some((name, value)), _) => found.push((format!("pip's {name}"), value.to_owned())),
+            (None, Some((_, value))) => value.push_str(&format!(" {}", line.trim())),
+            _ => {}
+        }
+    }
+    found.retain(|(name, _)| ["index-url", "proxy"].iter().any(|kind| name.ends_with(kind)));
+    found
+}
+
+/// Merges several pip.conf files into one. A later file overrides an earlier one, and variables override all files.
 fn pip_conf(texts: &[String], variable: &dyn Fn(&str) -> Option<String>) -> String {
     let mut settings: BTreeMap<&str, String> = BTreeMap::new();
     for text in texts {
         let mut current: Option<&str> = None;
         for line in text.lines() {
-            // A value goes on in indented lines.
+            // An indented line continues the value.
             if line.starts_with([' ', '\t']) && !line.trim().is_empty() {
                 if let Some(value) = current.and_then(|name| settings.get_mut(name)) {
                     value.push_str(&format!("\n    {}", line.trim()));

@@ -1,33 +1,46 @@
-//! `.dockerignore` (or `FILE.dockerignore`, `.containerignore`): which files of the context a build does not see. moby's patternmatcher:
-//! the last pattern that matches a path or a directory above it decides, `!` takes back. Also the patterns of `COPY`'s sources. Pure.
+//! Decides which files of the context are excluded by `.dockerignore` (or `FILE.dockerignore`, `.containerignore`), and
+//! which files of a source `COPY --exclude` and `COPY --parents` select. Pure.
+//!
+//! The rules are those of moby's patternmatcher: the last pattern that matches a path or one of its parents decides,
+//! and a pattern with `!` includes the path again. The module also matches the patterns in sources of `COPY`.
 
 use regex::bytes::Regex;
 
-/// A pattern that is none.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a pattern")]
-pub struct PatternError(pub String);
+use super::limits::PATTERNS;
 
-/// The patterns of a file.
+/// A pattern that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum PatternError {
+    #[error("invalid pattern `{0}`")]
+    Bad(String),
+    #[error("there are more than {PATTERNS} patterns")]
+    Many,
+}
+
+/// The patterns of an ignore file.
 #[derive(Debug, Default)]
-pub struct Ignore {
+pub(super) struct Ignore {
     patterns: Vec<(Regex, bool)>,
 }
 
 impl Ignore {
-    pub fn parse(text: &str) -> Result<Self, PatternError> {
+    pub(super) fn parse(text: &str) -> Result<Self, PatternError> {
+        let lines = text.trim_start_matches('\u{feff}').lines();
+        Self::new(lines.filter(|line| !line.starts_with('#')))
+    }
+
+    fn new<'a>(lines: impl IntoIterator<Item = &'a str>) -> Result<Self, PatternError> {
         let mut patterns = Vec::new();
-        for line in text.trim_start_matches('\u{feff}').lines() {
-            if line.starts_with('#') || line.trim().is_empty() {
-                continue;
-            }
-            let line = line.trim();
+        for line in lines.into_iter().map(str::trim).filter(|line| !line.is_empty()) {
             let (line, back) = match line.strip_prefix('!').map(str::trim) {
-                Some("") => return Err(PatternError(line.to_owned())),
+                Some("") => return Err(PatternError::Bad(line.to_owned())),
                 Some(rest) => (rest, true),
                 None => (line, false),
             };
             let cleaned = clean(line);
+            if patterns.len() >= PATTERNS {
+                return Err(PatternError::Many);
+            }
             if !cleaned.is_empty() {
                 patterns.push((pattern(&cleaned, true)?, back));
             }
@@ -35,9 +48,9 @@ impl Ignore {
         Ok(Self { patterns })
     }
 
-    /// Whether the build does not see this path of the context (`a/b`, no leading `/`).
+    /// Whether a path of the context (`a/b`, without a leading `/`) is excluded.
     #[must_use]
-    pub fn excludes(&self, path: &[u8]) -> bool {
+    pub(super) fn excludes(&self, path: &[u8]) -> bool {
         let mut excluded = false;
         for (pattern, back) in &self.patterns {
             if excluded == *back && ancestors(path).any(|part| pattern.is_match(part)) {
@@ -47,21 +60,61 @@ impl Ignore {
         excluded
     }
 
-    /// Whether something below an excluded directory may be taken back.
+    /// Whether there are `!` patterns, which may include files below an excluded directory.
     #[must_use]
-    pub fn takes_back(&self) -> bool {
+    pub(super) fn takes_back(&self) -> bool {
         self.patterns.iter().any(|(_, back)| *back)
     }
 }
 
-/// The path itself and every directory above it.
+/// Selects a part of each source of `COPY` or `ADD`. The default selects everything.
+#[derive(Debug, Default)]
+pub(super) struct Filter {
+    /// `COPY --parents`: only the paths that this pattern matches, with everything below them.
+    include: Option<Regex>,
+    /// `--exclude`
+    exclude: Ignore,
+}
+
+impl Filter {
+    /// Compiles the patterns, which are relative to the source. An empty `include` selects everything.
+    pub(super) fn new(include: Option<&str>, exclude: &[String]) -> Result<Self, PatternError> {
+        let include = include.map(clean).filter(|include| !include.is_empty());
+        Ok(Self {
+            include: include.map(|include| pattern(&include, true)).transpose()?,
+            exclude: Ignore::new(exclude.iter().map(String::as_str))?,
+        })
+    }
+
+    /// Whether a path below the source, such as `a/b`, is copied.
+    #[must_use]
+    pub(super) fn keeps(&self, path: &[u8]) -> bool {
+        let included = self.include.as_ref().is_none_or(|include| ancestors(path).any(|part| include.is_match(part)));
+        included && !self.exclude.excludes(path)
+    }
+
+    /// Whether paths below a directory may be copied although the directory itself is not selected.
+    #[must_use]
+    pub(super) fn searches(&self, directory: &[u8]) -> bool {
+        if self.exclude.excludes(directory) { self.exclude.takes_back() } else { self.include.is_some() }
+    }
+
+    /// Whether a source that is a file is left out. Its own name counts, because there is no path below it.
+    #[must_use]
+    pub(super) fn leaves_out(&self, name: &[u8]) -> bool {
+        self.exclude.excludes(name)
+    }
+}
+
+/// The path itself and all its parent directories.
 fn ancestors(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
     ends.chain([path.len()]).map(|end| &path[..end])
 }
 
-/// A pattern that climbs out of the context stays one, and matches nothing.
-fn clean(pattern: &str) -> String {
+/// Cleans a pattern by name alone. A relative pattern that climbs out of the context keeps its `..` and matches
+/// nothing.
+pub(super) fn clean(pattern: &str) -> String {
     let mut names: Vec<&str> = Vec::new();
     for name in pattern.split('/') {
         match name {
@@ -74,9 +127,10 @@ fn clean(pattern: &str) -> String {
     names.join("/")
 }
 
-/// A pattern of one component, or with `deep` of a whole path (where `**` is any number of directories).
-pub fn pattern(text: &str, deep: bool) -> Result<Regex, PatternError> {
-    let bad = || PatternError(text.to_owned());
+/// Compiles a pattern for one path component or, if `deep` is set, for a whole path. In a whole path `**` matches any
+/// number of directories.
+pub(super) fn pattern(text: &str, deep: bool) -> Result<Regex, PatternError> {
+    let bad = || PatternError::Bad(text.to_owned());
     let mut regex = String::from("(?s-u)^");
     let mut chars = text.chars().peekable();
     while let Some(next) = chars.next() {
@@ -117,7 +171,7 @@ pub fn pattern(text: &str, deep: bool) -> Result<Regex, PatternError> {
     Regex::new(&regex).map_err(|_| bad())
 }
 
-/// Bytes of the name, whatever they mean in a regular expression.
+/// Adds the bytes of a character to the regular expression without any special meaning.
 fn literal(regex: &mut String, letter: char) {
     let mut buffer = [0; 4];
     for byte in letter.encode_utf8(&mut buffer).bytes() {
@@ -125,15 +179,43 @@ fn literal(regex: &mut String, letter: char) {
     }
 }
 
-/// Whether a word of `COPY` is a pattern at all.
+/// Whether an argument of `COPY` contains wildcards.
 #[must_use]
-pub fn is_pattern(text: &str) -> bool {
+pub(super) fn is_pattern(text: &str) -> bool {
     text.contains(['*', '?', '['])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_filter_selects_below_its_source() {
+        let patterns = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let exclude = Filter::new(None, &patterns(&["storage/views", "!storage/views/keep", "**/*.tmp"])).expect("ok");
+        for (path, want) in [
+            ("storage", true),
+            ("storage/views", false),
+            ("storage/views/x", false),
+            ("storage/views/keep", true),
+            ("a/b.tmp", false),
+            ("b.tmp", false),
+            ("#x", true),
+        ] {
+            assert_eq!(exclude.keeps(path.as_bytes()), want, "{path}");
+        }
+        assert!(exclude.searches(b"storage/views") && !exclude.searches(b"storage"));
+        let parents = Filter::new(Some("./x/*/a.txt"), &patterns(&["#not-a-comment"])).expect("ok");
+        for (path, want) in [("x", false), ("x/y/a.txt", true), ("x/y/b.txt", false), ("x/a.txt", false)] {
+            assert_eq!(parents.keeps(path.as_bytes()), want, "{path}");
+        }
+        assert!(parents.searches(b"x"), "a file below it may be selected");
+        assert!(!parents.keeps(b"#not-a-comment") && parents.leaves_out(b"#not-a-comment"));
+        let all = Filter::new(Some("./"), &[]).expect("ok");
+        assert!(all.keeps(b"x/y") && Filter::default().keeps(b"x"));
+        assert!(Filter::new(Some("x"), &[]).expect("ok").keeps(b"x/y"), "a selected directory has its contents");
+        assert!(Filter::new(None, &patterns(&["[a"])).is_err());
+    }
 
     #[test]
     fn the_last_match_decides() {

@@ -1,48 +1,56 @@
-//! A Containerfile's text → its instructions, each with its line. Pure.
+//! Parses the text of a Containerfile into instructions with their line numbers. Pure.
 //!
-//! The grammar is BuildKit's (`frontend/dockerfile/parser`, `instructions`): parser directives, lines joined by the escape character with
-//! comments and empty lines between them passed over, flags, JSON or shell form, here-documents. Words are kept raw: what a variable
-//! means is known only when the build comes to it. The crate `parse-dockerfile` (0.1.9) was tried first: it refuses every here-document that
-//! stands beside a command (`RUN python3 <<EOF`), loses the names of those in `COPY`, and leaves continued lines with their comments, words,
-//! pairs and flags to be read. It is a peer in the tests: what it can read is read alike.
+//! The grammar is BuildKit's (`frontend/dockerfile/parser`, `instructions`): parser directives, continuation lines,
+//! comments and empty lines between continuation lines, flags, JSON and shell form, and here-documents. Words are kept
+//! unexpanded, because the value of a variable is known only when the build reaches the instruction.
+//!
+//! The crate `parse-dockerfile` (0.1.9) was tried first. It refuses every here-document beside a command
+//! (`RUN python3 <<EOF`), loses the names of those in `COPY`, and leaves continuation lines with their comments, words,
+//! pairs and flags to its user. The tests compare the two parsers: they must agree on everything that the crate can
+//! read.
 
+use super::limits::{INSTRUCTIONS, STAGES};
 use super::words::{self, WordError};
 
-/// Where something stands, and what is wrong with it.
+/// An error and its line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {problem}")]
-pub struct SyntaxError {
+pub(super) struct SyntaxError {
     pub line: usize,
     pub problem: Problem,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Problem {
-    #[error("`{0}` is not an instruction")]
+pub(super) enum Problem {
+    #[error("unknown instruction `{0}`")]
     Unknown(String),
     #[error("`{instruction}` needs {what}")]
     Needs { instruction: &'static str, what: &'static str },
-    #[error("`{instruction}` does not know `--{flag}`")]
+    #[error("`{instruction}` does not accept the flag `--{flag}`")]
     Flag { instruction: &'static str, flag: String },
     #[error("`{instruction} --{flag}` {what}")]
     FlagValue { instruction: &'static str, flag: String, what: String },
-    #[error("the here-document `{0}` does not end")]
+    #[error("the here-document `{0}` is not closed")]
     HereDocument(String),
-    #[error("`{0}` cannot stand in `ONBUILD`")]
+    #[error("`{0}` is not allowed in `ONBUILD`")]
     OnBuild(String),
-    #[error("an instruction stands before the first `FROM`")]
+    #[error("only `ARG` is allowed before the first `FROM`")]
     NoStage,
-    #[error("`{0}` is no name for a stage: it begins with a letter and has letters, digits, `-`, `_` and `.`")]
+    #[error("invalid stage name `{0}`: it must begin with a letter and contain only letters, digits, `-`, `_` and `.`")]
     StageName(String),
-    #[error("two stages are named `{0}`")]
+    #[error("two stages have the name `{0}`")]
     StageTwice(String),
-    #[error("a JSON list of words holds strings and nothing else: `{0}`")]
+    #[error("a command in JSON form must contain only strings: `{0}`")]
     Words(String),
-    #[error("`{0}` follows, where one instruction stands alone")]
+    #[error("unexpected text after the instruction: `{0}`")]
     More(String),
-    #[error("there is no `FROM`")]
+    #[error("the file has no `FROM`")]
     NoFrom,
-    #[error("`escape={0}` is neither `\\` nor a backtick")]
+    #[error("the file has more than {INSTRUCTIONS} instructions")]
+    Instructions,
+    #[error("the file has more than {STAGES} stages")]
+    Stages,
+    #[error("`escape={0}` must be `\\` or a backtick")]
     Escape(String),
     #[error(transparent)]
     Word(#[from] WordError),
@@ -50,23 +58,23 @@ pub enum Problem {
 
 /// A parsed Containerfile.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct File {
+pub(super) struct File {
     pub escape: char,
     pub lines: Vec<Line>,
 }
 
-/// One instruction.
+/// One instruction and its position.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Line {
+pub(super) struct Line {
     /// Counted from 1.
     pub number: usize,
-    /// As it was written, in one line: what a person is shown.
+    /// The text of the instruction with its continuation lines joined, for messages and the image's history.
     pub text: String,
     pub instruction: Instruction,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Instruction {
+pub(super) enum Instruction {
     From {
         image: String,
         name: Option<String>,
@@ -80,7 +88,7 @@ pub enum Instruction {
         command: Command,
         documents: Vec<HereDocument>,
     },
-    /// `ADD` too.
+    /// `COPY` or `ADD`.
     Copy(Copy),
     Workdir(String),
     User(String),
@@ -99,8 +107,8 @@ pub enum Instruction {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Copy {
-    /// `ADD`: URLs are fetched and archives unpacked.
+pub(super) struct Copy {
+    /// `ADD`: URLs are fetched and archives are unpacked.
     pub add: bool,
     pub flags: Vec<Flag>,
     pub sources: Vec<String>,
@@ -110,32 +118,32 @@ pub struct Copy {
 
 /// `--name=value`
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Flag {
+pub(super) struct Flag {
     pub name: String,
     pub value: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Command {
+pub(super) enum Command {
     Shell(String),
     Exec(Vec<String>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HereDocument {
+pub(super) struct HereDocument {
     pub name: String,
-    /// As it stands in the file, tabs included.
+    /// The unchanged text, including tabs.
     pub text: String,
-    /// Its name was not quoted: variables mean something in it.
+    /// The name is not quoted, so variables in the text are expanded.
     pub expand: bool,
-    /// `<<-`: leading tabs are taken away.
+    /// `<<-`: leading tabs are removed.
     pub chomp: bool,
 }
 
 impl HereDocument {
-    /// What it says, tabs taken away where that was asked for.
+    /// The text, without leading tabs for `<<-`.
     #[must_use]
-    pub fn content(&self) -> String {
+    pub(super) fn content(&self) -> String {
         if !self.chomp {
             return self.text.clone();
         }
@@ -144,7 +152,7 @@ impl HereDocument {
 }
 
 /// Parses a whole file.
-pub fn parse(text: &str) -> Result<File, SyntaxError> {
+pub(super) fn parse(text: &str) -> Result<File, SyntaxError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines: Vec<&str> = text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line)).collect();
     let escape = directives(&lines)?;
@@ -154,6 +162,9 @@ pub fn parse(text: &str) -> Result<File, SyntaxError> {
         let at = |problem| SyntaxError { line: number, problem };
         let instruction = one(&text, &mut reader).map_err(at)?;
         check_place(&instruction, &parsed).map_err(at)?;
+        if parsed.len() >= INSTRUCTIONS {
+            return Err(at(Problem::Instructions));
+        }
         parsed.push(Line { number, text, instruction });
     }
     if parsed.iter().any(|line| matches!(line.instruction, Instruction::From { .. })) {
@@ -163,8 +174,8 @@ pub fn parse(text: &str) -> Result<File, SyntaxError> {
     }
 }
 
-/// Parses a single instruction, with its here-documents: `ONBUILD`'s, or one of `commit --change`.
-pub fn parse_one(text: &str, escape: char) -> Result<Instruction, Problem> {
+/// Parses a single instruction with its here-documents, from `ONBUILD` or `commit --change`.
+pub(super) fn parse_one(text: &str, escape: char) -> Result<Instruction, Problem> {
     let mut reader = Reader { lines: text.split('\n').collect(), at: 0, escape };
     let (_, first) = reader.logical().unwrap_or_default();
     let instruction = one(&first, &mut reader)?;
@@ -189,7 +200,7 @@ fn check_place(instruction: &Instruction, before: &[Line]) -> Result<(), Problem
     }
 }
 
-/// `# escape=…` among the first comments.
+/// Reads the parser directives at the top of the file and returns the escape character.
 fn directives(lines: &[&str]) -> Result<char, SyntaxError> {
     for (at, line) in lines.iter().enumerate() {
         let Some(directive) = line.trim().strip_prefix('#').and_then(|rest| rest.split_once('=')) else { break };
@@ -211,7 +222,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The next instruction's text, continued lines joined, and the line where it begins.
+    /// The line number and text of the next instruction, with continuation lines joined.
     fn logical(&mut self) -> Option<(usize, String)> {
         let is_comment = |line: &str| line.trim_start().starts_with('#');
         while self.lines.get(self.at).is_some_and(|line| line.trim().is_empty() || is_comment(line)) {
@@ -222,7 +233,7 @@ impl Reader<'_> {
         self.at += 1;
         while let Some(open) = self.continued(&text) {
             text = open;
-            // Comments and empty lines in between belong to nobody.
+            // Skip comments and empty lines between continuation lines.
             while self.lines.get(self.at).is_some_and(|line| line.trim().is_empty() || is_comment(line)) {
                 self.at += 1;
             }
@@ -233,17 +244,17 @@ impl Reader<'_> {
         Some((number, text.trim_end().to_owned()))
     }
 
-    /// The text without its escape character, if the line goes on.
+    /// The text without the escape character, if the instruction continues on the next line.
     fn continued(&self, text: &str) -> Option<String> {
         let kept = text.trim_end_matches([' ', '\t']).strip_suffix(self.escape)?;
-        // Two of them are one, and no continuation.
+        // A doubled escape character is a literal one and does not continue the line.
         (!kept.ends_with(self.escape)).then(|| kept.to_owned())
     }
 
-    /// The bodies of the here-documents that a line announces.
+    /// Reads the bodies of the here-documents that a line declares.
     fn documents(&mut self, line: &str) -> Result<Vec<HereDocument>, Problem> {
         let mut found = Vec::new();
-        // A line that is no words (an open quote) announces nothing: the shell will complain.
+        // A line with an open quote cannot be split into words and declares nothing. The shell will report the error.
         for word in words::split(line, self.escape).unwrap_or_default() {
             let Some(mut document) = here_document(&word) else { continue };
             loop {
@@ -262,7 +273,7 @@ impl Reader<'_> {
     }
 }
 
-/// `<<EOF`, `<<-"EOF"`, `3<<EOF`
+/// Parses `<<EOF`, `<<-"EOF"` or `3<<EOF`.
 fn here_document(word: &str) -> Option<HereDocument> {
     let rest = word.trim_start_matches(|c: char| c.is_ascii_digit()).strip_prefix("<<")?;
     let (chomp, rest) = match rest.strip_prefix('-') {
@@ -277,8 +288,8 @@ fn here_document(word: &str) -> Option<HereDocument> {
     (!name.is_empty()).then(|| HereDocument { name, text: String::new(), expand, chomp })
 }
 
-/// Instructions that have no flags. A word that looks like one is refused there too, as BuildKit does (all but `ARG` and `STOPSIGNAL`, whose flags
-/// it drops unread); in JSON form it is a word.
+/// Instructions without flags. A word that looks like a flag is refused, as in BuildKit. (BuildKit ignores the flags of
+/// `ARG` and `STOPSIGNAL`, but here they are refused too.) In JSON form it is an ordinary word.
 const FLAGLESS: [&str; 13] = [
     "ARG",
     "CMD",
@@ -366,7 +377,7 @@ fn from(rest: &str, escape: char) -> Result<Instruction, Problem> {
     Ok(Instruction::From { image: (*image).to_owned(), name, platform })
 }
 
-/// A number would be a stage's place, to `COPY --from`.
+/// A name must not be a number, because `COPY --from` would take it for a stage's index.
 fn is_stage_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.'))
@@ -384,7 +395,7 @@ fn args(rest: &str, escape: char) -> Result<Vec<(String, Option<String>)>, Probl
     Ok(all)
 }
 
-/// `a=b "c d"=e`, or the old `name the rest of the line`.
+/// Parses `a=b "c d"=e`, or the old form `name the rest of the line`.
 fn pairs(instruction: &'static str, rest: &str, escape: char) -> Result<Vec<(String, String)>, Problem> {
     let all = words::split(rest, escape)?;
     if !all[0].contains('=') {
@@ -400,7 +411,7 @@ fn pairs(instruction: &'static str, rest: &str, escape: char) -> Result<Vec<(Str
     all.into_iter().map(pair).collect()
 }
 
-/// The `--flags` before the rest.
+/// Splits the leading `--flags` from the rest.
 fn flags(text: &str, escape: char) -> Result<(Vec<Flag>, String), Problem> {
     let (mut flags, mut rest) = (Vec::new(), text.trim_start());
     while rest.starts_with("--") {
@@ -433,7 +444,8 @@ fn flags(text: &str, escape: char) -> Result<(Vec<Flag>, String), Problem> {
     Ok((flags, rest.to_owned()))
 }
 
-/// Each flag is known, stands once, and has a value where one belongs; `switches` are on by their name alone.
+/// Checks that each flag is known, occurs once (`--exclude` may occur more often), and has a value if it needs one.
+/// `switches` may have no value.
 fn check_flags(instruction: &'static str, flags: &[Flag], valued: &[&str], switches: &[&str]) -> Result<(), Problem> {
     for (at, flag) in flags.iter().enumerate() {
         let Flag { name, value } = flag;
@@ -442,10 +454,12 @@ fn check_flags(instruction: &'static str, flags: &[Flag], valued: &[&str], switc
             _ if !valued.contains(&name.as_str()) && !switches.contains(&name.as_str()) => {
                 return Err(Problem::Flag { instruction, flag: name.clone() });
             }
-            _ if flags[..at].iter().any(|other| other.name == *name) => return bad("stands twice"),
+            _ if name != "exclude" && flags[..at].iter().any(|other| other.name == *name) => {
+                return bad("is given twice");
+            }
             None | Some("") if valued.contains(&name.as_str()) => return bad("needs a value"),
             Some(value) if switches.contains(&name.as_str()) && !matches!(value, "true" | "false") => {
-                return bad("is `true` or `false`");
+                return bad("must be `true` or `false`");
             }
             _ => {}
         }
@@ -453,7 +467,8 @@ fn check_flags(instruction: &'static str, flags: &[Flag], valued: &[&str], switc
     Ok(())
 }
 
-/// A JSON list of words, or a line for the shell. A list of anything else is refused, as BuildKit does: no shell would make sense of it.
+/// Parses a JSON list of words, or takes the text as a shell command. A list that contains anything but strings is
+/// refused, as in BuildKit, because no shell could run it.
 fn command(text: &str) -> Result<Command, Problem> {
     let text = text.trim();
     match serde_json::from_str::<Vec<serde_json::Value>>(text) {
@@ -468,7 +483,11 @@ fn command(text: &str) -> Result<Command, Problem> {
 
 fn copy(name: &'static str, rest: &str, reader: &mut Reader<'_>) -> Result<Copy, Problem> {
     let (flags, rest) = flags(rest, reader.escape)?;
-    check_flags(name, &flags, &["chown", "chmod", if name == "COPY" { "from" } else { "checksum" }], &["link"])?;
+    let (valued, switches): (&[&str], &[&str]) = match name {
+        "COPY" => (&["chown", "chmod", "exclude", "from"], &["link", "parents"]),
+        _ => (&["chown", "chmod", "exclude", "checksum"], &["link"]),
+    };
+    check_flags(name, &flags, valued, switches)?;
     let (mut words, documents) = match command(&rest)? {
         Command::Exec(words) => (words, Vec::new()),
         Command::Shell(text) => {
@@ -500,7 +519,8 @@ fn on_build(rest: &str, reader: &mut Reader<'_>) -> Result<Instruction, Problem>
     if matches!(keyword.as_str(), "ONBUILD" | "FROM" | "MAINTAINER") {
         return Err(Problem::OnBuild(keyword));
     }
-    // Checked now, where the person sees it; kept as text, as every image does, with the lines of its here-documents.
+    // Check the instruction now, while the author can see the error. Like every image, keep it as text, with the lines
+    // of its here-documents.
     let begin = reader.at;
     one(rest, reader)?;
     Ok(Instruction::OnBuild([&[rest], &reader.lines[begin..reader.at]].concat().join("\n")))

@@ -1,14 +1,19 @@
-//! One `RUN`: a container of our own runtime, whose upper directory becomes a layer.
+//! Runs one `RUN` step in a container of gpurun's own runtime. The container's upper directory becomes a layer.
 //!
 //! ```text
-//! /var/lib/gpurun/containers/ID/upper/   what the command writes
-//! /run/gpurun/ID/step.json              a record that nobody lists: as soon as nobody runs it, reconcile clears everything away
-//! /run/gpurun/ID/build/                 secrets, the host's certificates, here-documents: bound into the container, in no layer
+//! /var/lib/gpurun/containers/ID/upper/   files that the command writes
+//! /run/gpurun/ID/step.json               record of the step; it is in no list of containers
+//! /run/gpurun/ID/build/                  secrets, certificates, here-documents, sockets, bound into the container
 //! ```
 //!
-//! The container goes through the same launch as any other (limits read back, seccomp, guards). Its supervisor ends it when the build is
-//! gone; the builder holds the `launching` lock until it has read what was written. A build must not look at the records' locks
-//! meanwhile: closing a descriptor of the lock file would let go of it.
+//! The container is launched like any other: limits are read back, and seccomp and the guards apply.
+//!
+//! Clean-up: the supervisor stops the container when the build dies. As soon as no process runs the container,
+//! reconcile removes all of the above.
+//!
+//! Locks: the build holds the `launching` lock until it has read the upper directory. Until then it must not query the
+//! locks of the records: `launching` is a POSIX record lock, and closing any descriptor of the lock file would release
+//! it.
 
 use std::fs;
 use std::io;
@@ -20,61 +25,60 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 
+use super::agent::{AgentSocket, Forward};
+use super::hostca::HostFile;
+use crate::control::{FromSupervisor, ToSupervisor};
 use crate::durable::FileLock;
 use crate::launch::{self, Scaffold};
 use crate::layer::{Tree, diff, directory};
 use crate::names;
 use crate::names::Digest;
-use crate::record::{Entry, Record, Records, State};
+use crate::record::{Entry, Owner, Record, Records, State};
 use crate::report::Report;
-use crate::request::{MountRequest, MountSource, NetworkMode, Payload, Request};
-use crate::spec::AskedLimits;
+use crate::request::{HostEntry, LimitsRequest, MountRequest, MountSource, NetworkMode, Payload, Request, UserSpec};
+use crate::spec::CapabilityName;
 use crate::store::{Draft, StoreError};
-use crate::supervise::log;
-use crate::supervise::protocol::{FromSupervisor, ToSupervisor};
 
-/// So many milliseconds a command may be quiet before whoever shows it is told.
+/// The capabilities to drop from a step on this network.
+pub(crate) fn dropped(network: NetworkMode) -> Vec<CapabilityName> {
+    if network == NetworkMode::Host { vec![CapabilityName::NET_RAW] } else { Vec::new() }
+}
+
+/// Milliseconds without output from the command after which the caller is notified.
 const QUIET: u8 = 200;
 
-/// What to run.
+/// A command to run and its environment.
 #[derive(Debug)]
-pub struct Run {
-    /// The image that holds the files so far.
+pub(super) struct Run {
+    /// The image with the files of the previous steps.
     pub image_id: Digest,
-    /// Keeps that image until its user is on record.
+    /// Keeps that image from being removed until the step's record refers to it.
     pub hold: FileLock,
     pub words: Vec<String>,
     pub env: Vec<(String, String)>,
     pub user: String,
     pub workdir: PathBuf,
     pub network: NetworkMode,
-    pub limits: AskedLimits,
-    pub add_hosts: Vec<String>,
+    pub limits: LimitsRequest,
+    pub add_hosts: Vec<HostEntry>,
     pub mounts: Vec<MountRequest>,
-    /// Files that the container sees and no layer holds.
+    /// Files that are visible in the container but are in no layer.
     pub files: Vec<HostFile>,
+    pub agents: Vec<AgentSocket>,
+    pub shm_size: Option<u64>,
 }
 
-/// A file that exists for one step alone.
-#[derive(Debug, Clone)]
-pub struct HostFile {
-    pub target: PathBuf,
-    pub bytes: Vec<u8>,
-    pub mode: u32,
-    pub owner: (u32, u32),
-}
-
-/// A step's container.
-pub struct Step<'a> {
+/// The container of a finished step.
+pub(super) struct Step<'a> {
     records: &'a Records,
     entry: Entry,
-    /// Held until the files are read: see the module.
+    /// Holds the `launching` lock until the files are read. See the module's documentation.
     _spawned: launch::Spawned,
     pub state: State,
 }
 
-/// Runs it to its end, whatever its exit status.
-pub fn run<'a>(
+/// Runs the command until it exits, with any exit status.
+pub(super) fn run<'a>(
     root: &Path,
     records: &'a Records,
     run: Run,
@@ -91,23 +95,45 @@ pub fn run<'a>(
             source: MountSource::Bind { path: private.join(number.to_string()), recursive: false, propagation: None },
             destination: file.target.clone(),
             read_only: true,
+            chown: false,
+        });
+    }
+    for (number, agent) in run.agents.iter().enumerate() {
+        let path = private.join(agent_name(number));
+        mounts.push(MountRequest {
+            source: MountSource::Bind { path, recursive: false, propagation: None },
+            destination: agent.target.clone(),
+            read_only: false,
+            chown: false,
         });
     }
     let request = request(run.image_id, run.words, run.env, mounts);
     let request = Request {
-        user: (!run.user.is_empty()).then_some(run.user),
+        user: (!run.user.is_empty()).then(|| UserSpec::of(&run.user)),
         workdir: Some(run.workdir),
         network: run.network,
+        cap_drop: dropped(run.network),
         limits: run.limits,
+        shm_size: run.shm_size,
         add_hosts: run.add_hosts,
         ..request
     };
-    let record = Record { step: true, ..Record::new(id.clone(), format!("build-{}", &id[..12]), log::now(), request) };
+    let (name, now) = (format!("build-{}", &id[..12]), crate::clock::now());
+    let record = Record { step: true, ..Record::new(id, name, now, run.image_id, Owner::caller(), request) };
     let (entry, launching) = records.create(&record, None)?;
     drop(run.hold);
-    let started = lay_out(&private, &files)
-        .and_then(|()| launch::check(&entry.record.request))
-        .and_then(|()| launch::spawn(root, records.run_dir(), &entry, launching));
+    super::point::point("build-recorded");
+    let mut forwards = Vec::new();
+    let laid_out = lay_out(&private, &files).and_then(|()| {
+        for (number, agent) in run.agents.iter().enumerate() {
+            let forward = Forward::start(&private, &agent_name(number), agent);
+            forwards.push(forward.map_err(|error| Report::new("cannot forward the SSH agent").with_cause(error))?);
+        }
+        Ok(())
+    });
+    let started = laid_out.and_then(|()| launch::check(&entry.record.request)).and_then(|()| {
+        launch::spawn(root, records.run_dir(), &entry, launching, &[ToSupervisor::Attach { stdin: false }])
+    });
     let spawned = match started {
         Ok(spawned) => spawned,
         Err(mut report) => {
@@ -115,10 +141,14 @@ pub fn run<'a>(
             return Err(report);
         }
     };
-    match listen(&spawned, signals, output) {
+    super::point::point("build-spawned");
+    let ended = listen(&spawned, signals, output);
+    super::point::point("build-ended");
+    drop(forwards);
+    match ended {
         Ok(state) => Ok(Step { records, entry, _spawned: spawned, state }),
         Err(mut report) => {
-            // What it still writes would be in the way of the removal.
+            // Wait for the supervisor to die. Files that it still writes would make the removal fail.
             spawned.outlive();
             report.afterwards.extend(launch::remove(records, &entry).err().map(|error| error.message));
             Err(report)
@@ -126,17 +156,21 @@ pub fn run<'a>(
     }
 }
 
-/// What a step says.
+/// A message from a running step.
 #[derive(Debug)]
-pub enum Heard<'a> {
+pub(super) enum Heard<'a> {
     Output(&'a [u8]),
     Notice(&'a str),
-    /// It has been quiet for a while: a clock may go on.
+    /// The step has been silent for a while. The caller may update a clock.
     Nothing,
 }
 
+fn agent_name(number: usize) -> String {
+    format!("agent-{number}")
+}
+
 fn lay_out(dir: &Path, files: &[HostFile]) -> Result<(), Report> {
-    let failed = |error: io::Error| Report::new("cannot lay out the files of the step").with_cause(error);
+    let failed = |error: io::Error| Report::new("cannot write the files of the step").with_cause(error);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
     for (number, file) in files.iter().enumerate() {
         let path = dir.join(number.to_string());
@@ -148,9 +182,10 @@ fn lay_out(dir: &Path, files: &[HostFile]) -> Result<(), Report> {
     Ok(())
 }
 
-/// A container as a build wants it: root's usual capabilities, and set-uid programs that work (an image's `sudo` is part of many recipes).
+/// The request for a step's container. It has root's usual capabilities, and set-user-ID programs work, because many
+/// Containerfiles use the image's `sudo`. docker does not set no-new-privileges either. A step that runs as root gains
+/// nothing from such a program, and a step under `USER` becomes at most root in its own container.
 fn request(image_id: Digest, words: Vec<String>, env: Vec<(String, String)>, mounts: Vec<MountRequest>) -> Request {
-    let image = image_id.to_string();
     Request {
         entrypoint: Some(Vec::new()),
         env,
@@ -158,7 +193,7 @@ fn request(image_id: Digest, words: Vec<String>, env: Vec<(String, String)>, mou
         mounts,
         network: NetworkMode::Host,
         no_new_privileges: false,
-        ..Request::bare(image.clone(), image, Payload::Command(words))
+        ..Request::bare(image_id.to_string(), Payload::Command(words))
     }
 }
 
@@ -167,9 +202,8 @@ fn listen(
     signals: Option<&SignalFd>,
     output: &mut dyn FnMut(Heard<'_>),
 ) -> Result<State, Report> {
-    let lost = |error: io::Error| Report::new("cannot talk to the supervisor of the step").with_cause(error);
+    let lost = |error: io::Error| Report::new("cannot reach the supervisor of the step").with_cause(error);
     let connection = &spawned.connection;
-    connection.send(&ToSupervisor::Attach { stdin: false }).map_err(lost)?;
     let mut interrupted = false;
     loop {
         let mut fds = vec![PollFd::new(connection.as_fd(), PollFlags::POLLIN)];
@@ -184,7 +218,8 @@ fn listen(
             && take_interrupt(signals)
         {
             interrupted = true;
-            connection.send(&ToSupervisor::Stop { timeout: Some(0) }).map_err(lost)?;
+            // The send fails if the step has just ended. Its last message then reports how it ended.
+            let _ = connection.send(&ToSupervisor::Stop { timeout: Some(0) });
         }
         if !heard {
             continue;
@@ -196,13 +231,16 @@ fn listen(
             Some(FromSupervisor::Exited(_)) if interrupted => return Err(interruption()),
             Some(FromSupervisor::Exited(state)) => return Ok(*state),
             Some(_) => {}
-            None => return Err(Report::new("the supervisor of the step was killed")),
+            None => {
+                return Err(Report::new("the supervisor of the step was killed")
+                    .with_hint(crate::supervise::diagnostics::hint(&spawned.diagnostics)));
+            }
         }
     }
 }
 
-/// Whether a person wants the build to end.
-pub fn take_interrupt(signals: &SignalFd) -> bool {
+/// Whether a signal asks the build to stop. SIGWINCH does not.
+pub(super) fn take_interrupt(signals: &SignalFd) -> bool {
     let mut interrupted = false;
     while let Ok(Some(info)) = signals.read_signal() {
         interrupted |= info.ssi_signo != nix::sys::signal::Signal::SIGWINCH as u32;
@@ -210,15 +248,15 @@ pub fn take_interrupt(signals: &SignalFd) -> bool {
     interrupted
 }
 
-/// Lets time go by, unless a person wants the build to end meanwhile.
-pub fn pause(signals: Option<&SignalFd>, time: Duration) -> Result<(), Report> {
+/// Sleeps for the given time, or until a signal asks the build to stop.
+pub(super) fn pause(signals: Option<&SignalFd>, time: Duration) -> Result<(), Report> {
     let Some(signals) = signals else {
         std::thread::sleep(time);
         return Ok(());
     };
     let end = Instant::now() + time;
     loop {
-        // What ends it early is looked at here, in whatever way it ends.
+        // Ignore the result of the poll, because the signals and the clock are checked below in any case.
         let left = end.saturating_duration_since(Instant::now());
         let milliseconds = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let _ = poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], milliseconds);
@@ -231,14 +269,19 @@ pub fn pause(signals: Option<&SignalFd>, time: Duration) -> Result<(), Report> {
     }
 }
 
-/// How an interrupted build ends.
-pub fn interruption() -> Report {
+/// The error of an interrupted build.
+pub(super) fn interruption() -> Report {
     Report::new("the build was interrupted").with_exit_code(130)
 }
 
 impl Step<'_> {
-    /// What it wrote, as a layer of the draft; nothing, if it wrote nothing.
-    pub fn layer(&self, draft: &mut Draft<'_>, lower: &Tree, clamp: Option<i64>) -> Result<Option<Digest>, Report> {
+    /// Writes the files of the step as a layer of the draft. Returns `None` if the step changed no file.
+    pub(super) fn layer(
+        &self,
+        draft: &mut Draft<'_>,
+        lower: &Tree,
+        clamp: Option<i64>,
+    ) -> Result<Option<Digest>, Report> {
         let scaffold = Scaffold::of(&self.entry)?;
         let upper = self.entry.dir.join("upper");
         let fd = directory::open_root(&upper)
@@ -253,7 +296,7 @@ impl Step<'_> {
     }
 
     /// Removes the container's files.
-    pub fn remove(self) -> Result<(), Report> {
+    pub(super) fn remove(self) -> Result<(), Report> {
         launch::remove(self.records, &self.entry)
     }
 }

@@ -1,14 +1,16 @@
-//! The stages of a Containerfile: what each begins with, and which of them a target needs. Pure.
+//! The stages of a Containerfile: the base of each stage, and the stages that a target needs. Pure.
 
 use std::collections::BTreeSet;
 
+use super::limits::STAGES;
 use super::parse::{File, Instruction, Line, Problem, SyntaxError};
 use super::words::{Expander, Variables};
+use crate::image::Platform;
 
-/// A stage, its first line read.
+/// A stage with its parsed `FROM` line.
 #[derive(Debug, Clone)]
-pub struct Stage<'a> {
-    /// Its name, or its number.
+pub(super) struct Stage<'a> {
+    /// The stage's name, or `stage-N`.
     pub label: String,
     pub name: Option<String>,
     pub base: Base,
@@ -17,32 +19,36 @@ pub struct Stage<'a> {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Base {
+pub(super) enum Base {
     Scratch,
-    /// An earlier stage, by its place.
+    /// An earlier stage, by index.
     Stage(usize),
     Image(String),
 }
 
-/// All stages, and the arguments declared before them.
+/// All stages, and the arguments declared before the first one.
 #[derive(Debug)]
-pub struct Stages<'a> {
+pub(super) struct Stages<'a> {
     pub globals: Variables,
     pub all: Vec<Stage<'a>>,
 }
 
-/// Reads the `FROM` lines; `given` tells the command line's arguments and the platform's.
-pub fn read<'a>(
+/// Reads the `FROM` lines. `given` returns the arguments of the command line and of the platform.
+pub(super) fn read<'a>(
     file: &'a File,
     given: &dyn Fn(&str) -> Option<String>,
-    platform: &str,
+    platform: &Platform,
 ) -> Result<Stages<'a>, SyntaxError> {
     let mut globals = Variables::new();
     let mut all: Vec<Stage<'a>> = Vec::new();
     let is_from = |line: &Line| matches!(line.instruction, Instruction::From { .. });
     for (at, line) in file.lines.iter().enumerate() {
+        if !matches!(line.instruction, Instruction::Arg(_) | Instruction::From { .. }) {
+            continue;
+        }
         let failed = |problem| SyntaxError { line: line.number, problem };
-        // In `FROM`, what the command line says holds even for names like TARGETARCH that no `ARG` declared.
+        // In `FROM`, platform arguments such as TARGETARCH have a value even if no `ARG` declares them. The command
+        // line overrides that value.
         let mut variables = globals.clone();
         for name in ["TARGETPLATFORM", "BUILDPLATFORM", "TARGETARCH", "BUILDARCH", "TARGETOS", "BUILDOS"] {
             variables.extend(given(name).map(|value| (name.to_owned(), value)));
@@ -60,14 +66,9 @@ pub fn read<'a>(
                 }
             }
             Instruction::From { image, name, platform: wanted } => {
-                if let Some(wanted) = wanted.as_deref().map(expand).transpose()?
-                    && !wanted.is_empty()
-                    && wanted != platform
-                    && wanted != platform.split('/').next_back().unwrap_or_default()
-                {
-                    let what = format!("wants `{wanted}`, and this machine is {platform}");
-                    let flag = "platform".to_owned();
-                    return Err(failed(Problem::FlagValue { instruction: "FROM", flag, what }));
+                let wanted = wanted.as_deref().map(expand).transpose()?.filter(|wanted| !wanted.is_empty());
+                if let Some(problem) = wanted.and_then(|wanted| other_machine(&wanted, platform)) {
+                    return Err(failed(problem));
                 }
                 let image = expand(image)?;
                 if image.is_empty() {
@@ -81,6 +82,9 @@ pub fn read<'a>(
                 };
                 let rest = &file.lines[at + 1..];
                 let lines = &rest[..rest.iter().position(is_from).unwrap_or(rest.len())];
+                if all.len() >= STAGES {
+                    return Err(failed(Problem::Stages));
+                }
                 let label = name.clone().unwrap_or_else(|| format!("stage-{}", all.len()));
                 all.push(Stage { label, name: name.clone(), base, from: line, lines });
             }
@@ -90,18 +94,29 @@ pub fn read<'a>(
     Ok(Stages { globals, all })
 }
 
+/// The reason why a `--platform` cannot be built on this host. Names are normalized as in containerd's platforms
+/// package.
+fn other_machine(wanted: &str, host: &Platform) -> Option<Problem> {
+    let what = match wanted.parse::<Platform>() {
+        Ok(platform) if platform.runs_on(host) => return None,
+        Ok(_) => format!("is `{wanted}`, but this machine is {host}"),
+        Err(problem) => format!("is `{wanted}`: {problem}"),
+    };
+    Some(Problem::FlagValue { instruction: "FROM", flag: "platform".into(), what })
+}
+
 impl Stages<'_> {
-    /// The stage that a `--from` or `--target` names, among those before `end`.
+    /// The index of the stage that `--from` or `--target` names, among the stages before `end`.
     #[must_use]
-    pub fn find(&self, name: &str, end: usize) -> Option<usize> {
+    pub(super) fn find(&self, name: &str, end: usize) -> Option<usize> {
         let lower = name.to_ascii_lowercase();
         let named = self.all[..end].iter().position(|stage| stage.name.as_deref() == Some(&*lower));
         named.or_else(|| name.parse().ok().filter(|number| *number < end))
     }
 
-    /// The stages that `target` needs, itself included, in their order.
+    /// The stages that `target` needs, including itself, in build order.
     #[must_use]
-    pub fn needed(&self, target: usize) -> BTreeSet<usize> {
+    pub(super) fn needed(&self, target: usize) -> BTreeSet<usize> {
         let (mut needed, mut todo) = (BTreeSet::new(), vec![target]);
         while let Some(at) = todo.pop() {
             if !needed.insert(at) {
@@ -119,7 +134,7 @@ impl Stages<'_> {
     }
 }
 
-/// The names that `--from` and `from=` of an instruction hold.
+/// The names in `--from` and `from=` of an instruction.
 fn sources(instruction: &Instruction) -> Vec<&str> {
     match instruction {
         Instruction::Copy(copy) => {
@@ -136,9 +151,9 @@ fn sources(instruction: &Instruction) -> Vec<&str> {
     }
 }
 
-/// Whether an instruction may change files: those are a build's steps.
+/// Whether an instruction may change files. Only such an instruction is a step of the build.
 #[must_use]
-pub fn is_step(instruction: &Instruction) -> bool {
+pub(super) fn is_step(instruction: &Instruction) -> bool {
     matches!(instruction, Instruction::Run { .. } | Instruction::Copy(_) | Instruction::Workdir(_))
 }
 
@@ -154,10 +169,14 @@ mod tests {
         (name == "BUILDPLATFORM").then(|| "linux/amd64".to_owned())
     }
 
+    fn amd64() -> Platform {
+        Platform { os: "linux".into(), architecture: "amd64".into(), variant: None }
+    }
+
     #[test]
     fn stages_and_what_they_need() {
         let file = parse(TEXT).expect("parsed");
-        let stages = read(&file, &given, "linux/amd64").expect("read");
+        let stages = read(&file, &given, &amd64()).expect("read");
         let bases: Vec<_> = stages.all.iter().map(|stage| stage.base.clone()).collect();
         assert_eq!(
             bases,
@@ -167,16 +186,22 @@ mod tests {
         assert_eq!(stages.needed(1), [1].into());
         assert_eq!((stages.find("TOOLS", 4), stages.find("1", 4), stages.find("4", 4)), (Some(2), Some(1), None));
         let newer = |name: &str| (name == "V").then(|| "13".to_owned()).or_else(|| given(name));
-        let stages = read(&file, &newer, "linux/amd64").expect("read");
+        let stages = read(&file, &newer, &amd64()).expect("read");
         assert_eq!(stages.all[0].base, Base::Image("debian:13".into()));
     }
 
     #[test]
     fn another_platform_is_refused() {
         let file = parse("FROM --platform=linux/riscv64 x\n").expect("parsed");
-        let error = read(&file, &given, "linux/amd64").expect_err("refused").to_string();
+        let error = read(&file, &given, &amd64()).expect_err("refused").to_string();
         assert!(error.contains("line 1") && error.contains("linux/riscv64"), "{error}");
+        for platform in ["linux/amd64", "linux/x86_64", "amd64", "x86_64", "linux/x86-64", "amd64/v1", "Linux/AMD64/v1"]
+        {
+            let text = format!("FROM --platform={platform} x\n");
+            let file = parse(&text).expect("parsed");
+            assert!(read(&file, &given, &amd64()).is_ok(), "{platform}");
+        }
         let file = parse("ARG A\nFROM $A\n").expect("parsed");
-        assert!(read(&file, &given, "linux/amd64").is_err(), "an empty name");
+        assert!(read(&file, &given, &amd64()).is_err(), "an empty name");
     }
 }

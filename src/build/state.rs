@@ -1,4 +1,4 @@
-//! What a stage's instructions make of the image's config, as far as no file is concerned. Pure.
+//! Applies the instructions that change only the image's config. Pure.
 
 use serde_json::{Value, json};
 
@@ -6,11 +6,13 @@ use super::parse::{Command, Flag, Instruction, Problem};
 use super::words::{Expander, Variables, WordError};
 use crate::image::ImageDocument;
 use crate::request::parse_signal;
+use crate::units::parse_duration;
 
-/// docker's shell, until `SHELL` says otherwise.
+/// The default shell, until `SHELL` replaces it. docker uses the same one.
 const SHELL: [&str; 2] = ["/bin/sh", "-c"];
-/// Build arguments that need no `ARG` and never reach the image, its history or the cache's keys (docker's list).
-pub const PREDEFINED: [&str; 10] = [
+/// Build arguments that need no `ARG`, and that are never stored in the image, its history or a cache key. docker has
+/// the same list.
+pub(crate) const PREDEFINED: [&str; 10] = [
     "HTTP_PROXY",
     "http_proxy",
     "HTTPS_PROXY",
@@ -23,40 +25,40 @@ pub const PREDEFINED: [&str; 10] = [
     "all_proxy",
 ];
 
-/// A stage so far.
+/// The state of a stage after some of its instructions.
 #[derive(Debug, Clone)]
-pub struct State {
+pub(super) struct State {
     pub document: ImageDocument,
-    /// What `ARG` has declared here.
+    /// The arguments that `ARG` has declared in this stage.
     pub args: Variables,
-    /// `CMD` stood in this very stage: an `ENTRYPOINT` leaves it alone.
+    /// This stage has a `CMD` of its own, so `ENTRYPOINT` must not clear it.
     own_command: bool,
 }
 
 impl State {
     #[must_use]
-    pub fn new(document: ImageDocument) -> Self {
+    pub(super) fn new(document: ImageDocument) -> Self {
         Self { document, args: Variables::new(), own_command: false }
     }
 
-    /// What names mean now: the environment wins over arguments.
+    /// The values of all variables. The environment overrides the arguments.
     #[must_use]
-    pub fn variables(&self) -> Variables {
+    pub(super) fn variables(&self) -> Variables {
         let mut all = self.args.clone();
         all.extend(self.environment());
         all
     }
 
-    /// The image's environment.
+    /// The environment of the image.
     #[must_use]
-    pub fn environment(&self) -> Variables {
+    pub(super) fn environment(&self) -> Variables {
         let pairs = self.document.config.env.iter().filter_map(|entry| entry.split_once('='));
         pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
 
-    /// The words that run a command.
+    /// The command line of a command: the words themselves, or the shell with the text.
     #[must_use]
-    pub fn words(&self, command: &Command) -> Vec<String> {
+    pub(super) fn words(&self, command: &Command) -> Vec<String> {
         match command {
             Command::Exec(words) => words.clone(),
             Command::Shell(text) => {
@@ -68,20 +70,20 @@ impl State {
         }
     }
 
-    /// The working directory, absolute.
+    /// The working directory as an absolute path.
     #[must_use]
-    pub fn workdir(&self) -> String {
+    pub(super) fn workdir(&self) -> String {
         absolute("/", &self.document.config.working_dir)
     }
 
-    /// A path of an instruction, taken from the working directory.
+    /// Resolves a path relative to the working directory.
     #[must_use]
-    pub fn path(&self, path: &str) -> String {
+    pub(super) fn path(&self, path: &str) -> String {
         absolute(&self.workdir(), path)
     }
 
-    /// Declares arguments; `given` are the command line's.
-    pub fn declare(
+    /// Declares arguments. `outside` returns the values from outside the stage, which override the defaults.
+    pub(super) fn declare(
         &mut self,
         args: &[(String, Option<String>)],
         escape: char,
@@ -99,15 +101,15 @@ impl State {
         Ok(())
     }
 
-    /// Applies an instruction that changes the config alone; `false` for all others.
-    pub fn apply(&mut self, instruction: &Instruction, escape: char) -> Result<bool, Problem> {
+    /// Applies an instruction that changes only the config. Returns `false` for all other instructions.
+    pub(super) fn apply(&mut self, instruction: &Instruction, escape: char) -> Result<bool, Problem> {
         let variables = self.variables();
         let expander = Expander { escape, variables: &variables };
         let expand = |text: &String| expander.expand(text);
         let config = &mut self.document.config;
         match instruction {
             Instruction::Env(pairs) => {
-                // All values mean what names meant before the instruction.
+                // All values are expanded with the variables as they were before the instruction.
                 for (name, value) in pairs {
                     let (name, value) = (expand(name)?, expand(value)?);
                     let entry = format!("{name}={value}");
@@ -125,7 +127,7 @@ impl State {
             Instruction::User(user) => config.user = expand(user)?,
             Instruction::StopSignal(signal) => {
                 let signal = expand(signal)?;
-                if parse_signal(&signal).is_none() {
+                if parse_signal(&signal).is_err() {
                     let what = "a signal: a name such as `SIGINT`, or a number from 1 to 64";
                     return Err(Problem::Needs { instruction: "STOPSIGNAL", what });
                 }
@@ -169,7 +171,7 @@ impl State {
                 let words = self.words(command);
                 let config = &mut self.document.config;
                 config.entrypoint = if command == &Command::Shell(String::new()) { Vec::new() } else { words };
-                // A command of the image below was meant for its entry point.
+                // The inherited command belongs to the inherited entry point.
                 if !self.own_command {
                     config.cmd.clear();
                 }
@@ -180,7 +182,7 @@ impl State {
     }
 }
 
-/// `path` as seen from `from`, cleaned by its letters alone.
+/// Resolves `path` relative to `from` by name alone. Links are not followed.
 fn absolute(from: &str, path: &str) -> String {
     let mut names: Vec<&str> = Vec::new();
     let all = if path.starts_with('/') { path.to_owned() } else { format!("{from}/{path}") };
@@ -194,7 +196,7 @@ fn absolute(from: &str, path: &str) -> String {
     format!("/{}", names.join("/"))
 }
 
-/// `8888`, `8888/udp`, `7000-7002/tcp`
+/// Parses `8888`, `8888/udp` or `7000-7002/tcp`.
 fn exposed(text: &str) -> Result<Vec<String>, Problem> {
     let bad = || Problem::Needs { instruction: "EXPOSE", what: "ports: `PORT`, `PORT/udp` or `FIRST-LAST`" };
     let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
@@ -207,7 +209,7 @@ fn exposed(text: &str) -> Result<Vec<String>, Problem> {
     Ok((first..=last).map(|port| format!("{port}/{protocol}")).collect())
 }
 
-/// docker's JSON: durations in nanoseconds.
+/// Builds docker's JSON of a health check. Durations are in nanoseconds.
 fn health(flags: &[Flag], test: Value) -> Result<Value, Problem> {
     let mut all = json!({ "Test": test });
     for flag in flags {
@@ -215,13 +217,17 @@ fn health(flags: &[Flag], test: Value) -> Result<Value, Problem> {
         let bad =
             |what: &str| Problem::FlagValue { instruction: "HEALTHCHECK", flag: flag.name.clone(), what: what.into() };
         let (key, value) = match flag.name.as_str() {
-            "interval" => ("Interval", json!(duration(&value).ok_or_else(|| bad("needs a duration like `30s`"))?)),
-            "timeout" => ("Timeout", json!(duration(&value).ok_or_else(|| bad("needs a duration like `30s`"))?)),
+            "interval" => {
+                ("Interval", json!(parse_duration(&value).ok_or_else(|| bad("needs a duration such as `30s`"))?))
+            }
+            "timeout" => {
+                ("Timeout", json!(parse_duration(&value).ok_or_else(|| bad("needs a duration such as `30s`"))?))
+            }
             "start-period" => {
-                ("StartPeriod", json!(duration(&value).ok_or_else(|| bad("needs a duration like `30s`"))?))
+                ("StartPeriod", json!(parse_duration(&value).ok_or_else(|| bad("needs a duration such as `30s`"))?))
             }
             "start-interval" => {
-                ("StartInterval", json!(duration(&value).ok_or_else(|| bad("needs a duration like `30s`"))?))
+                ("StartInterval", json!(parse_duration(&value).ok_or_else(|| bad("needs a duration such as `30s`"))?))
             }
             "retries" => ("Retries", json!(value.parse::<u32>().map_err(|_| bad("needs a number"))?)),
             _ => return Err(Problem::Flag { instruction: "HEALTHCHECK", flag: flag.name.clone() }),
@@ -231,35 +237,12 @@ fn health(flags: &[Flag], test: Value) -> Result<Value, Problem> {
     Ok(all)
 }
 
-/// Go's durations: `1m30s`, `500ms`.
-fn duration(text: &str) -> Option<u64> {
-    let (mut total, mut rest) = (0.0, text);
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, after) = rest.split_at(digits);
-        let unit = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
-        let (unit, after) = after.split_at(unit);
-        let nanos = match unit {
-            "ns" => 1.0,
-            "us" | "µs" => 1e3,
-            "ms" => 1e6,
-            "s" => 1e9,
-            "m" => 60e9,
-            "h" => 3600e9,
-            _ => return None,
-        };
-        total += number.parse::<f64>().ok()? * nanos;
-        rest = after;
-    }
-    (!text.is_empty()).then_some(total as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::parse::parse_one;
     use super::*;
 
-    /// The config after some instructions.
+    /// The state after some instructions.
     fn after(lines: &[&str]) -> State {
         let mut state = State::new(ImageDocument::scratch());
         state.document.config.cmd = vec!["below".into()];

@@ -1,33 +1,33 @@
-//! The three instructions that change files: `RUN`, `COPY` (and `ADD`), `WORKDIR`.
+//! Executes `RUN` and `WORKDIR`. `COPY` and `ADD` are in [`super::copy_step`].
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use super::copy::{Plan, Target, Thing, now};
+use super::copy::{Plan, Target};
 use super::engine::{Current, Engine};
-use super::mount::{self, Mount};
+use super::hostca::HostFile;
+use super::mount;
 use super::mounted::Mounted;
-use super::parse::{Command, Copy, Flag, HereDocument};
-use super::run::{self, Heard, HostFile, Run};
+use super::parse::{Command, Flag, HereDocument};
+use super::run;
+use super::run::{Heard, Run};
 use super::state::{PREDEFINED, State};
-use super::words::Expander;
-use super::{fetch, hostca};
+use super::{hostca, network};
 use crate::names::Digest;
 use crate::report::Report;
-use crate::request::NetworkMode;
-use crate::rootfs::users;
+use crate::request::{LimitsRequest, UserSpec};
+use crate::rootfs::users::{self, LookupError};
 use crate::store::Draft;
 
-/// How much of a failed command's output an error repeats.
+/// Number of output lines of a failed command that its error repeats.
 const LAST_LINES: usize = 12;
-/// Names and ids of an image's users: no file that says them is larger.
+/// The size limit of an image's /etc/passwd and /etc/group, in bytes.
 const USERS: u64 = 16 << 20;
-/// Where a here-document that names its interpreter is seen.
+/// The path in the container of a here-document that starts with an interpreter line.
 const SCRIPT: &str = "/run/gpurun-host/script";
 
 impl Engine<'_> {
-    pub fn workdir(&mut self, current: &mut Current<'_>, path: &str) -> Result<(), Report> {
+    pub(super) fn workdir(&mut self, current: &mut Current<'_>, path: &str) -> Result<(), Report> {
         let path = self.expand(&current.state, path)?;
         let path = current.state.path(&path);
         let state = &mut current.state;
@@ -38,149 +38,14 @@ impl Engine<'_> {
         let clamp = self.options.clamp;
         self.step(state, &key, &mut |engine, draft, below| {
             let merged = engine.tree(below)?;
-            let owner = if user.is_empty() { None } else { Some(engine.owner(below, &user)?) };
+            let owner = if user.is_empty() { None } else { Some(engine.workdir_owner(below, &user, &path)?) };
             let mut plan = Plan::default();
             plan.directory(&Target { tree: &merged.0, destination: &path, several: false, owner, mode: None, clamp })?;
             engine.write(plan, draft)
         })
     }
 
-    pub fn copy(&mut self, current: &mut Current<'_>, copy: &Copy) -> Result<(), Report> {
-        let state = &current.state;
-        let mut destination = self.expand(state, &copy.destination)?;
-        let is_directory = destination.ends_with('/') || destination.ends_with("/.") || destination == ".";
-        destination = state.path(&destination);
-        if is_directory && !destination.ends_with('/') {
-            destination.push('/');
-        }
-        let flag = |name: &str| -> Result<Option<String>, Report> {
-            let flag = copy.flags.iter().rev().find(|flag| flag.name == name);
-            flag.map(|flag| self.expand(state, flag.value.as_deref().unwrap_or(""))).transpose()
-        };
-        let (from, chown, chmod) = (flag("from")?, flag("chown")?, flag("chmod")?);
-        let checksum = flag("checksum")?;
-        let checksum = checksum.as_deref().map(fetch::checksum).transpose()?;
-        let mode = chmod.as_deref().map(octal).transpose()?;
-        let mut sources = Vec::new();
-        for source in &copy.sources {
-            sources.push(self.expand(state, source)?);
-        }
-        let diff_ids = state.document.diff_ids.clone();
-        let mut key = self.key("COPY", &diff_ids);
-        key.add(if copy.add { "ADD" } else { "COPY" }).add(&destination);
-        key.add(format!("{chown:?} {mode:?} {sources:?}"));
-        let mut things = self.documents(state, &copy.documents)?;
-        check_sources(copy, &sources, &destination, checksum)?;
-        // What a digest names is fetched only where it is not in the cache.
-        let pinned = checksum.map(|checksum| (sources[0].clone(), checksum.to_owned()));
-        let from = match from {
-            None if pinned.is_some() => {
-                key.add(checksum.unwrap_or_default());
-                None
-            }
-            None => {
-                for source in &sources {
-                    things.extend(self.source(copy.add, source)?);
-                }
-                None
-            }
-            // Layers say what is in them: nothing is read before it is known to be needed.
-            Some(name) => {
-                let layers = self.layers_from(current, &name)?;
-                key.add(crate::layer::merge::chain_id(&layers).hex());
-                Some((name, layers))
-            }
-        };
-        things.iter().for_each(|thing| thing.add_to(&mut key));
-        let mut things = Some(things);
-        let (add, clamp) = (copy.add, self.options.clamp);
-        self.step(&mut current.state, &key, &mut |engine, draft, below| {
-            let mut things = things.take().unwrap_or_default();
-            if let Some((url, checksum)) = &pinned {
-                things.push(engine.fetch(url, Some(checksum))?);
-            }
-            if let Some((name, layers)) = &from {
-                let merged = engine.tree(layers)?;
-                for source in &sources {
-                    things.extend(from_tree(&merged, source, name)?);
-                }
-            }
-            let owner = chown.as_deref().map(|chown| engine.owner(below, chown)).transpose()?;
-            let merged = engine.tree(below)?;
-            let several = things.len() > 1;
-            let target = Target { tree: &merged.0, destination: &destination, several, owner, mode, clamp };
-            let mut plan = Plan::default();
-            if add {
-                things = engine.unpack(things, &target, &mut plan)?;
-            }
-            plan.add(things, &target)?;
-            engine.write(plan, draft)
-        })
-    }
-
-    /// A word of `COPY` or `ADD` that names something of the context, or a URL.
-    fn source(&mut self, add: bool, source: &str) -> Result<Vec<Thing>, Report> {
-        if add && fetch::is_url(source) {
-            return Ok(vec![self.fetch(source, None)?]);
-        }
-        let context = self.context.as_ref().ok_or_else(no_context)?;
-        Ok(context.select(source)?.into_iter().map(Thing::from_context).collect())
-    }
-
-    fn fetch(&mut self, url: &str, checksum: Option<&str>) -> Result<Thing, Report> {
-        let (signals, output) = (self.signals, &mut *self.output);
-        let fetched = fetch::fetch(self.store, url, &mut |pause, error| {
-            if pause >= Duration::from_secs(1) {
-                output.notice(&format!("{error}: {}; trying again in {} s", error.cause, pause.as_secs()));
-            }
-            run::pause(signals, pause)
-        })?;
-        let found = format!("sha256:{}", hex::encode(fetched.digest));
-        match checksum {
-            Some(wanted) if wanted != found => {
-                Err(Report::new(format!("`{url}` has the digest `{found}`, not `{wanted}`")))
-            }
-            _ => fetch::thing(url, fetched),
-        }
-    }
-
-    /// Here-documents of a `COPY`, as files.
-    fn documents(&self, state: &State, documents: &[HereDocument]) -> Result<Vec<Thing>, Report> {
-        let variables = state.variables();
-        let expander = Expander { escape: self.escape, variables: &variables };
-        let mut things = Vec::new();
-        for document in documents {
-            let mut text = document.content();
-            if document.expand {
-                text = expander.expand_body(&text).map_err(|error| Report::new(error.to_string()))?;
-            }
-            things.push(Thing::from_bytes(&document.name, text.into_bytes(), self.options.clamp.unwrap_or_else(now)));
-        }
-        Ok(things)
-    }
-
-    /// Takes the archives among the things apart: what is in them goes into the destination.
-    fn unpack(&mut self, things: Vec<Thing>, target: &Target<'_>, plan: &mut Plan) -> Result<Vec<Thing>, Report> {
-        let mut rest = Vec::new();
-        for thing in things {
-            let Some((file, digest)) = thing.file(self.context.as_ref())? else {
-                rest.push(thing);
-                continue;
-            };
-            let name = String::from_utf8_lossy(&thing.name).into_owned();
-            match fetch::unpack(self.store, &file, &digest, &name)? {
-                None => rest.push(thing),
-                Some((tree, tar)) => {
-                    let sources = std::rc::Rc::new(vec![tar]);
-                    let inside = Thing::from_tree(&tree, &sources, "/", &name)?;
-                    plan.add(vec![inside], target)?;
-                }
-            }
-        }
-        Ok(rest)
-    }
-
-    fn write(&mut self, plan: Plan, draft: &mut Draft<'_>) -> Result<Option<Digest>, Report> {
+    pub(super) fn write(&mut self, plan: Plan, draft: &mut Draft<'_>) -> Result<Option<Digest>, Report> {
         if plan.is_empty() {
             return Ok(None);
         }
@@ -188,10 +53,26 @@ impl Engine<'_> {
         Ok(Some(draft.seal(out)?))
     }
 
-    /// `user[:group]` in the image so far. `--chown=1000` means the group 1000 too.
-    fn owner(&mut self, below: &[Digest], text: &str) -> Result<(u32, u32), Report> {
+    /// Looks up `user[:group]` in the image so far. A number alone, as in `--chown=1000`, is also the group.
+    pub(super) fn owner(&mut self, below: &[Digest], text: &str) -> Result<(u32, u32), Report> {
+        Ok(self.find_owner(below, text)??)
+    }
+
+    /// The owner of a new working directory. As in BuildKit, it is root if the image does not have the user yet: a later
+    /// `RUN` may create the user.
+    fn workdir_owner(&mut self, below: &[Digest], user: &str, path: &str) -> Result<(u32, u32), Report> {
+        match self.find_owner(below, user)? {
+            Err(error @ (LookupError::NoUser { .. } | LookupError::NoGroup { .. })) => {
+                self.output.notice(&format!("`{path}` belongs to root: {error}"));
+                Ok((0, 0))
+            }
+            found => Ok(found?),
+        }
+    }
+
+    fn find_owner(&mut self, below: &[Digest], text: &str) -> Result<Result<(u32, u32), LookupError>, Report> {
         if let Ok(id) = text.parse::<u32>() {
-            return Ok((id, id));
+            return Ok(Ok((id, id)));
         }
         let merged = self.tree(below)?;
         let read = |path: &str| {
@@ -200,11 +81,10 @@ impl Engine<'_> {
         };
         let failed = |error| Report::new(format!("cannot look up `{text}` in the image")).with_cause(error);
         let (passwd, groups) = (read("/etc/passwd").map_err(failed)?, read("/etc/group").map_err(failed)?);
-        let user = users::lookup_in(&passwd, &groups, text)?;
-        Ok((user.uid, user.gid))
+        Ok(users::lookup_in(&passwd, &groups, &UserSpec::of(text)).map(|user| (user.uid, user.gid)))
     }
 
-    pub fn run(
+    pub(super) fn run(
         &mut self,
         current: &mut Current<'_>,
         flags: &[Flag],
@@ -214,7 +94,7 @@ impl Engine<'_> {
         let state = &current.state;
         let (words, script) = words(state, command, documents);
         let mut mounts = Vec::new();
-        let mut network = self.options.network;
+        let mut network = None;
         for flag in flags {
             let value = self.expand(state, flag.value.as_deref().unwrap_or(""))?;
             match flag.name.as_str() {
@@ -222,31 +102,29 @@ impl Engine<'_> {
                     mount::parse(flag, &value, &|path| state.path(path))
                         .map_err(|problem| Report::new(problem.to_string()))?,
                 ),
-                "network" => network = run_network(&value, network)?,
+                "network" => network = Some(value),
                 _ => return Err(Report::new(format!("`RUN --{}` is not supported", flag.name))),
             }
         }
+        let network = network::asked(network.as_deref(), self.options.network)?;
         let mut env: Vec<(String, String)> = state.args.clone().into_iter().collect();
         env.extend(state.environment());
         let mut key = self.key("RUN", &state.document.diff_ids);
         key.add(format!("{words:?}")).add(script.as_deref().unwrap_or(""));
         key.add(format!("{env:?}")).add(&state.document.config.user).add(state.workdir()).add(format!("{network:?}"));
-        self.add_mounts_to(current, &mounts, &mut key)?;
+        let shown = self.add_mounts_to(current, &mounts, &mut key)?;
         let script =
             script.map(|text| HostFile { target: SCRIPT.into(), bytes: text.into_bytes(), mode: 0o555, owner: (0, 0) });
         let (user, workdir) = (current.state.document.config.user.clone(), PathBuf::from(current.state.workdir()));
-        let mut sources = VecDeque::new();
-        for mount in &mounts {
-            if let Mount::Bind { from: Some(name), .. } | Mount::Cache { from: Some(name), .. } = mount {
-                sources.push_back(self.layers_from(current, name)?);
-            }
-        }
         self.step(&mut current.state, &key, &mut |engine, draft, below| {
-            let mut mounted = engine.mounts(&mounts, sources.clone(), draft)?;
+            let mut mounted = engine.mounts(&mounts, shown.clone(), draft)?;
+            super::point::point("build-mounts");
             mounted.files.extend(script.clone());
             let mut env = env.clone();
             env.append(&mut mounted.env);
             engine.host_settings(&mut env, &mut mounted)?;
+            let network = engine.network(network);
+            engine.check_reach(network, &env, &mounted.files);
             let (image_id, hold) = engine.anchor(below)?;
             let run = Run {
                 image_id,
@@ -260,12 +138,14 @@ impl Engine<'_> {
                 add_hosts: engine.options.add_hosts.clone(),
                 mounts: mounted.requests,
                 files: mounted.files,
+                agents: mounted.agents,
+                shm_size: engine.options.shm_size,
             };
             engine.execute(run, draft, below)
         })
     }
 
-    /// Runs the container; what it wrote is the layer.
+    /// Runs the container and returns its changes as a layer.
     fn execute(&mut self, run: Run, draft: &mut Draft<'_>, below: &[Digest]) -> Result<Option<Digest>, Report> {
         let mut tail = Tail::default();
         let (root, records, signals) = (&self.options.root, self.records, self.signals);
@@ -281,7 +161,8 @@ impl Engine<'_> {
         })?;
         let code = step.state.exit_code.unwrap_or(0);
         if code != 0 {
-            let report = failure(code, step.state.oom_killed, &limits, &tail);
+            let mut report = failure(code, step.state.oom_killed, &limits, &tail);
+            report.hint = report.hint.or_else(|| self.reach_hint());
             return Err(match step.remove() {
                 Ok(()) => report,
                 Err(later) => Report { afterwards: vec![later.message], ..report },
@@ -289,13 +170,16 @@ impl Engine<'_> {
         }
         let merged = self.tree(below)?;
         let layer = step.layer(draft, &merged.0, self.options.clamp);
+        super::point::point("build-layer");
         let removed = step.remove();
+        super::point::point("build-removed");
         let layer = layer?;
         removed?;
         Ok(layer)
     }
 
-    /// Proxies, and with `--host-ca` certificates and pip's settings: for this process alone.
+    /// Adds the proxy arguments and, with `--host-ca`, the host's certificates and pip settings. They apply to this
+    /// step only.
     fn host_settings(&mut self, env: &mut Vec<(String, String)>, mounted: &mut Mounted) -> Result<(), Report> {
         let mut more: Vec<(String, String)> = Vec::new();
         if self.options.host_ca {
@@ -306,60 +190,14 @@ impl Engine<'_> {
         for name in PREDEFINED {
             more.extend(self.options.args.get(name).map(|value| (name.to_owned(), value.clone())));
         }
-        // What the Containerfile says itself wins.
+        // The values of the Containerfile take precedence.
         more.retain(|(name, _)| !env.iter().any(|(other, _)| other == name));
         env.extend(more);
         Ok(())
     }
 }
 
-/// What can be said of a `COPY`'s sources before any is looked at.
-fn check_sources(copy: &Copy, sources: &[String], destination: &str, checksum: Option<&str>) -> Result<(), Report> {
-    for source in sources.iter().filter(|_| copy.add) {
-        if fetch::is_git(source) {
-            return Err(Report::new("`ADD` of a git repository is not supported")
-                .with_hint("clone it beside the Containerfile, or in a `RUN`"));
-        }
-        if fetch::is_url(source) {
-            fetch::check_name(source, destination)?;
-        }
-    }
-    let one_url = sources.len() == 1 && copy.documents.is_empty() && fetch::is_url(&sources[0]);
-    if checksum.is_some() && !one_url {
-        return Err(Report::new("`ADD --checksum` is the digest of one URL, and of nothing else"));
-    }
-    Ok(())
-}
-
-fn from_tree(merged: &super::engine::Merged, source: &str, name: &str) -> Result<Vec<Thing>, Report> {
-    let place = format!("`{name}`");
-    let paths = super::copy::matching(&merged.0, source)?;
-    if paths.is_empty() {
-        return Err(Report::new(format!("`{source}` is not in {place}")));
-    }
-    paths.iter().map(|path| Ok(Thing::from_tree(&merged.0, &merged.1, path, &place)?)).collect()
-}
-
-pub(super) fn no_context() -> Report {
-    Report::new("there is no build context")
-        .with_hint("give the directory that the files are taken from: `gpurun build DIR`")
-}
-
-fn octal(text: &str) -> Result<u16, Report> {
-    let mode = u16::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777);
-    mode.ok_or_else(|| Report::new(format!("`--chmod={text}` is not an octal mode like 755")))
-}
-
-fn run_network(value: &str, default: NetworkMode) -> Result<NetworkMode, Report> {
-    match value {
-        "default" => Ok(default),
-        "none" => Ok(NetworkMode::None),
-        "host" => Ok(NetworkMode::Host),
-        other => Err(Report::new(format!("`RUN --network={other}`: it is default, none or host"))),
-    }
-}
-
-/// What a `RUN` runs, and the script that it finds in a file.
+/// The command line of a `RUN`, and the script to mount for it, if there is one.
 fn words(state: &State, command: &Command, documents: &[HereDocument]) -> (Vec<String>, Option<String>) {
     let Command::Shell(text) = command else { return (state.words(command), None) };
     let [document] = documents else {
@@ -368,7 +206,7 @@ fn words(state: &State, command: &Command, documents: &[HereDocument]) -> (Vec<S
         }
         return (state.words(&Command::Shell(with_documents(text, documents))), None);
     };
-    // The here-document alone is the script; beside a command it is the command's input, as in any shell.
+    // A here-document without a command is the script. With a command it is the command's input, as in any shell.
     if text.split_whitespace().count() > 1 {
         return (state.words(&Command::Shell(with_documents(text, documents))), None);
     }
@@ -413,15 +251,15 @@ impl Tail {
     }
 }
 
-fn failure(code: u8, oom: bool, limits: &crate::spec::AskedLimits, tail: &Tail) -> Report {
+fn failure(code: u8, oom: bool, limits: &LimitsRequest, tail: &Tail) -> Report {
     let last = tail.text();
     let report = Report::new(format!("the command ended with exit status {code}")).with_exit_code(1);
-    let report = if last.is_empty() { report } else { report.with_cause(format!("it said last:{last}")) };
+    let report = if last.is_empty() { report } else { report.with_cause(format!("last output:{last}")) };
     match (oom, &limits.memory) {
         (true, Some(memory)) => report
-            .with_cause("the kernel killed it for want of memory")
-            .with_hint(format!("give it more than `--memory {memory}`")),
-        (true, None) => report.with_cause("the kernel killed it for want of memory"),
+            .with_cause("the kernel's OOM killer ended it")
+            .with_hint(format!("raise the limit `--memory {memory}`")),
+        (true, None) => report.with_cause("the kernel's OOM killer ended it"),
         _ => report,
     }
 }

@@ -1,46 +1,53 @@
-//! Words as a Containerfile has them: quotes, escapes, `$name` and `${name…}`. Pure; BuildKit's rules (`frontend/dockerfile/shell`), which
-//! are a shell's, but for `$(…)`, which is no build's business and stays as it is.
+//! Expands the words of a Containerfile: quotes, escapes, `$name` and `${name…}`. Pure.
+//!
+//! The rules are BuildKit's (`frontend/dockerfile/shell`). They are those of a shell, except that `$(…)` is left
+//! unchanged.
 
 use std::collections::BTreeMap;
 
-/// A word that makes no sense.
+use super::limits::{COMPARISONS, DOCUMENT, EXPANDED};
+
+/// A word that cannot be expanded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum WordError {
+pub(super) enum WordError {
     #[error("a quote `{0}` is not closed")]
     Quote(char),
-    #[error("`${{` without `}}`")]
+    #[error("`${{` is not closed")]
     Brace,
-    #[error("`${{{0}}}` is not a substitution")]
+    #[error("unsupported substitution `${{{0}}}`")]
     Substitution(String),
-    #[error("substitutions stand in substitutions more than {DEEPEST} deep")]
+    #[error("substitutions are nested more than {DEEPEST} levels deep")]
     Deep,
     #[error("`{name}`: {message}")]
     Required { name: String, message: String },
+    #[error("a value is longer than {0} bytes")]
+    Long(usize),
+    #[error("a pattern takes too long to match")]
+    Slow,
 }
 
-/// So deep may `${a:-${b:-…}}` go: an image's `ONBUILD` shall not end gpurun by its stack.
+/// The nesting limit of `${a:-${b:-…}}`. Without it, an image's `ONBUILD` could overflow gpurun's stack.
 const DEEPEST: usize = 100;
 
-/// What `$name` means.
-pub type Variables = BTreeMap<String, String>;
+/// The values of variables.
+pub(super) type Variables = BTreeMap<String, String>;
 
-/// How to read words: the escape character of the file, and what names mean.
+/// Expands words with the file's escape character and the given variables.
 #[derive(Debug, Clone, Copy)]
-pub struct Expander<'a> {
+pub(super) struct Expander<'a> {
     pub escape: char,
     pub variables: &'a Variables,
 }
 
 impl Expander<'_> {
-    /// One word, or text in which blanks mean nothing: quotes and escapes are taken away, variables put in.
-    pub fn expand(&self, text: &str) -> Result<String, WordError> {
-        let mut reader = Reader { rest: text.chars().collect::<Vec<_>>(), at: 0, depth: 0, expander: self };
-        reader.until(&[])
+    /// Expands one argument, or text in which white space has no meaning. Removes quotes and escapes.
+    pub(super) fn expand(&self, text: &str) -> Result<String, WordError> {
+        self.reader(text, EXPANDED.max(text.len())).until(&[])
     }
 
-    /// Text that keeps its quotes: the body of a here-document.
-    pub fn expand_body(&self, text: &str) -> Result<String, WordError> {
-        let mut reader = Reader { rest: text.chars().collect::<Vec<_>>(), at: 0, depth: 0, expander: self };
+    /// Expands the body of a here-document, which keeps its quotes.
+    pub(super) fn expand_body(&self, text: &str) -> Result<String, WordError> {
+        let mut reader = self.reader(text, DOCUMENT.max(text.len()));
         let mut out = String::new();
         while let Some(next) = reader.next() {
             match next {
@@ -48,13 +55,18 @@ impl Expander<'_> {
                 next if next == self.escape && matches!(reader.peek(), Some('$')) => out.extend(reader.next()),
                 next => out.push(next),
             }
+            reader.bound(&out)?;
         }
         Ok(out)
     }
+
+    fn reader(&self, text: &str, most: usize) -> Reader<'_> {
+        Reader { rest: text.chars().collect(), at: 0, depth: 0, expander: self, most, left: COMPARISONS }
+    }
 }
 
-/// Splits at blanks that stand in no quotes; the words keep their quotes and escapes.
-pub fn split(text: &str, escape: char) -> Result<Vec<String>, WordError> {
+/// Splits text at white space outside quotes. The words keep their quotes and escapes.
+pub(super) fn split(text: &str, escape: char) -> Result<Vec<String>, WordError> {
     let (mut words, mut word, mut quote, mut any) = (Vec::new(), String::new(), None, false);
     let mut chars = text.chars();
     while let Some(next) = chars.next() {
@@ -91,12 +103,20 @@ pub fn split(text: &str, escape: char) -> Result<Vec<String>, WordError> {
 struct Reader<'a> {
     rest: Vec<char>,
     at: usize,
-    /// Substitutions that are open.
+    /// The number of open substitutions.
     depth: usize,
     expander: &'a Expander<'a>,
+    /// The length limit of a value. A variable that contains the previous one twice would double with every line.
+    most: usize,
+    /// The number of comparisons that patterns may still make.
+    left: u64,
 }
 
 impl Reader<'_> {
+    fn bound(&self, value: &str) -> Result<(), WordError> {
+        if value.len() > self.most { Err(WordError::Long(self.most)) } else { Ok(()) }
+    }
+
     fn peek(&self) -> Option<char> {
         self.rest.get(self.at).copied()
     }
@@ -107,7 +127,7 @@ impl Reader<'_> {
         next
     }
 
-    /// Reads up to one of `stops` outside quotes (not taken) or the end.
+    /// Reads up to one of `stops` outside quotes, or to the end. The stop itself is not consumed.
     fn until(&mut self, stops: &[char]) -> Result<String, WordError> {
         let mut out = String::new();
         while let Some(next) = self.peek() {
@@ -122,6 +142,7 @@ impl Reader<'_> {
                 next if next == self.expander.escape => out.extend(self.next()),
                 next => out.push(next),
             }
+            self.bound(&out)?;
         }
         Ok(out)
     }
@@ -148,10 +169,11 @@ impl Reader<'_> {
                 },
                 next => out.push(next),
             }
+            self.bound(&out)?;
         }
     }
 
-    /// After a `$`.
+    /// Reads a substitution after its `$`.
     fn dollar(&mut self) -> Result<String, WordError> {
         if self.peek() == Some('{') {
             self.at += 1;
@@ -170,7 +192,7 @@ impl Reader<'_> {
     fn name(&mut self) -> String {
         let mut name = String::new();
         while let Some(next) = self.peek().filter(|next| next.is_ascii_alphanumeric() || *next == '_') {
-            // `$1` and the like are one character long.
+            // `$1` and the like have a single character.
             if name.is_empty() && next.is_ascii_digit() {
                 self.at += 1;
                 return next.to_string();
@@ -181,7 +203,7 @@ impl Reader<'_> {
         name
     }
 
-    /// After a `${`.
+    /// Reads a substitution after its `${`.
     fn braces(&mut self) -> Result<String, WordError> {
         let begin = self.at;
         let name = self.name();
@@ -219,7 +241,7 @@ impl Reader<'_> {
                 self.at += usize::from(longest);
                 let pattern = self.until(&['}'])?;
                 self.next().ok_or(WordError::Brace)?;
-                Ok(trim(&value.unwrap_or_default(), &pattern, operator == '#', longest))
+                trim(&value.unwrap_or_default(), &pattern, operator == '#', longest, &mut self.left)
             }
             '/' if !or_empty => {
                 let all = self.peek() == Some('/');
@@ -232,18 +254,22 @@ impl Reader<'_> {
                 } else {
                     String::new()
                 };
-                Ok(replace(&value.unwrap_or_default(), &pattern, &with, all))
+                let value = replace(&value.unwrap_or_default(), &pattern, &with, (all, self.most), &mut self.left)?;
+                self.bound(&value)?;
+                Ok(value)
             }
             _ => Err(bad(self)),
         }
     }
 }
 
-/// Whether a shell pattern (`*`, `?`, `\x`) matches all of a text. Where something does not fit, the last `*` takes one character more: no earlier
-/// one could do better, so the time is the product of the lengths at most.
-fn matches(pattern: &[char], text: &[char]) -> bool {
+/// Whether a shell pattern (`*`, `?`, `\x`) matches a whole text. On a mismatch the last `*` takes one more character.
+/// An earlier `*` could not do better, so the time is at most the product of the lengths. Every comparison is
+/// subtracted from `left`.
+fn matches(pattern: &[char], text: &[char], left: &mut u64) -> Result<bool, WordError> {
     let (mut in_pattern, mut in_text, mut star) = (0, 0, None);
     while in_text < text.len() {
+        *left = left.checked_sub(1).ok_or(WordError::Slow)?;
         let rest = &pattern[in_pattern..];
         let (fits, len) = match rest {
             ['*', ..] => {
@@ -260,16 +286,21 @@ fn matches(pattern: &[char], text: &[char]) -> bool {
             (in_pattern, in_text) = (in_pattern + len, in_text + 1);
             continue;
         }
-        let Some((after, taken)) = &mut star else { return false };
+        let Some((after, taken)) = &mut star else { return Ok(false) };
         *taken += 1;
         (in_pattern, in_text) = (*after, *taken);
     }
-    pattern[in_pattern..].iter().all(|next| *next == '*')
+    Ok(pattern[in_pattern..].iter().all(|next| *next == '*'))
 }
 
-fn trim(value: &str, pattern: &str, front: bool, longest: bool) -> String {
+/// The largest number of characters that a pattern can match.
+fn longest_match(pattern: &[char]) -> usize {
+    if pattern.contains(&'*') { usize::MAX } else { pattern.len() }
+}
+
+fn trim(value: &str, pattern: &str, front: bool, longest: bool, left: &mut u64) -> Result<String, WordError> {
     let (value, pattern): (Vec<char>, Vec<char>) = (value.chars().collect(), pattern.chars().collect());
-    let mut lengths: Vec<usize> = (0..=value.len()).collect();
+    let mut lengths: Vec<usize> = (0..=value.len().min(longest_match(&pattern))).collect();
     if longest {
         lengths.reverse();
     }
@@ -279,19 +310,35 @@ fn trim(value: &str, pattern: &str, front: bool, longest: bool) -> String {
         } else {
             (&value[value.len() - length..], &value[..value.len() - length])
         };
-        if matches(&pattern, cut) {
-            return kept.iter().collect();
+        if matches(&pattern, cut, left)? {
+            return Ok(kept.iter().collect());
         }
     }
-    value.iter().collect()
+    Ok(value.iter().collect())
 }
 
-fn replace(value: &str, pattern: &str, with: &str, all: bool) -> String {
+/// Replaces the first match or all matches. Stops when the result is longer than `most` bytes.
+fn replace(
+    value: &str,
+    pattern: &str,
+    with: &str,
+    (all, most): (bool, usize),
+    left: &mut u64,
+) -> Result<String, WordError> {
     let (value, pattern): (Vec<char>, Vec<char>) = (value.chars().collect(), pattern.chars().collect());
     let (mut out, mut at, mut done) = (String::new(), 0, false);
-    while at < value.len() {
-        let found = (at + 1..=value.len()).rev().find(|end| matches(&pattern, &value[at..*end]));
-        match found.filter(|_| all || !done) {
+    let reach = longest_match(&pattern);
+    while at < value.len() && out.len() <= most {
+        let mut found = None;
+        if all || !done {
+            for end in (at + 1..=value.len().min(at.saturating_add(reach))).rev() {
+                if matches(&pattern, &value[at..end], left)? {
+                    found = Some(end);
+                    break;
+                }
+            }
+        }
+        match found {
             Some(end) => {
                 out.push_str(with);
                 at = end;
@@ -303,7 +350,7 @@ fn replace(value: &str, pattern: &str, with: &str, all: bool) -> String {
             }
         }
     }
-    out
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -380,11 +427,27 @@ mod tests {
             ("*\\*x", "a*b*x", true),
         ] {
             let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
-            assert_eq!(matches(&pattern, &text), want, "{pattern:?} {text:?}");
+            assert_eq!(matches(&pattern, &text, &mut 100), Ok(want), "{pattern:?} {text:?}");
         }
-        // Trying every length for every `*` would take longer than there is time.
+        // A matcher that tries every length for every `*` would not finish in time.
         let (pattern, text) = ("*a".repeat(40) + "b", "a".repeat(200));
-        assert!(!matches(&pattern.chars().collect::<Vec<_>>(), &text.chars().collect::<Vec<_>>()));
+        let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+        assert_eq!(matches(&pattern, &text, &mut 100_000), Ok(false));
+        assert_eq!(matches(&pattern, &text, &mut 10), Err(WordError::Slow));
+    }
+
+    #[test]
+    fn values_have_a_bound() {
+        let variables = [("A".to_owned(), "x".repeat(EXPANDED / 2 + 1))].into();
+        let expander = Expander { escape: '\\', variables: &variables };
+        assert_eq!(expander.expand("$A").map(|value| value.len()), Ok(EXPANDED / 2 + 1));
+        for text in ["$A$A", "\"$A$A\"", "${B:-$A$A}", "a${A}${A}b", "${A//x/yyy}"] {
+            let error = expander.expand(text).expect_err(text);
+            assert!(matches!(error, WordError::Long(_) | WordError::Slow), "{text}: {error}");
+        }
+        assert_eq!(expander.expand("${A//*y/z}"), Err(WordError::Slow));
+        assert_eq!(expander.expand("${A%%*y}"), Err(WordError::Slow));
+        assert_eq!(expander.expand_body(&"$A".repeat(40)), Err(WordError::Long(DOCUMENT)));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 use super::*;
 
-/// The instructions, as text that can be compared.
+/// The instructions as text, for comparison.
 fn lines(text: &str) -> Vec<String> {
     let file = parse(text).expect(text);
     file.lines.iter().map(|line| format!("{} {:?}", line.number, line.instruction)).collect()
@@ -77,7 +77,7 @@ fn here_documents_stand_where_shells_have_them() {
     assert_eq!((documents[1][0].text.as_str(), documents[1][1].content().as_str()), ("1\n", "b$\n"));
     assert!(!documents[1][1].expand && documents[1][1].chomp);
     assert_eq!((documents[2].len(), file.lines[3].number), (0, 11));
-    assert!(problem("FROM x\nRUN <<EOF\nx\n").contains("line 2: the here-document `EOF` does not end"));
+    assert!(problem("FROM x\nRUN <<EOF\nx\n").contains("line 2: the here-document `EOF` is not closed"));
 }
 
 #[test]
@@ -99,34 +99,34 @@ fn copy_and_add() {
 #[test]
 fn what_is_wrong_is_told_with_its_line() {
     for (text, want) in [
-        ("", "there is no `FROM`"),
-        ("RUN x\nFROM y", "line 1: an instruction stands before"),
-        ("ARG A=1\nFROM x\nFOO y\n", "line 3: `FOO` is not an instruction"),
+        ("", "the file has no `FROM`"),
+        ("RUN x\nFROM y", "line 1: only `ARG` is allowed before"),
+        ("ARG A=1\nFROM x\nFOO y\n", "line 3: unknown instruction `FOO`"),
         ("FROM x\nCOPY a\n", "line 2: `COPY` needs a source"),
-        ("FROM x\nCOPY --parents a b\n", "`COPY` does not know `--parents`"),
-        ("FROM x\nADD --keep-git-dir=true a b\n", "`ADD` does not know `--keep-git-dir`"),
+        ("FROM x\nCOPY --unpack a b\n", "`COPY` does not accept the flag `--unpack`"),
+        ("FROM x\nADD --keep-git-dir=true a b\n", "`ADD` does not accept the flag `--keep-git-dir`"),
         ("FROM x y\n", "`FROM` needs"),
-        ("FROM --hat=1 x\n", "does not know `--hat`"),
-        ("FROM a as b\nFROM b AS B\n", "two stages are named `b`"),
+        ("FROM --hat=1 x\n", "does not accept the flag `--hat`"),
+        ("FROM a as b\nFROM b AS B\n", "two stages have the name `b`"),
         ("FROM x\nENV a\n", "`ENV` needs a name and a value"),
         ("FROM x\nENV a=1 b\n", "`NAME=VALUE` for every word"),
         ("FROM x\nENV a='1\n", "a quote `'` is not closed"),
         ("FROM x\nSHELL /bin/bash -c\n", "`SHELL` needs a JSON list"),
-        ("FROM x\nONBUILD FROM y\n", "`FROM` cannot stand in `ONBUILD`"),
-        ("FROM x\nONBUILD FOO y\n", "`FOO` is not"),
+        ("FROM x\nONBUILD FROM y\n", "`FROM` is not allowed in `ONBUILD`"),
+        ("FROM x\nONBUILD FOO y\n", "unknown instruction `FOO`"),
         ("FROM x\nHEALTHCHECK curl\n", "`NONE` or `CMD command`"),
         ("FROM x\nRUN\n", "`RUN` needs a command"),
         ("# escape=x\nFROM x\n", "`escape=x`"),
         ("FROM --platform x\n", "`FROM --platform` needs a value"),
-        ("FROM x AS 1\n", "`1` is no name for a stage"),
+        ("FROM x AS 1\n", "invalid stage name `1`"),
         ("FROM x\nCOPY --from a b\n", "line 2: `COPY --from` needs a value"),
         ("FROM x\nCOPY --chown= a b\n", "`COPY --chown` needs a value"),
-        ("FROM x\nCOPY --from=a --from=b c d\n", "`COPY --from` stands twice"),
-        ("FROM x\nCOPY --link=maybe a b\n", "`COPY --link` is `true` or `false`"),
-        ("FROM x\nCMD [\"a\", 1]\n", "holds strings and nothing else: `[\"a\", 1]`"),
+        ("FROM x\nCOPY --from=a --from=b c d\n", "`COPY --from` is given twice"),
+        ("FROM x\nCOPY --link=maybe a b\n", "`COPY --link` must be `true` or `false`"),
+        ("FROM x\nCMD [\"a\", 1]\n", "must contain only strings: `[\"a\", 1]`"),
         ("FROM x\nVOLUME []\n", "`VOLUME` needs a directory"),
         ("FROM x\nHEALTHCHECK NONE at all\n", "`NONE` or `CMD command`"),
-        ("FROM x\nONBUILD RUN <<EOF\nx\n", "line 2: the here-document `EOF` does not end"),
+        ("FROM x\nONBUILD RUN <<EOF\nx\n", "line 2: the here-document `EOF` is not closed"),
     ] {
         assert!(problem(text).contains(want), "{text:?}: {}", problem(text));
     }
@@ -142,11 +142,11 @@ fn an_instruction_that_is_kept_keeps_its_documents() {
     assert_eq!(copy.documents.iter().map(HereDocument::content).collect::<Vec<_>>(), ["1\n", "2\n"]);
     assert_eq!(parse_one("USER a\n\n", '\\').expect("one"), Instruction::User("a".into()));
     assert_eq!(parse_one("USER \\\n a", '\\').expect("joined"), Instruction::User("a".into()));
-    // Nothing is passed over in silence.
+    // A second instruction is an error and is not silently ignored.
     assert_eq!(parse_one("USER a\n ENV b=c", '\\'), Err(Problem::More("ENV b=c".into())));
 }
 
-/// Line, keyword and flags of every instruction, as the crate `parse-dockerfile` reads them.
+/// The line, keyword and flags of every instruction, as `parse-dockerfile` reads them.
 fn peer(text: &str) -> Vec<String> {
     use parse_dockerfile::{Flag, Instruction as Theirs};
     let file = parse_dockerfile::parse(text).expect(text);
@@ -184,7 +184,7 @@ fn peer(text: &str) -> Vec<String> {
     file.instructions.iter().map(told).collect()
 }
 
-/// The same, as read here.
+/// The same, as this parser reads them.
 fn own(text: &str) -> Vec<String> {
     let told = |line: &Line| {
         let flags: &[Flag] = match &line.instruction {
@@ -245,7 +245,8 @@ fn what_looks_like_a_flag_is_refused_where_there_are_none() {
     }
 }
 
-/// Why the grammar is our own. Should this fail with a newer crate, it is worth another look.
+/// Documents why gpurun has its own parser. If this test fails with a newer version of the crate, reconsider that
+/// choice.
 #[test]
 fn what_the_crate_cannot_read() {
     for text in [
@@ -256,13 +257,13 @@ fn what_the_crate_cannot_read() {
         assert!(parse_dockerfile::parse(text).is_err(), "{text}");
         assert_eq!(parse(text).expect(text).lines.len(), 2, "{text}");
     }
-    // A file of a here-document has a name; the crate's has none.
+    // A here-document in `COPY` has a name, which becomes the file's name. The crate loses it.
     let file = parse_dockerfile::parse("FROM x\nCOPY <<name /d/\ntext\nname\n").expect("parsed");
     assert!(!format!("{:?}", file.instructions).contains("name:"), "{:?}", file.instructions);
 }
 
 proptest::proptest! {
-    /// Whatever the text: an answer, never a panic.
+    /// The parser returns a result for any text and never panics.
     #[test]
     fn no_text_upsets_the_parser(text in "(?s)((FROM|RUN|COPY|ENV|ARG|ADD|ONBUILD|LABEL) |--|<<|[ \\\\\n\"'$\\{\\}=\\[\\]a-zA-Z#]){0,60}") {
         let _ = parse(&text);
