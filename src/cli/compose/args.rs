@@ -1,0 +1,123 @@
+//! The flags of all commands, and the project that they name.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::containers;
+use crate::cli::{Context, print};
+use crate::compose::{Plans, Project, Source};
+use crate::report::Report;
+use crate::units::{UnitError, parse_whole};
+
+/// Parses the number of a container of a service.
+pub(super) fn index(text: &str) -> Result<u32, UnitError> {
+    parse_whole(text, &(1..=1000)).map(|number| number as u32)
+}
+
+/// The flags that say which project a command is about.
+#[derive(Debug, Args)]
+pub(crate) struct ComposeArgs {
+    /// Compose file; may be given more than once, and `-` is standard input (default: the files that are found)
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) file: Vec<PathBuf>,
+    /// Name of the project (default: the `name` of the files, or the directory's)
+    #[arg(short, long, value_name = "NAME")]
+    pub(super) project_name: Option<String>,
+    /// Enable services with this profile; may be given more than once
+    #[arg(long, value_name = "PROFILE")]
+    pub(super) profile: Vec<String>,
+    /// File with variables for the compose files [default: .env]
+    #[arg(long, value_name = "FILE")]
+    pub(super) env_file: Vec<PathBuf>,
+    /// Directory that relative paths are below (default: that of the first file)
+    #[arg(long, value_name = "DIR")]
+    pub(super) project_directory: Option<PathBuf>,
+}
+
+/// A project's name, and its files where they were read.
+pub(super) struct Scope {
+    pub(super) name: String,
+    pub(super) project: Option<Project>,
+}
+
+impl Scope {
+    /// Returns the services that the files define.
+    pub(super) fn services(&self) -> Vec<String> {
+        self.project.as_ref().map(Project::all_service_names).unwrap_or_default()
+    }
+}
+
+impl ComposeArgs {
+    pub(super) fn source(&self) -> Result<Source, Report> {
+        let current_directory = std::env::current_dir()
+            .map_err(|error| Report::new("cannot read the current directory").with_cause(error))?;
+        // A variable that is not UTF-8 cannot be named in a compose file.
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Ok(Source {
+            files: self.file.clone(),
+            directory: self.project_directory.clone(),
+            env_files: self.env_file.clone(),
+            name: self.project_name.clone(),
+            profiles: self.profile.clone(),
+            current_directory,
+            environment,
+        })
+    }
+
+    /// Loads the project and prints the notices about its files.
+    pub(super) fn project(&self, services: &[String], dependencies: bool) -> Result<Project, Report> {
+        let project = crate::compose::load(&self.source()?, services, dependencies)?;
+        for notice in &project.notices {
+            print::say(&format!("gpurun: {notice}"));
+        }
+        Ok(project)
+    }
+
+    /// Plans the services of a project and prints the notices about keys without an effect.
+    pub(super) fn plans(&self, project: &Project) -> Result<Plans, Report> {
+        let plans = project.plans()?;
+        for notice in &plans.notices {
+            print::say(&format!("gpurun: {notice}"));
+        }
+        Ok(plans)
+    }
+
+    /// Returns the project for commands about existing containers, which need its name only.
+    pub(super) fn scope(&self, services: &[String]) -> Result<Scope, Report> {
+        let source = self.source()?;
+        if source.files.is_empty()
+            && let Some(name) = source.fixed_name()
+        {
+            let project = crate::compose::load(&source, services, true).ok();
+            return Ok(Scope { name, project });
+        }
+        let project = crate::compose::load(&source, services, true)?;
+        Ok(Scope { name: project.name.clone(), project: Some(project) })
+    }
+
+    /// Returns one container of a service.
+    pub(super) fn container(
+        &self,
+        context: &Context,
+        service: &str,
+        index: u32,
+    ) -> Result<containers::Container, Report> {
+        let scope = self.scope(&[])?;
+        let mut all = containers::of(context, &scope.name)?;
+        containers::select(&mut all, &[service.to_owned()], &scope.services())?;
+        let count = all.len();
+        all.into_iter().find(|container| container.number == index).ok_or_else(|| {
+            let report = Report::new(format!("service `{service}` has no container {index}"));
+            match count {
+                0 => report.with_hint(format!("start it with `gpurun compose up -d {service}`")),
+                count => report.with_hint(format!("it has {count}: use `--index N`")),
+            }
+        })
+    }
+}
+
+/// Checks the arguments of `run` without running anything.
+pub(crate) type CheckRun = fn(&[String]) -> Result<(), Report>;

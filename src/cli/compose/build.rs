@@ -1,0 +1,152 @@
+//! `gpurun compose build` and `pull`: the images of services.
+
+use clap::Args;
+
+use super::super::{Context, print};
+use super::args::ComposeArgs;
+use super::child;
+use crate::compose::{Plan, Project};
+use crate::report::Report;
+
+#[derive(Debug, Args)]
+pub(super) struct BuildArgs {
+    /// Do not use the build cache
+    #[arg(long)]
+    no_cache: bool,
+    /// Pull newer base images
+    #[arg(long)]
+    pull: bool,
+    /// Set an `ARG` of all builds
+    #[arg(long, value_name = "KEY[=VALUE]")]
+    build_arg: Vec<String>,
+    /// Print nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+    /// Build the services too that the named ones depend on
+    #[arg(long)]
+    with_dependencies: bool,
+    /// Use this host's certificates, proxies and pip settings in the builds
+    #[arg(long)]
+    host_ca: bool,
+    /// Services (default: all that have a build)
+    #[arg(value_name = "SERVICE")]
+    services: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PullArgs {
+    /// Pull the services too that the named ones depend on
+    #[arg(long)]
+    include_deps: bool,
+    /// Leave out services that have a build
+    #[arg(long)]
+    ignore_buildable: bool,
+    /// Go on after an image that cannot be pulled
+    #[arg(long)]
+    ignore_pull_failures: bool,
+    /// Print nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+    /// Services (default: all)
+    #[arg(value_name = "SERVICE")]
+    services: Vec<String>,
+}
+
+pub(super) fn run(args: &BuildArgs, compose: &ComposeArgs, context: &Context) -> Result<u8, Report> {
+    let project = compose.project(&args.services, args.with_dependencies)?;
+    let plans = compose.plans(&project)?;
+    let mut extra = Vec::new();
+    let mut switch = |flag: &str, on: bool| extra.extend(on.then(|| flag.to_owned()));
+    switch("--no-cache", args.no_cache);
+    switch("--pull", args.pull);
+    switch("--quiet", args.quiet);
+    switch("--host-ca", args.host_ca);
+    extra.extend(args.build_arg.iter().map(|text| format!("--build-arg={text}")));
+    let mut any = false;
+    for plan in plans.services.values().filter(|plan| plan.build.is_some()) {
+        one(context, &project, plan, &extra)?;
+        any = true;
+    }
+    if !any {
+        print::say("gpurun: no service has a build");
+    }
+    Ok(0)
+}
+
+/// Builds the image of one service.
+pub(super) fn one(context: &Context, project: &Project, plan: &Plan, extra: &[String]) -> Result<(), Report> {
+    let Some(build) = &plan.build else { return Ok(()) };
+    print::say(&format!(" Service {}  Building", plan.service));
+    let mut arguments = vec!["build".to_owned()];
+    arguments.extend(extra.iter().cloned());
+    let (context_directory, flags) = build.split_last().map(|(last, flags)| (last.clone(), flags)).unwrap_or_default();
+    // A Containerfile in the compose file itself becomes a file for the time of the build.
+    let inline = project
+        .inline_containerfile(&plan.service)
+        .map(|text| Inline::write(context, &plan.service, &text))
+        .transpose()?;
+    for flag in flags {
+        match &inline {
+            Some(inline) if flag == "--file=-" => arguments.push(format!("--file={}", inline.path.display())),
+            _ => arguments.push(flag.clone()),
+        }
+    }
+    arguments.push(context_directory);
+    match child::run_shown(context, &arguments)? {
+        0 => Ok(()),
+        code => Err(Report::new(format!("cannot build the image of service `{}`", plan.service))
+            .with_exit_code(code)
+            .with_hint("the message of the build is above")),
+    }
+}
+
+struct Inline {
+    path: std::path::PathBuf,
+}
+
+impl Inline {
+    fn write(context: &Context, service: &str, text: &str) -> Result<Self, Report> {
+        let path = context.run_dir.join(format!("compose-{}-{service}.Containerfile", std::process::id()));
+        std::fs::create_dir_all(&context.run_dir)
+            .and_then(|()| std::fs::write(&path, text))
+            .map_err(|error| Report::new(format!("cannot write `{}`", path.display())).with_cause(error))?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for Inline {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+pub(super) fn pull_command(args: &PullArgs, compose: &ComposeArgs, context: &Context) -> Result<u8, Report> {
+    let project = compose.project(&args.services, args.include_deps)?;
+    let plans = compose.plans(&project)?;
+    let mut first = None;
+    for plan in plans.services.values() {
+        if plan.build.is_some() && (args.ignore_buildable || !project.has_image(&plan.service)) {
+            continue;
+        }
+        if let Err(report) = pull(context, plan) {
+            if args.ignore_pull_failures || plan.build.is_some() {
+                print::say(&format!("gpurun: {}", report.message));
+            } else {
+                let _ = first.get_or_insert(report);
+            }
+        }
+    }
+    first.map_or(Ok(0), Err)
+}
+
+/// Pulls the image of one service.
+pub(super) fn pull(context: &Context, plan: &Plan) -> Result<(), Report> {
+    print::say(&format!(" Service {}  Pulling {}", plan.service, plan.image));
+    let arguments = ["image", "pull", &plan.image].map(str::to_owned);
+    match child::run_shown(context, &arguments)? {
+        0 => Ok(()),
+        code => Err(Report::new(format!("cannot pull the image `{}` of service `{}`", plan.image, plan.service))
+            .with_exit_code(code)
+            .with_hint("the message of the pull is above")),
+    }
+}

@@ -1,0 +1,91 @@
+//! `gpurun compose config`: prints what the compose files mean.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::super::print;
+use super::args::ComposeArgs;
+use crate::report::Report;
+use crate::sys::process::CallerUmask;
+
+#[derive(Debug, Args)]
+pub(super) struct ConfigArgs {
+    /// Output format
+    #[arg(long, value_name = "FORMAT", default_value = "yaml")]
+    format: Format,
+    /// Only check the files, and print nothing
+    #[arg(short, long)]
+    quiet: bool,
+    /// Print the names of the services
+    #[arg(long)]
+    services: bool,
+    /// Print the names of the volumes
+    #[arg(long, conflicts_with = "services")]
+    volumes: bool,
+    /// Print the names of the profiles
+    #[arg(long, conflicts_with_all = ["services", "volumes"])]
+    profiles: bool,
+    /// Print the names of the images
+    #[arg(long, conflicts_with_all = ["services", "volumes", "profiles"])]
+    images: bool,
+    /// Print the hash of each named service's configuration, or of all (`*`)
+    #[arg(long, value_name = "SERVICE,…", conflicts_with_all = ["services", "volumes", "profiles", "images"])]
+    hash: Option<String>,
+    /// Write to a file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Print these services and their dependencies only
+    #[arg(value_name = "SERVICE")]
+    names: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Yaml,
+    Json,
+}
+
+pub(super) fn run(args: &ConfigArgs, compose: &ComposeArgs) -> Result<u8, Report> {
+    let project = compose.project(&args.names, true)?;
+    let text = if args.services {
+        lines(project.service_names())
+    } else if args.volumes {
+        lines(project.volume_names())
+    } else if args.profiles {
+        lines(project.profiles())
+    } else if args.images {
+        lines(project.service_names().map(|name| project.image(name)))
+    } else if let Some(hash) = &args.hash {
+        let all: Vec<&str> = project.service_names().collect();
+        let mut names: Vec<&str> = if hash == "*" { all.clone() } else { hash.split(',').collect() };
+        names.sort_unstable();
+        if let Some(name) = names.iter().find(|name| !all.contains(name)) {
+            return Err(Report::usage(format!("there is no service `{name}`"))
+                .with_hint(format!("the services are: {}", all.join(", "))));
+        }
+        lines(names.iter().map(|name| format!("{name} {}", project.hash(name))))
+    } else {
+        match args.format {
+            Format::Yaml => project.to_yaml(),
+            Format::Json => project.to_json(),
+        }
+    };
+    if args.quiet {
+        return Ok(0);
+    }
+    match &args.output {
+        Some(path) => {
+            let _umask = CallerUmask::enter();
+            std::fs::write(path, text)
+                .map_err(|error| Report::new(format!("cannot write `{}`", path.display())).with_cause(error))?;
+        }
+        // A string of the files may contain terminal controls. YAML and JSON escape them; a name cannot contain any.
+        None => print::raw(&text)?,
+    }
+    Ok(0)
+}
+
+fn lines(names: impl IntoIterator<Item = impl AsRef<str>>) -> String {
+    names.into_iter().map(|name| format!("{}\n", name.as_ref())).collect()
+}

@@ -1,0 +1,135 @@
+//! `gpurun compose up`: creates and starts the containers of a project, in the order of their dependencies (see `start`).
+//!
+//! A container is kept if it was made from the same configuration (its hash is a label) and the same image. Otherwise it
+//! is replaced.
+
+use clap::Args;
+
+use super::super::Context;
+use super::super::resources::seconds;
+use super::super::session::take_signals;
+use super::args::{CheckRun, ComposeArgs};
+use super::logs;
+use super::start::{Progress, Recreate, Starter};
+use crate::compose::Plans;
+use crate::report::Report;
+
+#[derive(Debug, Args)]
+pub(super) struct UpArgs {
+    /// Start in the background
+    #[arg(short, long)]
+    detach: bool,
+    /// Build images before starting
+    #[arg(long)]
+    build: bool,
+    /// Do not build images, even if they are missing
+    #[arg(long, conflicts_with = "build")]
+    no_build: bool,
+    /// When to pull images: always, missing or never (default: each service's `pull_policy`)
+    #[arg(long, value_name = "POLICY", value_parser = ["always", "missing", "never"])]
+    pull: Option<String>,
+    /// Wait until the services run and are healthy; implies `--detach`
+    #[arg(long)]
+    wait: bool,
+    /// Longest time for `--wait`, in seconds (default: no limit)
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
+    wait_timeout: Option<u64>,
+    /// Do not start the services that the named ones depend on
+    #[arg(long)]
+    no_deps: bool,
+    /// Replace containers even if nothing has changed
+    #[arg(long)]
+    force_recreate: bool,
+    /// Keep containers even if their configuration has changed
+    #[arg(long, conflicts_with = "force_recreate")]
+    no_recreate: bool,
+    /// Number of containers of a service
+    #[arg(long, value_name = "SERVICE=N")]
+    scale: Vec<String>,
+    /// Remove containers of services that the files no longer define
+    #[arg(long)]
+    remove_orphans: bool,
+    /// Stop all containers when one ends
+    #[arg(long, conflicts_with = "detach")]
+    abort_on_container_exit: bool,
+    /// Exit with the status of this service's container; implies `--abort-on-container-exit`
+    #[arg(long, value_name = "SERVICE", conflicts_with = "detach")]
+    exit_code_from: Option<String>,
+    /// Seconds between the stop signal and SIGKILL for containers that are replaced or stopped (default: the container's)
+    #[arg(short, long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
+    timeout: Option<u64>,
+    /// Print log lines without color
+    #[arg(long)]
+    no_color: bool,
+    /// Print log lines without the name of their container
+    #[arg(long)]
+    no_log_prefix: bool,
+    /// Services (default: all)
+    #[arg(value_name = "SERVICE")]
+    services: Vec<String>,
+}
+
+pub(super) fn run(args: &UpArgs, compose: &ComposeArgs, context: &Context, check: CheckRun) -> Result<u8, Report> {
+    let project = compose.project(&args.services, !args.no_deps)?;
+    let mut plans = compose.plans(&project)?;
+    scale(&mut plans, &args.scale)?;
+    if let Some(service) = args.exit_code_from.as_ref().filter(|name| !plans.services.contains_key(*name)) {
+        return Err(Report::usage(format!("there is no service `{service}` for `--exit-code-from`")));
+    }
+    let since = crate::clock::now();
+    let starter = Starter { context, project: &project, plans: &plans, timeout: args.timeout };
+    starter.check(check)?;
+    starter.images(args.build, args.no_build, args.pull.as_deref())?;
+    starter.orphans(args.remove_orphans)?;
+    let progress = Progress::default();
+    if args.detach || args.wait {
+        starter.start(recreate(args), &progress)?;
+        if args.wait {
+            starter.wait(args.wait_timeout)?;
+        }
+        return Ok(0);
+    }
+    // From here on, ctrl-c stops what has been started.
+    let signals = take_signals()?;
+    let (started, interrupted) =
+        logs::interruptible(&signals, || progress.cancel(), || starter.start(recreate(args), &progress));
+    let services: Vec<String> = plans.services.keys().cloned().collect();
+    let foreground = logs::Foreground {
+        project: &project.name,
+        services: &services,
+        signals: &signals,
+        abort: args.abort_on_container_exit || args.exit_code_from.is_some(),
+        exit_code_from: args.exit_code_from.as_deref(),
+        timeout: args.timeout,
+        style: logs::Style::new(args.no_color, args.no_log_prefix, false),
+        since,
+    };
+    if interrupted {
+        return logs::stop_all(context, &foreground).map(|()| 130);
+    }
+    started?;
+    logs::foreground(context, &foreground)
+}
+
+fn recreate(args: &UpArgs) -> Recreate {
+    match (args.force_recreate, args.no_recreate) {
+        (true, _) => Recreate::All,
+        (_, true) => Recreate::None,
+        _ => Recreate::Changed,
+    }
+}
+
+fn scale(plans: &mut Plans, texts: &[String]) -> Result<(), Report> {
+    for text in texts {
+        let wrong =
+            |why: &str| Report::usage(format!("`--scale {text}` {why}")).with_hint("for example `--scale worker=3`");
+        let (name, number) = text.split_once('=').ok_or_else(|| wrong("is not `SERVICE=N`"))?;
+        let number: u32 = number.parse().map_err(|_| wrong("has no number"))?;
+        let plan = plans.services.get_mut(name).ok_or_else(|| wrong("names no service"))?;
+        if number > 1 && plan.container_name.is_some() {
+            return Err(wrong("cannot be used: a service with `container_name` has one container only"));
+        }
+        plan.scale = number;
+    }
+    Ok(())
+}
