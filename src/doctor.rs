@@ -1,35 +1,42 @@
-//! What is right and wrong with this host for gpurun: looked at by [`examine`], each finding with a way out.
+//! Examines this host. [`examine`] returns findings, each with a hint if an action is necessary.
 //!
-//! Readers take the host's root directory; what can only be known by trying (the overlay, the device filter) is tried in a lab, which cleans
-//! up after itself. Nothing on the host is changed.
+//! The checks take the host's root directory. Two features can only be checked by a test: the overlay and the device
+//! filter. Labs test them and clean up afterwards. Nothing on the host is changed.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use nix::errno::Errno;
+use nix::unistd::AccessFlags;
 use serde::Serialize;
 
-use crate::cgroup::{Hierarchy, Host};
-use crate::gpu::doctor::{Facts, Level};
+use crate::cgroup::{Hierarchy, Host, NO_SWAP};
+use crate::config::Config;
+use crate::control::Announcement;
+use crate::gpu::doctor::Level;
 use crate::lab::{self, Verdict};
+use crate::record::{Records, short};
 use crate::report::Report;
 use crate::units::format_memory;
 
-/// One sentence about the host.
+/// One observation about the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
+pub(crate) struct Finding {
     pub area: &'static str,
     pub level: Level,
     pub what: String,
-    /// A way out that works when pasted, where there is one.
+    /// The recommended action. Where possible, it is a command that can be pasted.
     pub hint: Option<String>,
 }
 
-/// Free space below which a launch may fail for lack of it.
+/// A launch may fail if the store has less free space than this, in bytes.
 const SPACE: u64 = 2 << 30;
 
-/// Looks at everything. `store` is where images and containers lie, `driver` the root below which the GPUs' driver is.
+/// Runs all checks. `store` is the directory of images and containers, and `driver` is the root of the GPU driver's
+/// files.
 #[must_use]
-pub fn examine(root: &Path, store: &Path, driver: &Path) -> Vec<Finding> {
+pub(crate) fn examine(root: &Path, store: &Path, run_dir: &Path, driver: &Path) -> Vec<Finding> {
     let mut all = Doctor { root, all: Vec::new() };
     all.kernel();
     all.cgroups();
@@ -38,10 +45,53 @@ pub fn examine(root: &Path, store: &Path, driver: &Path) -> Vec<Finding> {
     all.images();
     all.network();
     all.disk(store);
-    for finding in crate::gpu::doctor::findings(&Facts::read(driver)) {
+    all.writable(store, "--root");
+    all.writable(run_dir, "--run-dir");
+    all.containers(store, run_dir);
+    for finding in crate::gpu::examine(driver) {
         all.all.push(Finding { area: "gpu", level: finding.level, what: finding.what, hint: finding.hint });
     }
     all.all
+}
+
+/// Reports the settings of the configuration file and its path.
+#[must_use]
+pub(crate) fn configuration(config: &Config) -> Finding {
+    let path = Config::path();
+    let path = path.display();
+    let set = config.summary();
+    let what = match (set.is_empty(), config.exists) {
+        (true, false) => format!("built-in defaults: there is no `{path}`"),
+        (true, true) => format!("built-in defaults: `{path}` sets nothing"),
+        (false, _) => format!("from `{path}`: {}", set.join(", ")),
+    };
+    Finding { area: "config", level: Level::Fine, what, hint: None }
+}
+
+/// Lists the running containers that another release of gpurun supervises. They keep running, and a restart gives them
+/// a supervisor of this release. Returns `None` if there are none, or if the records cannot be read.
+#[must_use]
+pub(crate) fn supervisors(root: &Path, run_dir: &Path) -> Option<Finding> {
+    // `Records::open` would create the directories.
+    if !root.join("containers").is_dir() || !run_dir.is_dir() {
+        return None;
+    }
+    let own = Announcement::own();
+    let (entries, _) = Records::open(root, run_dir).ok()?.list_all().ok()?;
+    let others: Vec<(String, String)> = entries
+        .into_iter()
+        .filter(|entry| entry.supervisor().is_ok_and(|pid| pid.is_some()))
+        .filter_map(|entry| Some((entry.record.name, Announcement::read(&entry.run_dir).ok()?.release)))
+        .filter(|(_, release)| *release != own.release)
+        .collect();
+    let names: Vec<&str> = others.iter().map(|(name, _)| name.as_str()).collect();
+    let list: Vec<String> = others.iter().map(|(name, release)| format!("`{name}` ({release})")).collect();
+    (!others.is_empty()).then(|| Finding {
+        area: "containers",
+        level: Level::Advice,
+        what: format!("started by another release than gpurun {}: {}", own.release, list.join(", ")),
+        hint: Some(format!("they keep running; to move them to this release: `gpurun restart {}`", names.join(" "))),
+    })
 }
 
 struct Doctor<'a> {
@@ -70,17 +120,28 @@ impl Doctor<'_> {
         let release = self.read("proc/sys/kernel/osrelease").unwrap_or_default();
         let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
         let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        // mount_setattr and idmapped mounts came with 5.12, cgroup.kill with 5.14.
+        // mount_setattr and idmapped mounts need Linux 5.12, and cgroup.kill needs 5.14.
         if version >= (5, 14) {
             self.fine("kernel", format!("Linux {release}"));
         } else {
-            let hint = "gpurun is tested from 6.1 on; 5.14 is the least that has all it uses";
+            let hint = "upgrade the kernel: gpurun is tested on 6.1 and later, and needs at least 5.14";
             self.add("kernel", Level::Advice, format!("Linux {release} is old"), Some(hint));
         }
         if !self.exists("dev/kmsg") || fs::File::open(self.root.join("dev/kmsg")).is_err() {
-            let what = "the kernel's log, /dev/kmsg, cannot be read: an OOM kill will be counted, but not explained";
-            let hint = "run gpurun as root on the host; in a container, hand it the device: `--device /dev/kmsg`";
+            let what = "cannot read the kernel's log /dev/kmsg: OOM kills are counted, but not explained";
+            let hint = "run gpurun as root on the host; in a container, pass the device with `--device /dev/kmsg`";
             self.add("kernel", Level::Advice, what, Some(hint));
+        }
+    }
+
+    /// Containers that exist only as files, because their records are lost or cannot be read.
+    fn containers(&mut self, store: &Path, run_dir: &Path) {
+        // A store without containers, or without permission to read it, has nothing to report here.
+        let Ok((_, unreadable)) = Records::look_at(store, run_dir).list_all() else { return };
+        for container in unreadable {
+            let report = Report::from(container.error);
+            let what = format!("container {} cannot be used: {}", short(&container.id), report.message);
+            self.add("containers", Level::Problem, what, report.hint.as_deref());
         }
     }
 
@@ -92,39 +153,42 @@ impl Doctor<'_> {
                 return self.add("cgroup", Level::Problem, report.message, report.hint.as_deref());
             }
         };
-        self.fine("cgroup", format!("limits go to cgroup {}", host.version()));
+        self.fine("cgroup", format!("limits are written to cgroup {}", host.version()));
         match &host.hierarchy {
             Hierarchy::V1 { controllers, .. } => {
                 for name in ["memory", "cpu", "cpuset", "pids", "devices", "freezer"] {
                     if !controllers.contains_key(name) {
                         let what = format!("the controller `{name}` is not mounted");
                         let hint = format!(
-                            "`mkdir -p /sys/fs/cgroup/{name} && mount -t cgroup -o {name} cgroup /sys/fs/cgroup/{name}`; if that fails, \
-                             /proc/cgroups shows whether the kernel has it"
+                            "run `mkdir -p /sys/fs/cgroup/{name} && mount -t cgroup -o {name} cgroup \
+                             /sys/fs/cgroup/{name}`; if that fails, look for the controller in /proc/cgroups"
                         );
                         self.add("cgroup", Level::Problem, what, Some(&hint));
                     }
                 }
                 let names: Vec<&str> =
                     controllers.keys().map(String::as_str).filter(|name| !name.starts_with("name=")).collect();
-                self.fine("cgroup", format!("controllers, a tree each: {}", names.join(" ")));
+                self.fine("cgroup", format!("controllers, each in its own tree: {}", names.join(" ")));
             }
             Hierarchy::V2 { mount } => self.levels(mount),
         }
-        if host.has_swap_accounting() {
-            self.fine("cgroup", "swap is accounted for: --memory-swap is enforced");
-        } else {
-            let what = "swap is not accounted for: an explicit --memory-swap is refused";
+        if !host.has_swap_accounting() {
+            let what = "the kernel does not account for swap: an explicit --memory-swap is refused";
             self.add("cgroup", Level::Advice, what, Some("boot with `swapaccount=1`"));
+        } else if host.swap_total() == 0 {
+            self.fine("cgroup", NO_SWAP);
+        } else {
+            self.fine("cgroup", format!("{} of swap; --memory-swap is enforced", format_memory(host.swap_total())));
         }
         let psi = self.exists("proc/pressure/memory");
         if matches!(host.hierarchy, Hierarchy::V2 { .. }) && !psi {
-            let what = "no pressure stall information: stats and explain show none";
+            let what = "the kernel has no pressure stall information for `stats` and `explain`";
             self.add("cgroup", Level::Advice, what, Some("boot with `psi=1`"));
         }
     }
 
-    /// Version 2's controllers at each level that containers lie below; what the root has, gpurun hands down by itself.
+    /// Checks the version 2 controllers at each level above the containers. gpurun itself enables the root's
+    /// controllers in `/gpurun`.
     fn levels(&mut self, mount: &Path) {
         for (level, dir) in [("the root", mount.to_path_buf()), ("`/gpurun`", mount.join("gpurun"))] {
             let Ok(text) = fs::read_to_string(dir.join("cgroup.controllers")) else { continue };
@@ -137,12 +201,12 @@ impl Doctor<'_> {
             }
             let what = format!("controllers missing at {level}: {}", missing.join(" "));
             let hint = if dir == mount {
-                "boot with them (`cgroup_no_v1=all`, `cgroup_enable=memory`); in a container or a user's session, ask for \
-                 their delegation (systemd: `Delegate=yes`)"
+                "boot with the controllers enabled (`cgroup_no_v1=all`, `cgroup_enable=memory`); in a container or \
+                 a user's session, ask for their delegation (systemd: `Delegate=yes`)"
                     .to_owned()
             } else {
                 let list: Vec<String> = missing.iter().map(|name| format!("+{name}")).collect();
-                format!("`echo '{}' > {}/cgroup.subtree_control` says why", list.join(" "), mount.display())
+                format!("run `echo '{}' > {}/cgroup.subtree_control` to see why", list.join(" "), mount.display())
             };
             self.add("cgroup", Level::Problem, what, Some(&hint));
         }
@@ -157,7 +221,8 @@ impl Doctor<'_> {
             self.fine("isolation", "all namespaces that a container needs");
         } else {
             let what = format!("the kernel has no {} namespaces", missing.join(", "));
-            let hint = "use a kernel with CONFIG_NAMESPACES and its kinds; every distribution's has them";
+            let hint = "use a kernel with CONFIG_NAMESPACES and all its kinds; the kernels of all distributions \
+                        have them";
             self.add("isolation", Level::Problem, what, Some(hint));
         }
         let actions = self.read("proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
@@ -169,17 +234,16 @@ impl Doctor<'_> {
         }
     }
 
-    /// What only shows when it is done.
+    /// Checks features that only a test can confirm.
     fn tried(&mut self) {
-        for (name, area, fine) in [
-            ("overlay", "images", "overlayfs works"),
-            ("device", "isolation", "the device filter denies what it should"),
-        ] {
+        for (name, area, fine) in
+            [("overlay", "images", "overlayfs works"), ("device", "isolation", "the device filter works")]
+        {
             let Some(lab) = lab::find(name) else { continue };
             match lab::run(lab, &mut |_| {}, &|| false) {
                 Ok(Verdict::Expected(_)) => self.fine(area, fine),
                 Ok(Verdict::Unexpected(text) | Verdict::Impossible(text)) => {
-                    let hint = format!("`gpurun lab run {name}` shows what happens");
+                    let hint = format!("run `gpurun lab run {name}` for details");
                     self.add(area, Level::Problem, format!("the lab `{name}` fails: {text}"), Some(&hint));
                 }
                 Err(report) => {
@@ -197,14 +261,14 @@ impl Doctor<'_> {
     fn images(&mut self) {
         let known = self.read("proc/filesystems").unwrap_or_default();
         if known.lines().any(|line| line.ends_with("\terofs")) {
-            self.fine("images", "EROFS: images are mounted from their layers' tars where the kernel can");
+            self.fine("images", "EROFS: images are mounted from their layers' tars");
         } else {
             let what = "no EROFS in the kernel: each image is unpacked into a directory";
             self.add(
                 "images",
                 Level::Advice,
                 what,
-                Some("`modprobe erofs`; kernels from 6.4 on mount images without unpacking"),
+                Some("load it with `modprobe erofs`; kernels since 6.4 can mount images without unpacking them"),
             );
         }
     }
@@ -216,15 +280,20 @@ impl Doctor<'_> {
         if found {
             self.fine("network", "nft, for bridge networks and published ports");
         } else {
-            let what = "there is no `nft`: containers can only have --network host or none";
-            self.add("network", Level::Problem, what, Some("`apt-get install nftables`"));
+            let what = "`nft` is not installed: only `--network host` and `--network none` work";
+            self.add(
+                "network",
+                Level::Problem,
+                what,
+                Some("install it with install it with install it with `apt-get install nftables`"),
+            );
         }
         match self.read("proc/sys/net/ipv4/ip_forward").as_deref() {
             Some("1") => self.fine("network", "IPv4 forwarding is on"),
             Some(_) => self.fine("network", "IPv4 forwarding is off; the first container with a bridge turns it on"),
             None => {
-                let hint = "is /proc mounted whole? `sysctl net.ipv4.ip_forward` must answer";
-                self.add("network", Level::Advice, "whether IPv4 is forwarded cannot be told", Some(hint));
+                let hint = "check that all of /proc is mounted: `sysctl net.ipv4.ip_forward` must print a value";
+                self.add("network", Level::Advice, "cannot find out whether IPv4 forwarding is on", Some(hint));
             }
         }
         let resolv = self.read("etc/resolv.conf").unwrap_or_default();
@@ -235,13 +304,29 @@ impl Doctor<'_> {
             && servers.iter().all(|server| server.starts_with("127.") || *server == "::1")
             && !upstream
         {
-            let what = "every name server of this host is on its own loopback, where containers cannot reach it";
-            self.add("network", Level::Advice, what, Some("give containers one with `--dns ADDRESS`"));
+            let what = "all name servers of this host are on its loopback, which containers cannot reach";
+            self.add("network", Level::Advice, what, Some("name a server for containers with `--dns ADDRESS`"));
         }
     }
 
+    /// Checks that a directory is writable. Images and containers are written to the store, and every launch writes to
+    /// the run directory.
+    fn writable(&mut self, dir: &Path, flag: &str) {
+        let Some(existing) = dir.ancestors().find(|dir| dir.is_dir()) else { return };
+        let Err(errno) = nix::unistd::access(existing, AccessFlags::W_OK) else { return };
+        let what = format!("`{}` cannot be written: {}", existing.display(), errno.desc());
+        let hint = match errno {
+            Errno::EROFS => format!(
+                "remount it with `mount -o remount,rw {}`, or name a directory on a writable file system with `{flag} DIR`",
+                mount_point(existing).display()
+            ),
+            _ => format!("run gpurun as root, or name another directory with `{flag} DIR`"),
+        };
+        self.add("disk", Level::Problem, what, Some(&hint));
+    }
+
     fn disk(&mut self, store: &Path) {
-        // The store may not be there yet: its nearest directory that is.
+        // The store may not exist yet, so use its nearest existing ancestor.
         let Some(dir) = store.ancestors().find(|dir| dir.is_dir()) else { return };
         let Ok(stat) = nix::sys::statvfs::statvfs(dir) else { return };
         let free = stat.blocks_available() * stat.fragment_size();
@@ -251,7 +336,7 @@ impl Doctor<'_> {
                 "disk",
                 Level::Advice,
                 what,
-                Some("`gpurun image prune` frees what nobody uses; `gpurun image df` shows what does"),
+                Some("free space with `gpurun image prune`; `gpurun image df` shows the usage"),
             );
         } else {
             self.fine("disk", what);
@@ -259,15 +344,35 @@ impl Doctor<'_> {
     }
 }
 
+/// The mount point of the file system that contains `dir`.
+fn mount_point(dir: &Path) -> &Path {
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    let same = |path: &&Path| device(path) == device(dir);
+    dir.ancestors().take_while(same).last().unwrap_or(dir)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::files as host;
+    use crate::fixture::files as host;
 
     fn look(root: &Path, each: fn(&mut Doctor<'_>)) -> Vec<(Level, String)> {
         let mut doctor = Doctor { root, all: Vec::new() };
         each(&mut doctor);
         doctor.all.into_iter().map(|finding| (finding.level, finding.what)).collect()
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_is_a_problem() {
+        // Root can write everywhere except on a read-only file system. A new directory in /proc is always refused.
+        let found = |dir: &str| {
+            let mut doctor = Doctor { root: Path::new("/"), all: Vec::new() };
+            doctor.writable(Path::new(dir), "--root");
+            doctor.all
+        };
+        assert!(found(&std::env::temp_dir().join("new/er").to_string_lossy()).is_empty());
+        assert_eq!(mount_point(Path::new("/proc/sys/kernel")), Path::new("/proc"));
+        assert_eq!(mount_point(Path::new("/")), Path::new("/"));
     }
 
     #[test]

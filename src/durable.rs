@@ -1,12 +1,13 @@
-//! What stands on disk stays whole: atomic writes, and locks that die with their process.
+//! Durable files and lock files: atomic writes, and locks that are released when their process ends.
 //!
-//! Rule: write a temporary file in the same directory, fsync it, rename it over the name, fsync the directory. A reader sees the
-//! old bytes or the new ones, never a mixture, and a power cut does not bring back a name without its bytes.
+//! A write creates a temporary file in the same directory, fsyncs it, renames it over the target, and fsyncs the
+//! directory. A reader sees either the old or the new contents, never a mixture. After a power failure, a file name
+//! never refers to incomplete contents.
 //!
-//! Two kinds of lock, because they answer different questions (an [`Owner`] in a file is a third way to say who it belongs to):
-//! - [`FileLock`] is `flock(2)`: "nobody else works on this now", held for the length of an operation;
-//! - [`ProcessLock`] is a POSIX record lock (`F_SETLK`): "this process lives". A `flock` is shared with every clone that inherited
-//!   the descriptor (libcontainer's init is one), a record lock belongs to the process alone.
+//! There are two kinds of lock for two different purposes. An [`Owner`] in a file is a third way to record ownership.
+//! - [`FileLock`] is a `flock(2)` that is held for the duration of an operation and excludes other processes.
+//! - [`ProcessLock`] is a POSIX record lock (`F_SETLK`) that shows that a process is alive. A `flock` is shared with
+//!   every child that inherits the descriptor (libcontainer's init is one). A record lock belongs to a single process.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -14,27 +15,31 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
+use nix::fcntl::{FcntlArg, fcntl};
 use serde::{Deserialize, Serialize};
 
+use crate::sys::lock::{Flock, FlockArg};
 use crate::sys::process;
 
 /// Replaces `path` with `bytes`, mode 0600, durably.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write(&temporary(path)?, path, bytes, true)
 }
 
-/// The same by way of `temp`, on the same file system: where somebody sweeps the temporaries of killed processes away.
-pub fn write_atomic_by(temp: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Does the same with `temp` as the temporary file. `temp` must be on the same file system. This is for directories
+/// whose owner removes the temporary files of killed processes.
+pub(crate) fn write_atomic_by(temp: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     write(temp, path, bytes, true)
 }
 
-/// Replaces `path` with `bytes` in one step, without waiting for the disk: for files under /run, which a reboot empties anyway.
-pub fn write_atomic_volatile(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Replaces `path` with `bytes` atomically, without waiting for the disk. For files under /run, which do not survive a
+/// reboot.
+pub(crate) fn write_atomic_volatile(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write(&temporary(path)?, path, bytes, false)
 }
 
-/// The pid makes the name unique among processes; a leftover of a killed one is overwritten by `truncate` or swept by its owner.
+/// Returns the path of the temporary file. The pid makes the name unique among processes. The leftover of a killed
+/// process is overwritten (`truncate`) or removed by the module that owns the directory.
 fn temporary(path: &Path) -> io::Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
     Ok(path.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id())))
@@ -48,72 +53,68 @@ fn write(temp: &Path, path: &Path, bytes: &[u8], durable: bool) -> io::Result<()
         .and_then(|()| if durable { file.sync_all() } else { Ok(()) })
         .and_then(|()| std::fs::rename(temp, path));
     if let Err(error) = written {
-        // The write's error is the one to tell; a temporary that cannot be removed is swept by its room's owner.
+        // Report the error of the write. A temporary file that cannot be removed is cleaned up by the module that owns
+        // the directory.
         let _ = std::fs::remove_file(temp);
         return Err(error);
     }
     if durable { sync_dir(dir) } else { Ok(()) }
 }
 
-/// Makes the names in a directory durable.
-pub fn sync_dir(dir: &Path) -> io::Result<()> {
+/// Makes the entries of a directory durable.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// An exclusive or shared `flock(2)`; released when dropped.
+/// An exclusive or shared `flock(2)`, released on drop.
 #[derive(Debug)]
-pub struct FileLock(#[expect(dead_code, reason = "held for its Drop")] Flock<File>);
+pub(crate) struct FileLock(#[expect(dead_code, reason = "held for its Drop")] Flock);
 
 impl FileLock {
-    /// Waits for the lock alone.
-    pub fn exclusive(path: &Path) -> io::Result<Self> {
-        Self::take(path, FlockArg::LockExclusive)
+    /// Waits for an exclusive lock.
+    pub(crate) fn exclusive(path: &Path) -> io::Result<Self> {
+        Self::take(path, FlockArg::Exclusive)
     }
 
-    /// Waits for the lock together with other sharers.
-    pub fn shared(path: &Path) -> io::Result<Self> {
-        Self::take(path, FlockArg::LockShared)
+    /// Waits for a shared lock.
+    pub(crate) fn shared(path: &Path) -> io::Result<Self> {
+        Self::take(path, FlockArg::Shared)
     }
 
-    /// Takes the lock alone, or tells that somebody has it (`Ok(None)`).
-    pub fn try_exclusive(path: &Path) -> io::Result<Option<Self>> {
-        match Self::take(path, FlockArg::LockExclusiveNonblock) {
+    /// Takes an exclusive lock. Returns `Ok(None)` if another holder has the lock.
+    pub(crate) fn try_exclusive(path: &Path) -> io::Result<Option<Self>> {
+        match Self::take(path, FlockArg::ExclusiveNonblock) {
             Ok(lock) => Ok(Some(lock)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Waits for a directory's own lock, alone: it needs no file, and goes with the directory.
-    pub fn of_dir(dir: &Path) -> io::Result<Self> {
-        Self::hold(OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(dir)?, FlockArg::LockExclusive)
+    /// Waits for an exclusive lock on the directory itself. This needs no lock file, and the lock disappears with the
+    /// directory.
+    pub(crate) fn of_dir(dir: &Path) -> io::Result<Self> {
+        Self::hold(OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(dir)?, FlockArg::Exclusive)
     }
 
     fn take(path: &Path, arg: FlockArg) -> io::Result<Self> {
         Self::hold(open_lock(path)?, arg)
     }
 
-    fn hold(mut file: File, arg: FlockArg) -> io::Result<Self> {
-        loop {
-            match Flock::lock(file, arg) {
-                Ok(lock) => return Ok(Self(lock)),
-                Err((back, nix::Error::EINTR)) => file = back,
-                Err((_, errno)) => return Err(errno.into()),
-            }
-        }
+    fn hold(file: File, arg: FlockArg) -> io::Result<Self> {
+        Flock::lock(file, arg).map(Self)
     }
 }
 
-/// A POSIX record lock on a whole file: a proof that the process that took it lives.
+/// A POSIX record lock on a whole file. It proves that the process that took it is alive.
 ///
-/// Traps of record locks that callers must know: closing ANY descriptor of the file in the owning process drops the lock, and a
-/// child never inherits it.
+/// Record locks have two pitfalls that callers must know: closing ANY descriptor of the file in the owning process
+/// releases the lock, and a child process never inherits it.
 #[derive(Debug)]
-pub struct ProcessLock(File);
+pub(crate) struct ProcessLock(File);
 
 impl ProcessLock {
-    /// Takes the lock, or tells that a living process has it (`Ok(None)`).
-    pub fn try_take(path: &Path) -> io::Result<Option<Self>> {
+    /// Takes the lock. Returns `Ok(None)` if a living process has it.
+    pub(crate) fn try_take(path: &Path) -> io::Result<Option<Self>> {
         let file = open_lock(path)?;
         match fcntl(&file, FcntlArg::F_SETLK(&whole_file(libc::F_WRLCK))) {
             Ok(_) => Ok(Some(Self(file))),
@@ -122,8 +123,20 @@ impl ProcessLock {
         }
     }
 
-    /// The pid of the living holder, or `None` when nobody holds it (or the file is not there).
-    pub fn holder(path: &Path) -> io::Result<Option<i32>> {
+    /// Takes a shared lock. Waits while another process holds the lock exclusively.
+    pub(crate) fn share(path: &Path) -> io::Result<Self> {
+        let file = open_lock(path)?;
+        loop {
+            match fcntl(&file, FcntlArg::F_SETLKW(&whole_file(libc::F_RDLCK))) {
+                Ok(_) => return Ok(Self(file)),
+                Err(nix::Error::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Returns the pid of the living holder, or `None` if no process holds the lock or the file does not exist.
+    pub(crate) fn holder(path: &Path) -> io::Result<Option<i32>> {
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -135,25 +148,25 @@ impl ProcessLock {
     }
 }
 
-/// The process that a file speaks for, its supervisor's: whoever reads the file can tell whether it lives. For files under /run only: they do
-/// not outlive a boot, so pid and start time tell it from any other.
+/// The supervisor process that owns a file. Readers of the file can check whether that process is alive. Use this only
+/// for files under /run: they do not survive a reboot, so the pid and the start time identify the process uniquely.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Owner {
+pub(crate) struct Owner {
     pid: i32,
     start_time: u64,
 }
 
 impl Owner {
-    /// This process.
+    /// Returns the current process.
     #[must_use]
-    pub fn me() -> Self {
+    pub(crate) fn me() -> Self {
         let pid = std::process::id() as i32;
         Self { pid, start_time: process::start_time(pid).unwrap_or(0) }
     }
 
     #[must_use]
-    pub fn lives(&self) -> bool {
-        // A zombie keeps its start time, and lives no more.
+    pub(crate) fn lives(&self) -> bool {
+        // A zombie keeps its start time but is no longer alive.
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
         let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
         !matches!(state, None | Some('Z' | 'X')) && process::start_time(self.pid) == Some(self.start_time)

@@ -1,3 +1,3 @@
 fn main() -> std::process::ExitCode {
-    gpurun::cli::main()
+    gpurun::main()
 }

@@ -1,4 +1,4 @@
-//! Digests, image references, container ids and names: parse and print, no I/O.
+//! Parses and prints digests, image references, container ids and names. This module does no I/O.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,7 +15,7 @@ pub enum NameError {
     Digest(String),
     #[error("`{name}` is not an image reference: {why}")]
     Reference { name: String, why: &'static str },
-    #[error("`{0}` is not a container's name")]
+    #[error("`{0}` is not a container name")]
     Container(String),
 }
 
@@ -23,11 +23,15 @@ impl Explain for NameError {
     fn hint(&self) -> Option<String> {
         Some(
             match self {
-                Self::Digest(_) => "a digest is `sha256:` and 64 lower-case hex digits",
+                Self::Digest(_) => "write `sha256:` and 64 lower-case hexadecimal digits",
                 Self::Reference { .. } => {
-                    "write `name`, `name:tag`, `name@sha256:…` or `registry:port/name:tag`, the name in lower case"
+                    "write `name`, `name:tag`, `name@sha256:…` or `registry:port/name:tag`, with the name in lower \
+                     case"
                 }
-                Self::Container(_) => "use two or more of a-z A-Z 0-9 _ . - and begin with a letter or digit",
+                Self::Container(_) => {
+                    "use two or more of the characters a-z A-Z 0-9 _ . - and start with a letter \
+                                       or a digit"
+                }
             }
             .into(),
         )
@@ -38,7 +42,7 @@ impl Explain for NameError {
 }
 
 impl Digest {
-    /// The 64 hex digits alone.
+    /// Returns only the 64 hex digits.
     #[must_use]
     pub fn hex(&self) -> String {
         hex::encode(self.0)
@@ -82,11 +86,11 @@ impl<'de> serde::Deserialize<'de> for Digest {
 /// An image reference as docker resolves it (distribution/reference): `x` is `docker.io/library/x:latest`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reference {
-    /// The registry's host, with its port if any; `localhost` for local builds.
+    /// The registry host with its port, if any. Local builds use `localhost`.
     pub domain: String,
-    /// The repository's path, without the domain.
+    /// The repository path without the domain.
     pub path: String,
-    /// `latest` where neither a tag nor a digest was given.
+    /// The tag. It is `latest` if neither a tag nor a digest was given.
     pub tag: Option<String>,
     pub digest: Option<Digest>,
 }
@@ -102,11 +106,11 @@ impl FromStr for Reference {
         let wrong = |why| NameError::Reference { name: text.chars().take(300).collect(), why };
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => {
-                (rest, Some(digest.parse().map_err(|_| wrong("the part behind `@` is no sha256 digest"))?))
+                (rest, Some(digest.parse().map_err(|_| wrong("the part after `@` is not a sha256 digest"))?))
             }
             None => (text, None),
         };
-        // A colon behind the last slash begins the tag; one before it belongs to a port.
+        // A colon after the last slash begins the tag. A colon before it belongs to a port.
         let (name, tag) = match rest.rsplit_once(':') {
             Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
             _ => (rest, None),
@@ -114,7 +118,7 @@ impl FromStr for Reference {
         if let Some(tag) = tag
             && !is_tag(tag)
         {
-            return Err(wrong("the tag has characters that a tag cannot have"));
+            return Err(wrong("the tag contains invalid characters"));
         }
         let (domain, path) = match name.split_once('/') {
             Some((first, path)) if first.contains(['.', ':']) || first == "localhost" => (first, path.to_owned()),
@@ -122,26 +126,26 @@ impl FromStr for Reference {
             _ => (DEFAULT_DOMAIN, format!("library/{name}")),
         };
         let domain = if domain == "index.docker.io" { DEFAULT_DOMAIN } else { domain };
-        // Docker's own images, said with the domain: `docker.io/x`.
+        // A reference to Docker's own images that includes the domain: `docker.io/x`.
         let path = if domain == DEFAULT_DOMAIN && !path.contains('/') { format!("library/{path}") } else { path };
         if !is_domain(domain) {
-            return Err(wrong("the registry's name is no host name"));
+            return Err(wrong("the registry is not a valid host name"));
         }
         if path.chars().any(|c| c.is_ascii_uppercase()) {
-            return Err(wrong("names are in lower case"));
+            return Err(wrong("names must be in lower case"));
         }
         if !path.split('/').all(is_path_component) {
-            return Err(wrong("the name is empty or has characters that a name cannot have"));
+            return Err(wrong("the name is empty or contains invalid characters"));
         }
         if domain.len() + 1 + path.len() > NAME_MAX {
             return Err(wrong("the name is longer than 255 characters"));
         }
-        // 64 hex digits would be taken for an id.
+        // A name of 64 hex digits would be taken for an id.
         if path
             .strip_prefix("library/")
             .is_some_and(|name| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit()))
         {
-            return Err(wrong("64 hex digits are an image's id, not a name"));
+            return Err(wrong("64 hexadecimal digits are an image ID, not a name"));
         }
         let tag = tag.map(str::to_owned).or_else(|| digest.is_none().then(|| "latest".to_owned()));
         Ok(Self { domain: domain.to_owned(), path, tag, digest })
@@ -149,12 +153,12 @@ impl FromStr for Reference {
 }
 
 impl Reference {
-    /// As short as people write it: `x:latest`, `me/x:1`, `localhost/x:latest`; never so short that it would mean something else.
+    /// Returns the shortest form that resolves to the same reference: `x:latest`, `me/x:1`, `localhost/x:latest`.
     #[must_use]
     pub fn familiar(&self) -> String {
         let full = self.to_string();
         let Some(rest) = full.strip_prefix("docker.io/") else { return full };
-        // `docker.io/library/a.b/c` without its beginning is `a.b/c`, and `a.b` a registry.
+        // Without its prefix, `docker.io/library/a.b/c` would be `a.b/c`, and `a.b` would be taken for a registry.
         let means_this = |short: &&str| short.parse::<Self>().is_ok_and(|reference| reference == *self);
         let shortest = [rest.strip_prefix("library/"), Some(rest)].into_iter().flatten().find(means_this);
         shortest.map_or_else(|| full.clone(), str::to_owned)
@@ -188,11 +192,11 @@ fn is_domain(domain: &str) -> bool {
             && !label.ends_with('-')
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
-    // `+4` would be a number, too.
+    // `parse` alone would also accept `+4`.
     host.split('.').all(good) && port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
 }
 
-/// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
+/// Checks a path component against `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`.
 fn is_path_component(component: &str) -> bool {
     let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = component.as_bytes();
@@ -204,9 +208,9 @@ fn is_path_component(component: &str) -> bool {
         .all(|separator| matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|&byte| byte == b'-'))
 }
 
-/// A container's name: docker's `[a-zA-Z0-9][a-zA-Z0-9_.-]+`.
+/// A container name: docker's `[a-zA-Z0-9][a-zA-Z0-9_.-]+`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ContainerName(String);
+pub(crate) struct ContainerName(String);
 
 impl FromStr for ContainerName {
     type Err = NameError;
@@ -226,17 +230,17 @@ impl fmt::Display for ContainerName {
     }
 }
 
-/// A fresh id: 64 random hex digits.
+/// Generates a new id of 64 random hex digits.
 #[must_use]
-pub fn new_container_id() -> String {
+pub(crate) fn new_container_id() -> String {
     let mut bytes = [0; 32];
     random(&mut bytes);
     hex::encode(bytes)
 }
 
-/// A made-up name: an adjective and somebody who made computing what it is.
+/// Generates a container name from an adjective and the surname of a computing pioneer.
 #[must_use]
-pub fn random_name() -> String {
+pub(crate) fn random_name() -> String {
     const ADJECTIVES: [&str; 32] = [
         "amber", "brave", "bright", "calm", "clever", "cosy", "daring", "eager", "fair", "fancy", "gentle", "golden",
         "happy", "honest", "jolly", "keen", "kind", "lively", "lucid", "merry", "modest", "nimble", "patient",

@@ -1,4 +1,4 @@
-//! `gpurun build`: a Containerfile becomes an image.
+//! `gpurun build`: builds an image from a Containerfile.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Read};
@@ -7,105 +7,148 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use super::build_output::{Fancy, Plain, Quiet};
+use super::build_result::{self, Target};
 use super::image::{PullPolicy, RegistryFlags, provide};
-use super::resources::ResourceFlags;
-use super::{Context, print, request};
-use crate::build::{self, Options, Output};
+use super::resources::{self, ResourceFlags};
+use super::{Context, moment, print};
+use crate::build::{self, Containerfile, Options, Output};
 use crate::image::Platform;
 use crate::names::Reference;
 use crate::report::Report;
+use crate::request::{parse_label, parse_shm_size};
 use crate::store::{Image, Store};
+use crate::sys::process::CallerUmask;
 
-/// The longest Containerfile that is read.
-const MAX_FILE: u64 = 16 << 20;
-/// Secrets are keys and tokens.
+/// Maximum size of a secret. Secrets are keys and tokens.
 const MAX_SECRET: u64 = 500 << 10;
 
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  gpurun build -t jupyter images/jupyter\n  gpurun build -t app --build-arg PYTHON=3.12 --target runtime .\n  gpurun build -t app --secret id=token,src=token.txt --host-ca .\n\n\
-        The file is read as docker build reads it; what gpurun does not support is refused by name and line.\n\
-        SOURCE_DATE_EPOCH (environment or --build-arg) makes a build reproducible: no time in the image is later."
+        A Containerfile has docker build's syntax. An instruction that gpurun does not support is an error with its line. SOURCE_DATE_EPOCH (in the environment or as --build-arg) makes a build reproducible: no time in the image is later."
 )]
-pub struct BuildArgs {
-    /// Name of the image (repeatable)
+pub(super) struct BuildArgs {
+    /// Name of the image; may be given more than once
     #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
     tag: Vec<Reference>,
-    /// The Containerfile [default: DIR/Containerfile, else DIR/Dockerfile]; `-` is standard input
+    /// Containerfile, or `-` for standard input [default: DIR/Containerfile, else DIR/Dockerfile]
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Set an `ARG`; `KEY` alone passes your environment's on. Proxy variables need no `ARG` and never reach the image
+    /// Set an `ARG`; `KEY` alone passes on the caller's value. Proxy variables need no `ARG` and never reach the image
     #[arg(long, value_name = "KEY[=VALUE]")]
     build_arg: Vec<String>,
-    /// Build this stage instead of the last
+    /// Build this stage instead of the last one
     #[arg(long, value_name = "STAGE")]
     target: Option<String>,
-    /// Add a label to the image
+    /// Set a label of the image
     #[arg(long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
-    /// Make every step again
+    /// Do not use the build cache
     #[arg(long)]
     no_cache: bool,
-    /// When to pull base images: if they are missing; `--pull` alone means always
+    /// When to pull base images; `--pull` alone means always
     #[arg(long, value_name = "missing|always|never", num_args = 0..=1, require_equals = true, default_value = "missing", default_missing_value = "always")]
     pull: PullPolicy,
-    /// Network of `RUN`: host, bridge or none
-    #[arg(long, visible_alias = "net", value_name = "MODE", default_value = "host")]
+    /// Network mode of `RUN`: bridge, host, none, or default, which is the bridge where one can be made and else the host
+    #[arg(long, visible_alias = "net", value_name = "MODE", default_value = "default", hide_default_value = true)]
     network: String,
-    /// A line for /etc/hosts of every `RUN`
+    /// Add a line to /etc/hosts of every `RUN`
     #[arg(long, value_name = "NAME:IP")]
     add_host: Vec<String>,
-    /// A secret for `RUN --mount=type=secret,id=ID`: it reaches no layer, no history and no cache
+    /// Secret for `RUN --mount=type=secret,id=ID`; it is never stored in a layer, the history or the cache
     #[arg(long, value_name = "id=ID[,src=FILE|,env=NAME]")]
     secret: Vec<String>,
-    /// Let `RUN` see this host's certificates, proxies and pip settings; nothing of them stays in the image
+    /// Give `RUN` this host's certificates, proxies and pip settings, without storing them in the image
     #[arg(long)]
     host_ca: bool,
-    /// How to show progress
+    /// Forward an SSH agent to `RUN --mount=type=ssh`: `default` is the one of SSH_AUTH_SOCK
+    #[arg(long, value_name = "ID[=SOCKET]")]
+    ssh: Vec<String>,
+    /// Write the result: a directory or `-` (a tar) for the files of the image, type=oci|docker,dest=FILE for the image, type=image,push=true
+    #[arg(short, long, value_name = "OUTPUT")]
+    output: Vec<String>,
+    /// Push the image under each of its names
+    #[arg(long)]
+    push: bool,
+    /// Keep the image in the store, as every build does
+    #[arg(long)]
+    load: bool,
+    /// Size of /dev/shm of every `RUN` [default: 64m]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
+    shm_size: Option<String>,
+    /// Image to use as a cache; it has no effect, because the cache is in the store
+    #[arg(long, value_name = "IMAGE")]
+    cache_from: Vec<String>,
+    /// Remove intermediate containers, which no build leaves
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", alias = "force-rm")]
+    rm: Option<bool>,
+    /// Progress output
     #[arg(long, value_name = "HOW", default_value = "auto")]
     progress: Progress,
-    /// Print the image's id alone, and no progress
+    /// Print only the image's ID
     #[arg(short, long)]
     quiet: bool,
     /// Print the result as JSON
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
-    /// Write the image's id to a file
+    /// Write the image's ID, names and digest to a file, as JSON with buildx's keys
+    #[arg(long, value_name = "FILE")]
+    metadata_file: Option<PathBuf>,
+    /// Write the image's ID to a file
     #[arg(long, value_name = "FILE")]
     iidfile: Option<PathBuf>,
     #[command(flatten)]
     limits: ResourceFlags,
     #[command(flatten)]
     registry: RegistryFlags,
-    /// The directory that `COPY` and `ADD` take files from; `-` reads a Containerfile from standard input and has none
+    /// Build context, the directory that `COPY` and `ADD` read from; `-` reads a Containerfile from standard input, without a context
     #[arg(value_name = "DIR|-")]
     context: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Progress {
-    /// `tty` on a terminal, else `plain`
+    /// `tty` on a terminal, `plain` otherwise
     Auto,
-    /// Steps that fold up when they are done
+    /// Steps that collapse when they are done
     Tty,
-    /// Every line, for a log
+    /// All lines, for a log
     Plain,
+    /// Nothing, as `--quiet`
+    Quiet,
 }
 
-pub fn run(args: &BuildArgs, context: &Context) -> Result<u8, Report> {
-    let options = options(args, context)?;
-    // Here, too, where every step is in the cache and no limit is ever set.
-    crate::launch::check_limits(&args.limits.asked())?;
+pub(super) fn run(args: &BuildArgs, context: &Context) -> Result<u8, Report> {
+    let targets = args.output.iter().map(|text| Target::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    targets.iter().try_for_each(Target::check)?;
+    let mut options = options(args, context)?;
+    let mut is_pushed = args.push;
+    for target in &targets {
+        if let Target::Store { names, is_pushed: push } = target {
+            options.names.extend(names.iter().cloned());
+            is_pushed |= push;
+        }
+    }
+    if is_pushed && options.names.is_empty() {
+        return Err(Report::usage("cannot push the image: it has no name")
+            .with_hint("name it, with its registry: `gpurun build -t REGISTRY/NAME --push DIR`"));
+    }
+    // The limits are also checked here because no limit is set if every step is cached.
+    crate::launch::check_limits(&options.limits)?;
     let store = context.store()?;
-    // Once, at the beginning: see `build::run`.
+    // Opened once at the beginning: see `build::run`.
     let records = context.records()?;
     let signals = super::session::take_signals()?;
     let fancy = match args.progress {
         Progress::Auto => io::stderr().is_terminal(),
         Progress::Tty => true,
-        Progress::Plain => false,
+        Progress::Plain | Progress::Quiet => false,
     };
-    let mut output: Box<dyn Output> = match (args.quiet, fancy) {
+    let quiet = args.quiet || args.progress == Progress::Quiet;
+    if !args.cache_from.is_empty() && !quiet {
+        print::say("`--cache-from` has no effect: the cache is in the store");
+    }
+    let mut output: Box<dyn Output> = match (quiet, fancy) {
         (true, _) => Box::new(Quiet),
         (_, true) => Box::new(Fancy::default()),
         _ => Box::new(Plain::default()),
@@ -113,45 +156,71 @@ pub fn run(args: &BuildArgs, context: &Context) -> Result<u8, Report> {
     let pull = |name: &str| base(&store, name, args);
     let built = build::build(&options, &store, &records, &pull, Some(&signals), output.as_mut())?;
     drop(output);
-    if let Some(path) = &args.iidfile {
-        std::fs::write(path, built.id.to_string())
-            .map_err(|error| Report::new(format!("cannot write `{}`", path.display())).with_cause(error))?;
-    }
     let names: Vec<String> = options.names.iter().map(Reference::familiar).collect();
+    let image = store.image_of(built.id)?;
+    let saved = if names.is_empty() { vec![built.id.to_string()] } else { names.clone() };
+    for target in &targets {
+        target.write(&store, &image, &saved)?;
+    }
+    let pushed =
+        if is_pushed { build_result::push(&store, &image, &options.names, &args.registry, quiet)? } else { None };
+    if let Some(path) = &args.iidfile {
+        write_file(path, &built.id.to_string())?;
+    }
+    if let Some(path) = &args.metadata_file {
+        let mut metadata = serde_json::json!({ "containerimage.config.digest": built.id.to_string() });
+        if !names.is_empty() {
+            metadata["image.name"] = names.join(",").into();
+        }
+        if let Some(digest) = pushed {
+            metadata["containerimage.digest"] = digest.to_string().into();
+        }
+        write_file(path, &format!("{metadata:#}\n"))?;
+    }
+    if targets.iter().any(Target::takes_stdout) {
+        return Ok(0);
+    }
     if args.json {
         print::json(&serde_json::json!({
             "Id": built.id.to_string(), "Names": names, "Steps": built.steps, "Cached": built.cached,
         }))?;
         return Ok(0);
     }
-    if !args.quiet && !names.is_empty() {
+    if !quiet && !names.is_empty() {
         print::say(&format!("built {}", names.join(", ")));
     }
     print::out(&format!("{}\n", built.id))?;
     Ok(0)
 }
 
+fn write_file(path: &Path, text: &str) -> Result<(), Report> {
+    let _umask = CallerUmask::enter();
+    std::fs::write(path, text)
+        .map_err(|error| Report::new(format!("cannot write `{}`", path.display())).with_cause(error))
+}
+
 fn options(args: &BuildArgs, context: &Context) -> Result<Options, Report> {
     let from_stdin = args.context == Path::new("-");
     if from_stdin && args.file.is_some() {
-        return Err(Report::usage("`-` takes the Containerfile from standard input: `--file` contradicts it"));
+        return Err(Report::usage(
+            "`-` and `--file` cannot be used together: `-` reads the Containerfile from \
+                                  standard input",
+        ));
     }
     if !from_stdin && !args.context.is_dir() {
-        return Err(Report::usage(format!("the build context `{}` is no directory", args.context.display()))
-            .with_hint("name the directory that holds the files to copy: `gpurun build -t NAME .`"));
+        return Err(Report::usage(format!("the build context `{}` is not a directory", args.context.display()))
+            .with_hint("name the directory with the files to copy: `gpurun build -t NAME .`"));
     }
     let host = Platform::host();
     if let Some(platform) = args.registry.platform.as_ref().filter(|platform| !platform.runs_on(&host)) {
-        return Err(Report::usage(format!("`--platform {platform}`: this machine is {host}, and builds for no other"))
-            .with_hint("build it on such a machine, then `gpurun image save` or push it from there"));
+        return Err(Report::usage(format!("cannot build for `--platform {platform}`: this machine is {host}"))
+            .with_hint(
+                "build it on a machine of that platform, and push it from there or copy it with `gpurun \
+                        image save`",
+            ));
     }
-    let path = match &args.file {
-        Some(path) if path == Path::new("-") => None,
-        Some(path) => Some(path.clone()),
-        None if from_stdin => None,
-        None => Some(containerfile(&args.context)?),
-    };
-    let text = read_text(path.as_deref())?;
+    let directory = (!from_stdin).then_some(args.context.as_path());
+    let file = Containerfile::read(directory, args.file.as_deref())?;
     let mut build_args = BTreeMap::new();
     for text in &args.build_arg {
         match text.split_once('=') {
@@ -159,28 +228,31 @@ fn options(args: &BuildArgs, context: &Context) -> Result<Options, Report> {
             None => build_args.extend(std::env::var(text).ok().map(|value| (text.clone(), value))),
         }
     }
-    let clamp = source_date_epoch(build_args.get("SOURCE_DATE_EPOCH"))?;
+    let clamp = moment::source_date_epoch(build_args.get("SOURCE_DATE_EPOCH"))?;
     Ok(Options {
         root: context.root.clone(),
-        file: path.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
-        text,
-        path,
+        file,
         context: (!from_stdin).then(|| args.context.clone()),
         names: args.tag.clone(),
         args: build_args,
         target: args.target.clone(),
-        labels: args.label.iter().map(|text| request::label(text)).collect::<Result<_, _>>()?,
+        labels: resources::each(&args.label, parse_label)?,
         no_cache: args.no_cache,
-        network: request::network_mode(&args.network)?,
-        limits: args.limits.asked(),
-        add_hosts: args.add_host.iter().map(|line| request::host_line(line)).collect::<Result<_, _>>()?,
+        network: match args.network.as_str() {
+            "default" => None,
+            mode => Some(mode.parse()?),
+        },
+        limits: args.limits.limits()?,
+        shm_size: args.shm_size.as_deref().map(parse_shm_size).transpose()?.flatten(),
+        add_hosts: resources::each(&args.add_host, str::parse)?,
         secrets: args.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?,
+        agents: args.ssh.iter().map(|text| build_result::agent(text)).collect::<Result<_, _>>()?,
         host_ca: args.host_ca,
         clamp,
     })
 }
 
-/// A base image: the store's, or as `--pull` says a registry's.
+/// Returns a base image from the store or, depending on `--pull`, from a registry.
 fn base(store: &Store, name: &str, args: &BuildArgs) -> Result<Image, Report> {
     let found = provide(store, name, args.pull, &args.registry).and_then(|name| Ok(store.resolve(&name)?));
     found.map_err(|report| {
@@ -188,48 +260,14 @@ fn base(store: &Store, name: &str, args: &BuildArgs) -> Result<Image, Report> {
         if !distribution {
             return report;
         }
-        report.with_hint(format!("make it from the distribution's own packages: `gpurun image bootstrap {name}`"))
+        report.with_hint(format!("create it from the distribution's packages with `gpurun image bootstrap {name}`"))
     })
 }
 
-/// SOURCE_DATE_EPOCH, of the build arguments or the environment.
-pub fn source_date_epoch(argument: Option<&String>) -> Result<Option<i64>, Report> {
-    let text = argument.cloned().or_else(|| std::env::var("SOURCE_DATE_EPOCH").ok()).filter(|text| !text.is_empty());
-    let Some(text) = text else { return Ok(None) };
-    match text.parse::<i64>() {
-        Ok(seconds) if seconds >= 0 => Ok(Some(seconds)),
-        _ => Err(Report::usage(format!("`SOURCE_DATE_EPOCH={text}` is no number of seconds"))
-            .with_hint("`date +%s` prints one")),
-    }
-}
-
-fn containerfile(context: &Path) -> Result<PathBuf, Report> {
-    let found = ["Containerfile", "Dockerfile"].map(|name| context.join(name)).into_iter().find(|path| path.exists());
-    found.ok_or_else(|| {
-        Report::new(format!("there is no Containerfile or Dockerfile in `{}`", context.display()))
-            .with_hint("name it with `--file FILE`")
-            .with_exit_code(1)
-    })
-}
-
-fn read_text(path: Option<&Path>) -> Result<String, Report> {
-    let Some(path) = path else {
-        let mut text = String::new();
-        return match io::stdin().lock().take(MAX_FILE + 1).read_to_string(&mut text) {
-            Ok(read) if read as u64 > MAX_FILE => {
-                Err(Report::new(format!("the Containerfile on standard input is larger than {} MiB", MAX_FILE >> 20)))
-            }
-            Ok(_) => Ok(text),
-            Err(error) => Err(Report::new("cannot read the Containerfile from standard input").with_cause(error)),
-        };
-    };
-    request::read_small_text(path, MAX_FILE)
-}
-
-/// `id=ID,src=FILE`, `id=ID,env=NAME`, `id=ID` (a variable or file of that name).
+/// Parses `id=ID,src=FILE`, `id=ID,env=NAME`, or `id=ID` (a variable or a file of that name).
 fn secret(text: &str) -> Result<(String, Vec<u8>), Report> {
     let usage = |what: &str| {
-        Report::usage(format!("`--secret {text}` {what}"))
+        Report::usage(format!("cannot use `--secret {text}`: it {what}"))
             .with_hint("write `--secret id=ID,src=FILE` or `--secret id=ID,env=NAME`")
     };
     let (mut id, mut source, mut variable, mut is_variable) = (None, None, None, false);
@@ -240,14 +278,14 @@ fn secret(text: &str) -> Result<(String, Vec<u8>), Report> {
             Some(("env", value)) => variable = Some(value),
             Some(("type", "file")) => {}
             Some(("type", "env")) => is_variable = true,
-            _ => return Err(usage(&format!("has `{field}`, which means nothing"))),
+            _ => return Err(usage(&format!("has the unknown field `{field}`"))),
         }
     }
     let id = id.filter(|id| !id.is_empty()).ok_or_else(|| usage("has no id"))?;
     if source.is_some() && variable.is_some() {
-        return Err(usage("names a file and a variable"));
+        return Err(usage("names both a file and a variable"));
     }
-    // docker's: what `src` names is a variable then, as the id is without it.
+    // As in docker, `src` then names a variable. Without `src`, the id does.
     if is_variable && variable.is_none() {
         variable = Some(source.take().unwrap_or(id));
     }
@@ -291,8 +329,8 @@ mod tests {
             ("src=x", "has no id"),
             ("id=x,env=GPURUN_NOT_SET", "is not set"),
             ("id=x,type=env,src=GPURUN_NOT_SET", "is not set"),
-            ("id=x,src=/etc/hosts,env=PATH", "names a file and a variable"),
-            ("id=x,type=ssh", "has `type=ssh`"),
+            ("id=x,src=/etc/hosts,env=PATH", "names both a file and a variable"),
+            ("id=x,type=ssh", "has the unknown field `type=ssh`"),
             ("id=x,src=/nosuch", "cannot read the secret `/nosuch`"),
         ] {
             let error = secret(text).expect_err(text).to_string();

@@ -1,4 +1,4 @@
-//! How a build shows its steps: every line in a log, folding steps on a terminal.
+//! Shows the steps of a build: as complete lines in a log, or as collapsing steps on a terminal.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -8,12 +8,12 @@ use super::print;
 use crate::build::{Output, StepName, printable};
 use crate::sys::tty::window_size;
 
-/// Lines of a running command that a terminal shows.
+/// Number of output lines of the running command that a terminal shows.
 const WINDOW: usize = 6;
-/// A terminal is drawn anew at most so often.
+/// Minimum time between two redraws of a terminal.
 const FRAME: Duration = Duration::from_millis(80);
 
-/// Bytes that come in pieces → whole lines, without what would move a cursor.
+/// Splits a stream of bytes into complete lines and escapes control characters.
 #[derive(Debug, Default)]
 struct Lines {
     open: Vec<u8>,
@@ -23,7 +23,7 @@ impl Lines {
     fn take(&mut self, bytes: &[u8]) -> Vec<String> {
         self.open.extend_from_slice(bytes);
         let Some(end) = self.open.iter().rposition(|byte| matches!(byte, b'\n' | b'\r')) else {
-            // A line without an end is shown when there is enough of it.
+            // Flush an unterminated line when it becomes long.
             return if self.open.len() > 4096 { self.rest() } else { Vec::new() };
         };
         let rest = self.open.split_off(end + 1);
@@ -40,13 +40,13 @@ impl Lines {
 
 fn title(step: &StepName<'_>) -> String {
     let stage = if step.stage.is_empty() { String::new() } else { format!("{} ", step.stage) };
-    let words: Vec<&str> = step.text.split_whitespace().collect();
-    format!("[{stage}{}/{}] {}", step.number, step.total, printable(&words.join(" ")))
+    let parts: Vec<&str> = step.text.split_whitespace().collect();
+    format!("[{stage}{}/{}] {}", step.number, step.total, printable(&parts.join(" ")))
 }
 
-/// Nothing but errors.
+/// Shows only errors.
 #[derive(Debug)]
-pub struct Quiet;
+pub(super) struct Quiet;
 
 impl Output for Quiet {
     fn begin(&mut self, _: &StepName<'_>) {}
@@ -57,9 +57,9 @@ impl Output for Quiet {
     fn notice(&mut self, _: &str) {}
 }
 
-/// BuildKit's plain form: `#4 [2/5] RUN …`, `#4 0.512 output`, `#4 DONE 1.2s`.
+/// BuildKit's plain format: `#4 [2/5] RUN …`, `#4 0.512 output`, `#4 DONE 1.2s`.
 #[derive(Debug, Default)]
-pub struct Plain {
+pub(super) struct Plain {
     number: usize,
     began: Option<Instant>,
     lines: Lines,
@@ -114,7 +114,7 @@ impl Output for Plain {
 
 impl Drop for Plain {
     fn drop(&mut self) {
-        // A step that failed: its last words have no line end.
+        // The last output line of a failed step may be unterminated.
         if self.began.is_some() {
             let rest = self.lines.rest();
             self.say(rest);
@@ -122,14 +122,14 @@ impl Drop for Plain {
     }
 }
 
-/// On a terminal: one line a step, and below the running one the last lines that its command wrote.
+/// The terminal format: one line per step, and the most recent output lines of the running command below it.
 #[derive(Debug, Default)]
-pub struct Fancy {
+pub(super) struct Fancy {
     title: String,
     began: Option<Instant>,
     lines: Lines,
     window: VecDeque<String>,
-    /// Lines on the screen that are to be drawn over.
+    /// Number of lines on the screen to overwrite with the next frame.
     drawn: usize,
     at: Option<Instant>,
 }
@@ -137,16 +137,17 @@ pub struct Fancy {
 impl Fancy {
     fn draw(&mut self, how: Option<&str>) {
         let width = window_size(io::stderr()).map_or(80, |(_, columns)| usize::from(columns)).max(20);
-        // No line may wrap, however wide its letters are: what is drawn over is counted in lines.
+        // Disable line wrap, because the number of lines to overwrite is counted and characters may be wider than one
+        // column.
         let mut text = String::from("\x1b[?7l");
         if self.drawn > 0 {
             text.push_str(&format!("\x1b[{}A\x1b[J", self.drawn));
         }
         let elapsed = self.began.map_or(0.0, |began| began.elapsed().as_secs_f64());
         let right = how.map_or_else(|| format!("{elapsed:.1}s"), str::to_owned);
-        let room = width.saturating_sub(right.len() + 5);
-        let title: String = self.title.chars().take(room).collect();
-        text.push_str(&format!("=> {title:room$} {right}\n"));
+        let space = width.saturating_sub(right.len() + 5);
+        let title: String = self.title.chars().take(space).collect();
+        text.push_str(&format!("=> {title:space$} {right}\n"));
         self.drawn = 1;
         if how.is_none() {
             for line in &self.window {
@@ -159,7 +160,7 @@ impl Fancy {
         }
         text.push_str("\x1b[?7h");
         let mut out = io::stderr().lock();
-        // A terminal that went away is no reason to stop.
+        // A closed terminal does not stop the build.
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         self.at = Some(Instant::now());
     }
@@ -207,7 +208,7 @@ impl Output for Fancy {
     fn notice(&mut self, line: &str) {
         let running = self.began.is_some();
         if running && self.drawn > 0 {
-            print::tell(&format!("\x1b[{}A\x1b[J", self.drawn));
+            print::write_stderr(&format!("\x1b[{}A\x1b[J", self.drawn));
             self.drawn = 0;
         }
         print::say(&format!("gpurun: {line}"));

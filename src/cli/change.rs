@@ -1,67 +1,71 @@
-//! Commands that change a living container: update, pause, resume.
+//! Commands that change running containers: update, pause, resume.
 
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 
-use super::containers::{for_each, tell};
-use super::resources::ResourceFlags;
+use super::containers::{for_each, send_to};
+use super::resources::{ResourceFlags, TimeFlags};
 use super::run::limits_text;
 use super::{Context, print};
+use crate::control::{Connection, FromSupervisor, ToSupervisor};
 use crate::launch;
 use crate::record::{Entry, LimitRow, Records, State};
 use crate::report::Report;
-use crate::request::RestartPolicy;
-use crate::supervise::protocol::{Connection, FromSupervisor, ToSupervisor};
+use crate::request::{LimitsRequest, RestartPolicy, TimeLimits};
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The new limits are read back from the kernel; if one is refused, all stay as they were. 0 lifts a limit of memory or CPUs; `--cpuset-cpus` is lifted by naming all.\n\n\
-    Examples:\n  gpurun update lab --memory 4g\n  gpurun update lab --cpus 2 --pids-limit 500 --verbose"
+    after_help = "The new limits are read back from the kernel. If the kernel refuses one of them, all limits stay as they were. 0 removes a limit of memory, CPUs or time. `--timeout` counts from the start of the container. name all CPUs to remove `--cpuset-cpus`.\n\n\
+    Examples:\n  gpurun update notebook --memory 4g\n  gpurun update notebook --cpus 2 --pids-limit 500 --verbose\n  gpurun update notebook --timeout 12h --idle-timeout 2h"
 )]
-pub struct UpdateArgs {
+pub(super) struct UpdateArgs {
     #[command(flatten)]
     limits: ResourceFlags,
-    /// What to do when the container's process ends: no, always, unless-stopped, on-failure[:N]
+    #[command(flatten)]
+    times: TimeFlags,
+    /// Restart policy: no, always, unless-stopped, on-failure[:N]
     #[arg(long, value_name = "POLICY", value_parser = NonEmptyStringValueParser::new())]
     restart: Option<String>,
-    /// The limits as they stand afterwards, as JSON; none of a container that does not run, where nothing can be read back
+    /// Print the new limits of running containers as JSON
     #[arg(long)]
     json: bool,
+    /// Names or IDs of containers
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
 #[derive(Debug, Args)]
-pub struct PauseArgs {
+pub(super) struct PauseArgs {
+    /// Names or IDs of containers
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
-pub fn update(args: &UpdateArgs, context: &Context) -> Result<u8, Report> {
-    let asked = args.limits.asked();
+pub(super) fn update(args: &UpdateArgs, context: &Context) -> Result<u8, Report> {
+    let asked = args.limits.limits()?;
+    let times = Some(args.times.changes()?).filter(|times| *times != TimeLimits::default());
     let restart = args.restart.as_deref().map(str::parse::<RestartPolicy>).transpose()?;
-    if asked == crate::spec::AskedLimits::default() && restart.is_none() {
-        return Err(
-            Report::usage("nothing to update").with_hint("name a limit, for example `gpurun update lab --memory 4g`")
-        );
+    if asked == LimitsRequest::default() && restart.is_none() && times.is_none() {
+        return Err(Report::usage("no limit to update was specified")
+            .with_hint(format!("name one: `gpurun update {} --memory 4g`", args.containers.join(" "))));
     }
     let records = context.records()?;
     let mut all = Vec::new();
     let each = |name: &str| {
-        let entry = records.find(name)?;
+        let entry = records.find_whole(name)?;
         let limits = Box::new(asked.clone());
         let runs = entry.supervisor()?.is_some();
         let rows = if runs {
-            ask(&entry, &ToSupervisor::Update { limits, restart })?
+            ask(&entry, &ToSupervisor::Update { limits, restart, times })?
         } else {
-            at_rest(&records, &entry, &limits, restart)?
+            at_rest(&records, &entry, &limits, restart, times)?
         };
         if context.verbose && runs {
-            print::tell(&limits_text(&rows));
+            print::write_stderr(&limits_text(&rows));
         } else if context.verbose {
             let name = &entry.record.name;
             print::say(&format!(
-                "gpurun: `{name}` does not run: checked against this host, and kept for its next start"
+                "gpurun: `{name}` is not running: the limits are valid on this host and apply at its next start"
             ));
         }
         all.extend(rows);
@@ -78,20 +82,23 @@ fn quietly(names: &[String], each: impl FnMut(&str) -> Result<(), Report>) -> Re
     names.iter().map(String::as_str).try_for_each(each).map(|()| 0)
 }
 
-/// A container that does not run has its limits in its record alone: checked against the host, enforced at its next start.
+/// Updates a container that is not running. Its limits are only in its record: they are checked against the host now
+/// and enforced at the next start.
 fn at_rest(
     records: &Records,
     entry: &Entry,
-    asked: &crate::spec::AskedLimits,
+    asked: &LimitsRequest,
     restart: Option<RestartPolicy>,
+    times: Option<TimeLimits>,
 ) -> Result<Vec<LimitRow>, Report> {
     let _lock = records.lock()?;
     records.again(entry)?.change_at_rest(|request| {
         let merged = request.limits.updated_by(asked);
         launch::check_limits(&merged)?;
-        Ok((merged, restart.unwrap_or(request.restart)))
+        let times = times.map_or(request.time_limits, |asked| request.time_limits.updated_by(&asked));
+        Ok((merged, restart.unwrap_or(request.restart), times))
     })?;
-    // What was read back at its last run is no more what it will get.
+    // The limits that were read back during the last run no longer apply to the next one.
     let state = entry.state()?;
     if !state.limits.is_empty() {
         entry.write_state(&State { limits: Vec::new(), ..state })?;
@@ -99,26 +106,33 @@ fn at_rest(
     Ok(Vec::new())
 }
 
-pub fn pause(args: &PauseArgs, paused: bool, context: &Context) -> Result<u8, Report> {
+pub(super) fn pause(args: &PauseArgs, paused: bool, context: &Context) -> Result<u8, Report> {
     let records = context.records()?;
     for_each(&args.containers, |name| {
-        let entry = records.find(name)?;
-        ask(&entry, &ToSupervisor::Pause { paused }).map(drop)
+        let entry = records.find_whole(name)?;
+        ask(&entry, &ToSupervisor::Pause { paused, held: false }).map(drop)
     })
 }
 
-/// Asks a container's supervisor and waits for its answer.
-pub fn ask(entry: &Entry, message: &ToSupervisor) -> Result<Vec<LimitRow>, Report> {
-    let connection: Connection = super::attach::connect(entry)?;
-    tell(&connection, message)?;
+/// Sends a request to a container's supervisor and waits for the answer.
+pub(super) fn ask(entry: &Entry, message: &ToSupervisor) -> Result<Vec<LimitRow>, Report> {
+    ask_on(&super::attach::connect(entry, message)?, entry, message)
+}
+
+/// Does the same on a connection that remains open.
+pub(super) fn ask_on(connection: &Connection, entry: &Entry, message: &ToSupervisor) -> Result<Vec<LimitRow>, Report> {
+    send_to(connection, message)?;
     loop {
         let answer = connection
             .receive::<FromSupervisor>()
-            .map_err(|error| Report::new("cannot understand the container's supervisor").with_cause(error))?;
+            .map_err(|error| Report::new("cannot parse the message of the container's supervisor").with_cause(error))?;
         match answer {
             Some(FromSupervisor::Done(done)) => return done,
             Some(FromSupervisor::Exited(_)) | None => {
-                return Err(Report::new(format!("container `{}` ended meanwhile", entry.record.name)));
+                return Err(Report::new(format!(
+                    "container `{}` ended before the command was complete",
+                    entry.record.name
+                )));
             }
             Some(_) => {}
         }

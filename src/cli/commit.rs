@@ -1,59 +1,65 @@
-//! `gpurun commit | diff | export`: what a container has changed.
+//! `gpurun commit | diff | export`: the changes that a container has made to its files.
 
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use clap::Args;
 
 use super::{Context, print};
 use crate::build::{self, Change, Commit};
+use crate::control::{Announcement, Connection, ToSupervisor};
 use crate::names::Reference;
 use crate::record::{Entry, Phase};
 use crate::report::Report;
-use crate::supervise::protocol::ToSupervisor;
+use crate::sys::process::CallerUmask;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The image holds what the container changed, without the files that gpurun and GPU hooks put there. Volumes are not in it.\n\n\
-    Examples:\n  gpurun commit lab lab:with-pandas\n  gpurun commit --change 'CMD [\"python3\"]' --message 'installed by hand' lab mine"
+    after_help = "The image contains the container's changes, without the files that gpurun and GPU hooks added. It does not contain volumes.\n\n\
+    Examples:\n  gpurun commit notebook notebook:with-pandas\n  gpurun commit --change 'CMD [\"python3\"]' notebook mine"
 )]
-pub struct CommitArgs {
-    /// Apply an instruction to the image's config: CMD, ENV, USER, … (repeatable)
+pub(super) struct CommitArgs {
+    /// Apply an instruction to the image's config: CMD, ENV, USER, …
     #[arg(short, long, value_name = "INSTRUCTION")]
     change: Vec<String>,
-    /// A word for the image's history
+    /// Comment in the image's history
     #[arg(short, long, value_name = "TEXT", default_value = "")]
     message: String,
-    /// Who made it
+    /// Author of the image
     #[arg(short, long, value_name = "NAME", default_value = "")]
     author: String,
     /// Pause the container while its files are read
     #[arg(short, long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     pause: bool,
+    /// Name or ID of the container
+    #[arg(value_name = "CONTAINER")]
     container: String,
-    /// Name of the image
+    /// Name of the image (default: none)
     #[arg(value_name = "NAME[:TAG]")]
     name: Option<Reference>,
 }
 
 #[derive(Debug, Args)]
-pub struct DiffArgs {
+pub(super) struct DiffArgs {
     /// Print as JSON
     #[arg(long)]
     json: bool,
+    /// Name or ID of the container
+    #[arg(value_name = "CONTAINER")]
     container: String,
 }
 
 #[derive(Debug, Args)]
-pub struct ExportArgs {
+pub(super) struct ExportArgs {
     /// Write to a file instead of standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Name or ID of the container
+    #[arg(value_name = "CONTAINER")]
     container: String,
 }
 
-pub fn commit(args: &CommitArgs, context: &Context) -> Result<u8, Report> {
+pub(super) fn commit(args: &CommitArgs, context: &Context) -> Result<u8, Report> {
     let entry = context.records()?.find(&args.container)?;
     let store = context.store()?;
     let commit = Commit {
@@ -61,36 +67,53 @@ pub fn commit(args: &CommitArgs, context: &Context) -> Result<u8, Report> {
         changes: args.change.clone(),
         message: args.message.clone(),
         author: args.author.clone(),
-        clamp: super::build::source_date_epoch(None)?,
+        clamp: super::moment::source_date_epoch(None)?,
     };
     let paused = if args.pause { Paused::pause(&entry)? } else { None };
     let id = build::commit(&store, &entry, &commit);
-    if let Some(paused) = paused {
-        paused.resume()?;
-    }
+    let resumed = paused.map_or(Ok(()), Paused::resume);
     print::out(&format!("{}\n", id?))?;
-    Ok(0)
+    // The image exists now. If the container has exited in the meantime, there is nothing to resume.
+    if entry.supervisor()?.is_some() { resumed.map(|()| 0) } else { Ok(0) }
 }
 
-/// A running container that stands still for a commit.
-struct Paused<'a>(&'a Entry);
+/// A running container that is paused for a commit. The freeze belongs to the connection, so the container is thawed
+/// when this process ends for any reason.
+struct Paused<'a> {
+    entry: &'a Entry,
+    connection: Connection,
+}
 
 impl<'a> Paused<'a> {
-    /// One that a person paused, or that does not run, is left as it is.
+    /// Pauses the container. Returns `None` if it is not running. A container that the user has paused remains paused
+    /// afterwards.
     fn pause(entry: &'a Entry) -> Result<Option<Self>, Report> {
         if entry.supervisor()?.is_none() || entry.state()?.phase != Phase::Running {
             return Ok(None);
         }
-        super::change::ask(entry, &ToSupervisor::Pause { paused: true })?;
-        Ok(Some(Self(entry)))
+        let connection = super::attach::connect(entry, &ToSupervisor::Pause { paused: true, held: true })?;
+        if !Announcement::read(&entry.run_dir).is_ok_and(|peer| peer.releases_freezes()) {
+            let name = &entry.record.name;
+            print::say(&format!(
+                "gpurun: `{name}` was started by an earlier gpurun: if this command is killed, `gpurun resume {name}`"
+            ));
+        }
+        let paused = Self { entry, connection };
+        paused.ask(true)?;
+        Ok(Some(paused))
     }
 
     fn resume(self) -> Result<(), Report> {
-        super::change::ask(self.0, &ToSupervisor::Pause { paused: false }).map(drop)
+        self.ask(false)
+    }
+
+    fn ask(&self, paused: bool) -> Result<(), Report> {
+        let message = ToSupervisor::Pause { paused, held: true };
+        super::change::ask_on(&self.connection, self.entry, &message).map(drop)
     }
 }
 
-pub fn diff(args: &DiffArgs, context: &Context) -> Result<u8, Report> {
+pub(super) fn diff(args: &DiffArgs, context: &Context) -> Result<u8, Report> {
     let entry = context.records()?.find(&args.container)?;
     let changes = build::changes(&context.store()?, &entry)?;
     let letter = |change: &Change| match change {
@@ -110,31 +133,35 @@ pub fn diff(args: &DiffArgs, context: &Context) -> Result<u8, Report> {
     }
     let mut text = String::new();
     for (path, change) in &changes {
-        // A name with a line end in it must not look like two.
-        let path = std::ffi::OsStr::from_bytes(path).to_string_lossy().replace('\n', "\\n");
+        // A line feed in a name must not make it look like two names.
+        let path = String::from_utf8_lossy(path);
+        let path = crate::report::printable_line(&path);
         text.push_str(&format!("{} /{path}\n", letter(change)));
     }
     print::out(&text)?;
     Ok(0)
 }
 
-pub fn export(args: &ExportArgs, context: &Context) -> Result<u8, Report> {
+pub(super) fn export(args: &ExportArgs, context: &Context) -> Result<u8, Report> {
     let entry = context.records()?.find(&args.container)?;
     let store = context.store()?;
     let Some(path) = &args.output else {
         if io::stdout().is_terminal() {
-            return Err(Report::usage("a tar is not for a terminal")
-                .with_hint("`gpurun export -o files.tar CONTAINER`, or send it to a pipe"));
+            return Err(Report::usage("cannot write a tar archive to a terminal")
+                .with_hint(format!("write it to a file: `gpurun export -o files.tar {}`", args.container)));
         }
         let out = build::export(&store, &entry, BufWriter::with_capacity(1 << 20, io::stdout().lock()))?;
         return finish(out, "standard output");
     };
     let failed = |error: io::Error| Report::new(format!("cannot write `{}`", path.display())).with_cause(error);
-    let file = std::fs::File::create(path).map_err(failed)?;
+    let file = {
+        let _umask = CallerUmask::enter();
+        std::fs::File::create(path).map_err(failed)?
+    };
     let written = build::export(&store, &entry, BufWriter::with_capacity(1 << 20, file))
         .and_then(|out| finish(out, &path.display().to_string()));
     if written.is_err() {
-        // Half an archive is none.
+        // Remove an incomplete archive.
         let _ = std::fs::remove_file(path);
     }
     written

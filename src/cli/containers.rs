@@ -1,162 +1,334 @@
-//! Commands about containers that exist: start, restart, stop, kill, rm, rename, wait.
+//! Commands for existing containers: start, restart, stop, kill, rm, rename, wait.
 //!
-//! Each takes several names, does what it can for every one of them, prints the names it is done with, and ends with the first error.
+//! Each command takes several names, processes all of them even after an error, prints the names that succeeded, and
+//! exits with the first error.
 
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use nix::sys::signalfd::SignalFd;
 
 use super::attach::{self, Interrupt, connect};
 use super::detach::DetachKeys;
 use super::resources::seconds;
-use super::session::{Event, Keys, Session, take_signals};
-use super::{Context, print};
+use super::session::{Event, Keys, Session, attachment, take_signals};
+use super::waiting::Waiting;
+use super::{Context, gpu_queue, print};
+use crate::control::{Connection, FromSupervisor, ToSupervisor};
+use crate::gpu::queue::Ticket;
 use crate::launch::{self, Spawned};
 use crate::names::ContainerName;
-use crate::record::{Entry, Found, RecordError, Records, State, Unreadable, short};
+use crate::record::{Entry, Found, HealthStatus, Phase, RecordError, Records, State, Unreadable, short};
 use crate::report::Report;
-use crate::supervise::protocol::{Connection, FromSupervisor, ToSupervisor};
+use crate::request::parse_signal;
+use crate::supervise::diagnostics;
 
 const KEYS: &str = "ctrl-p,ctrl-q";
 
 #[derive(Debug, Args)]
-pub struct StartArgs {
-    /// Attach to the container's output and pass signals on
+pub(super) struct StartArgs {
+    /// Attach to the container's output, and forward signals
     #[arg(short, long)]
     attach: bool,
-    /// Pass standard input on too
+    /// Attach standard input too
     #[arg(short, long)]
     interactive: bool,
-    /// Keys that leave the container to itself
+    /// Forward signals to the container; `false` leaves the container running
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    sig_proxy: bool,
+    /// Keys that detach from the container and leave it running
     #[arg(long, value_name = "KEYS", env = "GPURUN_DETACH_KEYS", default_value = KEYS)]
     detach_keys: String,
+    /// Names or IDs of containers
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
 #[derive(Debug, Args)]
-pub struct RestartArgs {
-    /// Seconds from the stop signal to SIGKILL (default: the container's own)
-    #[arg(short, long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
+pub(super) struct RestartArgs {
+    /// Seconds between the stop signal and SIGKILL (default: the container's)
+    #[arg(short, long, alias = "timeout", value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
     time: Option<u64>,
+    /// Signal to send instead of the container's stop signal
+    #[arg(short, long, value_name = "SIGNAL")]
+    signal: Option<String>,
+    /// Names or IDs of containers
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
 #[derive(Debug, Args)]
-pub struct StopArgs {
-    /// Seconds from the stop signal to SIGKILL (default: the container's own)
-    #[arg(short, long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
+pub(super) struct StopArgs {
+    /// Seconds between the stop signal and SIGKILL (default: the container's)
+    #[arg(short, long, alias = "timeout", value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
     time: Option<u64>,
-    #[arg(required = true, value_name = "CONTAINER")]
+    /// Signal to send instead of the container's stop signal
+    #[arg(short, long, value_name = "SIGNAL")]
+    signal: Option<String>,
+    /// Stop all running containers
+    #[arg(short, long, conflicts_with = "containers")]
+    all: bool,
+    /// Names or IDs of containers
+    #[arg(required_unless_present = "all", value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
 #[derive(Debug, Args)]
-pub struct KillArgs {
-    /// Signal, by name or number
+pub(super) struct KillArgs {
+    /// Signal to send, by name or number
     #[arg(short, long, value_name = "SIGNAL", default_value = "KILL")]
     signal: String,
-    #[arg(required = true, value_name = "CONTAINER")]
+    /// Send the signal to all running containers
+    #[arg(short, long, conflicts_with = "containers")]
+    all: bool,
+    /// Names or IDs of containers
+    #[arg(required_unless_present = "all", value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
 #[derive(Debug, Args)]
-pub struct RmArgs {
-    /// Kill the container first if it runs
+pub(super) struct RmArgs {
+    /// Kill a running container first
     #[arg(short, long)]
     force: bool,
-    #[arg(required = true, value_name = "CONTAINER")]
+    /// Remove the container's anonymous volumes too; they always are
+    #[arg(short, long)]
+    volumes: bool,
+    /// Remove all containers; with --force, also the running ones
+    #[arg(short, long, conflicts_with = "containers")]
+    all: bool,
+    /// Names or IDs of containers
+    #[arg(required_unless_present = "all", value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
 #[derive(Debug, Args)]
-pub struct RenameArgs {
+pub(super) struct RenameArgs {
+    /// Name or ID of the container
+    #[arg(value_name = "CONTAINER")]
     container: String,
+    /// New name of the container
+    #[arg(value_name = "NAME")]
     name: String,
 }
 
 #[derive(Debug, Args)]
-pub struct WaitArgs {
+pub(super) struct WaitArgs {
+    /// Wait for this state instead of the end, and print -1 for a container that runs
+    #[arg(long, value_name = "STATE", default_value = "stopped", hide_default_value = true)]
+    condition: Condition,
+    /// Names or IDs of containers
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
-pub fn start(args: &StartArgs, context: &Context) -> Result<u8, Report> {
+/// A state that `wait` waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Condition {
+    #[value(aliases = ["exited", "not-running"])]
+    Stopped,
+    Running,
+    Paused,
+    #[value(alias = "next-exit")]
+    NextExit,
+    Removed,
+    Healthy,
+    Unhealthy,
+}
+
+pub(super) fn start(args: &StartArgs, context: &Context) -> Result<u8, Report> {
     let records = context.records()?;
     if args.attach || args.interactive {
         let [container] = &args.containers[..] else {
-            return Err(Report::usage("only one container can be started attached"));
+            return Err(Report::usage("only one container can be started with `--attach` or `--interactive`")
+                .with_hint("start the others with `gpurun start NAME`"));
         };
         return start_attached(args, &records.find(container)?, context);
     }
-    for_each(&args.containers, |name| start_one(&records.find(name)?, context))
+    let mut all = records.snapshot()?;
+    for_each(&args.containers, |name| start_one(&all.find(name)?, context))
 }
 
 fn start_attached(args: &StartArgs, entry: &Entry, context: &Context) -> Result<u8, Report> {
     let tty = entry.record.request.tty;
     let keys = if args.interactive && entry.record.request.interactive { Keys::Typed { tty } } else { Keys::Ignored };
     let signals = take_signals()?;
-    let spawned = spawn(entry, context)?;
-    let mut session = Session::new(spawned, signals, keys, DetachKeys::parse(&args.detach_keys)?);
-    session.attach(tty)?;
+    let detach = DetachKeys::parse(&args.detach_keys)?;
+    let (spawned, ticket) = spawn(entry, context, &attachment(keys, tty), &signals)?;
+    let mut session = Session::new(spawned, signals, keys, detach);
     super::run::wait_running(&mut session, context.verbose)?;
+    drop(ticket);
     session.begin_keys();
-    attach::relay(&mut session, if tty { Interrupt::Ignore } else { Interrupt::Forward })
+    attach::relay(&mut session, Interrupt::of(tty, args.sig_proxy))
 }
 
-/// Starts a container that is not running; one that runs is left as it is, as with docker.
-fn start_one(entry: &Entry, context: &Context) -> Result<(), Report> {
-    if entry.supervisor()?.is_some() {
-        return Ok(());
+/// Starts a container. A running container is left unchanged, as in docker.
+pub(super) fn start_one(entry: &Entry, context: &Context) -> Result<(), Report> {
+    // A supervisor that is still cleaning up does not mean that the container runs.
+    let deadline = Instant::now() + PATIENCE;
+    while entry.supervisor()?.is_some() {
+        if entry.state_shown()?.phase != Phase::Exited || Instant::now() >= deadline {
+            return Ok(());
+        }
+        std::thread::sleep(LOOK);
     }
-    let mut session = Session::new(spawn(entry, context)?, take_signals()?, Keys::Ignored, DetachKeys::parse("")?);
+    let signals = take_signals()?;
+    let (spawned, _ticket) = spawn(entry, context, &[], &signals)?;
+    let mut session = Session::new(spawned, signals, Keys::Ignored, DetachKeys::parse("")?);
     super::run::wait_running(&mut session, context.verbose).map(|_| ())
 }
 
-fn spawn(entry: &Entry, context: &Context) -> Result<Spawned, Report> {
+/// Waits for the container's GPUs if it is to wait, and starts its supervisor.
+fn spawn(
+    entry: &Entry,
+    context: &Context,
+    first: &[ToSupervisor],
+    signals: &SignalFd,
+) -> Result<(Spawned, Option<Ticket>), Report> {
     std::fs::create_dir_all(&entry.run_dir)
-        .map_err(|error| Report::new(format!("cannot make `{}`", entry.run_dir.display())).with_cause(error))?;
+        .map_err(|error| Report::new(format!("cannot create `{}`", entry.run_dir.display())).with_cause(error))?;
     let launching = entry.launching()?;
-    launch::spawn(&context.root, &context.run_dir, entry, launching)
+    match gpu_queue::wait(entry, &context.run_dir, signals) {
+        Ok(ticket) => Ok((launch::spawn(&context.root, &context.run_dir, entry, launching, first)?, ticket)),
+        Err(report) => {
+            // Nothing of the container is in use.
+            launch::clear_run_dir(entry)?;
+            Err(report)
+        }
+    }
 }
 
-pub fn restart(args: &RestartArgs, context: &Context) -> Result<u8, Report> {
+pub(super) fn restart(args: &RestartArgs, context: &Context) -> Result<u8, Report> {
+    let signal = args.signal.as_deref().map(parse_signal).transpose()?;
     let records = context.records()?;
+    let mut all = records.snapshot()?;
     for_each(&args.containers, |name| {
-        let entry = records.find(name)?;
+        let entry = all.find_whole(name)?;
         if entry.supervisor()?.is_some() {
-            stop_one(&entry, args.time)?;
+            // Do not stop a container that cannot be started again.
+            launch::check_restart(&context.root, &entry, &entry.state()?).map_err(|report| {
+                let name = &entry.record.name;
+                report.under(format!("cannot restart container `{name}`, which is left running"))
+            })?;
+            stop_by(&entry, args.time, signal)?;
         }
         start_one(&entry, context)
     })
 }
 
-pub fn stop(args: &StopArgs, context: &Context) -> Result<u8, Report> {
+pub(super) fn stop(args: &StopArgs, context: &Context) -> Result<u8, Report> {
+    let signal = args.signal.as_deref().map(parse_signal).transpose()?;
     let records = context.records()?;
-    for_each(&args.containers, |name| {
-        let entry = records.find(name)?;
-        // Stopping what has stopped is no error.
-        if entry.supervisor()?.is_some() { stop_one(&entry, args.time) } else { Ok(()) }
+    let names = if args.all { running(&records)? } else { args.containers.clone() };
+    let mut all = records.snapshot()?;
+    for_each(&names, |name| {
+        let entry = all.find_whole(name)?;
+        // It is not an error to stop a stopped container.
+        if entry.supervisor()?.is_some() { stop_by(&entry, args.time, signal) } else { Ok(()) }
     })
 }
 
+/// The IDs of all containers that run.
+fn running(records: &Records) -> Result<Vec<String>, Report> {
+    let mut ids = Vec::new();
+    for entry in records.list()? {
+        ids.extend(entry.supervisor()?.map(|_| entry.record.id.clone()));
+    }
+    Ok(ids)
+}
+
+/// Stops a container with another signal than its own, if one is given.
+fn stop_by(entry: &Entry, timeout: Option<u64>, signal: Option<i32>) -> Result<(), Report> {
+    let Some(number) = signal else { return stop_one(entry, timeout) };
+    let message = ToSupervisor::Signal { number, stops: true };
+    let Some(connection) = connect_living(entry, &message)? else { return Ok(()) };
+    send_to(&connection, &message)?;
+    let patience = Duration::from_secs(timeout.unwrap_or(entry.record.request.stop_timeout));
+    let deadline = Instant::now().checked_add(patience);
+    // Other messages may come before the last one.
+    while let Some(left) = deadline.map_or(Some(ANSWER), |deadline| deadline.checked_duration_since(Instant::now())) {
+        if connection.wait(left) {
+            match receive(&connection)? {
+                None | Some(FromSupervisor::Exited(_)) => return wait_gone(entry),
+                Some(_) => {}
+            }
+        }
+    }
+    stop_one(entry, Some(0))
+}
+
 fn stop_one(entry: &Entry, timeout: Option<u64>) -> Result<(), Report> {
-    let connection = connect(entry)?;
-    tell(&connection, &ToSupervisor::Stop { timeout })?;
+    let stop = ToSupervisor::Stop { timeout };
+    let Some(connection) = connect_living(entry, &stop)? else { return Ok(()) };
+    send_to(&connection, &stop)?;
+    let patience = Duration::from_secs(timeout.unwrap_or(entry.record.request.stop_timeout));
+    wait_answer(entry, &connection, patience.saturating_add(ANSWER))?;
     wait_end(&connection)?;
     wait_gone(entry)
 }
 
-pub fn kill(args: &KillArgs, context: &Context) -> Result<u8, Report> {
-    let number = super::request::signal_number(&args.signal)?;
+/// Connects to a supervisor that was just found. The result is `None` if the container has ended since.
+fn connect_living(entry: &Entry, message: &ToSupervisor) -> Result<Option<Connection>, Report> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(connection) = attach::connect_if_running(entry, message)? {
+            return Ok(Some(connection));
+        }
+        // A supervisor that begins has no socket yet, and one that ends has none any more.
+        if entry.supervisor()?.is_none() {
+            return Ok(None);
+        }
+        if Instant::now() >= deadline {
+            return connect(entry, message).map(Some);
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Time limit for a supervisor that begins or ends.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Time limit for a supervisor to stop a container, in addition to the stop timeout.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// A wait that is longer than this has no end in practice, and would overflow the clock.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// Returns an error if the supervisor neither reports the container's exit nor closes the connection in time.
+fn wait_answer(entry: &Entry, connection: &Connection, time: Duration) -> Result<(), Report> {
+    // Hooks of the stage poststop run before the answer.
+    let mut waiting = Waiting::new(&entry.run_dir);
+    let end = Instant::now() + time.min(LONGEST);
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let next = waiting.until().saturating_duration_since(Instant::now());
+        if connection.wait(if left.is_zero() { next } else { left.min(next) }) {
+            return Ok(());
+        }
+        waiting.notice();
+        if left.is_zero() && waiting.hook().is_none() {
+            break;
+        }
+    }
+    let pid = entry.supervisor()?.map_or_else(|| "PID".to_owned(), |pid| pid.to_string());
+    Err(Report::new(format!("the supervisor of container `{}` (pid {pid}) does not answer", entry.record.name))
+        .with_hint(format!("`kill -9 {pid}` ends it, and the container with it")))
+}
+
+pub(super) fn kill(args: &KillArgs, context: &Context) -> Result<u8, Report> {
+    let number = parse_signal(&args.signal)?;
     let records = context.records()?;
-    for_each(&args.containers, |name| {
-        let entry = records.find(name)?;
-        let connection = connect(&entry)?;
+    let names = if args.all { running(&records)? } else { args.containers.clone() };
+    let mut all = records.snapshot()?;
+    for_each(&names, |name| {
+        let entry = all.find_whole(name)?;
         let stops = number == libc::SIGKILL;
-        tell(&connection, &ToSupervisor::Signal { number, stops })?;
+        let signal = ToSupervisor::Signal { number, stops };
+        let connection = connect(&entry, &signal)?;
+        send_to(&connection, &signal)?;
         if stops {
+            wait_answer(&entry, &connection, ANSWER)?;
             wait_end(&connection)?;
             wait_gone(&entry)?;
         }
@@ -164,13 +336,18 @@ pub fn kill(args: &KillArgs, context: &Context) -> Result<u8, Report> {
     })
 }
 
-pub fn rm(args: &RmArgs, context: &Context) -> Result<u8, Report> {
+pub(super) fn rm(args: &RmArgs, context: &Context) -> Result<u8, Report> {
     let records = context.records()?;
-    for_each(&args.containers, |name| {
-        let entry = match records.find_any(name)? {
+    let names = match args.all {
+        true => records.list()?.into_iter().map(|entry| entry.record.id).collect(),
+        false => args.containers.clone(),
+    };
+    let mut all = records.snapshot()?;
+    for_each(&names, |name| {
+        let entry = match all.find_any(name)? {
             Found::Whole(entry) => entry,
             Found::Unreadable(container) if args.force => return remove_unreadable(&records, &container),
-            // The way out is in it.
+            // This error already contains a hint.
             Found::Unreadable(container) => return Err(container.error.into()),
         };
         if entry.supervisor()?.is_some() {
@@ -182,36 +359,55 @@ pub fn rm(args: &RmArgs, context: &Context) -> Result<u8, Report> {
             }
             stop_one(&entry, Some(0))?;
         }
-        remove(&records, &entry)
+        remove(&records, &entry)?;
+        all.forget(&entry.record.id);
+        Ok(())
     })
+}
+
+/// Ends a container if it runs, and removes it.
+pub(super) fn remove_by_force(records: &Records, entry: &Entry) -> Result<(), Report> {
+    if entry.supervisor()?.is_some() {
+        stop_one(entry, Some(0))?;
+    }
+    remove(records, entry)
 }
 
 fn remove(records: &Records, entry: &Entry) -> Result<(), Report> {
     let _lock = records.lock()?;
-    // A container with --rm has removed itself by now.
+    if let Some(user) = launch::user_of_volumes(records, entry)? {
+        return Err(Report::new(format!(
+            "cannot remove container `{}`: container `{user}` uses its volumes (`--volumes-from`)",
+            entry.record.name
+        ))
+        .with_hint(format!("remove that one first: `gpurun rm {user}`")));
+    }
+    // A container with --rm has already removed itself.
     if records.get(&entry.record.id)?.is_none() {
         return Ok(());
     }
     if !entry.is_idle()? {
         return Err(Report::new(format!("container `{}` is being started by another command", entry.record.name)));
     }
-    launch::remove(records, entry)
+    launch::remove(records, entry)?;
+    diagnostics::remove(&entry.diagnostics());
+    Ok(())
 }
 
-/// Stops what may run of it, and removes it by its id.
+/// Stops the container if it may be running, and removes it by its id.
 fn remove_unreadable(records: &Records, container: &Unreadable) -> Result<(), Report> {
     let id = short(&container.id);
     if let Some(pid) = container.supervisor()? {
-        // The supervisor knows what was asked for, and needs no record to take it down.
+        // The supervisor has the request in memory and can stop the container without the record.
         match Connection::connect(&container.control_socket()) {
             Ok(connection) => {
-                tell(&connection, &ToSupervisor::Stop { timeout: Some(0) })?;
+                send_to(&connection, &ToSupervisor::Stop { timeout: Some(0) })?;
                 wait_end(&connection)?;
             }
             Err(error) => {
                 return Err(Report::new(format!("cannot reach the supervisor of container {id}"))
                     .with_cause(error)
-                    .with_hint(format!("`kill -9 {pid}` ends it, and the container with it; then try again")));
+                    .with_hint(format!("end it and the container with `kill -9 {pid}`, then try again")));
             }
         }
         wait_supervisor(id, || container.supervisor())?;
@@ -219,27 +415,37 @@ fn remove_unreadable(records: &Records, container: &Unreadable) -> Result<(), Re
     launch::remove_unreadable(records, &container.id)
 }
 
-pub fn rename(args: &RenameArgs, context: &Context) -> Result<u8, Report> {
+pub(super) fn rename(args: &RenameArgs, context: &Context) -> Result<u8, Report> {
     let records = context.records()?;
     let name: ContainerName = args.name.parse()?;
-    let entry = records.find(&args.container)?;
+    let entry = records.find_whole(&args.container)?;
     let _lock = records.lock()?;
     let mut entry = records.again(&entry)?;
     records.check_name(&name.to_string(), Some(&entry.record.id))?;
     entry.rename(&name.to_string())?;
     if let Ok(connection) = Connection::connect(&entry.control_socket()) {
-        // For what it says from now on. One that goes at this moment says nothing more.
+        // The supervisor uses the new name in later messages. If it is exiting right now, it sends no more messages.
         let _ = connection.send(&ToSupervisor::Rename { name: name.to_string() });
     }
     Ok(0)
 }
 
-pub fn wait(args: &WaitArgs, context: &Context) -> Result<u8, Report> {
+pub(super) fn wait(args: &WaitArgs, context: &Context) -> Result<u8, Report> {
     let records = context.records()?;
     let mut first = None;
     for name in &args.containers {
-        match wait_one(&records, name) {
-            Ok(state) => print::out(&format!("{}\n", state.exit_code.unwrap_or(0)))?,
+        let waited = match args.condition {
+            Condition::Stopped | Condition::NextExit => {
+                wait_one(&records, name).map(|state| i32::from(state.exit_code.unwrap_or(0)))
+            }
+            Condition::Running => wait_until(&records, name, |state| state.phase == Phase::Running && !state.paused),
+            Condition::Paused => wait_until(&records, name, |state| state.paused),
+            Condition::Removed => wait_removed(&records, name),
+            Condition::Healthy => wait_health(&records, name, HealthStatus::Healthy),
+            Condition::Unhealthy => wait_health(&records, name, HealthStatus::Unhealthy),
+        };
+        match waited {
+            Ok(code) => print::out(&format!("{code}\n"))?,
             Err(report) => drop(first.get_or_insert(report)),
         }
     }
@@ -256,13 +462,78 @@ fn wait_one(records: &Records, name: &str) -> Result<State, Report> {
     Ok(entry.state()?)
 }
 
-/// Reads until the container has ended for good. `None`: the supervisor went without a word.
+/// The interval at which a state is read that no message announces.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Waits until the state of a container is the wanted one.
+fn wait_until(records: &Records, name: &str, wanted: impl Fn(&State) -> bool) -> Result<i32, Report> {
+    let entry = records.find(name)?;
+    loop {
+        let state = records.again(&entry)?.state_shown()?;
+        if wanted(&state) {
+            return Ok(-1);
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Waits until the health check of a container has found this state.
+fn wait_health(records: &Records, name: &str, wanted: HealthStatus) -> Result<i32, Report> {
+    let entry = records.find(name)?;
+    loop {
+        let (entry, name) = (records.again(&entry)?, &entry.record.name);
+        let state = entry.state_shown()?;
+        let health = state.health.as_ref().map(|health| health.status);
+        match (state.phase, health) {
+            (Phase::Running, Some(status)) if status == wanted => return Ok(-1),
+            (Phase::Running, None) => {
+                return Err(Report::new(format!("container `{name}` has no health check"))
+                    .with_hint("define one with `--health-cmd` when you create the container"));
+            }
+            (Phase::Exited, _) => {
+                let code = state.exit_code.unwrap_or(0);
+                return Err(Report::new(format!(
+                    "container `{name}` ended with status {code} before it became {}",
+                    wanted.name()
+                ))
+                .with_hint(format!("see its output with `gpurun logs {name}`")));
+            }
+            _ => std::thread::sleep(LOOK),
+        }
+    }
+}
+
+/// Waits until a container does not exist any more. Returns its last exit code.
+fn wait_removed(records: &Records, name: &str) -> Result<i32, Report> {
+    let entry = records.find(name)?;
+    let mut code = 0;
+    while let Some(entry) = records.get(&entry.record.id)? {
+        // The supervisor says the exit code before anybody can remove the record.
+        let ended = match Connection::connect(&entry.control_socket()) {
+            Ok(connection) => wait_end(&connection)?,
+            Err(_) => None,
+        };
+        let exit_code = match ended {
+            Some(state) => state.exit_code,
+            None => entry.state_shown()?.exit_code,
+        };
+        code = exit_code.map_or(code, i32::from);
+        std::thread::sleep(LOOK);
+    }
+    Ok(code)
+}
+
+fn receive(connection: &Connection) -> Result<Option<FromSupervisor>, Report> {
+    connection
+        .receive::<FromSupervisor>()
+        .map_err(|error| Report::new("cannot understand the container's supervisor").with_cause(error))
+}
+
+/// Reads messages until the container has exited for good. Returns `None` if the supervisor closed the connection
+/// without a final message.
 fn wait_end(connection: &Connection) -> Result<Option<State>, Report> {
     loop {
-        let message = connection
-            .receive::<FromSupervisor>()
-            .map_err(|error| Report::new("cannot understand the container's supervisor").with_cause(error))?;
-        match message {
+        match receive(connection)? {
             None => return Ok(None),
             Some(FromSupervisor::Exited(state)) => return Ok(Some(*state)),
             Some(_) => {}
@@ -270,13 +541,13 @@ fn wait_end(connection: &Connection) -> Result<Option<State>, Report> {
     }
 }
 
-/// After its last word the supervisor still has to exit; until then its lock is held.
+/// Waits until the supervisor has exited. It still holds its lock after its last message.
 fn wait_gone(entry: &Entry) -> Result<(), Report> {
     wait_supervisor(&entry.record.name, || entry.supervisor())
 }
 
 fn wait_supervisor(name: &str, supervisor: impl Fn() -> Result<Option<i32>, RecordError>) -> Result<(), Report> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     while let Some(pid) = supervisor()? {
         crate::sys::process::wait_pid_gone(pid, deadline.saturating_duration_since(Instant::now()));
         if Instant::now() >= deadline {
@@ -286,11 +557,17 @@ fn wait_supervisor(name: &str, supervisor: impl Fn() -> Result<Option<i32>, Reco
     Ok(())
 }
 
-pub(super) fn tell(connection: &Connection, message: &ToSupervisor) -> Result<(), Report> {
-    connection.send(message).map_err(|error| Report::new("cannot reach the container's supervisor").with_cause(error))
+/// Sends a message. It is not an error if the supervisor has exited, because its last message can still be read.
+pub(super) fn send_to(connection: &Connection, message: &ToSupervisor) -> Result<(), Report> {
+    match connection.send(message) {
+        Err(error) if ![ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&error.kind()) => {
+            Err(Report::new("cannot reach the container's supervisor").with_cause(error))
+        }
+        _ => Ok(()),
+    }
 }
 
-/// Does one thing for every name; the first error is the command's.
+/// Runs an operation for every name. The command reports the first error.
 pub(super) fn for_each(names: &[String], mut each: impl FnMut(&str) -> Result<(), Report>) -> Result<u8, Report> {
     let mut first: Option<Report> = None;
     for name in names {
@@ -303,8 +580,8 @@ pub(super) fn for_each(names: &[String], mut each: impl FnMut(&str) -> Result<()
     first.map_or(Ok(0), Err)
 }
 
-/// Ends a session's container and waits for it: what a bare launch does when Jupyter did not come up.
-pub fn stop_session(session: &mut Session) -> Result<(), Report> {
+/// Stops a session's container and waits for it. A bare launch does this if Jupyter did not start.
+pub(super) fn stop_session(session: &mut Session) -> Result<(), Report> {
     session.send(&ToSupervisor::Stop { timeout: None })?;
     loop {
         match session.next(None, None)? {

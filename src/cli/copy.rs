@@ -1,7 +1,8 @@
-//! `gpurun cp`: files into and out of a container, docker's rules for names.
+//! `gpurun cp`: copies files into and out of a container, with docker's rules for names.
 //!
-//! Everything passes through a tar in a file without a name: what is read on one side is checked as a layer is (no name climbs out), and
-//! then put down on the other, entry by entry, by descriptors, never through a link. Devices and FIFOs are left out.
+//! All data passes through a tar archive in an unnamed file. The files that are read on one side are checked like a
+//! layer (no name escapes the root). They are then extracted on the other side entry by entry, through descriptors and
+//! never through a link. Devices and FIFOs are not copied.
 
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Seek};
@@ -23,34 +24,33 @@ use crate::rootfs;
 use crate::store::Store;
 use crate::sys::mount::fd_path;
 
-/// So many links in a row are a circle (the kernel's limit).
+/// More consecutive links than this are treated as a loop (the kernel's limit).
 const LINKS: usize = 40;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  gpurun cp lab:/work/result.csv .\n  gpurun cp data/. lab:/work/data\n  gpurun cp lab:/etc - | tar -t\n\n\
-        As docker cp: a source that ends in `/.` means what is in it; a destination that is a directory keeps the source's name. The container \
-        need not run. What is copied out belongs to you, what is copied in to root, unless `--archive` keeps owners."
+    after_help = "Examples:\n  gpurun cp notebook:/work/result.csv .\n  gpurun cp data/. notebook:/work/data\n  gpurun cp notebook:/etc - | tar -t\n\n\
+        A source that ends in `/.` stands for its contents. A destination that is a directory keeps the source's name. The container need not run. Copies on this host belong to the caller, and copies in the container to root, unless `--archive` keeps the owners."
 )]
-pub struct CopyArgs {
-    /// Keep owners and set-user-id bits
+pub(super) struct CopyArgs {
+    /// Keep owners and set-user-ID bits
     #[arg(short, long)]
     archive: bool,
-    /// Follow a link that is the source itself
+    /// Follow a symbolic link as the source
     #[arg(short = 'L', long)]
     follow_link: bool,
-    /// No word about what was copied
+    /// Do not print what was copied
     #[arg(short, long)]
     quiet: bool,
-    /// CONTAINER:PATH, a path of this host, or `-` for a tar on standard input
+    /// CONTAINER:PATH, a path of this host, or `-` for a tar archive on standard input
     #[arg(value_name = "SOURCE")]
     source: String,
-    /// CONTAINER:PATH, a path of this host, or `-` for a tar on standard output
+    /// CONTAINER:PATH, a path of this host, or `-` for a tar archive on standard output
     #[arg(value_name = "DESTINATION")]
     destination: String,
 }
 
-/// One end of a copy.
+/// One side of a copy.
 #[derive(Debug, PartialEq, Eq)]
 enum End<'a> {
     Container(&'a str, &'a str),
@@ -73,16 +73,16 @@ impl<'a> End<'a> {
     }
 }
 
-pub fn run(args: &CopyArgs, context: &Context) -> Result<u8, Report> {
+pub(super) fn run(args: &CopyArgs, context: &Context) -> Result<u8, Report> {
     let ends = (End::parse(&args.source), End::parse(&args.destination));
     let name = match &ends {
         (End::Container(..), End::Container(..)) => {
-            return Err(Report::usage("one of the two must be a path of this host")
-                .with_hint("copy in two steps: `gpurun cp A:/x . && gpurun cp x B:/x`"));
+            return Err(Report::usage("cannot copy from one container to another")
+                .with_hint("copy to this host first, and from there to the other container"));
         }
         (End::Container(name, _), _) | (_, End::Container(name, _)) => *name,
         _ => {
-            return Err(Report::usage("neither the source nor the destination names a container")
+            return Err(Report::usage("neither the source nor the destination is in a container")
                 .with_hint("write `CONTAINER:PATH` for one of them"));
         }
     };
@@ -92,26 +92,45 @@ pub fn run(args: &CopyArgs, context: &Context) -> Result<u8, Report> {
     let inside = launch::inside(&context.root, &records, &entry)?;
     match ends {
         (End::Container(_, path), End::Stream) => out_to_stream(args, &store, &inside, path),
+        (End::Container(_, path), End::Host(host)) if is_stream(host) => {
+            let source = Source::find(&inside, Path::new("/"), path, args.follow_link)?;
+            source.write_to(host)
+        }
+        (End::Host(host), End::Container(..)) if is_stream(host) => {
+            Err(Report::usage(format!("cannot copy from `{host}`: it is neither a regular file nor a directory"))
+                .with_hint("pipe a tar archive in, and name the source `-`"))
+        }
         (End::Container(_, path), End::Host(host)) => {
             let host_root = open_dir(Path::new("/"))?;
             let source = Source::find(&inside, Path::new("/"), path, args.follow_link)?;
-            let place = Place::find(&host_root, &absolute(host)?, host, &source, LINKS)?;
+            let target = Target::find(&host_root, &absolute(host)?, host, &source, LINKS)?;
             let owner = (!args.archive).then(|| (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()));
-            transfer(&store, &source, &place, owner)
+            transfer(&store, &source, &target, owner)
         }
         (End::Host(host), End::Container(_, path)) => {
             let host_root = open_dir(Path::new("/"))?;
             let source = Source::find(&host_root, &absolute(host)?, host, args.follow_link)?;
-            let place = Place::find(&inside, &Path::new("/").join(path), path, &source, LINKS)?;
-            transfer(&store, &source, &place, (!args.archive).then_some((0, 0)))
+            let target = Target::find(&inside, &Path::new("/").join(path), path, &source, LINKS)?;
+            transfer(&store, &source, &target, (!args.archive).then_some((0, 0)))
         }
         (End::Stream, End::Container(_, path)) => in_from_stream(&store, &inside, path),
         _ => Ok(()),
     }?;
-    if !args.quiet && args.destination != "-" && io::stderr().is_terminal() {
+    let to_stream = args.destination == "-" || is_stream(&args.destination);
+    if !args.quiet && !to_stream && io::stderr().is_terminal() {
         print::say(&format!("copied to {}", args.destination));
     }
     Ok(0)
+}
+
+/// Returns whether a host path is a device, a pipe or a socket, such as /dev/stdout. Data is then written to it
+/// directly.
+fn is_stream(path: &str) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_dir() && !metadata.is_file()) || {
+        // /dev/stdout may be a regular file. Its path leads through /proc, which a lookup relative to a descriptor of
+        // `/` cannot follow.
+        std::fs::read_link(path).is_ok_and(|target| target.starts_with("/proc/self/fd"))
+    }
 }
 
 fn open_dir(path: &Path) -> Result<OwnedFd, Report> {
@@ -120,32 +139,32 @@ fn open_dir(path: &Path) -> Result<OwnedFd, Report> {
 
 fn absolute(path: &str) -> Result<PathBuf, Report> {
     let cwd =
-        std::env::current_dir().map_err(|error| Report::new("cannot tell the current directory").with_cause(error))?;
+        std::env::current_dir().map_err(|error| Report::new("cannot read the current directory").with_cause(error))?;
     Ok(cwd.join(path))
 }
 
-/// Something to copy: an entry of an open directory.
+/// A file to copy: an entry of an open directory.
 struct Source {
     parent: OwnedFd,
-    /// `.`: all that is in the parent.
+    /// The name of the entry. `.` stands for the contents of the parent.
     name: Vec<u8>,
-    /// The name to keep.
+    /// The name of the copy.
     base: Vec<u8>,
     is_directory: bool,
-    /// Its contents alone are meant (`/.`).
+    /// Whether only the contents are copied (`/.`).
     contents: bool,
 }
 
 impl Source {
-    /// `path` in `root`; `typed` is what the person wrote, which tells `/` and `/.` at the end.
+    /// Looks up `path` in `root`. `typed` is the path as the caller wrote it, with any trailing `/` or `/.`.
     fn find(root: impl AsFd, path: &Path, typed: &str, follow: bool) -> Result<Self, Report> {
         let path = cleaned(&if path == Path::new("/") { Path::new("/").join(typed) } else { path.to_owned() });
-        let missing = || Report::new(format!("there is no `{typed}`")).with_exit_code(1);
+        let missing = || Report::new(format!("`{typed}` does not exist")).with_exit_code(1);
         let contents = typed == "." || typed.ends_with("/.");
         let follow = follow || contents || typed.ends_with('/');
         let base = path.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default();
         if follow || base.is_empty() {
-            // Wherever it is: its name does not matter any more.
+            // Continue with the resolved path. The original name no longer matters.
             let fd = rootfs::resolve_in_root(&root, &path)?.ok_or_else(missing)?;
             let is_directory = kind_of(&fd)? == SFlag::S_IFDIR;
             if is_directory {
@@ -163,7 +182,8 @@ impl Source {
         Ok(Self { parent, name: base.clone(), base, is_directory, contents: false })
     }
 
-    /// Its tar, in which it is called `shown`; empty: what is in it stands at the top.
+    /// Creates a tar archive in which the source has the name `shown`. If `shown` is empty, its contents are at the top
+    /// level.
     fn archive(&self, store: &Store, shown: &[u8]) -> Result<File, Report> {
         let lower = Tree::empty();
         let options = diff::Options { lower: &lower, clamp: None, keep: &|_, _| diff::Keep::Yes };
@@ -176,11 +196,36 @@ impl Source {
             diff::write_entry(self.parent.as_fd(), &self.name, shown, &options, out)?
         };
         if summary.sockets > 0 {
-            print::say(&format!("gpurun: {} sockets are left out", summary.sockets));
+            print::say(&format!("gpurun: {} sockets were not copied", summary.sockets));
         }
         let mut file = out.into_inner().map_err(|error| Report::new("cannot write the copy").with_cause(error))?;
         file.rewind().map_err(|error| Report::new("cannot read the copy").with_cause(error))?;
         Ok(file)
+    }
+
+    /// Writes the contents of a regular file to a device or a pipe of this host.
+    fn write_to(&self, path: &str) -> Result<(), Report> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let failed = |error: io::Error| Report::new(format!("cannot copy to `{path}`")).with_cause(error);
+        let name = self.name.as_slice();
+        let stat = fstatat(&self.parent, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(|errno| failed(errno.into()))?;
+        if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
+            return Err(Report::usage(format!("cannot copy to `{path}`: only a regular file can be written to it"))
+                .with_hint("name the destination `-` for a tar archive on standard output"));
+        }
+        let source =
+            nix::fcntl::openat(&self.parent, name, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
+        // Standard output is used through the existing descriptor. Opening it again would write from the beginning of
+        // the file.
+        let own = std::fs::read_link(path).is_ok_and(|target| target == Path::new("/proc/self/fd/1"));
+        let mut out: Box<dyn io::Write> = match own {
+            true => Box::new(io::stdout().lock()),
+            false => Box::new(std::fs::OpenOptions::new().write(true).open(path).map_err(failed)?),
+        };
+        match io::copy(&mut File::from(source), &mut out).and_then(|_| out.flush()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(failed(error)),
+            _ => Ok(()),
+        }
     }
 
     fn directory(&self) -> Result<OwnedFd, Report> {
@@ -190,7 +235,7 @@ impl Source {
     }
 }
 
-/// The path by its letters: `..` takes a name away, whatever it is (docker's reading).
+/// Cleans a path lexically: `..` removes the preceding component, whatever that is (as in docker).
 fn cleaned(path: &Path) -> PathBuf {
     let mut clean = PathBuf::from("/");
     for part in path.components() {
@@ -204,18 +249,19 @@ fn cleaned(path: &Path) -> PathBuf {
 }
 
 fn kind_of(fd: &OwnedFd) -> Result<SFlag, Report> {
-    let stat = nix::sys::stat::fstat(fd).map_err(|errno| Report::new("cannot look at a file").with_cause(errno))?;
+    let stat = nix::sys::stat::fstat(fd).map_err(|errno| Report::new("cannot examine a file").with_cause(errno))?;
     Ok(SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()))
 }
 
-/// Where a copy goes: a directory, and the name in it (empty: into the directory itself).
-struct Place {
+/// The destination of a copy: a directory, and the name in it. An empty name stands for the directory itself.
+struct Target {
     directory: OwnedFd,
     name: Vec<u8>,
 }
 
-impl Place {
-    /// A link at the end is followed (as docker does, and no further than `links`): its target is written, not the link.
+impl Target {
+    /// Looks up the destination. A link in the last component is followed, as in docker and at most `links` times, so
+    /// that its target is written and not the link.
     fn find(root: impl AsFd, path: &Path, typed: &str, source: &Source, links: usize) -> Result<Self, Report> {
         let path = &cleaned(path);
         let named = |fd: Option<OwnedFd>| fd.map(|fd| kind_of(&fd).map(|kind| (fd, kind))).transpose();
@@ -225,15 +271,15 @@ impl Place {
                 return Ok(Self { directory: reopen(&fd)?, name });
             }
             Some(_) if source.is_directory || typed.ends_with('/') => {
-                return Err(Report::new(format!("`{typed}` is no directory")).with_exit_code(1));
+                return Err(Report::new(format!("`{typed}` is not a directory")).with_exit_code(1));
             }
             None if typed.ends_with('/') && !source.is_directory => {
-                return Err(Report::new(format!("there is no directory `{typed}`")).with_exit_code(1));
+                return Err(Report::new(format!("the directory `{typed}` does not exist")).with_exit_code(1));
             }
             _ => {}
         }
         let parent = path.parent().unwrap_or(Path::new("/"));
-        let missing = || Report::new(format!("there is no directory `{}`", parent.display())).with_exit_code(1);
+        let missing = || Report::new(format!("the directory `{}` does not exist", parent.display())).with_exit_code(1);
         let (fd, kind) = named(rootfs::resolve_in_root(&root, parent)?)?.ok_or_else(missing)?;
         if kind != SFlag::S_IFDIR {
             return Err(missing());
@@ -241,7 +287,7 @@ impl Place {
         let name = path.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default();
         let Ok(target) = readlinkat(&fd, name.as_slice()) else { return Ok(Self { directory: reopen(&fd)?, name }) };
         if links == 0 {
-            return Err(Report::new(format!("`{typed}` leads through too many links")).with_exit_code(1));
+            return Err(Report::new(format!("too many levels of symbolic links in `{typed}`")).with_exit_code(1));
         }
         let real = |fd: &dyn AsFd| std::fs::read_link(fd_path(fd.as_fd())).map_err(|error| missing().with_cause(error));
         let (parent, top) = (real(&fd)?, real(&root)?);
@@ -250,33 +296,34 @@ impl Place {
     }
 }
 
-/// The same directory, to work in.
+/// Reopens the directory for reading.
 fn reopen(fd: &OwnedFd) -> Result<OwnedFd, Report> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     nix::fcntl::open(&fd_path(fd), flags, Mode::empty())
         .map_err(|errno| Report::new("cannot open the destination").with_cause(errno))
 }
 
-fn transfer(store: &Store, source: &Source, place: &Place, owner: Option<(u32, u32)>) -> Result<(), Report> {
-    let file = source.archive(store, &place.name)?;
-    put_down(file, &place.directory, owner)
+fn transfer(store: &Store, source: &Source, target: &Target, owner: Option<(u32, u32)>) -> Result<(), Report> {
+    let file = source.archive(store, &target.name)?;
+    render_at(file, &target.directory, owner)
 }
 
-/// Puts what is in a tar into a directory.
-fn put_down(file: File, directory: &OwnedFd, owner: Option<(u32, u32)>) -> Result<(), Report> {
+/// Extracts a tar archive into a directory.
+fn render_at(file: File, directory: &OwnedFd, owner: Option<(u32, u32)>) -> Result<(), Report> {
     let failed = |cause: &dyn std::fmt::Display| Report::new("cannot use the archive").with_cause(cause);
     let length = file.metadata().map_err(|error| failed(&error))?.len();
     let entries = tar::scan_file(&file, 0, length).map_err(|error| failed(&error))?;
     let mut merger = Merger::new();
     merger.apply(Digest([0; 32]), entries).map_err(|error| failed(&error.problem))?;
     let tree = merger.finish().portable(owner);
-    directory::place(&tree, &[file], directory.as_fd())?;
+    directory::render_over(&tree, &[file], directory.as_fd())?;
     Ok(())
 }
 
 fn out_to_stream(args: &CopyArgs, store: &Store, inside: &launch::Inside, path: &str) -> Result<(), Report> {
     if io::stdout().is_terminal() {
-        return Err(Report::usage("a tar is not for a terminal").with_hint("`gpurun cp CONTAINER:PATH - >files.tar`"));
+        return Err(Report::usage("cannot write a tar archive to a terminal")
+            .with_hint(format!("write it to a file: `gpurun cp {} - >files.tar`", args.source)));
     }
     let source = Source::find(inside, Path::new("/"), path, args.follow_link)?;
     let shown = if source.contents { Vec::new() } else { source.base.clone() };
@@ -292,13 +339,13 @@ fn out_to_stream(args: &CopyArgs, store: &Store, inside: &launch::Inside, path: 
 fn in_from_stream(store: &Store, inside: &launch::Inside, path: &str) -> Result<(), Report> {
     let path = Path::new("/").join(path);
     let missing =
-        || Report::new(format!("there is no directory `{}` in the container", path.display())).with_exit_code(1);
+        || Report::new(format!("the directory `{}` does not exist in the container", path.display())).with_exit_code(1);
     let fd = rootfs::resolve_in_root(inside, &path)?.ok_or_else(missing)?;
     if kind_of(&fd)? != SFlag::S_IFDIR {
         return Err(missing());
     }
     let file = build::inflated(store, io::stdin().lock(), "the archive")?;
-    put_down(file, &reopen(&fd)?, None)
+    render_at(file, &reopen(&fd)?, None)
 }
 
 #[cfg(test)]

@@ -1,20 +1,22 @@
-//! The keys that leave a running container to itself (docker's `--detach-keys`).
+//! The keys that detach from a running container (docker's `--detach-keys`).
 
 use crate::report::Report;
 
-/// A sequence of keys, and how much of it was pressed so far.
+/// A key sequence, and the number of its keys that have been pressed so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DetachKeys {
+pub(super) struct DetachKeys {
     keys: Vec<u8>,
     seen: usize,
 }
 
 impl DetachKeys {
-    /// docker's notation: `ctrl-p,ctrl-q`, `ctrl-@`, `a,b`; the empty text means: no keys detach.
-    pub fn parse(text: &str) -> Result<Self, Report> {
+    /// Parses docker's notation: `ctrl-p,ctrl-q`, `ctrl-@`, `a,b`. An empty text disables detaching.
+    pub(super) fn parse(text: &str) -> Result<Self, Report> {
         let wrong = |key: &str| {
-            Report::usage(format!("`--detach-keys {text}`: `{key}` is not a key"))
-                .with_hint("write single characters or `ctrl-X` with X one of a-z @ [ \\ ] ^ _, with commas between: `ctrl-p,ctrl-q`")
+            Report::usage(format!("`--detach-keys {text}`: `{key}` is not a key")).with_hint(
+                "write single characters or `ctrl-X` (X is one of a-z @ [ \\ ] ^ _), separated by \
+                            commas: `ctrl-p,ctrl-q`",
+            )
         };
         let mut keys = Vec::new();
         for key in text.split(',').filter(|_| !text.is_empty()) {
@@ -32,9 +34,9 @@ impl DetachKeys {
         Ok(Self { keys, seen: 0 })
     }
 
-    /// Takes typed bytes: what goes on to the container, and whether the sequence is complete. The beginning of a sequence is held back
-    /// until the next key decides.
-    pub fn feed(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
+    /// Processes typed bytes. Returns the bytes to pass to the container, and whether the sequence is complete. The
+    /// beginning of a sequence is held back until the next key shows whether it continues.
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
         let mut pass = Vec::with_capacity(bytes.len());
         for &byte in bytes {
             if self.keys.get(self.seen) == Some(&byte) {

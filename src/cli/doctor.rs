@@ -1,24 +1,27 @@
-//! `gpurun doctor`: what is right and wrong with this host.
+//! `gpurun doctor`: examines this host and prints findings with hints.
 
 use std::path::Path;
 
 use clap::Args;
 
 use super::{Context, print};
+use crate::config::Config;
 use crate::doctor::{Finding, examine};
 use crate::gpu::doctor::Level;
 use crate::report::Report;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Ends with status 1 where something does not work. A host without a GPU is fine.")]
-pub struct DoctorArgs {
-    /// JSON, an array
+#[command(after_help = "The exit status is 1 if something does not work. A host without a GPU is fine.")]
+pub(super) struct DoctorArgs {
+    /// Print a JSON array
     #[arg(long)]
     json: bool,
 }
 
-pub fn run(args: &DoctorArgs, context: &Context) -> Result<u8, Report> {
-    let findings = examine(Path::new("/"), &context.root, &crate::launch::driver_root());
+pub(super) fn run(args: &DoctorArgs, context: &Context) -> Result<u8, Report> {
+    let mut findings = vec![crate::doctor::configuration(&Config::load()?)];
+    findings.extend(examine(Path::new("/"), &context.root, &context.run_dir, &crate::launch::driver_root()));
+    findings.extend(crate::doctor::supervisors(&context.root, &context.run_dir));
     if args.json {
         print::json(&findings)?;
     } else {

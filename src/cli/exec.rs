@@ -1,68 +1,67 @@
-//! `gpurun exec`: another command in a running container, held as its pid 1 is.
+//! `gpurun exec`: runs another command in a running container, under the same restrictions as its pid 1.
 
-use std::io::{ErrorKind, IsTerminal, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::Pid;
-use oci_spec::runtime::Spec;
 
 use super::detach::DetachKeys;
+use super::relay::{self, Ends, Outcome, Relay};
 use super::session::take_signals;
 use super::{Context, attach, print};
 use crate::cgroup;
+use crate::launch;
 use crate::record::{Entry, OomRow, State};
 use crate::report::Report;
-use crate::request::{parse_env, parse_env_file};
+use crate::request::{Seccomp, UserSpec, parse_env, parse_env_file, parse_workdir};
 use crate::rootfs::{self, users};
-use crate::runtime::{self, ExecChild, ExecRequest, RuntimeError, Stdio};
+use crate::runtime::{self, ExecRequest, RuntimeError, Stdio};
+use crate::spec::Process;
 use crate::spec::seccomp::Filter;
-use crate::spec::{Capabilities, Rlimit};
 use crate::supervise::oom::{Victim, lines};
-use crate::sys::tty::{TerminalMode, window_size};
-use crate::sys::{exe, process, pty};
+use crate::sys;
+use crate::sys::tty::window_size;
 
 #[derive(Debug, Args)]
-pub struct ExecArgs {
-    /// Leave it running and return
+pub(super) struct ExecArgs {
+    /// Run the command in the background
     #[arg(short, long)]
     detach: bool,
-    /// Pass standard input on
+    /// Keep standard input open
     #[arg(short, long)]
     interactive: bool,
-    /// Give it a terminal
+    /// Allocate a terminal for the command
     #[arg(short, long)]
     tty: bool,
-    /// Set an environment variable; `KEY` alone passes your own on
+    /// Set an environment variable; `KEY` alone passes on the caller's value
     #[arg(short, long = "env", value_name = "KEY[=VALUE]")]
     env: Vec<String>,
-    /// Read environment variables from a file
+    /// Read environment variables from a file, one `KEY=VALUE` per line
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
-    /// Working directory (default: the container's)
+    /// Working directory inside the container (default: the container's)
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<PathBuf>,
-    /// User, and group if wanted (default: the container's)
+    /// User, and optionally group (default: the container's)
     #[arg(short, long, value_name = "USER[:GROUP]")]
     user: Option<String>,
-    /// Keys that leave the command to itself
+    /// Grant the command all capabilities; the container's device and seccomp filters stay
+    #[arg(long)]
+    privileged: bool,
+    /// Keys that detach from the command and leave it running
     #[arg(long, value_name = "KEYS", env = "GPURUN_DETACH_KEYS", default_value = "ctrl-p,ctrl-q")]
     detach_keys: String,
-    /// The container: name, id, or an unambiguous beginning of one
+    /// Name or ID of the container; the beginning is enough where it is unambiguous
+    #[arg(value_name = "CONTAINER")]
     container: String,
-    /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    /// Command and its arguments; everything after CONTAINER belongs to it
+    #[arg(required = true)]
     command: Vec<String>,
 }
 
-pub fn run(args: &ExecArgs, context: &Context) -> Result<u8, Report> {
-    // A process of the container may look at ours from inside: it must find nothing that it can write to.
-    exe::ensure_sealed()
-        .map_err(|error| Report::new("cannot execute gpurun again from a sealed handle").with_cause(error))?;
+pub(super) fn run(args: &ExecArgs, context: &Context) -> Result<u8, Report> {
     let entry = context.records()?.find(&args.container)?;
     let state = entry.state()?;
     let not_running = || {
@@ -72,65 +71,89 @@ pub fn run(args: &ExecArgs, context: &Context) -> Result<u8, Report> {
     if state.paused {
         let name = &entry.record.name;
         return Err(Report::new(format!("container `{name}` is paused"))
-            .with_hint(format!("let it go on with `gpurun resume {name}`")));
+            .with_hint(format!("resume it with `gpurun resume {name}`")));
     }
     let (Some(pid), Some(start)) = (state.pid, state.pid_start) else { return Err(not_running()) };
-    let target = process::open_pidfd(pid).map_err(|_| not_running())?;
-    // The pid may be another process's by now: looked at after the pidfd is open, the start time decides.
-    if process::start_time(pid) != Some(start) {
+    let target = sys::process::open_pidfd(pid).map_err(|_| not_running())?;
+    // The pid may have been reused. The pidfd is open now, so a matching start time proves that it refers to the right
+    // process.
+    if sys::process::start_time(pid) != Some(start) {
         return Err(not_running());
     }
     if args.tty && args.interactive && !args.detach {
         attach::need_terminal()?;
     }
     let detach = DetachKeys::parse(&args.detach_keys)?;
-    let filter = filter(&entry)?;
-    let mut request = request(args, &entry, &target, pid, filter.as_ref())?;
-    request.stdio = stdio(args)?;
+    let process = process(args, &entry, pid)?;
+    let cgroup_procs = cgroup_procs(&entry)?;
+    let failed = |error: std::io::Error| Report::new("cannot create the command's streams").with_cause(error);
+    let (stdio, ends) = match (args.tty, args.detach) {
+        (true, _) => {
+            let size = window_size(std::io::stdout()).or_else(|| window_size(std::io::stdin()));
+            (Stdio::Pty { size }, Ends::default())
+        }
+        (false, true) => (relay::nothing().map_err(failed)?, Ends::default()),
+        (false, false) => relay::pipes(args.interactive).map_err(failed)?,
+    };
+    let request = ExecRequest { target: &target, cgroup_procs, process, stdio };
     let kills = oom_kills(&entry)?;
+    let signals = take_signals()?;
     let child = runtime::exec(&request).map_err(|error| no_directory(error, &entry.record.name))?;
+    // From here on, only the command holds its ends of the streams, so that this process sees when it closes one.
+    drop(request);
     if args.detach {
-        return Ok(0);
+        return relay::drain_on(&child.pty.into_iter().collect::<Vec<_>>()).map(|()| 0);
     }
-    let code = relay(args, child, detach)?;
-    if code == KILLED {
-        tell_of_oom(&entry, &state, kills)?;
+    let mut relay = Relay::new(child, ends, args.interactive, signals, detach).map_err(failed)?;
+    let outcome = relay.run()?;
+    // A background process of the command may keep writing, and a command that was detached from keeps its terminal.
+    relay::drain_on(&relay.leave())?;
+    match outcome {
+        Outcome::Detached => {
+            print::say("\ngpurun: left running");
+            Ok(0)
+        }
+        Outcome::Exited(code) => {
+            if code == KILLED {
+                report_oom(&entry, &state, kills)?;
+            }
+            Ok(code)
+        }
     }
-    Ok(code)
 }
 
-/// A working directory that is not there, in words that name the container and a way out.
+/// Converts the error for a missing working directory to a report with the container's name and a hint.
 fn no_directory(error: RuntimeError, name: &str) -> Report {
     let RuntimeError::Directory { path, source } = error else { return error.into() };
     let path = path.display().to_string();
     let plain = path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte));
-    let word = if plain { path.clone() } else { format!("'{}'", path.replace('\'', r"'\''")) };
+    let quoted = if plain { path.clone() } else { format!("'{}'", path.replace('\'', r"'\''")) };
     match source.kind() {
-        ErrorKind::NotFound => Report::new(format!("container `{name}` has no directory `{path}`"))
-            .with_hint(format!("`gpurun exec {name} mkdir -p {word}` makes it; `-w DIR` names another")),
+        ErrorKind::NotFound => Report::new(format!("container `{name}` has no directory `{path}`")).with_hint(format!(
+            "create it with `gpurun exec -w / {name} mkdir -p {quoted}`, or choose another directory with `-w DIR`"
+        )),
         ErrorKind::NotADirectory => Report::new(format!("`{path}` in container `{name}` is not a directory"))
-            .with_hint("name another with `-w DIR`"),
+            .with_hint("choose another directory with `-w DIR`"),
         _ => Report::new(format!("cannot enter the directory `{path}` in container `{name}`"))
             .with_cause(source)
-            .with_hint("name another with `-w DIR`"),
+            .with_hint("choose another directory with `-w DIR`"),
     }
 }
 
-/// The exit code of what was killed by SIGKILL, here or one process further down.
+/// The exit code of a command that was killed by SIGKILL, or that passes on the exit code of such a child.
 const KILLED: u8 = 128 + libc::SIGKILL as u8;
-/// How long the supervisor, which reads the kernel's log, may take to know of a kill.
+/// Time limit for the supervisor to learn of an OOM kill from the kernel's log.
 const OOM_PATIENCE: Duration = Duration::from_secs(3);
 
-/// How many processes of the container the kernel has killed for memory.
+/// Returns how many processes of the container the OOM killer has killed.
 fn oom_kills(entry: &Entry) -> Result<u64, Report> {
     let host = cgroup::Host::probe(Path::new("/"))?;
-    let path = crate::launch::cgroup_path(entry.record.request.cgroup_parent.as_deref(), &entry.record.id);
-    Ok(cgroup::Cgroup::open(&host, &path)?.and_then(|cgroup| cgroup.oom_kills()).unwrap_or(0))
+    Ok(cgroup::Cgroup::open(&host, &entry.record.cgroup)?.and_then(|cgroup| cgroup.oom_kills()).unwrap_or(0))
 }
 
-/// Says what the container's own terminal is told, where the kernel killed a process for memory while this command ran. SIGKILL by itself is no
-/// sign of that: the counter is.
-fn tell_of_oom(entry: &Entry, before: &State, kills_before: u64) -> Result<(), Report> {
+/// Prints the OOM message that the container's own terminal would show, if the OOM killer was active while this command
+/// ran. The counter shows this reliably; SIGKILL alone does not.
+fn report_oom(entry: &Entry, before: &State, kills_before: u64) -> Result<(), Report> {
     let known = before.ooms.last().map_or(0, |oom| oom.at_us);
     let deadline = Instant::now() + OOM_PATIENCE;
     while oom_kills(entry)? > kills_before {
@@ -150,75 +173,87 @@ fn tell_of_oom(entry: &Entry, before: &State, kills_before: u64) -> Result<(), R
     Ok(())
 }
 
-/// The filter that the container was started with; `None`: it is unconfined.
+/// Returns the seccomp filter with which the container was started, or `None` if its record says that it has none. A
+/// missing or damaged filter is an error, because without it the command could do things that the container must not
+/// do.
 fn filter(entry: &Entry) -> Result<Option<Filter>, Report> {
+    if entry.record.request.seccomp == Seccomp::Unconfined {
+        return Ok(None);
+    }
     let path = entry.run_dir.join("seccomp.bpf");
+    let name = &entry.record.name;
+    let refused = |report: Report| report.with_hint(format!("restart the container: `gpurun restart {name}`"));
+    match std::fs::read(&path).map(|bytes| Filter::from_bytes(&bytes)) {
+        Ok(Some(filter)) => Ok(Some(filter)),
+        Ok(None) => Err(refused(Report::new(format!(
+            "cannot load the seccomp filter of container `{name}`: `{}` is damaged",
+            path.display()
+        )))),
+        Err(error) => Err(refused(
+            Report::new(format!("cannot read the seccomp filter `{}` of container `{name}`", path.display()))
+                .with_cause(error),
+        )),
+    }
+}
+
+/// Returns the groups that the container's processes have regardless of their user: `--group-add` and the groups of the
+/// GPU devices.
+fn added_groups(entry: &Entry, root: &OwnedFd) -> Result<Vec<u32>, Report> {
+    let path = entry.run_dir.join(launch::ADDED_GROUPS);
     match std::fs::read(&path) {
-        Ok(bytes) => Filter::from_bytes(&bytes)
-            .map(Some)
-            .ok_or_else(|| Report::new(format!("the seccomp filter `{}` is damaged", path.display()))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|error| Report::new(format!("cannot read `{}`", path.display())).with_cause(error)),
+        // The container was started by an earlier version of gpurun.
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let added = entry.record.request.group_add.iter();
+            added.map(|group| users::group(root, group).map_err(Report::from)).collect()
+        }
         Err(error) => Err(Report::new(format!("cannot read `{}`", path.display())).with_cause(error)),
     }
 }
 
-/// What pid 1 was given, with what was asked for here on top.
-fn request<'a>(
-    args: &ExecArgs,
-    entry: &Entry,
-    target: &'a OwnedFd,
-    pid: i32,
-    filter: Option<&'a Filter>,
-) -> Result<ExecRequest<'a>, Report> {
+/// Returns the process to run: PID 1's restrictions, and the flags of this command. The bundle says what PID 1 has,
+/// also if a supervisor of another release has started it.
+fn process(args: &ExecArgs, entry: &Entry, pid: i32) -> Result<Process, Report> {
     let path = entry.run_dir.join("config.json");
-    let spec = Spec::load(&path)
-        .map_err(|error| Report::new(format!("cannot read `{}`", path.display())).with_cause(error))?;
-    let damaged = || Report::new(format!("`{}` describes no process", path.display()));
-    let process = spec.process().as_ref().ok_or_else(damaged)?;
-    let mut env = process.env().clone().unwrap_or_default();
+    let failed = |error: std::io::Error| Report::new(format!("cannot read `{}`", path.display())).with_cause(error);
+    let spec = std::fs::read(&path).map_err(failed)?;
+    let mut process = Process::of_spec(&spec, filter(entry)?).map_err(|error| failed(error.into()))?;
+    process.args.clone_from(&args.command);
     for (name, value) in environment(args)? {
-        env.retain(|entry| entry.split_once('=').is_none_or(|(other, _)| other != name));
-        env.push(format!("{name}={value}"));
+        process.env.retain(|entry| entry.split_once('=').is_none_or(|(other, _)| other != name));
+        process.env.push(format!("{name}={value}"));
     }
-    if args.tty && !env.iter().any(|entry| entry.starts_with("TERM=")) {
-        env.push("TERM=xterm".into());
+    if args.tty && !process.env.iter().any(|entry| entry.starts_with("TERM=")) {
+        process.env.push("TERM=xterm".into());
     }
-    let (mut uid, mut gid) = (process.user().uid(), process.user().gid());
-    let mut groups = process.user().additional_gids().clone().unwrap_or_default();
-    if let Some(asked) = &args.user {
+    if args.privileged {
+        process.capabilities = launch::own_capabilities();
+    }
+    if let Some(user) = &args.user {
         let root = rootfs::open_root(Path::new(&format!("/proc/{pid}/root")))?;
-        let user = users::lookup(&root, asked)?;
-        (uid, gid, groups) = (user.uid, user.gid, user.groups);
-        env.retain(|entry| !entry.starts_with("HOME="));
-        env.push(format!("HOME={}", user.home.display()));
+        let user = users::lookup(&root, &UserSpec::of(user))?;
+        (process.uid, process.gid, process.groups) = (user.uid, user.gid, user.groups);
+        for group in added_groups(entry, &root)? {
+            if group != process.gid && !process.groups.contains(&group) {
+                process.groups.push(group);
+            }
+        }
+        process.env.retain(|entry| !entry.starts_with("HOME="));
+        process.env.push(format!("HOME={}", user.home.display()));
     }
+    if let Some(dir) = &args.workdir {
+        process.cwd = parse_workdir(dir)?;
+    }
+    Ok(process)
+}
+
+/// Returns the files through which a process enters the container's cgroup.
+fn cgroup_procs(entry: &Entry) -> Result<Vec<PathBuf>, Report> {
     let host = cgroup::Host::probe(Path::new("/"))?;
-    let cgroup = cgroup::Cgroup::open(
-        &host,
-        &crate::launch::cgroup_path(entry.record.request.cgroup_parent.as_deref(), &entry.record.id),
-    )?
-    .ok_or_else(|| Report::new(format!("the cgroup of container `{}` is gone", entry.record.name)))?;
-    let asked = &entry.record.request;
-    let rlimits = process.rlimits().clone().unwrap_or_default();
-    Ok(ExecRequest {
-        target,
-        cgroup_procs: cgroup.procs_files(),
-        args: args.command.clone(),
-        env,
-        cwd: args.workdir.as_deref().map_or_else(|| Ok(process.cwd().clone()), super::request::workdir)?,
-        uid,
-        gid,
-        groups,
-        capabilities: Capabilities::resolve(&asked.cap_add, &asked.cap_drop)?.0,
-        rlimits: rlimits
-            .iter()
-            .map(|limit| Rlimit { name: limit.typ().to_string(), soft: limit.soft(), hard: limit.hard() })
-            .collect(),
-        no_new_privileges: asked.no_new_privileges,
-        seccomp: filter,
-        oom_score_adj: asked.oom_score_adj,
-        stdio: Stdio::Pty { size: None },
-    })
+    let cgroup = cgroup::Cgroup::open(&host, &entry.record.cgroup)?;
+    let gone = || Report::new(format!("the cgroup of container `{}` does not exist", entry.record.name));
+    Ok(cgroup.ok_or_else(gone)?.procs_files())
 }
 
 fn environment(args: &ExecArgs) -> Result<Vec<(String, String)>, Report> {
@@ -231,100 +266,4 @@ fn environment(args: &ExecArgs) -> Result<Vec<(String, String)>, Report> {
         all.extend(parse_env(text, lookup)?);
     }
     Ok(all)
-}
-
-fn stdio(args: &ExecArgs) -> Result<Stdio, Report> {
-    if args.tty {
-        let size = window_size(std::io::stdout()).or_else(|| window_size(std::io::stdin()));
-        return Ok(Stdio::Pty { size });
-    }
-    let failed = |error: std::io::Error| Report::new("cannot pass the standard streams on").with_cause(error);
-    let null =
-        || std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map(OwnedFd::from).map_err(failed);
-    let pass = |stream: std::os::fd::BorrowedFd<'_>| stream.try_clone_to_owned().map_err(failed);
-    if args.detach {
-        return Ok(Stdio::Fds { stdin: null()?, stdout: null()?, stderr: null()? });
-    }
-    let stdin = if args.interactive { pass(std::io::stdin().as_fd())? } else { null()? };
-    Ok(Stdio::Fds { stdin, stdout: pass(std::io::stdout().as_fd())?, stderr: pass(std::io::stderr().as_fd())? })
-}
-
-/// Passes keys and output between the person's terminal and the command's, signals too, until it ends.
-fn relay(args: &ExecArgs, child: ExecChild, mut detach: DetachKeys) -> Result<u8, Report> {
-    let signals = take_signals()?;
-    let terminal = std::io::stdin().is_terminal() && args.interactive;
-    let mode = (terminal && child.pty.is_some()).then(|| TerminalMode::raw(std::io::stdin()).ok()).flatten();
-    let mut master = child.pty.map(std::fs::File::from);
-    let mut typing = args.interactive;
-    let failed = |errno: nix::Error| Report::new("cannot wait for the command").with_cause(errno);
-    loop {
-        let stdin = std::io::stdin();
-        let mut fds =
-            vec![PollFd::new(child.pidfd.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-        if let Some(master) = &master {
-            fds.push(PollFd::new(master.as_fd(), PollFlags::POLLIN));
-            if typing {
-                fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
-            }
-        }
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) => {}
-            Err(nix::Error::EINTR) => continue,
-            Err(errno) => return Err(failed(errno)),
-        }
-        let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
-        drop(fds);
-        let (ended, signalled) = (ready[0], ready[1]);
-        if ready.get(2) == Some(&true) && !pass_output(&mut master) {
-            master = None;
-        }
-        if ready.get(3) == Some(&true)
-            && let Some(pty) = &mut master
-        {
-            let mut buffer = [0; 4096];
-            let count = std::io::stdin().read(&mut buffer).unwrap_or(0);
-            typing = count > 0;
-            let (pass, left) =
-                if mode.is_some() { detach.feed(&buffer[..count]) } else { (buffer[..count].to_vec(), false) };
-            let _ = pty.write_all(&pass);
-            if left {
-                drop(mode);
-                print::say("\ngpurun: left running");
-                return Ok(0);
-            }
-        }
-        while signalled && let Ok(Some(info)) = signals.read_signal() {
-            match (info.ssi_signo as i32, &master) {
-                (libc::SIGWINCH, Some(pty)) => {
-                    if let Some((rows, columns)) = window_size(std::io::stdin()) {
-                        pty::set_window_size(pty.as_fd(), rows, columns);
-                    }
-                }
-                (libc::SIGWINCH, None) => {}
-                (number, _) => drop(process::signal(&child.pidfd, number)),
-            }
-        }
-        if ended {
-            while pass_output(&mut master) {}
-            drop(mode);
-            return match waitpid(Pid::from_raw(child.pid), None).map_err(failed)? {
-                WaitStatus::Exited(_, code) => Ok(code as u8),
-                WaitStatus::Signaled(_, signal, _) => Ok(128 + signal as u8),
-                _ => Ok(0),
-            };
-        }
-    }
-}
-
-/// Reads once from the command's terminal; `false`: it is closed.
-fn pass_output(master: &mut Option<std::fs::File>) -> bool {
-    let mut buffer = [0; 16 * 1024];
-    match master.as_mut().map(|pty| pty.read(&mut buffer)) {
-        Some(Ok(count)) if count > 0 => {
-            let mut out = std::io::stdout().lock();
-            out.write_all(&buffer[..count]).and_then(|()| out.flush()).is_ok()
-        }
-        // A pty's master answers EIO when nobody has it open any more.
-        _ => false,
-    }
 }

@@ -1,68 +1,67 @@
-//! `gpurun gpus`: the host's GPUs, and who uses which.
-
-use std::path::Path;
+//! `gpurun gpus`: lists the host's GPUs, with the containers that hold them and the processes that use them.
 
 use clap::Args;
 use serde::Serialize;
 
 use super::{Context, print};
-use crate::gpu::usage::{self, Usage};
-use crate::gpu::{GpuError, Inventory, gib, lease};
+use crate::clock::now;
+use crate::gpu::queue::{self, Waiter};
+use crate::gpu::usage::Usage;
+use crate::gpu::{self, gib};
 use crate::record::{Records, short};
 use crate::report::Report;
-use crate::supervise::log::now;
+use crate::sampler::gpu_usage;
 
-/// The host's GPUs: memory, utilisation, which containers were given them, which processes compute on them
 #[derive(Debug, Args)]
 #[command(
-    after_help = "HELD BY are containers that were given the GPU: `alone` those that asked for an idle one (`--gpus N`), which no other\n`--gpus N` gets. USED BY are the processes that compute on it, wherever they run: in a container (another\nprogram's by its name: `docker 1a2b3c4d5e6f`), or `host`.\nA GPU in MIG mode is shown by its MIG devices (0:1 is the second of GPU 0)."
+    after_help = "HELD BY lists the containers that have the GPU; `alone` marks an exclusive GPU (`--gpus N`). USED BY lists the processes that compute on it, in a container (another tool's by its name: `docker 1a2b3c4d5e6f`) or on the host. A GPU in MIG mode is listed by its MIG devices (0:1 is the second one of GPU 0). QUEUE lists the commands that wait for idle GPUs with `--wait`, in their order."
 )]
-pub struct GpusArgs {
-    /// JSON, an object with the driver's version and an array of GPUs
+pub(super) struct GpusArgs {
+    /// Print a JSON object with the driver's version and an array of GPUs
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, Serialize)]
 struct All<'a> {
-    driver: &'a str,
-    /// The newest CUDA that the driver supports.
-    cuda: Option<String>,
-    /// Why memory, utilisation and processes are not known.
-    unread: Option<String>,
+    driver: Option<&'a str>,
+    /// The newest CUDA version that the driver supports.
+    cuda: Option<&'a str>,
+    /// The reason why memory, utilization and processes are unknown.
+    unread: Option<&'a str>,
     gpus: &'a [Usage],
+    /// The commands that wait for idle GPUs, the first one first.
+    queue: &'a [Waiter],
 }
 
-pub fn run(args: &GpusArgs, context: &Context) -> Result<u8, Report> {
+pub(super) fn run(args: &GpusArgs, context: &Context) -> Result<u8, Report> {
     let records = context.records()?;
     let root = crate::launch::driver_root();
-    let inventory =
-        Inventory::read(&root).map_err(|missing| Report::from(GpuError::NoDriver { asked: None, missing }))?;
-    let all = look(&inventory, &records)?;
-    let readings = inventory.readings.as_ref();
+    let inventory = gpu::inventory(&root)?;
+    let all = gpu_usage(&inventory, &records)?;
+    let queue = queue::waiting(&records.run_dir().join("gpus"))?;
     if args.json {
-        let cuda = readings.ok().and_then(|readings| readings.cuda);
         print::json(&All {
-            driver: &inventory.host.driver,
-            cuda: cuda.map(|(major, minor)| format!("{major}.{minor}")),
-            unread: readings.err().map(ToString::to_string),
+            driver: inventory.driver.as_deref(),
+            cuda: inventory.cuda.as_deref(),
+            unread: inventory.unread.as_deref(),
             gpus: &all,
+            queue: &queue,
         })?;
         return Ok(0);
     }
-    if let Err(unread) = readings {
-        print::say(&format!("gpurun: memory and processes are not known: {unread}"));
+    if let Some(unread) = &inventory.unread {
+        print::say(&format!("note: memory, utilization and processes are unknown: {unread}"));
     }
     let rows: Vec<Vec<String>> = all.iter().map(|one| row(one, &records)).collect();
-    print::out(&print::table(&["GPU", "MODEL", "UUID", "MEMORY", "UTIL", "HELD BY", "USED BY"], &rows))?;
+    print::show_table(&["GPU", "MODEL", "UUID", "MEMORY", "UTIL", "HELD BY", "USED BY"], &rows)?;
+    if !queue.is_empty() {
+        print::out("\n")?;
+        let rows: Vec<Vec<String>> =
+            queue.iter().enumerate().map(|(place, waiter)| waiting_row(place, waiter)).collect();
+        print::show_table(&["QUEUE", "USER", "CONTAINER", "GPUS", "WAITING"], &rows)?;
+    }
     Ok(0)
-}
-
-/// Who uses what of it.
-pub fn look(inventory: &Inventory, records: &Records) -> Result<Vec<Usage>, Report> {
-    let leases = lease::living(&records.run_dir().join("gpus"))?;
-    let ids = records.list()?.into_iter().map(|entry| entry.record.id).collect();
-    Ok(usage::usage(inventory, &leases, &ids, Path::new("/proc")))
 }
 
 fn row(usage: &Usage, records: &Records) -> Vec<String> {
@@ -77,17 +76,17 @@ fn row(usage: &Usage, records: &Records) -> Vec<String> {
         format!("{} ({}, {age}{alone})", holder.container, holder.user)
     });
     let used = usage.users.iter().map(|user| {
-        let place = match &user.container {
+        let owner = match &user.container {
             Some(id) => name(records, id),
             None => {
-                let place = user.elsewhere.as_deref().unwrap_or("host");
-                format!("{place} ({})", user.user.as_deref().unwrap_or("?"))
+                let owner = user.elsewhere.as_deref().unwrap_or("host");
+                format!("{owner} ({})", user.user.as_deref().unwrap_or("?"))
             }
         };
         let size = user.memory.map(|bytes| format!(" {}", gib(bytes))).unwrap_or_default();
-        format!("{place}: {} [{}]{size}", user.command.as_deref().unwrap_or("?"), user.pid)
+        format!("{owner}: {} [{}]{size}", user.command.as_deref().unwrap_or("?"), user.pid)
     });
-    let joined = |words: Vec<String>| if words.is_empty() { dash() } else { words.join("; ") };
+    let joined = |parts: Vec<String>| if parts.is_empty() { dash() } else { parts.join("; ") };
     vec![
         unit.index.clone(),
         unit.model.clone(),
@@ -97,6 +96,11 @@ fn row(usage: &Usage, records: &Records) -> Vec<String> {
         joined(held.collect()),
         joined(used.collect()),
     ]
+}
+
+fn waiting_row(place: usize, waiter: &Waiter) -> Vec<String> {
+    let age = print::ago(now().saturating_sub(waiter.since));
+    vec![(place + 1).to_string(), waiter.user.clone(), waiter.container.clone(), waiter.gpus.clone(), age]
 }
 
 fn name(records: &Records, id: &str) -> String {

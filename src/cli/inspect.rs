@@ -1,79 +1,94 @@
-//! `gpurun inspect`: everything about containers, as JSON.
+//! `gpurun inspect`: prints all data about containers, images, volumes and networks as JSON, in docker's shape.
+//!
+//! A container has docker's keys, as editors and scripts read them. gpurun's own details (the request, the limits as
+//! the kernel has them, the GPUs) is below the key `Gpurun`.
+
+mod container;
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{Context, print};
-use crate::record::Entry;
+use super::Context;
+use super::format::print_all;
+use super::view::{Images, View};
 use crate::report::Report;
-use crate::supervise::log::rfc3339;
 
 #[derive(Debug, Args)]
-pub struct InspectArgs {
-    /// Containers (or images): names, ids, or unambiguous beginnings
-    #[arg(required = true)]
-    names: Vec<String>,
-    /// For those who ask for it everywhere: it is always JSON
-    #[arg(long)]
+#[command(
+    after_help = "Examples:\n  gpurun inspect lab\n  gpurun inspect -f '{{.State.Status}} {{.NetworkSettings.IPAddress}}' lab\n  gpurun inspect -f '{{json .Gpurun.Limits}}' lab"
+)]
+pub(super) struct InspectArgs {
+    /// Print a Go template for each object, or a JSON object per line (`json`)
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<String>,
+    /// Kind of the objects [default: the first one that exists, in this order]
+    #[arg(long, value_name = "container|image|volume|network")]
+    r#type: Option<Kind>,
+    /// Show the sizes of containers' files
+    #[arg(short, long)]
+    size: bool,
+    /// Accepted for symmetry: the output is always JSON
+    #[arg(long, conflicts_with = "format")]
     json: bool,
+    /// Names or IDs of containers, images, volumes or networks
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
 }
 
-pub fn run(args: &InspectArgs, context: &Context) -> Result<u8, Report> {
-    let records = context.records()?;
-    let mut all = Vec::new();
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Kind {
+    Container,
+    Image,
+    Volume,
+    Network,
+}
+
+pub(super) fn run(args: &InspectArgs, context: &Context) -> Result<u8, Report> {
+    let (mut all, mut first) = (Vec::new(), None);
     for name in &args.names {
-        match records.find(name) {
-            Ok(entry) => all.push(container(&entry)?),
-            // A name that is no container may be an image, as with docker.
-            Err(report) => match context.store()?.resolve(name) {
-                Ok(image) => all.push(super::image::inspect_json(&image)),
-                Err(_) => return Err(report),
-            },
+        match object(args, name, context) {
+            Ok(value) => all.push(value),
+            Err(report) => drop(first.get_or_insert(report)),
         }
     }
-    print::json(&all)?;
-    Ok(0)
+    // As in docker, what was found is printed before the error.
+    print_all(args.format.as_deref(), &all)?;
+    first.map_or(Ok(0), Err)
 }
 
-fn container(entry: &Entry) -> Result<Value, Report> {
-    let state = entry.state()?;
-    let moment = |nanos: Option<u64>| nanos.map(rfc3339);
-    let spec: Option<Value> =
-        std::fs::read(entry.run_dir.join("config.json")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    Ok(json!({
-        "Id": entry.record.id,
-        "Name": entry.record.name,
-        "Created": rfc3339(entry.record.created),
-        "Image": entry.record.request.image_id,
-        "State": {
-            "Status": if state.paused { "paused".into() } else { json!(state.phase) },
-            "Paused": state.paused,
-            "Running": state.phase == crate::record::Phase::Running,
-            "Pid": state.pid.unwrap_or(0),
-            "ExitCode": state.exit_code,
-            "OOMKilled": state.oom_killed,
-            "OOMKills": state.oom_kills,
-            "OOMs": state.ooms,
-            "Usage": state.usage,
-            "Error": state.error,
-            "StartedAt": moment(state.started),
-            "FinishedAt": moment(state.finished),
-            "StoppedByUser": state.stopped_by_user,
-        },
-        "RestartCount": state.restarts,
-        "Request": entry.record.request,
-        "Limits": state.limits,
-        "Gpus": state.gpus,
-        "GpusBy": state.gpus_by,
-        "Cgroup": state.cgroup,
-        "Network": { "IPAddress": state.ip, "Ports": state.ports },
-        "Url": state.url,
-        "Paths": {
-            "Directory": entry.dir,
-            "UpperDir": entry.dir.join("upper"),
-            "Log": entry.log(),
-            "Bundle": entry.run_dir,
-        },
-        "Spec": spec,
-    }))
+fn object(args: &InspectArgs, name: &str, context: &Context) -> Result<Value, Report> {
+    let wants = |kind| args.r#type.is_none_or(|wanted| wanted == kind);
+    let records = context.records()?;
+    let mut missing = None;
+    if wants(Kind::Container) {
+        match records.find(name) {
+            Ok(entry) => {
+                let state = entry.state()?;
+                let images = Images::new(context.store().ok());
+                let view = View::new(&entry, &state, &images, &context.root);
+                return Ok(container::json(&view, args.size));
+            }
+            Err(report) => drop(missing.get_or_insert(report)),
+        }
+    }
+    if wants(Kind::Image) {
+        let store = context.store()?;
+        match store.resolve(name) {
+            Ok(image) => return Ok(super::image::inspect_json(&store, &image)),
+            Err(error) => drop(missing.get_or_insert_with(|| super::image::in_store(error))),
+        }
+    }
+    if wants(Kind::Volume) {
+        match super::volume::find(context, name) {
+            Ok(volume) => return Ok(volume),
+            Err(report) => drop(missing.get_or_insert(report)),
+        }
+    }
+    if wants(Kind::Network) {
+        match super::network::found(context, name) {
+            Ok(network) => return Ok(network),
+            Err(report) => drop(missing.get_or_insert(report)),
+        }
+    }
+    Err(missing.unwrap_or_else(|| Report::new(format!("there is no `{name}`"))))
 }

@@ -1,15 +1,15 @@
-//! The commands that gpurun runs itself as: no person types them.
+//! The commands with which gpurun runs itself. Users do not call them.
 //!
-//! They have a parser of their own. Building the whole command line's takes a millisecond, and every start of a container has two of these
-//! processes or more.
+//! They have a separate parser. Building the parser of the complete command line takes a millisecond, and every
+//! container start runs two or more of these processes.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Parser};
 
 use super::lab;
 use crate::report::Report;
-use crate::supervise;
+use crate::{launch, runtime, supervise};
 
 #[derive(Debug, Parser)]
 #[command(name = "gpurun", bin_name = "gpurun", disable_help_subcommand = true)]
@@ -19,22 +19,45 @@ enum Internal {
     HookShim(HookShimArgs),
     GpuProbe(GpuProbeArgs),
     GpuParams,
+    ExecHelper(Descriptors),
+    ExecDrain(Descriptors),
+    HealthCheck(Descriptors),
+    WatchProbe(SuperviseArgs),
 }
 
-const NAMES: [&str; 5] = ["supervise", "lab-payload", "hook-shim", "gpu-probe", "gpu-params"];
+const NAMES: [&str; 9] = [
+    "supervise",
+    "lab-payload",
+    "hook-shim",
+    "gpu-probe",
+    "gpu-params",
+    runtime::EXEC_HELPER,
+    runtime::EXEC_DRAIN,
+    launch::HEALTH_CHECK,
+    supervise::probe::SUBCOMMAND,
+];
 
-/// Whether this process is one of them.
-pub fn is_meant() -> bool {
+/// Returns whether this process runs an internal command.
+pub(super) fn is_meant() -> bool {
     std::env::args_os().nth(1).is_some_and(|first| NAMES.iter().any(|name| first == *name))
 }
 
-pub fn main() -> Result<u8, Report> {
+/// Returns whether this process is a supervisor.
+pub(super) fn is_supervisor() -> bool {
+    std::env::args_os().nth(1).is_some_and(|first| first == NAMES[0])
+}
+
+pub(super) fn main() -> Result<u8, Report> {
     match Internal::parse() {
-        Internal::Supervise(args) => supervise(&args.root, &args.run_dir, &args.id),
+        Internal::Supervise(args) => supervise(&args),
         Internal::LabPayload(args) => Ok(lab::payload(&args)),
         Internal::HookShim(args) => Ok(crate::hook::shim::main(args.args)),
-        Internal::GpuProbe(args) => Ok(crate::gpu::nvml::main(&args.library)),
-        Internal::GpuParams => crate::gpu::params::main().map(|()| 0),
+        Internal::GpuProbe(args) => Ok(crate::gpu::nvidia::nvml::main(&args.library)),
+        Internal::ExecHelper(args) => Ok(runtime::exec_helper_main(&args.fds)),
+        Internal::ExecDrain(args) => Ok(runtime::exec_drain_main(&args.fds)),
+        Internal::HealthCheck(args) => Ok(launch::health_check_main(&args.fds)),
+        Internal::WatchProbe(args) => supervise::probe::main(&args.root, &args.run_dir, &args.id),
+        Internal::GpuParams => crate::gpu::nvidia::params::main().map(|()| 0),
     }
 }
 
@@ -44,15 +67,26 @@ struct SuperviseArgs {
     root: PathBuf,
     #[arg(long)]
     run_dir: PathBuf,
+    /// The descriptor of the socket of the command that started it
+    #[arg(long)]
+    client: Option<i32>,
     id: String,
 }
 
-fn supervise(root: &Path, run_dir: &Path, id: &str) -> Result<u8, Report> {
-    super::need_root()?;
-    let client = supervise::inherited_client();
+fn supervise(args: &SuperviseArgs) -> Result<u8, Report> {
+    super::context::need_root()?;
+    let client = args.client.and_then(crate::sys::process::take_inherited_fd);
     supervise::detach_from_terminal()?;
-    supervise::main(root, run_dir, id, client)?;
-    Ok(0)
+    supervise::diagnostics::begin(crate::record::diagnostics(&args.root, &args.id));
+    let done =
+        crate::launch::inherit::choose().and_then(|()| supervise::main(&args.root, &args.run_dir, &args.id, client));
+    // Standard error is /dev/null.
+    done.map(|()| 0).inspect_err(|report| tracing::error!("{report}"))
+}
+
+#[derive(Debug, Args)]
+struct Descriptors {
+    fds: Vec<i32>,
 }
 
 #[derive(Debug, Args)]
@@ -72,7 +106,7 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn the_parser_knows_the_names_and_no_person_s_command_is_among_them() {
+    fn internal_names_are_not_user_commands() {
         let own: Vec<String> = Internal::command().get_subcommands().map(|command| command.get_name().into()).collect();
         assert_eq!(own, NAMES);
         let all = super::super::Cli::command();

@@ -1,13 +1,13 @@
-//! The bare launch: `gpurun --image X [flags]` starts a container with Jupyter in it and prints a URL that works.
+//! The bare launch: `gpurun --image X [flags]` starts Jupyter in a new container and prints a working URL.
 
 use std::io::{IsTerminal, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
@@ -16,164 +16,223 @@ use super::containers::stop_session;
 use super::detach::DetachKeys;
 use super::flags::ContainerFlags;
 use super::resources::seconds;
-use super::run::{start_new, wait_running};
-use super::session::{Event, Keys, Session, pass_on, take_signals};
-use super::{Context, print};
-use crate::jupyter::{self, Algorithm, Auth, PasswordSource, Probe};
-use crate::net::PortSpec;
+use super::run::{New, check_name, start_new, wait_running};
+use super::session::{Event, Keys, Session, attachment, pass_on, take_signals};
+use super::{Context, prepare, print};
+use crate::control::{FromSupervisor, ToSupervisor};
+use crate::jupyter::tls::Pinned;
+use crate::jupyter::{self, Algorithm, Announcement, Auth, Host, PasswordSource, Probe};
 use crate::record::{Secrets, State};
 use crate::report::Report;
-use crate::request::{JupyterRequest, NetworkMode, Payload};
-use crate::supervise::protocol::{FromSupervisor, ToSupervisor};
+use crate::request::{JupyterRequest, NetworkMode, Payload, PortSpec, Protocol, Request, TlsRequest};
 
-/// Where Jupyter listens in the container unless `-p` says otherwise.
+/// Jupyter's port in the container if `-p` does not specify one.
 const PORT: u16 = 8888;
-/// How many host ports are tried from [`PORT`] upwards where `-p` was not given.
+/// Number of host ports to try, from [`PORT`] upwards, if `-p` was not given.
 const PORTS_TRIED: u16 = 200;
-/// Lines of output shown when Jupyter did not come up.
+/// Number of output lines to show if Jupyter did not start.
 const LAST_LINES: usize = 20;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Jupyter")]
-pub struct JupyterArgs {
-    /// Start Jupyter in a new container of this image, and print the URL where it answers
+pub(super) struct JupyterArgs {
+    /// Start Jupyter in a new container from this image, and print its URL
     #[arg(long, value_name = "IMAGE", required = true)]
     image: Option<String>,
-    /// Ask for a password (without showing it) instead of using a token
+    /// Prompt for a password, instead of using a token
     #[arg(long, group = "auth")]
     password: bool,
-    /// Read the password from a file's first line
+    /// Read the password from the first line of a file
     #[arg(long, value_name = "FILE", group = "auth")]
     password_file: Option<PathBuf>,
-    /// Read the password from standard input's first line
+    /// Read the password from the first line of standard input
     #[arg(long, group = "auth")]
     password_stdin: bool,
-    /// Take the password as a hash (see `gpurun token`)
+    /// Use a hashed password (see `gpurun token`)
     #[arg(long, value_name = "HASH", group = "auth")]
     password_hash: Option<String>,
-    /// Seconds to wait for Jupyter's first answer
+    /// Seconds to wait until Jupyter answers
     #[arg(long, value_name = "SECONDS", default_value_t = 120, allow_negative_numbers = true, value_parser = seconds)]
     ready_timeout: u64,
-    /// A further argument for Jupyter itself
+    /// Pass an argument to Jupyter
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     jupyter_arg: Vec<String>,
+    /// Serve the notebook over HTTPS, with a generated certificate unless --tls-cert names one
+    #[arg(long)]
+    tls: bool,
+    /// Certificate chain for HTTPS, as a PEM file
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, as a PEM file
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     #[command(flatten)]
     flags: ContainerFlags,
 }
 
-pub fn run(args: &JupyterArgs, context: &Context) -> Result<u8, Report> {
+pub(super) fn run(args: &JupyterArgs, context: &Context, remove: prepare::Remove) -> Result<u8, Report> {
     let image_name = args.image.as_deref().ok_or_else(|| {
-        Report::usage("no image was named").with_hint(
-            "`gpurun --image IMAGE …` starts Jupyter, `gpurun run IMAGE COMMAND` anything else; `gpurun --help`",
-        )
+        Report::usage("no image was specified")
+            .with_hint("start Jupyter with `gpurun --image IMAGE`, or any command with `gpurun run IMAGE COMMAND`")
     })?;
     let flags = &args.flags;
+    if !flags.attach.is_empty() {
+        return Err(Report::usage("`--attach` cannot be used with a Jupyter launch")
+            .with_hint("omit it, or run a command with `gpurun run IMAGE COMMAND`"));
+    }
     if flags.tty || flags.interactive {
-        return Err(Report::usage("`-i` and `-t` mean nothing for a Jupyter launch").with_hint(format!(
-            "for a shell: `gpurun run --rm -it {image_name} bash`, or `gpurun exec -it CONTAINER bash`"
+        return Err(Report::usage("`-i` and `-t` cannot be used with a Jupyter launch").with_hint(format!(
+            "start a shell with `gpurun run --rm -it {image_name} bash` or `gpurun exec -it CONTAINER bash`"
         )));
     }
     let (publish, port) = ports(flags)?;
-    let payload = Payload::Jupyter(JupyterRequest { port, args: args.jupyter_arg.clone() });
-    let mut request = super::request::build(flags, image_name, payload)?;
-    request.publish = publish;
+    let jupyter = JupyterRequest { port, args: args.jupyter_arg.clone(), tls: tls(args)? };
+    let payload = Payload::Jupyter(jupyter.clone());
+    let mut request = Request { publish, ..super::request::build(flags, image_name, payload)? };
     if request.network == NetworkMode::None {
         return Err(
             Report::usage("Jupyter cannot be reached with `--network none`").with_hint("use `bridge` or `host`")
         );
     }
-    // What is wrong with the flags is said before an image is pulled for them.
+    // Report errors in the flags before pulling an image.
     crate::launch::check(&request)?;
-    let store = context.store()?;
-    // Held until the container is on record: then nobody removes its image.
-    let (hold, image) = flags.image.provide(&store, image_name)?;
-    request.image_id = image.id.to_string();
-    let auth = ask_auth(args)?;
+    super::network_ids::resolve(&mut request, context)?;
+    super::boot_unit::notice(request.restart);
+    check_name(flags.name.as_deref())?;
     let detach_keys = DetachKeys::parse(&flags.detach_keys)?;
+    let auth = ask_auth(args)?;
+    prepare::resolve_others(flags, &mut request, context)?;
+    let mut cidfile = prepare::CidFile::create(request.cidfile.as_deref())?;
+    let store = context.store()?;
+    // Held until the record of the container exists. Until then, the lock prevents the removal of the image.
+    let (hold, image) = flags.image.provide(&store, image_name, flags.quiet)?;
+    prepare::select_gpus(&mut request, &image.config)?;
+    prepare::resolve_images(&mut request, &store)?;
+    prepare::replace(flags, context, remove)?;
     let signals = take_signals()?;
-    let spawned = start_new(context, flags.name.as_deref(), request, Some(&secrets(&auth)?))?;
-    drop(hold);
+    let (secrets, first) = (secrets(&auth)?, attachment(Keys::Ignored, false));
+    let new = New { name: flags.name.as_deref(), image: image.id, request, secrets: Some(&secrets), first: &first };
+    let (spawned, ticket) = start_new(context, new, hold, &signals)?;
     let keys = if flags.detach || !std::io::stdin().is_terminal() { Keys::Ignored } else { Keys::DetachOnly };
     let id = spawned.id.clone();
+    if let Some(cidfile) = &mut cidfile {
+        cidfile.write(&id)?;
+    }
     let mut session = Session::new(spawned, signals, Keys::Ignored, detach_keys.clone());
-    session.attach(false)?;
     let state = wait_running(&mut session, context.verbose)?;
+    cidfile.into_iter().for_each(prepare::CidFile::keep);
+    drop(ticket);
     let name = super::attach::name_of(context, &id)?;
-    let address = address(&state, port);
+    let address = jupyter::address(&state, port);
     let base_url = jupyter::base_url(&args.jupyter_arg);
-    let held = match wait_ready(&mut session, address, &base_url, &auth, Duration::from_secs(args.ready_timeout))? {
+    let run_dir = context.records()?.find(&id)?.run_dir;
+    let mark = jupyter::probe_mark(&run_dir).unwrap_or_default();
+    let pinned = jupyter::certificate(&run_dir);
+    let probe = Probe { address, base_url: &base_url, auth: &auth, tls: pinned.as_ref(), mark: &mark };
+    let mut waiting = Waiting::begin(&name);
+    let ready = wait_ready(&mut session, &probe, Duration::from_secs(args.ready_timeout), &mut waiting);
+    waiting.end();
+    let held = match ready? {
         Ok(held) => held,
         Err((report, held)) => {
             let _ = stop_session(&mut session);
             return Err(failed(report, &held, &name, flags.rm));
         }
     };
-    let announcement =
-        jupyter::announce("Jupyter", published(&state, port), &base_url, &auth, &host_name(), &person(), &name);
-    session.send(&ToSupervisor::Ready { url: format!("http://{address}{base_url}") })?;
-    // Data on stdout: the URL alone where a program reads it, the whole announcement for a person.
-    if std::io::stdout().is_terminal() {
-        print::out(&format!("{announcement}\n"))?;
-    } else {
-        print::say(&announcement.to_string());
+    let announcement = announcement(&state, &jupyter, &auth, &name, pinned.as_ref());
+    let scheme = if pinned.is_some() { "https" } else { "http" };
+    session.send(&ToSupervisor::Ready { url: format!("{scheme}://{address}{base_url}") })?;
+    // A program that reads standard output gets the URL first. On a terminal, the announcement comes last, below
+    // Jupyter's output.
+    let terminal = std::io::stdout().is_terminal();
+    if !terminal {
         print::out(&format!("{}\n", announcement.url))?;
     }
+    for message in held.iter().filter(|_| !flags.detach) {
+        let _ = pass_on(message);
+    }
+    match terminal {
+        true => print::out(&format!("{announcement}\n"))?,
+        false => print::say(&announcement.to_string()),
+    }
+    warn_of_clear_text(&state, &jupyter, pinned.as_ref());
     if !flags.detach && keys == Keys::DetachOnly {
-        print::say(&format!("ctrl-c stops it, {} leaves it running", flags.detach_keys));
+        print::say(&format!("ctrl-c stops the container, {} leaves it running", flags.detach_keys));
     }
     if flags.detach {
         return Ok(0);
-    }
-    for message in &held {
-        let _ = pass_on(message);
     }
     session.set_keys(keys);
     session.begin_keys();
     attach::relay(&mut session, Interrupt::Stop)
 }
 
-/// The ports to publish, and where Jupyter listens in the container: the recipe's 8888, or the first port that `-p` names.
-fn ports(flags: &ContainerFlags) -> Result<(Vec<String>, u16), Report> {
-    let mut specs = Vec::new();
-    for text in &flags.network.publish {
-        specs.extend(PortSpec::parse(text)?);
+/// Returns the ports to publish, and Jupyter's port in the container: 8888, or the first port that `-p` names.
+fn ports(flags: &ContainerFlags) -> Result<(Vec<PortSpec>, u16), Report> {
+    let mut ports = PortSpec::parse_all(&flags.network.publish)?;
+    let wanted = ports.iter().find(|spec| spec.container_port == PORT).or(ports.first());
+    let port = wanted.map_or(PORT, |spec| spec.container_port);
+    if flags.network.network.iter().any(|network| network == "host") {
+        return Ok((ports, free_port()?));
     }
-    let port = match specs.iter().find(|spec| spec.container_port == PORT).or(specs.first()) {
-        Some(spec) => spec.container_port,
-        None => PORT,
-    };
-    match flags.network.network.as_str() {
-        "host" => Ok((Vec::new(), free_port()?)),
-        _ if specs.is_empty() => Ok((vec![format!("127.0.0.1:{}:{PORT}", free_port()?)], PORT)),
-        _ => Ok((flags.network.publish.clone(), port)),
+    if ports.is_empty() {
+        ports.push(PortSpec {
+            host_ip: Ipv4Addr::LOCALHOST,
+            host_port: Some(free_port()?),
+            host_last: None,
+            container_port: PORT,
+            protocol: Protocol::Tcp,
+        });
     }
+    Ok((ports, port))
 }
 
-/// The first port from 8888 upwards that nobody has on loopback.
+/// Returns the first port from 8888 upwards that is free on loopback.
 fn free_port() -> Result<u16, Report> {
     (PORT..PORT + PORTS_TRIED).find(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()).ok_or_else(|| {
-        Report::new(format!("the ports {PORT} to {} are all taken", PORT + PORTS_TRIED - 1))
-            .with_hint("publish another one: `-p PORT:8888`")
+        Report::new(format!("the ports {PORT} to {} are all in use", PORT + PORTS_TRIED - 1))
+            .with_hint("publish another port: `-p PORT:8888`")
     })
 }
 
-/// Where Jupyter's port is published.
-fn published(state: &State, port: u16) -> (IpAddr, u16) {
-    let published =
-        state.ports.iter().find(|published| published.container_port == port && published.protocol == "tcp");
-    match published {
-        Some(published) => (published.host_ip.parse().unwrap_or(Ipv4Addr::UNSPECIFIED.into()), published.host_port),
-        None => (Ipv4Addr::LOCALHOST.into(), port),
+/// Says how to reach a notebook that is ready.
+pub(super) fn announcement(
+    state: &State,
+    request: &JupyterRequest,
+    auth: &Auth,
+    name: &str,
+    tls: Option<&Pinned>,
+) -> Announcement {
+    let host = Host { name: &host_name(), address: jupyter::host_address(), user: &login_name() };
+    let stop = format!("{} stop {name}", program());
+    let base_url = jupyter::base_url(&request.args);
+    jupyter::announce("Jupyter", jupyter::published(state, request.port), &base_url, auth, &host, &stop, tls)
+}
+
+/// Returns the certificate that the caller chose. Its files are read now, so that an error is reported before the launch.
+fn tls(args: &JupyterArgs) -> Result<Option<TlsRequest>, Report> {
+    let (Some(certificate), Some(key)) = (&args.tls_cert, &args.tls_key) else {
+        return Ok(args.tls.then_some(TlsRequest::Generated));
+    };
+    let absolute = |path: &Path| {
+        std::path::absolute(path)
+            .map_err(|error| Report::new(format!("cannot use `{}`", path.display())).with_cause(error))
+    };
+    let (certificate, key) = (absolute(certificate)?, absolute(key)?);
+    jupyter::tls::read(&certificate, &key)?;
+    Ok(Some(TlsRequest::Files { certificate, key }))
+}
+
+/// Prints a notice if the login crosses the network unencrypted.
+fn warn_of_clear_text(state: &State, request: &JupyterRequest, tls: Option<&Pinned>) {
+    if tls.is_none() && !jupyter::published(state, request.port).0.is_loopback() {
+        print::say(
+            "gpurun: the login and the notebook cross the network unencrypted: use `--tls`, or publish the port on this host only (`-p 127.0.0.1:PORT:8888`) and use the ssh tunnel",
+        );
     }
 }
 
-/// Where this host reaches Jupyter.
-fn address(state: &State, port: u16) -> SocketAddr {
-    let (ip, port) = published(state, port);
-    SocketAddr::from((if ip.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { ip }, port))
-}
-
-/// The login as the person chose to give it; a fresh token where none was asked for.
+/// Returns the authentication method that the caller chose. The default is a new token.
 fn ask_auth(args: &JupyterArgs) -> Result<Auth, Report> {
     let source = match (&args.password_file, &args.password_hash) {
         (Some(path), _) => PasswordSource::File(path.clone()),
@@ -185,7 +244,7 @@ fn ask_auth(args: &JupyterArgs) -> Result<Auth, Report> {
     Ok(jupyter::obtain(&source)?)
 }
 
-/// What the supervisor keeps: a password only as hashes, one for every kind of server.
+/// Returns the secrets that the supervisor stores. A password is stored only as hashes, one for each type of server.
 fn secrets(auth: &Auth) -> Result<Secrets, Report> {
     Ok(match auth {
         Auth::Token(token) => Secrets::Token(token.reveal().to_owned()),
@@ -197,35 +256,40 @@ fn secrets(auth: &Auth) -> Result<Secrets, Report> {
     })
 }
 
-/// Output that came meanwhile, to be shown after the URL or with the error.
+/// Output that arrived while waiting. It is shown after the URL or with the error.
 type Held = Vec<FromSupervisor>;
 
-/// Waits until Jupyter answers over HTTP and lets nobody in who should not be, while the container's messages go on.
+/// Waits until Jupyter answers over HTTP and rejects unauthenticated requests. Messages of the container are processed
+/// meanwhile.
 fn wait_ready(
     session: &mut Session,
-    address: SocketAddr,
-    base_url: &str,
-    auth: &Auth,
+    probe: &Probe<'_>,
     patience: Duration,
+    progress: &mut Waiting,
 ) -> Result<Result<Held, (Report, Held)>, Report> {
     let failed = |error: std::io::Error| Report::new("cannot wait for Jupyter").with_cause(error);
     let (done, mut tell_done) = UnixStream::pair().map_err(failed)?;
     let ended = Arc::new(AtomicBool::new(false));
     let waiting = {
-        let (ended, auth, base_url) = (Arc::clone(&ended), auth.clone(), base_url.to_owned());
-        std::thread::spawn(move || {
-            let probe = Probe { address, base_url: &base_url, auth: &auth };
+        let (ended, address) = (Arc::clone(&ended), probe.address);
+        let (auth, base_url, mark) = (probe.auth.clone(), probe.base_url.to_owned(), probe.mark.to_owned());
+        let tls = probe.tls.cloned();
+        let wait = move || {
+            let probe = Probe { address, base_url: &base_url, auth: &auth, tls: tls.as_ref(), mark: &mark };
             let result = jupyter::wait_ready(&probe, patience, &mut || ended.load(Ordering::Relaxed).then_some(1));
-            // The byte wakes the poll below; closing would do as well.
+            // The byte wakes the poll below. Closing the descriptor would also do.
             let _ = tell_done.write_all(b"!");
             result
-        })
+        };
+        std::thread::Builder::new().spawn(wait).map_err(failed)?
     };
     let mut held = Vec::new();
     let mut exit = None;
     loop {
-        match session.next(None, Some(done.as_fd()))? {
+        match session.next(progress.next_look(), Some(done.as_fd()))? {
             Event::Extra => break,
+            Event::InputEnded => {}
+            Event::TimedOut => progress.look(),
             Event::Message(message @ (FromSupervisor::Stdout(_) | FromSupervisor::Stderr(_))) => held.push(message),
             Event::Message(FromSupervisor::Exited(state)) => {
                 ended.store(true, Ordering::Relaxed);
@@ -233,27 +297,28 @@ fn wait_ready(
             }
             Event::Message(FromSupervisor::Failed(report)) => {
                 ended.store(true, Ordering::Relaxed);
-                session.outlive();
+                session.discard();
                 return Ok(Err((report, held)));
             }
             Event::HungUp if exit.is_some() => break,
             Event::HungUp => {
                 ended.store(true, Ordering::Relaxed);
-                return Err(Report::new("the container's supervisor was killed while Jupyter started"));
+                return Err(session.killed("the container's supervisor was killed while Jupyter started"));
             }
             Event::Signal(_) => session.send(&ToSupervisor::Stop { timeout: None })?,
             Event::Message(FromSupervisor::Notice(line)) => print::say(&format!("gpurun: {line}")),
-            Event::Message(_) | Event::Detach | Event::TimedOut => {}
+            Event::Message(_) | Event::Detach => {}
         }
     }
     let result = waiting.join().map_err(|_| Report::new("the thread that waits for Jupyter panicked"))?;
     Ok(match (result, exit) {
         (_, Some(state)) => {
-            let how = if state.oom_killed { ": the kernel killed it, its memory limit was reached (OOM)" } else { "" };
+            let how =
+                if state.oom_killed { ": the kernel killed it because its memory limit was reached (OOM)" } else { "" };
             let code = state.exit_code.unwrap_or(0);
             let mut report = Report::new(format!("Jupyter ended with status {code} before it answered{how}"));
             if state.oom_killed {
-                report = report.with_hint("give it more with `--memory`");
+                report = report.with_hint("raise the limit with `--memory SIZE`");
             }
             Err((report, held))
         }
@@ -262,7 +327,7 @@ fn wait_ready(
     })
 }
 
-/// The error, with the last lines that Jupyter wrote.
+/// Adds the last output lines of Jupyter to an error.
 fn failed(mut report: Report, held: &Held, name: &str, removed: bool) -> Report {
     let mut output = Vec::new();
     for message in held {
@@ -276,16 +341,61 @@ fn failed(mut report: Report, held: &Held, name: &str, removed: bool) -> Report 
         print::say(&format!("  {line}"));
     }
     if report.hint.is_none() && !removed {
-        report.hint = Some(format!("`gpurun logs {name}` shows all that it wrote"));
+        report.hint = Some(format!("read all of its output with `gpurun logs {name}`"));
     }
     report
+}
+
+/// The progress line while Jupyter starts. On a terminal it includes the elapsed seconds.
+struct Waiting {
+    name: String,
+    began: Instant,
+    terminal: bool,
+    looks: u32,
+}
+
+impl Waiting {
+    fn begin(name: &str) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let waiting = Self { name: name.to_owned(), began: Instant::now(), terminal, looks: 0 };
+        match terminal {
+            true => waiting.show(),
+            false => print::say(&format!("gpurun: `{name}` is running; waiting for Jupyter to answer")),
+        }
+        waiting
+    }
+
+    fn next_look(&self) -> Option<Instant> {
+        self.terminal.then(|| self.began + Duration::from_secs(1) * (self.looks + 1))
+    }
+
+    fn look(&mut self) {
+        self.looks += 1;
+        self.show();
+    }
+
+    fn show(&self) {
+        let seconds = if self.looks > 0 { format!(" ({} s)", self.looks) } else { String::new() };
+        print::write_stderr(&format!("\rgpurun: `{}` is running; waiting for Jupyter to answer{seconds}", self.name));
+    }
+
+    fn end(self) {
+        if self.terminal {
+            print::write_stderr("\r\x1b[K");
+        }
+    }
 }
 
 fn host_name() -> String {
     nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_else(|_| "HOST".into())
 }
 
-/// Who logs in to this host.
-fn person() -> String {
+/// Returns the name by which the caller ran this program: its path if it was not found in `PATH`.
+fn program() -> String {
+    std::env::args().next().filter(|path| path.contains('/')).unwrap_or_else(|| "gpurun".into())
+}
+
+/// Returns the caller's user name on this host.
+fn login_name() -> String {
     std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "USER".into())
 }

@@ -1,47 +1,61 @@
-//! `gpurun logs`: what a container wrote, and what it goes on writing.
+//! `gpurun logs`: prints the output of a container and optionally follows it.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Seek, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Args;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use super::Context;
+use super::{Context, moment, print};
+use crate::control::{Connection, FromSupervisor};
 use crate::record::Entry;
 use crate::report::Report;
-use crate::supervise::log::{Stream, parse};
-use crate::supervise::protocol::{Connection, FromSupervisor};
+use crate::request::LogDriver;
+use crate::supervise::log::{Kept, LogRecord, Stream, parse};
 
 #[derive(Debug, Args)]
-pub struct LogsArgs {
-    /// Go on with what is written from now on, until the container ends
+pub(super) struct LogsArgs {
+    /// Follow the output until the container ends
     #[arg(short, long)]
     follow: bool,
-    /// Put the time before each line
+    /// Show the time of each line
     #[arg(short, long)]
     timestamps: bool,
-    /// Only the last N lines
+    /// Number of lines to show from the end, or `all`
     #[arg(short = 'n', long, value_name = "N", default_value = "all", allow_negative_numbers = true)]
     tail: String,
-    /// The container: name, id, or an unambiguous beginning of one
+    /// Show lines from this time on: 10m, 2026-01-31T12:00:00, seconds since 1970
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Show lines before this time
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    /// Name or ID of the container; the beginning is enough where it is unambiguous
+    #[arg(value_name = "CONTAINER")]
     container: String,
 }
 
-pub fn run(args: &LogsArgs, context: &Context) -> Result<u8, Report> {
+pub(super) fn run(args: &LogsArgs, context: &Context) -> Result<u8, Report> {
     let tail = match args.tail.as_str() {
         "all" => usize::MAX,
         number => number.parse().map_err(|_| {
             Report::usage(format!("`--tail {number}` is not a number of lines"))
-                .with_hint("write a number from 0 in digits, or `all`")
+                .with_hint("write a number from 0, or `all`")
         })?,
     };
+    let time = |flag: &str, text: &Option<String>| text.as_deref().map(|text| moment::parse(flag, text)).transpose();
+    let between = Between { since: time("--since", &args.since)?, until: time("--until", &args.until)? };
     let entry = context.records()?.find(&args.container)?;
-    match show(args, &entry, tail) {
-        // Our own reader went away, and not all is said: as `docker logs`, `cat` and `tail -f` end then.
+    if entry.record.request.log.driver == LogDriver::None {
+        let name = &entry.record.name;
+        return Err(Report::new(format!("container `{name}` keeps no log: it has `--log-driver none`"))
+            .with_hint(format!("see its output with `gpurun attach {name}`")));
+    }
+    match show(args, &entry, tail, between) {
+        // The reader of standard output has closed it. Exit as `docker logs`, `cat` and `tail -f` do.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(128 + libc::SIGPIPE as u8),
         Err(error) => {
             Err(Report::new(format!("cannot show the log of container `{}`", entry.record.name)).with_cause(error))
@@ -50,145 +64,257 @@ pub fn run(args: &LogsArgs, context: &Context) -> Result<u8, Report> {
     }
 }
 
-fn show(args: &LogsArgs, entry: &Entry, tail: usize) -> io::Result<()> {
+/// The times of the lines to show, in nanoseconds since 1970.
+#[derive(Debug, Clone, Copy, Default)]
+struct Between {
+    since: Option<u64>,
+    until: Option<u64>,
+}
+
+impl Between {
+    /// Whether the line of a record is shown. A record with an unreadable time is.
+    fn holds(self, record: &LogRecord<'_>) -> bool {
+        if self.since.is_none() && self.until.is_none() {
+            return true;
+        }
+        let time = chrono::DateTime::parse_from_rfc3339(record.time).ok().and_then(|time| time.timestamp_nanos_opt());
+        let Some(time) = time.and_then(|time| u64::try_from(time).ok()) else { return true };
+        self.since.is_none_or(|since| time >= since) && self.until.is_none_or(|until| time < until)
+    }
+
+    /// The time until no later line can be shown.
+    fn left(self) -> PollTimeout {
+        let Some(until) = self.until else { return PollTimeout::NONE };
+        let millis = until.saturating_sub(crate::clock::now()).div_ceil(1_000_000);
+        PollTimeout::try_from(i32::try_from(millis).unwrap_or(i32::MAX)).unwrap_or(PollTimeout::MAX)
+    }
+
+    /// Whether no later line can be shown any more.
+    fn is_over(self) -> bool {
+        self.until.is_some_and(|until| crate::clock::now() >= until)
+    }
+}
+
+fn show(args: &LogsArgs, entry: &Entry, tail: usize, between: Between) -> io::Result<()> {
     let path = entry.log();
-    // The watch stands before the first read, so that nothing written in between is missed.
+    // The watch is created before the first read so that no output in between is missed.
     let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-    let what = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE;
+    let what = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
     watch.add_watch(&entry.dir, what)?;
-    let mut lines = Vec::new();
-    if let Some(file) = open_log(&rotated(&path))? {
-        read_lines(&mut BufReader::new(file), &mut lines)?;
+    let mut printer = Printer::new(args.timestamps, between);
+    let kept = Kept::open_all(&path)?;
+    let (first, skip) = tail_start(&kept, tail)?;
+    if let Some(oldest) = kept.first().filter(|oldest| oldest.before > 0 && first == 0 && skip.is_none()) {
+        let (lines, options) = (oldest.before, entry.record.request.log);
+        let size = crate::units::format_memory(options.max_size);
+        print::say(&format!(
+            "gpurun: the first {lines} lines were removed: the log keeps {} files of {size} (`--log-opt max-size=`, \
+             `max-file=`)",
+            options.max_file
+        ));
     }
-    let mut current = open_log(&path)?.map(BufReader::new);
-    if let Some(file) = &mut current {
-        read_lines(file, &mut lines)?;
+    let mut current: Option<Reader> = None;
+    for kept in kept.into_iter().skip(first) {
+        let mut next = Reader::new(kept);
+        match &current {
+            None => next.skip(skip.unwrap_or(0))?,
+            Some(before) => printer.gap(before.missed(&next))?,
+        }
+        next.pass(&mut printer)?;
+        current = Some(next);
     }
-    let from = tail_start(&lines, tail);
-    let mut printer = Printer { timestamps: args.timestamps, mid_line: false };
-    lines[from..].iter().try_for_each(|line| printer.print(line))?;
-    match (args.follow, current) {
-        (true, Some(file)) => follow(entry, &path, file, &watch, &mut printer),
-        _ => Ok(()),
+    if let (true, Some(current)) = (args.follow && !between.is_over(), current) {
+        follow(entry, &path, current, &watch, &mut printer)?;
     }
+    printer.flush()
 }
 
-fn open_log(path: &Path) -> io::Result<Option<File>> {
-    match File::open(path) {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Reads on until the supervisor is gone, moving to the new file when the log is rotated.
-fn follow(
-    entry: &Entry,
-    path: &Path,
-    mut file: BufReader<File>,
-    watch: &Inotify,
-    printer: &mut Printer,
-) -> io::Result<()> {
-    // The supervisor's socket tells when it is over: it closes.
+/// Follows the log until the supervisor has exited, and continues with the next file after each rotation.
+fn follow(entry: &Entry, path: &Path, mut current: Reader, watch: &Inotify, printer: &mut Printer) -> io::Result<()> {
+    // The supervisor closes its socket when it exits.
     let mut connection = Connection::connect(&entry.control_socket()).ok();
     loop {
-        let mut lines = Vec::new();
-        read_lines(&mut file, &mut lines)?;
-        if let Some(new) = open_log(path)?.filter(|new| !same_file(new, file.get_ref())) {
-            file = BufReader::new(new);
-            read_lines(&mut file, &mut lines)?;
+        current.pass(printer)?;
+        if let Some(next) = Kept::open_all(path)?.into_iter().find(|kept| kept.number > current.number) {
+            // Read the output between the last read and the rotation.
+            current.pass(printer)?;
+            let next = Reader::new(next);
+            printer.gap(current.missed(&next))?;
+            current = next;
+            continue;
         }
-        lines.iter().try_for_each(|line| printer.print(line))?;
+        printer.flush()?;
         let Some(alive) = &connection else { return Ok(()) };
         let stdout = io::stdout();
-        // A reader that goes away shows without being asked for (POLLERR): nobody waits for a container to say something first.
+        // poll reports a closed reader (POLLERR) without being asked, even before the container writes more output.
         let mut fds = [
             PollFd::new(alive.as_fd(), PollFlags::POLLIN),
             PollFd::new(watch.as_fd(), PollFlags::POLLIN),
             PollFd::new(stdout.as_fd(), PollFlags::empty()),
         ];
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, printer.between.left()) {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(errno) => return Err(errno.into()),
+        }
+        if printer.between.is_over() {
+            return Ok(());
         }
         if fds[2].revents().is_some_and(|events| events.contains(PollFlags::POLLERR)) {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         if fds[0].any().unwrap_or(false) && alive.receive::<FromSupervisor>()?.is_none() {
-            // One more round reads what was written before the end.
+            // One more iteration reads the output that was written before the end.
             connection = None;
         }
         while watch.read_events().is_ok_and(|events| !events.is_empty()) {}
     }
 }
 
-fn same_file(a: &File, b: &File) -> bool {
-    matches!((a.metadata(), b.metadata()), (Ok(a), Ok(b)) if (a.dev(), a.ino()) == (b.dev(), b.ino()))
+/// A log file that is being read.
+struct Reader {
+    file: BufReader<File>,
+    number: i64,
+    /// Number of complete lines before this file and in the part that has been read.
+    lines: u64,
 }
 
-fn rotated(path: &Path) -> PathBuf {
-    path.with_extension("1")
-}
+impl Reader {
+    fn new(kept: Kept) -> Self {
+        Self { file: BufReader::with_capacity(1 << 16, kept.file), number: kept.number, lines: kept.before }
+    }
 
-/// Reads whole records; a record that is only half written is left for the next time.
-fn read_lines(file: &mut BufReader<File>, lines: &mut Vec<Vec<u8>>) -> io::Result<()> {
-    loop {
-        let mut line = Vec::new();
-        let count = file.read_until(b'\n', &mut line)?;
+    /// Reads the next complete record. An incomplete record is left for the next call.
+    fn next(&mut self, line: &mut Vec<u8>) -> io::Result<bool> {
+        line.clear();
+        let count = self.file.read_until(b'\n', line)?;
         if line.pop_if(|&mut byte| byte == b'\n').is_none() {
-            file.seek_relative(-(count as i64))?;
-            return Ok(());
+            self.file.seek_relative(-(count as i64))?;
+            return Ok(false);
         }
-        lines.push(line);
+        Ok(true)
+    }
+
+    /// Prints everything from the current position to the end.
+    fn pass(&mut self, printer: &mut Printer) -> io::Result<()> {
+        let mut line = Vec::new();
+        while self.next(&mut line)? {
+            if let Some(record) = parse(&line) {
+                self.lines += u64::from(record.full);
+                printer.print(&record)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Skips the given number of complete lines.
+    fn skip(&mut self, lines: u64) -> io::Result<()> {
+        let (mut line, mut left) = (Vec::new(), lines);
+        while left > 0 && self.next(&mut line)? {
+            let full = parse(&line).is_some_and(|record| record.full);
+            left -= u64::from(full);
+            self.lines += u64::from(full);
+        }
+        Ok(())
+    }
+
+    /// Returns the number of complete lines between this file, which has been read to its end, and the next one.
+    fn missed(&self, next: &Self) -> u64 {
+        // Files of earlier gpurun versions lack this number.
+        if next.number == self.number + 1 { 0 } else { next.lines.saturating_sub(self.lines) }
     }
 }
 
-/// Where the last `tail` lines begin: pieces of one line count once.
-fn tail_start(lines: &[Vec<u8>], tail: usize) -> usize {
-    if tail == 0 {
-        return lines.len();
+/// Finds the start of the last `tail` lines: the file, and the number of lines to skip in it. `None` means that the
+/// whole log is shown. The pieces of a split line count as one line.
+fn tail_start(kept: &[Kept], tail: usize) -> io::Result<(usize, Option<u64>)> {
+    if tail == usize::MAX {
+        return Ok((0, None));
     }
-    let mut count = 0;
-    for (index, line) in lines.iter().enumerate().rev() {
-        let ends_line = parse(line).is_none_or(|record| record.full) || index + 1 == lines.len();
-        if ends_line {
-            if count == tail {
-                return index + 1;
+    let mut wanted = tail as u64;
+    for (index, file) in kept.iter().enumerate().rev() {
+        let (mut ends, mut open) = (0, false);
+        let mut reader = Reader::new(Kept { file: file.file.try_clone()?, ..*file });
+        let mut line = Vec::new();
+        while reader.next(&mut line)? {
+            if let Some(record) = parse(&line) {
+                ends += u64::from(record.full);
+                open = !record.full;
             }
-            count += 1;
         }
+        // The clone shares its file offset with the original.
+        (&file.file).rewind()?;
+        let lines = ends + u64::from(open && index + 1 == kept.len());
+        if wanted <= lines {
+            return Ok((index, Some(lines - wanted)));
+        }
+        wanted -= lines;
     }
-    0
+    Ok((0, None))
 }
+
+/// Number of bytes to collect before writing them.
+const BATCH: usize = 1 << 16;
 
 struct Printer {
     timestamps: bool,
+    between: Between,
     mid_line: bool,
+    stream: Stream,
+    waiting: Vec<u8>,
 }
 
 impl Printer {
-    fn print(&mut self, line: &[u8]) -> io::Result<()> {
-        let Some(record) = parse(line) else { return Ok(()) };
-        let mut text = Vec::with_capacity(line.len() + 1);
-        if self.timestamps && !self.mid_line {
-            text.extend_from_slice(record.time.as_bytes());
-            text.push(b' ');
+    fn new(timestamps: bool, between: Between) -> Self {
+        Self { timestamps, between, mid_line: false, stream: Stream::Stdout, waiting: Vec::with_capacity(BATCH) }
+    }
+
+    fn print(&mut self, record: &LogRecord<'_>) -> io::Result<()> {
+        if !self.between.holds(record) {
+            return Ok(());
         }
-        text.extend_from_slice(record.text);
+        if record.stream != self.stream || self.waiting.len() >= BATCH {
+            self.flush()?;
+            self.stream = record.stream;
+        }
+        if self.timestamps && !self.mid_line {
+            self.waiting.extend_from_slice(record.time.as_bytes());
+            self.waiting.push(b' ');
+        }
+        self.waiting.extend_from_slice(record.text);
         if record.full {
-            text.push(b'\n');
+            self.waiting.push(b'\n');
         }
         self.mid_line = !record.full;
-        let (written, flushed) = match record.stream {
+        Ok(())
+    }
+
+    /// Prints a notice that lines are missing, after completing the current line.
+    fn gap(&mut self, lines: u64) -> io::Result<()> {
+        if lines == 0 {
+            return Ok(());
+        }
+        if std::mem::take(&mut self.mid_line) {
+            self.waiting.push(b'\n');
+        }
+        self.flush()?;
+        print::say(&format!("gpurun: {lines} lines were lost: the log was rotated before they were read"));
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let waiting = std::mem::take(&mut self.waiting);
+        let (written, flushed) = match self.stream {
             Stream::Stdout => {
                 let mut out = io::stdout().lock();
-                (out.write_all(&text), out.flush())
+                (out.write_all(&waiting), out.flush())
             }
             Stream::Stderr => {
                 let mut out = io::stderr().lock();
-                (out.write_all(&text), out.flush())
+                (out.write_all(&waiting), out.flush())
             }
         };
+        self.waiting = waiting;
+        self.waiting.clear();
         written.and(flushed)
     }
 }
@@ -199,12 +325,17 @@ mod tests {
 
     #[test]
     fn the_tail_counts_lines_not_pieces() {
-        let lines: Vec<Vec<u8>> =
-            ["t stdout F a", "t stdout P b", "t stdout F c", "t stdout P d"].map(|l| l.as_bytes().to_vec()).into();
-        assert_eq!(tail_start(&lines, 0), 4);
-        assert_eq!(tail_start(&lines, 1), 3);
-        assert_eq!(tail_start(&lines, 2), 1, "`b` and `c` are one line");
-        assert_eq!(tail_start(&lines, 3), 0);
-        assert_eq!(tail_start(&lines, 99), 0);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::write(path.with_extension("1"), "t stdout F x\nt stdout F y\n").unwrap();
+        std::fs::write(&path, "t stdout F a\nt stdout P b\nt stdout F c\nt stdout P d\n").unwrap();
+        let start = |tail| tail_start(&Kept::open_all(&path).unwrap(), tail).unwrap();
+        assert_eq!(start(0), (1, Some(3)));
+        assert_eq!(start(1), (1, Some(2)));
+        assert_eq!(start(2), (1, Some(1)), "`b` and `c` are one line");
+        assert_eq!(start(3), (1, Some(0)));
+        assert_eq!(start(4), (0, Some(1)));
+        assert_eq!(start(5), (0, Some(0)));
+        assert_eq!(start(99), (0, None));
     }
 }

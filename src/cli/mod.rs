@@ -1,51 +1,92 @@
-//! The command line: arguments, printing, exit codes. One file a command; a command's `--help` is the only place where its flags are
-//! documented.
+//! The command line: arguments, output, exit codes. Each command has its own file. The flags of a command are
+//! documented only in its `--help`.
 
 mod attach;
+mod boot;
+mod boot_unit;
 mod build;
 mod build_output;
+mod build_result;
+mod builder;
 mod change;
+mod command_line;
 mod commit;
+mod completion;
+mod compose;
+mod confirm;
 mod containers;
+mod context;
 mod copy;
+mod create;
 mod detach;
+mod docker_hints;
 mod doctor;
 mod events;
 mod exec;
 mod explain;
+mod filter;
 mod flags;
+mod format;
+mod gpu_queue;
 mod gpus;
+#[cfg(test)]
+mod help_tests;
 mod image;
+mod info;
 mod inspect;
 mod internal;
 mod jupyter;
 mod lab;
+mod login;
 mod logs;
-mod misread;
+mod moment;
+mod network;
+mod network_ids;
+mod port;
+mod prepare;
 mod print;
 mod ps;
+mod relay;
 mod request;
 mod resources;
 mod run;
 mod session;
+mod shim;
 mod stats;
+mod storage;
+mod synonyms;
+mod system;
+#[cfg(test)]
+mod tests;
 mod token;
+mod top;
+mod url;
+mod usage_errors;
+mod versions;
+mod view;
+mod volume;
+mod waiting;
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::io;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::record::Records;
-use crate::report::{EXIT_USAGE, Report};
+use context::need_root;
+pub(crate) use context::{Context, Globals};
 
-/// Run an image as a hard-limited container: `gpurun --image IMAGE` starts Jupyter in it, `gpurun run IMAGE COMMAND` anything else.
+use crate::config::Config;
+use crate::report::{EXIT_GPURUN, EXIT_USAGE, Report};
+use crate::supervise::diagnostics;
+
+/// Run an image as a hard-limited container: `gpurun --image IMAGE` starts Jupyter in it, `gpurun run IMAGE COMMAND` any other command
 #[derive(Debug, Parser)]
 #[command(
     name = "gpurun",
     version,
     subcommand_negates_reqs = true,
-    after_help = "Examples:\n  gpurun image load jupyter.tar\n  gpurun --image jupyter --mem 2g --cpus 1.5 -v \"$PWD\":/work/share -p 8888:8888\n  gpurun run --rm -it jupyter bash\n  gpurun ps -a"
+    after_help = "Examples:\n  gpurun image load jupyter.tar\n  gpurun --image jupyter --mem 2g --cpus 1.5 -p 8888:8888\n  gpurun run --rm -it jupyter bash\n  gpurun ps -a"
 )]
 struct Cli {
     #[command(flatten)]
@@ -56,128 +97,244 @@ struct Cli {
     command: Option<Command>,
 }
 
-/// Where everything lies.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Global")]
-pub struct Globals {
-    /// Directory of images, containers and volumes
-    #[arg(long, global = true, value_name = "DIR", env = "GPURUN_ROOT", default_value = "/var/lib/gpurun")]
-    pub root: PathBuf,
-    /// Directory of what does not survive a reboot
-    #[arg(long, global = true, value_name = "DIR", env = "GPURUN_RUN", default_value = "/run/gpurun")]
-    pub run_dir: PathBuf,
-    /// Say more; `-v` is taken by volumes, as in docker
-    #[arg(long, global = true)]
-    pub verbose: bool,
-}
-
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a command in a new container
     Run(Box<run::RunArgs>),
+    /// Create a new container without starting it
+    Create(Box<create::CreateArgs>),
     /// List containers
     Ps(ps::PsArgs),
-    /// Run another command in a running container
+    /// Execute a command in a running container
     Exec(exec::ExecArgs),
-    /// Show a container's output
+    /// Fetch the logs of a container
     Logs(logs::LogsArgs),
     /// Attach this terminal to a running container
     Attach(attach::AttachArgs),
-    /// Start containers that have ended
+    /// Start one or more stopped containers
     Start(containers::StartArgs),
-    /// Stop and start containers
+    /// Restart one or more containers
     Restart(containers::RestartArgs),
-    /// Stop containers in good order
+    /// Stop one or more running containers gracefully
     Stop(containers::StopArgs),
-    /// Send a signal to containers
+    /// Send a signal to one or more running containers
     Kill(containers::KillArgs),
-    /// Remove containers
+    /// Remove one or more containers
     Rm(containers::RmArgs),
-    /// Give a container another name
+    /// Rename a container
     Rename(containers::RenameArgs),
-    /// Show what limits become in the kernel, what they do, and why
+    /// List the published ports of a container
+    Port(port::PortArgs),
+    /// Print the URL of a running notebook, with its token
+    Url(url::UrlArgs),
+    /// Explain what limits become in the kernel, what they do, and why
     Explain(Box<explain::ExplainArgs>),
-    /// Look for what is wrong with this host, with a way out for each finding
+    /// Examine this host, with a hint for each finding
     Doctor(doctor::DoctorArgs),
-    /// Guided experiments with the kernel's limits, a few seconds each
+    /// Run guided experiments with the kernel's limits, a few seconds each
     Lab(lab::LabArgs),
-    /// Change limits of containers, running or not
+    /// Change the limits of one or more containers, running or not
     Update(Box<change::UpdateArgs>),
-    /// Freeze containers: their processes get no CPU time until `resume`
+    /// Pause all processes of one or more containers until `resume`
     Pause(change::PauseArgs),
-    /// Let paused containers go on
+    /// Resume one or more paused containers
     #[command(visible_alias = "unpause")]
     Resume(change::PauseArgs),
-    /// Show what containers use: memory, CPU, processes, I/O, pressure
+    /// Show the resource usage of containers: memory, CPU, processes, I/O, pressure
     Stats(stats::StatsArgs),
-    /// Show what happens to containers, as it happens
+    /// Show the events of containers as they happen
     Events(events::EventsArgs),
-    /// Wait until containers have ended and print their exit codes
+    /// Wait until one or more containers have ended, and print their exit codes
     Wait(containers::WaitArgs),
-    /// Show everything about containers or images, as JSON
+    /// Show details of containers or images as JSON
     Inspect(inspect::InspectArgs),
-    /// Make an image of what a container has changed
+    /// Create an image from a container's changes
     Commit(commit::CommitArgs),
-    /// Copy files into or out of a container
+    /// Copy files between a container and this host
     Cp(copy::CopyArgs),
     /// List the files that a container has added, changed or deleted
     Diff(commit::DiffArgs),
-    /// Write all files of a container as a tar
+    /// Export the files of a container as a tar archive
     Export(commit::ExportArgs),
     /// Build an image from a Containerfile
     Build(Box<build::BuildArgs>),
-    /// Load, list, inspect and remove images
+    /// Build images under docker's other name for it
+    Buildx(builder::BuildxArgs),
+    /// Define and run services with compose files
+    Compose(Box<compose::ComposeCommand>),
+    /// Manage images: load, pull, list, inspect, remove and more
     Image(image::ImageArgs),
-    /// List the host's GPUs, and who uses which
+    /// Show the processes of a container
+    Top(top::TopArgs),
+    /// Manage containers: docker's longer names, and `prune`
+    Container(system::ContainerArgs),
+    /// Start containers when this host boots: enable, disable, status
+    Boot(boot::BootArgs),
+    /// Show disk usage, and remove what is not used
+    System(system::SystemArgs),
+    /// Manage volumes: list, create, inspect, remove
+    Volume(volume::VolumeArgs),
+    /// Manage networks: list, create, inspect, remove, connect
+    Network(network::NetworkArgs),
+    /// Log in to a registry
+    Login(login::LoginArgs),
+    /// Log out from a registry
+    Logout(login::LogoutArgs),
+    /// Search a registry for images
+    Search(login::SearchArgs),
+    /// Show the versions of gpurun and of this host's kernel
+    Version(info::VersionArgs),
+    /// Show the number of containers and images, and facts about this host
+    Info(info::InfoArgs),
+    /// List this host's GPUs, the containers that hold them and the processes that use them
     Gpus(gpus::GpusArgs),
-    /// Print the hash of a Jupyter password
+    /// Hash a password for Jupyter
     Token(token::TokenArgs),
+    /// Make `docker` and `docker-compose` run gpurun, on a host without docker
+    Shim(shim::ShimArgs),
+    /// Print a completion script for a shell
+    Completion(completion::CompletionArgs),
+    /// Write the man pages
+    #[command(hide = true)]
+    Man(completion::ManArgs),
 }
 
-/// What every command gets.
-#[derive(Debug, Clone)]
-pub struct Context {
-    pub root: PathBuf,
-    pub run_dir: PathBuf,
-    pub verbose: bool,
-}
-
-impl Context {
-    /// The containers' records, after what dead supervisors left has been cleared away.
-    pub fn records(&self) -> Result<Records, Report> {
-        let records = Records::open(&self.root, &self.run_dir)?;
-        crate::launch::reconcile(&records)?;
-        lab::sweep()?;
-        Ok(records)
+/// Returns the names of all executable commands (`run`, `image load`), including hidden ones, for tests that must cover
+/// every command.
+#[must_use]
+pub fn command_names() -> Vec<String> {
+    let mut names = Vec::new();
+    let mut todo: Vec<(String, clap::Command)> =
+        Cli::command().get_subcommands().map(|command| (command.get_name().to_owned(), command.clone())).collect();
+    while let Some((name, command)) = todo.pop() {
+        // A command may do something both by itself and with a subcommand.
+        if !command.has_subcommands() || !command.is_subcommand_required_set() {
+            names.push(name.clone());
+        }
+        todo.extend(command.get_subcommands().map(|below| (format!("{name} {}", below.get_name()), below.clone())));
     }
-
-    pub fn store(&self) -> Result<crate::store::Store, Report> {
-        Ok(crate::store::Store::open(&self.root)?)
-    }
+    names
 }
 
-/// Parses, dispatches, prints the error if there is one.
+/// Parses the command line, runs the command, and prints the error if there is one.
 pub fn main() -> ExitCode {
+    crate::sys::process::choose_umask();
+    crate::sys::process::choose_dispositions();
     init_tracing();
-    if internal::is_meant() {
+    let called_as = shim::name();
+    if called_as.is_none() && internal::is_meant() {
         return finish(internal::main());
     }
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
-            if let Some(report) = misread::explain(&error, &args) {
-                return finish(Err(report));
-            }
-            // clap prints help on stdout with status 0, errors on stderr with status 2
-            let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
-            let _ = error.print();
-            return ExitCode::from(code);
+    let mut args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match called_as.map(|name| shim::translate(name, std::mem::take(&mut args))) {
+        None => {}
+        Some(Ok(shim::Called::Gpurun(list))) => args = list,
+        Some(Ok(shim::Called::Version(text))) => return finish(print::out(&text).map(|()| 0)),
+        Some(Err(report)) => return finish(Err(report)),
+    }
+    if args.first().is_some_and(|first| first == compose::child::NAME) {
+        match compose::child::arguments() {
+            Ok(list) => args = list,
+            Err(report) => return finish(Err(report)),
         }
+    }
+    let config = match Config::load() {
+        Ok(config) => config,
+        Err(error) => return finish(Err(error.into())),
     };
-    let context =
-        Context { root: cli.globals.root.clone(), run_dir: cli.globals.run_dir.clone(), verbose: cli.globals.verbose };
-    finish(dispatch(cli, &context))
+    let cli = match parse(&config, args.clone()) {
+        Ok(cli) => cli,
+        Err(error) => return refused(&error, &args),
+    };
+    let is_dockers = matches!(cli.command, Some(Command::Run(_) | Command::Create(_)));
+    let done = Context::new(&cli.globals).and_then(|context| dispatch(cli, &context));
+    finish(if is_dockers { done.map_err(as_docker) } else { done })
+}
+
+/// Returns the definition of the complete command line, formatted for this terminal.
+fn command() -> clap::Command {
+    arranged(synonyms::named(Cli::command())).term_width(print::width().unwrap_or(print::WIDTH).min(MAX_WIDTH))
+}
+
+/// Returns the definition of the command line in which docker's other names have all their arguments.
+fn complete() -> clap::Command {
+    arranged(synonyms::complete(Cli::command()))
+}
+
+/// Sets the defaults of the host's configuration as the defaults of the flags. They are parsed like flags, and `--help`
+/// shows them.
+fn configured(command: clap::Command, config: &Config) -> clap::Command {
+    // clap requires defaults with a static lifetime.
+    let forever = |text: &str| -> &'static str { Box::leak(text.to_owned().into_boxed_str()) };
+    let dirs = [("root", &config.root), ("run_dir", &config.run_dir)];
+    let command = dirs.into_iter().fold(command, |command, (flag, dir)| match dir {
+        Some(dir) => command.mut_arg(flag, |arg| arg.default_value(forever(&dir.to_string_lossy()))),
+        None => command,
+    });
+    config.flags().into_iter().fold(command, |command, (flag, value)| {
+        let value = forever(value);
+        let launch = command.mut_arg(flag, |arg| arg.default_value(value));
+        ["run", "create"].into_iter().fold(launch, |launch, name| {
+            launch.mut_subcommand(name, |run| run.mut_arg(flag, |arg| arg.default_value(value)))
+        })
+    })
+}
+
+/// Longer lines are hard to read.
+const MAX_WIDTH: usize = 100;
+
+/// Removes the headings of positional arguments. The heading of a flattened group applies to all arguments after it,
+/// including positional ones. Of a flag that is given twice, the last value counts, as in docker.
+fn arranged(command: clap::Command) -> clap::Command {
+    let positional = |arg: clap::Arg| if arg.is_positional() { arg.help_heading(None::<&'static str>) } else { arg };
+    command.args_override_self(true).mut_args(positional).mut_subcommands(arranged)
+}
+
+/// Parses the arguments that follow the program name.
+fn parse(config: &Config, args: Vec<OsString>) -> Result<Cli, clap::Error> {
+    let mut command = configured(command(), config);
+    let args = command_line::prepare(&command, synonyms::resolve(&command, args));
+    let mut matches = command.try_get_matches_from_mut(std::iter::once("gpurun".into()).chain(args))?;
+    Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+}
+
+/// Gives a wrong command line of `run` or `create` docker's exit code: 2 may be one of the container's command.
+fn as_docker(report: Report) -> Report {
+    if report.exit_code == EXIT_USAGE { Report { exit_code: EXIT_GPURUN, ..report } } else { report }
+}
+
+/// Checks the arguments of `run` as `run` itself does before it uses the host.
+fn check_run(args: &[String]) -> Result<(), Report> {
+    let args: Vec<OsString> = args.iter().map(OsString::from).collect();
+    let config = Config::load()?;
+    match parse(&config, args.clone()) {
+        Ok(Cli { command: Some(Command::Run(run)), .. }) => run.check().map(drop),
+        Ok(_) => Ok(()),
+        Err(error) => Err(usage_errors::explain(&error, &args, &Cli::command()).unwrap_or_else(|| {
+            let text = error.to_string();
+            let line = text.lines().next().unwrap_or_default();
+            Report::usage(line.strip_prefix("error: ").unwrap_or(line))
+        })),
+    }
+}
+
+/// Prints help and version on standard output, and errors on standard error.
+fn refused(error: &clap::Error, args: &[OsString]) -> ExitCode {
+    if !error.use_stderr() {
+        let printed = error.print().map(|()| 0).or_else(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => Ok(0),
+            _ => Err(Report::new("cannot write to standard output").with_cause(error)),
+        });
+        return finish(printed);
+    }
+    let root = Cli::command();
+    let path = command_line::path(&root, &synonyms::resolve(&root, args.to_vec()));
+    let is_dockers = matches!(&path[..], [command] if ["run", "create"].contains(&command.as_str()));
+    if let Some(report) = usage_errors::explain(error, args, &root) {
+        return finish(Err(if is_dockers { as_docker(report) } else { report }));
+    }
+    let _ = error.print();
+    ExitCode::from(if is_dockers { EXIT_GPURUN } else { EXIT_USAGE })
 }
 
 fn finish(done: Result<u8, Report>) -> ExitCode {
@@ -193,20 +350,42 @@ fn finish(done: Result<u8, Report>) -> ExitCode {
 fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
     let Some(command) = cli.command else {
         need_root()?;
-        return jupyter::run(&cli.jupyter, context);
+        context.check()?;
+        crate::launch::repair_network(&context.run_dir);
+        return jupyter::run(&cli.jupyter, context, containers::remove_by_force);
     };
-    // What only teaches looks at nothing that a student may not see.
+    // These commands read nothing that requires root, so every user may run them.
     let anybody = match &command {
-        Command::Token(_) => true,
+        Command::Token(_) | Command::Completion(_) | Command::Man(_) => true,
+        Command::Version(_) | Command::Buildx(_) => true,
+        Command::Login(_) | Command::Logout(_) | Command::Search(_) => true,
         Command::Explain(args) => args.names_no_container(),
         Command::Lab(args) => args.lists(),
+        Command::Compose(args) => args.reads_only(),
+        Command::Shim(args) => args.reads_only(),
         _ => false,
     };
     if !anybody {
         need_root()?;
+        context.check()?;
+        crate::launch::repair_network(&context.run_dir);
     }
     match command {
-        Command::Run(args) => run::run(&args, context),
+        Command::Run(args) => run::run(&args, context, containers::remove_by_force),
+        Command::Create(args) => create::run(&args, context, containers::remove_by_force),
+        Command::Port(args) => port::run(&args, context),
+        Command::Url(args) => url::run(&args, context),
+        Command::Top(args) => top::run(&args, context),
+        Command::Container(args) => system::container(&args, context),
+        Command::Boot(args) => boot::run(&args, context),
+        Command::System(args) => system::run(&args, context),
+        Command::Login(args) => login::login(&args),
+        Command::Logout(args) => login::logout(&args),
+        Command::Search(args) => login::search(&args),
+        Command::Volume(args) => volume::run(&args, context),
+        Command::Network(args) => network::run(&args, context),
+        Command::Version(args) => info::version(&args),
+        Command::Info(args) => info::info(&args, context),
         Command::Ps(args) => ps::run(&args, context),
         Command::Exec(args) => exec::run(&args, context),
         Command::Logs(args) => logs::run(&args, context),
@@ -232,27 +411,26 @@ fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
         Command::Diff(args) => commit::diff(&args, context),
         Command::Export(args) => commit::export(&args, context),
         Command::Build(args) => build::run(&args, context),
+        Command::Buildx(args) => builder::buildx(&args),
+        Command::Compose(args) => compose::run(&args, context, check_run),
         Command::Image(args) => image::run(&args, context),
         Command::Gpus(args) => gpus::run(&args, context),
         Command::Token(args) => token::run(&args),
+        Command::Shim(args) => shim::run(&args),
+        Command::Completion(args) => completion::run(&args, &mut complete()),
+        Command::Man(args) => completion::man(&args, self::command()),
     }
 }
 
-fn need_root() -> Result<(), Report> {
-    if nix::unistd::geteuid().is_root() {
-        return Ok(());
-    }
-    Err(Report::new("gpurun needs root: it makes namespaces, mounts and cgroups").with_hint("try `sudo gpurun …`"))
-}
-
-/// `GPURUN_LOG=debug` (the syntax of tracing's EnvFilter) shows what happens inside.
+/// Initializes logging. `GPURUN_LOG=debug` (in the syntax of tracing's EnvFilter) shows internal steps.
 fn init_tracing() {
     use tracing_subscriber::Layer;
     use tracing_subscriber::layer::SubscriberExt;
     use tracing_subscriber::util::SubscriberInitExt;
     let filter = tracing_subscriber::EnvFilter::try_from_env("GPURUN_LOG").unwrap_or_else(|_| "gpurun=warn".into());
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time();
-    // A line that cannot be written is told by `eprintln`, which panics where it cannot be written either.
-    let lines = lines.log_internal_errors(false).with_filter(filter);
-    tracing_subscriber::registry().with(lines).init();
+    // tracing would report a line that cannot be written with `eprintln`, which panics if it cannot write either.
+    let lines = tracing_subscriber::fmt::layer().with_writer(diagnostics::writer).log_internal_errors(false);
+    // The diagnostics file of a supervisor is read later, so its lines need a time stamp.
+    let lines = if internal::is_supervisor() { lines.boxed() } else { lines.without_time().boxed() };
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
 }

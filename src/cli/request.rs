@@ -1,83 +1,192 @@
-//! Flags → [`Request`]: everything that can be refused without touching the host is refused here.
+//! Maps the flags to a [`Request`]. The grammar of each flag is in the request module. Everything that can be refused
+//! without access to the host is refused here.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::flags::{ContainerFlags, SecurityFlags};
+use super::flags::{ContainerFlags, HealthFlags, NetworkFlags, SecurityFlags};
+use super::resources::{each, value};
+use crate::config::Config;
 use crate::report::Report;
 use crate::request::{
-    NetworkMode, Payload, Request, RestartPolicy, Seccomp, Ulimit, parse_device, parse_env, parse_env_file,
-    parse_mount, parse_signal, parse_tmpfs, parse_ulimit, parse_volume,
+    self, ExposedPort, HealthConfig, HealthError, IpcMode, LogOptions, MountRequest, NetworkError, NetworkMode,
+    Networking, Payload, PortSpec, Request, RestartPolicy, Seccomp, SecretRequest, SecurityOption, UserSpec,
+    check_duplicates, check_isolation, check_sysctl, check_user_mode, check_volume_driver, check_wait,
+    parse_annotation, parse_cgroup_mode, parse_cgroup_parent, parse_device, parse_dns_option, parse_dns_search,
+    parse_domainname, parse_env, parse_env_file, parse_hostname, parse_label, parse_label_file, parse_mount,
+    parse_name_server, parse_pid_mode, parse_shm_size, parse_signal, parse_sysctl, parse_time_zone, parse_tmpfs,
+    parse_ulimits, parse_umask, parse_uts_mode, parse_volume, parse_workdir,
 };
-use crate::units::parse_memory;
 
-/// The longest environment file that is read.
+/// Maximum size of an environment file.
 const ENV_FILE_MAX: u64 = 1 << 20;
+/// Maximum size of a seccomp profile.
+const PROFILE_MAX: u64 = 4 << 20;
 
-/// Builds the request; `image` is what was typed. What it means (`image_id`) is for the caller to add once the image is there.
-pub fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Result<Request, Report> {
+/// Builds the request. `image` is the image reference from the command line.
+pub(super) fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Result<Request, Report> {
     let restart: RestartPolicy = flags.restart.parse()?;
     if flags.rm && restart != RestartPolicy::No {
-        return Err(Report::usage("`--rm` and `--restart` contradict each other").with_hint("choose one of them"));
+        return Err(Report::usage("`--rm` and `--restart` cannot be used together").with_hint("omit one of them"));
     }
     if flags.detach && flags.rm && flags.interactive && !flags.tty {
-        tracing::debug!("-d with -i: standard input stays open without anybody typing");
+        tracing::debug!("`-d` and `-i` are both set: standard input stays open without input");
     }
     let cwd =
-        std::env::current_dir().map_err(|error| Report::new("cannot tell the current directory").with_cause(error))?;
-    let (no_new_privileges, seccomp) = security_options(&flags.security)?;
-    Ok(Request {
+        std::env::current_dir().map_err(|error| Report::new("cannot read the current directory").with_cause(error))?;
+    let security = security_options(&flags.security)?;
+    check_unused(flags)?;
+    let gpus = flags.gpu.request.gpus.as_deref().map(str::parse).transpose()?;
+    let gpu_wait = value("--wait", &flags.gpu.wait)?;
+    check_wait(gpu_wait, gpus.as_ref())?;
+    let networking = networking(&flags.network)?;
+    let request = Request {
         image: image.to_owned(),
-        image_id: String::new(),
         payload,
         entrypoint: flags.entrypoint.as_ref().map(|entry| match entry.as_str() {
             "" => Vec::new(),
             entry => vec![entry.to_owned()],
         }),
         env: environment(flags)?,
-        workdir: flags.workdir.as_deref().map(workdir).transpose()?,
-        user: flags.user.clone(),
+        env_host: if flags.env_host { std::env::vars().collect() } else { Vec::new() },
+        unset_env: flags.unsetenv.clone(),
+        unset_all_env: flags.unsetenv_all,
+        secrets: each(&flags.secret, |text| SecretRequest::parse(text, &cwd))?,
+        umask: flags.umask.as_deref().map(parse_umask).transpose()?,
+        time_zone: flags.tz.as_deref().map(parse_time_zone).transpose()?,
+        workdir: flags.workdir.as_deref().map(parse_workdir).transpose()?,
+        user: flags.user.as_deref().map(UserSpec::of),
         group_add: flags.group_add.clone(),
-        hostname: flags.hostname.as_deref().map(hostname).transpose()?,
-        labels: flags.label.iter().map(|text| label(text)).collect::<Result<_, _>>()?,
+        hostname: flags.hostname.as_deref().map(parse_hostname).transpose()?,
+        domainname: flags.domainname.as_deref().map(parse_domainname).transpose()?,
+        labels: labels(flags)?,
+        annotations: each(&flags.annotation, parse_annotation)?,
+        cidfile: flags.cidfile.as_ref().map(|path| cwd.join(path)),
         tty: flags.tty,
         interactive: flags.interactive,
         auto_remove: flags.rm,
         restart,
-        stop_signal: flags.stop_signal.as_deref().map(signal_number).transpose()?,
+        stop_signal: flags.stop_signal.as_deref().map(parse_signal).transpose()?,
         stop_timeout: flags.stop_timeout,
+        log: log_options(flags)?,
+        health: health(&flags.health)?,
         init: flags.init,
         mounts: mounts(flags, &cwd)?,
         read_only: flags.files.read_only,
-        shm_size: flags.limits.shm_size.as_deref().map(shm_size).transpose()?.flatten(),
-        limits: flags.limits.cgroup.asked(),
-        cgroup_parent: flags.limits.cgroup_parent.as_deref().map(cgroup_parent).transpose()?,
-        ulimits: ulimits(&flags.limits.ulimit)?,
+        shm_size: flags.limits.shm_size.as_deref().map(parse_shm_size).transpose()?.flatten(),
+        limits: flags.limits.cgroup.limits()?,
+        cgroup_parent: flags.limits.cgroup_parent.as_deref().map(parse_cgroup_parent).transpose()?,
+        ulimits: parse_ulimits(&flags.limits.ulimit)?,
         oom_score_adj: flags.limits.oom_score_adj,
-        network: network_mode(&flags.network.network)?,
-        publish: flags.network.publish.clone(),
-        dns: flags.network.dns.iter().map(|text| name_server(text)).collect::<Result<_, _>>()?,
-        add_hosts: flags.network.add_host.iter().map(|text| host_line(text)).collect::<Result<_, _>>()?,
-        pid_host: match flags.security.pid.as_deref() {
-            None | Some("private" | "") => false,
-            Some("host") => true,
-            Some(other) => {
-                return Err(
-                    Report::usage(format!("`--pid {other}` is not a mode")).with_hint("the only mode is `--pid host`")
-                );
-            }
-        },
-        cap_add: flags.security.cap_add.clone(),
-        cap_drop: flags.security.cap_drop.clone(),
-        no_new_privileges,
-        seccomp,
-        sysctls: flags.security.sysctl.iter().map(|text| key_value("--sysctl", text)).collect::<Result<_, _>>()?,
-        gpus: flags.gpu.wish.gpus.clone(),
-        gpu_mode: flags.gpu.wish.gpu_mode.clone(),
-        share_gpu: flags.gpu.wish.share_gpu,
-        devices: flags.gpu.device.iter().map(|text| parse_device(text)).collect::<Result<_, _>>()?,
+        network: networking.mode,
+        networks: Some(networking.networks).filter(|networks| !networks.is_empty()),
+        network_container: networking.container,
+        publish: PortSpec::parse_all(&flags.network.publish)?,
+        publish_all: flags.network.publish_all,
+        expose: ExposedPort::parse_all(&flags.network.expose)?,
+        dns: each(&flags.network.dns, parse_name_server)?,
+        dns_search: each(&flags.network.dns_search, parse_dns_search)?,
+        dns_options: each(&flags.network.dns_option, parse_dns_option)?,
+        add_hosts: each(&flags.network.add_host, str::parse)?,
+        pid_host: parse_pid_mode(flags.security.pid.as_deref().unwrap_or_default())?,
+        ipc: flags.security.ipc.as_deref().unwrap_or_default().parse()?,
+        uts_host: parse_uts_mode(flags.security.uts.as_deref().unwrap_or_default())?,
+        cgroup_host: parse_cgroup_mode(flags.security.cgroupns.as_deref().unwrap_or_default())?,
+        privileged: flags.security.privileged,
+        unmasked: security.unmasked,
+        runtime: flags.security.runtime.as_deref().map(str::parse).transpose()?,
+        cap_add: each(&flags.security.cap_add, str::parse)?,
+        cap_drop: each(&flags.security.cap_drop, str::parse)?,
+        no_new_privileges: security.no_new_privileges,
+        seccomp: security.seccomp,
+        sysctls: each(&flags.security.sysctl, parse_sysctl)?,
+        gpus,
+        gpu_wait,
+        gpu_mem_watch: value("--gpu-mem-watch", &flags.gpu.gpu_mem_watch)?,
+        time_limits: flags.times.new_limits()?,
+        gpu_mode: flags.gpu.request.gpu_mode.as_deref().map(str::parse).transpose()?.unwrap_or_default(),
+        share_gpu: flags.gpu.request.share_gpu,
+        devices: each(&flags.gpu.device, parse_device)?,
+        device_rules: each(&flags.gpu.device_cgroup_rule, str::parse)?,
         hooks_dirs: flags.gpu.hooks_dir.iter().map(|dir| cwd.join(dir)).collect(),
-        invoker: invoker(),
+        host_ca: flags.network.host_ca.then(crate::build::host_ca).transpose()?,
+    };
+    check_contradictions(flags, &request)?;
+    Ok(request)
+}
+
+/// Checks flags whose accepted values describe what gpurun does anyway.
+fn check_unused(flags: &ContainerFlags) -> Result<(), Report> {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    check_user_mode(&text(&flags.security.userns))?;
+    check_isolation(&text(&flags.security.isolation))?;
+    check_volume_driver(&text(&flags.files.volume_driver))?;
+    match &flags.image.registry.platform {
+        Some(platform) if platform.os != "linux" => {
+            Err(Report::usage(format!("cannot run an image for `--platform {platform}`: this host runs Linux"))
+                .with_hint("name a platform such as `linux/amd64`, or omit it"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses flags that exclude each other.
+fn check_contradictions(flags: &ContainerFlags, request: &Request) -> Result<(), Report> {
+    let both = |one: &str, other: &str| {
+        Err(Report::usage(format!("`{one}` and `{other}` cannot be used together")).with_hint("omit one of them"))
+    };
+    if request.uts_host && request.hostname.is_some() {
+        return both("--uts host", "--hostname");
+    }
+    if request.uts_host && request.domainname.is_some() {
+        return both("--uts host", "--domainname");
+    }
+    if request.privileged && !request.cap_drop.is_empty() {
+        return both("--privileged", "--cap-drop");
+    }
+    if request.ipc == IpcMode::None && flags.limits.shm_size.is_some() {
+        return both("--ipc none", "--shm-size");
+    }
+    let own_ipc = matches!(request.ipc, IpcMode::Private | IpcMode::Shareable | IpcMode::None);
+    let own_network = request.network != NetworkMode::Host;
+    for (key, _) in &request.sysctls {
+        check_sysctl(key, own_ipc, own_network, !request.uts_host)?;
+    }
+    Ok(())
+}
+
+/// The labels of files, then those of `--label`, which win.
+fn labels(flags: &ContainerFlags) -> Result<Vec<(String, String)>, Report> {
+    let mut labels = Vec::new();
+    for path in &flags.label_file {
+        let refused = |report: Report| report.under(format!("cannot use `--label-file {}`", path.display()));
+        let text = read_small_text(path, ENV_FILE_MAX).map_err(refused)?;
+        labels.extend(parse_label_file(&text).map_err(|error| refused(error.into()))?);
+    }
+    labels.extend(each(&flags.label, parse_label)?);
+    Ok(labels)
+}
+
+fn health(flags: &HealthFlags) -> Result<Option<HealthConfig>, HealthError> {
+    HealthConfig::parse(request::HealthFlags {
+        command: flags.health_cmd.as_deref(),
+        interval: flags.health_interval.as_deref(),
+        timeout: flags.health_timeout.as_deref(),
+        start_period: flags.health_start_period.as_deref(),
+        start_interval: flags.health_start_interval.as_deref(),
+        retries: flags.health_retries,
+        none: flags.no_healthcheck,
     })
+}
+
+fn networking(flags: &NetworkFlags) -> Result<Networking, NetworkError> {
+    let NetworkFlags { network, network_alias, ip, mac_address, .. } = flags;
+    let flags = request::NetworkFlags {
+        networks: network,
+        aliases: network_alias,
+        ip: ip.as_deref(),
+        mac: mac_address.as_deref(),
+    };
+    flags.parse()
 }
 
 fn environment(flags: &ContainerFlags) -> Result<Vec<(String, String)>, Report> {
@@ -96,8 +205,16 @@ fn environment(flags: &ContainerFlags) -> Result<Vec<(String, String)>, Report> 
     Ok(all)
 }
 
+/// Combines the options of the host's configuration with the caller's, of which the last wins for each key.
+fn log_options(flags: &ContainerFlags) -> Result<LogOptions, Report> {
+    let driver = flags.log_driver.as_deref();
+    // The host's defaults are for containers that have a log.
+    let defaults = if driver == Some("none") { Vec::new() } else { Config::load()?.log.options() };
+    Ok(LogOptions::parse(driver, &[defaults, flags.log_opt.clone()].concat())?)
+}
+
 /// Reads a text file of at most `max` bytes.
-pub fn read_small_text(path: &Path, max: u64) -> Result<String, Report> {
+pub(super) fn read_small_text(path: &Path, max: u64) -> Result<String, Report> {
     use std::io::Read;
     let failed = |error: std::io::Error| Report::new(format!("cannot read `{}`", path.display())).with_cause(error);
     let mut text = String::new();
@@ -109,175 +226,40 @@ pub fn read_small_text(path: &Path, max: u64) -> Result<String, Report> {
     Ok(text)
 }
 
-fn mounts(flags: &ContainerFlags, cwd: &Path) -> Result<Vec<crate::request::MountRequest>, Report> {
-    let mut mounts = Vec::new();
-    for text in &flags.files.volume {
-        mounts.push(parse_volume(text, cwd)?);
-    }
-    for text in &flags.files.mount {
-        mounts.push(parse_mount(text, cwd)?);
-    }
-    for text in &flags.files.tmpfs {
-        mounts.push(parse_tmpfs(text)?);
-    }
-    let mut seen = std::collections::BTreeSet::new();
-    for mount in &mounts {
-        if !seen.insert(&mount.destination) {
-            return Err(Report::usage(format!("two mounts want the same place, `{}`", mount.destination.display())));
-        }
-    }
+fn mounts(flags: &ContainerFlags, cwd: &Path) -> Result<Vec<MountRequest>, Report> {
+    let mut mounts = each(&flags.files.volume, |text| parse_volume(text, cwd))?;
+    mounts.extend(each(&flags.files.mount, |text| parse_mount(text, cwd))?);
+    mounts.extend(each(&flags.files.tmpfs, parse_tmpfs)?);
+    check_duplicates(&mounts)?;
     Ok(mounts)
 }
 
-pub fn workdir(path: &Path) -> Result<PathBuf, Report> {
-    if path.is_absolute() {
-        return Ok(path.to_path_buf());
-    }
-    Err(Report::usage(format!("`--workdir {}` is not an absolute path", path.display()))
-        .with_hint("it is a path in the container: begin it with `/`"))
+/// What `--security-opt` and `--privileged` say.
+struct Security {
+    no_new_privileges: bool,
+    seccomp: Seccomp,
+    unmasked: bool,
 }
 
-fn hostname(name: &str) -> Result<String, Report> {
-    let good = (1..=63).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
-        && !name.starts_with('-')
-        && !name.starts_with('.');
-    if good {
-        return Ok(name.to_owned());
-    }
-    Err(Report::usage(format!("`--hostname {name}` is not a host name"))
-        .with_hint("use letters, digits, `-` and `.`, 63 characters at most"))
-}
-
-pub fn network_mode(text: &str) -> Result<NetworkMode, Report> {
-    match text {
-        "bridge" | "default" => Ok(NetworkMode::Bridge),
-        "host" => Ok(NetworkMode::Host),
-        "none" => Ok(NetworkMode::None),
-        other => {
-            Err(Report::usage(format!("there is no network `{other}`")).with_hint("use `bridge`, `host` or `none`"))
-        }
-    }
-}
-
-fn security_options(flags: &SecurityFlags) -> Result<(bool, Seccomp), Report> {
-    let (mut no_new_privileges, mut seccomp) = (true, Seccomp::Default);
-    for option in &flags.security_opt {
-        let (key, value) =
-            option.split_once(['=', ':']).map_or((option.as_str(), None), |(key, value)| (key, Some(value)));
-        match (key, value) {
-            ("no-new-privileges", None | Some("true")) => no_new_privileges = true,
-            ("no-new-privileges", Some("false")) => no_new_privileges = false,
-            ("seccomp", Some("unconfined")) => seccomp = Seccomp::Unconfined,
-            ("seccomp", Some("builtin")) => seccomp = Seccomp::Default,
-            ("seccomp", Some(path)) => {
-                let text = read_small_text(Path::new(path), 4 << 20)
+fn security_options(flags: &SecurityFlags) -> Result<Security, Report> {
+    // As in docker, a privileged container has neither, unless an option says so.
+    let seccomp = if flags.privileged { Seccomp::Unconfined } else { Seccomp::Default };
+    let mut all = Security { no_new_privileges: !flags.privileged, seccomp, unmasked: false };
+    for option in each(&flags.security_opt, str::parse::<SecurityOption>)? {
+        match option {
+            SecurityOption::NoNewPrivileges(on) => all.no_new_privileges = on,
+            SecurityOption::SeccompDefault => all.seccomp = Seccomp::Default,
+            SecurityOption::SystemPathsUnconfined => all.unmasked = true,
+            SecurityOption::Unconfined => {}
+            SecurityOption::SeccompUnconfined => all.seccomp = Seccomp::Unconfined,
+            SecurityOption::SeccompFile(path) => {
+                let text = read_small_text(Path::new(&path), PROFILE_MAX)
                     .map_err(|report| report.under(format!("cannot use `--security-opt seccomp={path}`")))?;
-                seccomp = Seccomp::Profile(text);
-            }
-            _ => {
-                return Err(Report::usage(format!("`--security-opt {option}` is not known"))
-                    .with_hint("use `no-new-privileges=true|false` or `seccomp=unconfined|FILE`"));
+                all.seccomp = Seccomp::Profile(text.parse()?);
             }
         }
-    }
-    Ok((no_new_privileges, seccomp))
-}
-
-/// A signal by number or name, with or without `SIG`.
-pub fn signal_number(text: &str) -> Result<i32, Report> {
-    parse_signal(text).ok_or_else(|| {
-        Report::usage(format!("`{text}` is not a signal"))
-            .with_hint("use a name such as `TERM` or `SIGINT`, or a number from 1 to 64")
-    })
-}
-
-/// Of two for one resource the later holds, as in docker.
-pub fn ulimits(texts: &[String]) -> Result<Vec<Ulimit>, Report> {
-    let mut all: Vec<Ulimit> = Vec::new();
-    for text in texts {
-        let ulimit = parse_ulimit(text)?;
-        all.retain(|other| other.name != ulimit.name);
-        all.push(ulimit);
     }
     Ok(all)
-}
-
-/// docker's 0 is "not asked for".
-pub fn shm_size(text: &str) -> Result<Option<u64>, Report> {
-    match parse_memory(text) {
-        Ok(size) => Ok(Some(size).filter(|size| *size > 0)),
-        Err(error) => Err(Report::from(error).under(format!("`--shm-size {text}` cannot be used"))),
-    }
-}
-
-/// The parent's path in the hierarchy, absolute. A systemd slice is given by its name alone, as with docker: `a-b.slice` lies in `a.slice`.
-pub fn cgroup_parent(text: &str) -> Result<String, Report> {
-    let wrong = |why: &str| {
-        Report::usage(format!("`--cgroup-parent {text}` {why}"))
-            .with_hint("give a path below the cgroup mount, such as `/lab/alice`, or a slice, such as `lab.slice`")
-    };
-    let relative = text.trim_matches('/');
-    if let Some(name) = relative.strip_suffix(".slice").filter(|name| !name.contains('/') && !name.is_empty()) {
-        let mut path = String::new();
-        for (end, _) in name.match_indices('-').chain([(name.len(), "")]) {
-            path.push('/');
-            path.push_str(&name[..end]);
-            path.push_str(".slice");
-        }
-        return Ok(path);
-    }
-    if relative.is_empty() {
-        return Err(wrong("names no cgroup"));
-    }
-    if relative.split('/').any(|part| part.is_empty() || part == "." || part == "..") || relative.contains('\n') {
-        return Err(wrong("is not a plain path"));
-    }
-    Ok(format!("/{relative}"))
-}
-
-fn name_server(text: &str) -> Result<String, Report> {
-    text.parse::<std::net::IpAddr>().map(|ip| ip.to_string()).map_err(|_| {
-        Report::usage(format!("`--dns {text}` is not an IP address")).with_hint("for example `--dns 1.1.1.1`")
-    })
-}
-
-pub fn host_line(text: &str) -> Result<String, Report> {
-    let wrong = || {
-        Report::usage(format!("`--add-host {text}` is not `NAME:IP`")).with_hint("for example `--add-host db:10.0.0.7`")
-    };
-    let (name, ip) = text.split_once([':', '=']).ok_or_else(wrong)?;
-    if name.is_empty() || name.contains(char::is_whitespace) || ip.parse::<std::net::IpAddr>().is_err() {
-        return Err(wrong());
-    }
-    Ok(format!("{name}:{ip}"))
-}
-
-fn key_value(flag: &str, text: &str) -> Result<(String, String), Report> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(Report::usage(format!("`{flag} {text}` is not `KEY=VALUE`"))),
-    }
-}
-
-/// A label's name is not empty and has no blanks (docker's ValidateLabel); the value is any text.
-pub fn label(text: &str) -> Result<(String, String), Report> {
-    let (key, value) = text.split_once('=').unwrap_or((text, ""));
-    let key = key.trim_start();
-    let wrong = |how: &str| {
-        Err(Report::usage(format!("`--label {text}` has {how}")).with_hint("for example `--label course=cgroups`"))
-    };
-    match key {
-        "" => wrong("no name"),
-        key if key.contains(char::is_whitespace) => wrong("a blank in its name"),
-        key => Ok((key.to_owned(), value.to_owned())),
-    }
-}
-
-/// The person behind `sudo`.
-fn invoker() -> Option<(u32, u32)> {
-    let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
-    number("SUDO_UID").zip(number("SUDO_GID")).filter(|(uid, _)| *uid != 0)
 }
 
 #[cfg(test)]
@@ -286,7 +268,7 @@ mod tests {
 
     fn request(change: impl FnOnce(&mut ContainerFlags)) -> Result<Request, Report> {
         let mut flags = ContainerFlags { restart: "no".into(), ..ContainerFlags::default() };
-        flags.network.network = "bridge".into();
+        flags.network.network = vec!["bridge".into()];
         change(&mut flags);
         build(&flags, "img", Payload::Command(vec![]))
     }
@@ -307,22 +289,53 @@ mod tests {
     }
 
     #[test]
+    fn a_request_is_stored_and_read_again() {
+        let request = request(|f| {
+            f.limits.cgroup.memory = Some("1.5g".into());
+            f.limits.cgroup.cpus = Some("2".into());
+            f.limits.cgroup.device_read_bps = vec!["/dev/sda:10mb".into()];
+            f.network.publish = vec!["8000-8001:9000-9001".into(), "127.0.0.1::53/udp".into()];
+            f.network.add_host = vec!["db:10.0.0.7".into()];
+            f.network.dns = vec!["1.1.1.1".into()];
+            f.security.cap_add = vec!["sys_ptrace".into()];
+            f.gpu.request.gpus = Some("\"device=0,2\"".into());
+            f.gpu.device = vec!["nvidia.com/gpu=0".into()];
+        })
+        .unwrap();
+        let stored = serde_json::to_value(&request).unwrap();
+        assert_eq!(stored["publish"][2], "127.0.0.1::53/udp");
+        assert_eq!((&stored["gpus"], &stored["limits"]["memory"]), (&"device=0,2".into(), &"1.5g".into()));
+        let again: Request = serde_json::from_value(stored.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&again).unwrap(), stored);
+        assert_eq!(again.publish, request.publish);
+    }
+
+    #[test]
     fn contradictions_and_nonsense_are_usage_errors() {
         type Change = fn(&mut ContainerFlags);
-        let cases: [(&str, Change); 13] = [
+        let cases: [(&str, Change); 20] = [
             ("--rm --restart", |f| (f.rm, f.restart) = (true, "always".into())),
             ("--workdir", |f| f.workdir = Some("x".into())),
-            ("--network", |f| f.network.network = "mynet".into()),
+            ("--network", |f| f.network.network = vec!["-x".into()]),
             ("--pid", |f| f.security.pid = Some("container:x".into())),
-            ("--security-opt", |f| f.security.security_opt = vec!["label=disable".into()]),
+            ("--security-opt", |f| f.security.security_opt = vec!["label=type:x".into()]),
             ("--dns", |f| f.network.dns = vec!["x".into()]),
             ("--add-host", |f| f.network.add_host = vec!["x".into()]),
+            ("--publish", |f| f.network.publish = vec!["x".into()]),
             ("--hostname", |f| f.hostname = Some("-x".into())),
             ("label without a name", |f| f.label = vec!["=x".into()]),
             ("label of a blank", |f| f.label = vec![" =x".into()]),
             ("label with a blank", |f| f.label = vec!["a b=x".into()]),
             ("--stop-signal", |f| f.stop_signal = Some("SIGNOPE".into())),
             ("same place", |f| f.files.volume = vec!["/a:/x".into(), "/b:/x/".into()]),
+            ("--memory", |f| f.limits.cgroup.memory = Some("much".into())),
+            ("--cap-add", |f| f.security.cap_add = vec!["SYS_NOPE".into()]),
+            ("--health-timeout", |f| f.health.health_timeout = Some("5".into())),
+            ("--no-healthcheck", |f| {
+                (f.health.no_healthcheck, f.health.health_retries) = (true, Some(2));
+            }),
+            ("--gpus", |f| f.gpu.request.gpus = Some("some".into())),
+            ("--device", |f| f.gpu.device = vec!["gpu".into()]),
         ];
         for (what, change) in cases {
             let report = request(change).expect_err(what);

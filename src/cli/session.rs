@@ -1,7 +1,9 @@
-//! A command's connection to a supervisor: messages, the person's keys and signals, one event at a time.
+//! A command's connection to a supervisor. It delivers messages, keys and signals one event at a time.
 
+use std::collections::VecDeque;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -9,41 +11,63 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::detach::DetachKeys;
+use super::print;
+use crate::control::{Connection, FromSupervisor, MAX_PACKET, ToSupervisor};
 use crate::launch::Spawned;
+use crate::record::Entry;
 use crate::report::Report;
-use crate::supervise::protocol::{Connection, FromSupervisor, MAX_PACKET, ToSupervisor};
+use crate::supervise::diagnostics;
 use crate::sys::tty::{TerminalMode, window_size};
 
-/// What happened.
+/// An event of a session.
 #[derive(Debug)]
-pub enum Event {
+pub(super) enum Event {
     Message(FromSupervisor),
-    /// The supervisor is gone.
+    /// The supervisor has closed the connection.
     HungUp,
-    /// SIGINT, SIGTERM, SIGHUP or SIGQUIT reached this command.
+    /// SIGINT, SIGTERM, SIGHUP or SIGQUIT was sent to this command.
     Signal(Signal),
-    /// The person pressed the detach keys.
+    /// The caller pressed the detach keys.
     Detach,
-    /// The watched descriptor became readable.
+    /// Standard input has ended, and no output is shown.
+    InputEnded,
+    /// The additional descriptor is readable.
     Extra,
     TimedOut,
 }
 
-/// What the person's keys are for.
+/// The use of the caller's keyboard input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keys {
-    /// Not read at all.
+pub(super) enum Keys {
+    /// Standard input is not read.
     Ignored,
-    /// Sent to the container (`-i`); a terminal goes into raw mode where the container has one too (`-t`).
+    /// Input is sent to the container (`-i`). The terminal is put in raw mode if the container has a terminal too
+    /// (`-t`).
     Typed { tty: bool },
-    /// Only the detach keys count (a bare launch's log).
+    /// Only the detach keys are recognized (while a bare launch shows the log).
     DetachOnly,
 }
 
-/// The supervisor at the other end: started by this command, or found.
-pub enum Peer {
+/// The supervisor at the other end. Either this command started it, or it was already running.
+pub(super) enum Peer {
     Started(Spawned),
-    Found(Connection),
+    Found { connection: Connection, control: PathBuf, diagnostics: PathBuf },
+}
+
+impl Peer {
+    fn control(&self) -> &std::path::Path {
+        match self {
+            Self::Started(spawned) => &spawned.control,
+            Self::Found { control, .. } => control,
+        }
+    }
+
+    fn diagnostics(&self) -> &std::path::Path {
+        match self {
+            Self::Started(spawned) => &spawned.diagnostics,
+            Self::Found { diagnostics, .. } => diagnostics,
+        }
+    }
 }
 
 impl From<Spawned> for Peer {
@@ -52,9 +76,9 @@ impl From<Spawned> for Peer {
     }
 }
 
-impl From<Connection> for Peer {
-    fn from(connection: Connection) -> Self {
-        Self::Found(connection)
+impl From<(Connection, &Entry)> for Peer {
+    fn from((connection, entry): (Connection, &Entry)) -> Self {
+        Self::Found { connection, control: entry.control_socket(), diagnostics: entry.diagnostics() }
     }
 }
 
@@ -64,22 +88,29 @@ impl std::ops::Deref for Peer {
     fn deref(&self) -> &Connection {
         match self {
             Self::Started(spawned) => &spawned.connection,
-            Self::Found(connection) => connection,
+            Self::Found { connection, .. } => connection,
         }
     }
 }
 
-pub struct Session {
+pub(super) struct Session {
     connection: Peer,
     signals: SignalFd,
     keys: Keys,
     detach: DetachKeys,
     mode: Option<TerminalMode>,
     tty: bool,
+    /// Whether standard output and standard error are shown.
+    shown: (bool, bool),
+    /// Messages that the supervisor has not accepted yet. While there are any, nothing more is read from standard
+    /// input, but the container's output is still passed on. Waiting only for the supervisor would deadlock, because
+    /// the container may itself be waiting for its output to be read.
+    waiting: VecDeque<ToSupervisor>,
 }
 
-/// Blocks the signals that a session takes by descriptor. To be called before the supervisor is spawned, so that none is missed.
-pub fn take_signals() -> Result<SignalFd, Report> {
+/// Blocks the signals that a session receives through a descriptor. Call this before the supervisor is spawned so that
+/// no signal is missed.
+pub(super) fn take_signals() -> Result<SignalFd, Report> {
     let mut set = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGWINCH] {
         set.add(signal);
@@ -89,10 +120,23 @@ pub fn take_signals() -> Result<SignalFd, Report> {
     SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(failed)
 }
 
+/// Returns the messages that attach a command to a container's streams. The window size comes first so that it is set
+/// before the first byte is written. A command that starts the container passes them to [`crate::launch::spawn`].
+#[must_use]
+pub(super) fn attachment(keys: Keys, tty: bool) -> Vec<ToSupervisor> {
+    let attach = ToSupervisor::Attach { stdin: matches!(keys, Keys::Typed { .. }) };
+    tty.then(resize).flatten().into_iter().chain([attach]).collect()
+}
+
+fn resize() -> Option<ToSupervisor> {
+    let (rows, columns) = window_size(io::stdout()).or_else(|| window_size(io::stdin()))?;
+    Some(ToSupervisor::Resize { rows, columns })
+}
+
 impl Session {
-    /// Begins with the person's keys as asked; they are put into the right mode by [`Session::begin_keys`].
+    /// Creates a session. [`Session::begin_keys`] sets the terminal mode later.
     #[must_use]
-    pub fn new(supervisor: impl Into<Peer>, signals: SignalFd, keys: Keys, detach: DetachKeys) -> Self {
+    pub(super) fn new(supervisor: impl Into<Peer>, signals: SignalFd, keys: Keys, detach: DetachKeys) -> Self {
         Self {
             connection: supervisor.into(),
             signals,
@@ -100,26 +144,72 @@ impl Session {
             detach,
             mode: None,
             tty: matches!(keys, Keys::Typed { tty: true }),
+            shown: (true, true),
+            waiting: VecDeque::new(),
         }
     }
 
-    /// After the supervisor's last word: see [`Spawned::outlive`].
-    pub fn outlive(&self) {
+    /// Sets which of the container's output streams are shown.
+    pub(super) fn show(&mut self, stdout: bool, stderr: bool) {
+        self.shown = (stdout, stderr);
+    }
+
+    /// Whether this piece of output is shown.
+    #[must_use]
+    pub(super) fn shows(&self, message: &FromSupervisor) -> bool {
+        match message {
+            FromSupervisor::Stdout(_) => self.shown.0,
+            FromSupervisor::Stderr(_) => self.shown.1,
+            _ => true,
+        }
+    }
+
+    /// Whether the supervisor has accepted all messages.
+    #[must_use]
+    pub(super) fn has_sent_all(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// The container's directory in /run.
+    pub(super) fn run_dir(&self) -> &std::path::Path {
+        let control = self.connection.control();
+        control.parent().unwrap_or(control)
+    }
+
+    /// Discards the supervisor after a failed launch: see [`Spawned::discard`].
+    pub(super) fn discard(&self) {
+        if let Peer::Started(spawned) = &self.connection {
+            spawned.discard();
+            // Print the path of the diagnostics if the caller has enabled them.
+            if std::env::var_os("GPURUN_LOG").is_some() && spawned.diagnostics.exists() {
+                print::say(&format!("gpurun: the supervisor's diagnostics are in `{}`", spawned.diagnostics.display()));
+            }
+        }
+    }
+
+    /// Returns the report for a supervisor that ended without a final message.
+    #[must_use]
+    pub(super) fn killed(&self, what: &str) -> Report {
+        Report::new(what).with_hint(format!(
+            "{}; the next gpurun command cleans up what it left",
+            diagnostics::hint(self.connection.diagnostics())
+        ))
+    }
+
+    /// Call this after the supervisor's last message: see [`Spawned::outlive`].
+    pub(super) fn outlive(&self) {
         if let Peer::Started(spawned) = &self.connection {
             spawned.outlive();
         }
     }
 
-    /// Attaches to the container's streams; the window size goes first, so that it holds when the first byte is written.
-    pub fn attach(&self, tty: bool) -> Result<(), Report> {
-        if tty {
-            self.send_window_size();
-        }
-        self.send(&ToSupervisor::Attach { stdin: matches!(self.keys, Keys::Typed { .. }) })
+    /// Attaches to the streams of a container that is already running.
+    pub(super) fn attach(&mut self, tty: bool) -> Result<(), Report> {
+        attachment(self.keys, tty).iter().try_for_each(|message| self.send(message))
     }
 
-    /// Puts the terminal into the mode that the keys need.
-    pub fn begin_keys(&mut self) {
+    /// Puts the terminal into the mode that the keys require.
+    pub(super) fn begin_keys(&mut self) {
         let stdin = io::stdin();
         if !stdin.is_terminal() {
             return;
@@ -129,50 +219,69 @@ impl Session {
             Keys::Typed { tty: true } => TerminalMode::raw(&stdin),
             Keys::DetachOnly => TerminalMode::keys(&stdin),
         };
-        // A terminal that refuses its mode still serves: keys come a line at a time then.
+        // If the terminal mode cannot be set, the session still works with line-buffered input.
         self.mode = mode.ok();
     }
 
-    /// Changes what the keys are for, before [`Session::begin_keys`].
-    pub fn set_keys(&mut self, keys: Keys) {
+    /// Changes the use of the keys. Call this before [`Session::begin_keys`].
+    pub(super) fn set_keys(&mut self, keys: Keys) {
         self.keys = keys;
     }
 
-    /// What ends a line on the person's terminal as it is now.
+    /// Returns the line ending for the current mode of the caller's terminal.
     #[must_use]
-    pub fn line_end(&self) -> &'static str {
+    pub(super) fn line_end(&self) -> &'static str {
         if self.mode.is_some() { "\r\n" } else { "\n" }
     }
 
-    /// Gives the terminal back.
-    pub fn end_keys(&mut self) {
+    /// Restores the terminal mode.
+    pub(super) fn end_keys(&mut self) {
         self.mode = None;
         self.keys = Keys::Ignored;
     }
 
-    pub fn send(&self, message: &ToSupervisor) -> Result<(), Report> {
-        self.connection
-            .send(message)
-            .map_err(|error| Report::new("cannot reach the container's supervisor").with_cause(error))
+    /// Sends a message. It is not an error if the supervisor has exited: its last message, which contains the exit
+    /// code, may still be unread. The connection ends after that message.
+    pub(super) fn send(&mut self, message: &ToSupervisor) -> Result<(), Report> {
+        let urgent = matches!(message, ToSupervisor::Signal { .. } | ToSupervisor::Stop { .. });
+        // Typed input may wait for a container that does not read it, but a signal must not wait behind that input.
+        if urgent
+            && !self.waiting.is_empty()
+            && let Ok(second) = Connection::connect(self.connection.control())
+            && second.send(message).is_ok()
+        {
+            return Ok(());
+        }
+        self.waiting.push_back(message.clone());
+        self.flush()
     }
 
-    fn send_window_size(&self) {
-        let size = window_size(io::stdout()).or_else(|| window_size(io::stdin()));
-        if let Some((rows, columns)) = size {
-            // A supervisor that is gone says so on the reading side.
-            let _ = self.connection.send(&ToSupervisor::Resize { rows, columns });
+    /// Sends as many waiting messages as the supervisor accepts.
+    fn flush(&mut self) -> Result<(), Report> {
+        while let Some(message) = self.waiting.front() {
+            match self.connection.try_send(message) {
+                Ok(()) => drop(self.waiting.pop_front()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset].contains(&error.kind()) => {
+                    self.waiting.clear();
+                }
+                Err(error) => return Err(Report::new("cannot reach the container's supervisor").with_cause(error)),
+            }
         }
+        Ok(())
     }
 
     /// Waits for the next event.
-    pub fn next(&mut self, until: Option<Instant>, extra: Option<BorrowedFd<'_>>) -> Result<Event, Report> {
+    pub(super) fn next(&mut self, until: Option<Instant>, extra: Option<BorrowedFd<'_>>) -> Result<Event, Report> {
         loop {
             let stdin = io::stdin();
+            let mut from_supervisor = PollFlags::POLLIN;
+            from_supervisor.set(PollFlags::POLLOUT, !self.waiting.is_empty());
             let mut fds = vec![
-                PollFd::new(self.connection.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.connection.as_fd(), from_supervisor),
                 PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             ];
-            let stdin_at = (self.keys != Keys::Ignored).then(|| {
+            let stdin_at = (self.keys != Keys::Ignored && self.waiting.is_empty()).then(|| {
                 fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
                 fds.len() - 1
             });
@@ -191,11 +300,16 @@ impl Session {
                 Err(errno) => return Err(Report::new("cannot wait for the container").with_cause(errno)),
             }
             let ready = |index: usize| fds[index].any().unwrap_or(false);
-            let (message, signal) = (ready(0), ready(1));
+            let events = fds[0].revents().unwrap_or(PollFlags::empty());
+            let (message, room) = (events.intersects(!PollFlags::POLLOUT), events.contains(PollFlags::POLLOUT));
+            let signal = ready(1);
             let (typed, extra_ready) = (stdin_at.is_some_and(ready), extra_at.is_some_and(ready));
             drop(fds);
-            if signal && let Some(event) = self.take_signal() {
+            if signal && let Some(event) = self.take_signal()? {
                 return Ok(event);
+            }
+            if room {
+                self.flush()?;
             }
             if message {
                 return match self.connection.receive() {
@@ -204,7 +318,9 @@ impl Session {
                         self.outlive();
                         Ok(Event::HungUp)
                     }
-                    Err(error) => Err(Report::new("cannot understand the container's supervisor").with_cause(error)),
+                    Err(error) => {
+                        Err(Report::new("cannot parse the message of the container's supervisor").with_cause(error))
+                    }
                 };
             }
             if typed && let Some(event) = self.take_keys()? {
@@ -216,17 +332,17 @@ impl Session {
         }
     }
 
-    fn take_signal(&self) -> Option<Event> {
-        let info = self.signals.read_signal().ok().flatten()?;
+    fn take_signal(&mut self) -> Result<Option<Event>, Report> {
+        let Some(info) = self.signals.read_signal().ok().flatten() else { return Ok(None) };
         match Signal::try_from(info.ssi_signo as i32) {
             Ok(Signal::SIGWINCH) => {
-                if self.tty {
-                    self.send_window_size();
+                if let Some(message) = self.tty.then(resize).flatten() {
+                    self.send(&message)?;
                 }
-                None
+                Ok(None)
             }
-            Ok(signal) => Some(Event::Signal(signal)),
-            Err(_) => None,
+            Ok(signal) => Ok(Some(Event::Signal(signal))),
+            Err(_) => Ok(None),
         }
     }
 
@@ -243,9 +359,9 @@ impl Session {
             if typed {
                 self.send(&ToSupervisor::StdinEnd)?;
             }
-            return Ok(None);
+            return Ok((self.shown == (false, false)).then_some(Event::InputEnded));
         }
-        // The detach keys only mean something on a terminal: a pipe may carry those bytes.
+        // The detach keys apply only to a terminal. A pipe may contain the same bytes as data.
         if self.mode.is_none() {
             if typed {
                 self.type_in(&buffer[..count])?;
@@ -259,13 +375,14 @@ impl Session {
         Ok(detached.then_some(Event::Detach))
     }
 
-    fn type_in(&self, bytes: &[u8]) -> Result<(), Report> {
+    fn type_in(&mut self, bytes: &[u8]) -> Result<(), Report> {
         bytes.chunks(MAX_PACKET - 1).try_for_each(|piece| self.send(&ToSupervisor::Stdin(piece.to_vec())))
     }
 }
 
-/// Writes a piece of the container's output to our own; a reader that went away (`| head`) is no error.
-pub fn pass_on(message: &FromSupervisor) -> io::Result<()> {
+/// Writes a piece of the container's output to the command's own output. It is not an error if the reader has closed
+/// the pipe (`| head`).
+pub(super) fn pass_on(message: &FromSupervisor) -> io::Result<()> {
     let (result, flushed) = match message {
         FromSupervisor::Stdout(bytes) => {
             let mut out = io::stdout().lock();

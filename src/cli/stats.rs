@@ -1,63 +1,43 @@
-//! `gpurun stats`: what containers use, read straight from their cgroups.
+//! `gpurun stats`: shows the resource usage of containers, read directly from their cgroups.
 
-use std::collections::BTreeMap;
 use std::io::IsTerminal;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
-use serde::Serialize;
 
+use super::format::{self, Format, Titles};
 use super::{Context, print};
-use crate::cgroup::{Cgroup, Host, Stats};
-use crate::gpu::usage::{self, Share};
-use crate::gpu::{Inventory, gib};
-use crate::launch;
-use crate::record::{Entry, Phase, Records, short};
+use crate::gpu::gib;
+use crate::gpu::usage::Share;
+use crate::record::short;
 use crate::report::Report;
-use crate::request::NetworkMode;
+use crate::sampler::{self, Sample, Sampler};
+use crate::template::Value;
 use crate::units::{UnitError, format_memory};
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "CPU % is of one CPU: 150 % is one and a half. THROTTLED is the share of periods in which --cpus held the container back. PSI is the share\n\
-    of the last ten seconds in which some process waited for CPU, memory or I/O (cgroup v2 alone). GPU shows, where a container has one, the\n\
-    memory of its own processes on it, and how busy the GPU is with everybody's."
+    after_help = "CPU % counts one CPU as 100 %: 150 % is one and a half. THROTTLED is the share of periods in which --cpus throttled the container. PSI is the share of the last ten seconds in which a process waited for CPU, memory or I/O (cgroup v2 only). GPU shows the GPU memory of the container's own processes, and the utilization of the GPU by all processes."
 )]
-pub struct StatsArgs {
-    /// One sample, then end
+pub(super) struct StatsArgs {
+    /// Print one sample and exit
     #[arg(long)]
     no_stream: bool,
     /// Seconds between samples
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0, allow_negative_numbers = true, value_parser = interval)]
     interval: f64,
-    /// JSON: with --no-stream an array, else a line for each container and sample
+    /// Print a table of chosen fields (`table {{.Name}}\t{{.CPUPerc}}`), JSON lines (`json`), or a Go template for each container
+    #[arg(long, value_name = "FORMAT", conflicts_with = "json")]
+    format: Option<String>,
+    /// Do not truncate IDs
+    #[arg(long)]
+    no_trunc: bool,
+    /// Print JSON: an array with --no-stream, else an object per container and sample
     #[arg(long)]
     json: bool,
-    /// All running ones, if none is named
+    /// Names or IDs of containers (default: all running ones)
     #[arg(value_name = "CONTAINER")]
     containers: Vec<String>,
-}
-
-/// One container's sample, with the rates since the one before.
-#[derive(Debug, Serialize)]
-struct Sample {
-    id: String,
-    name: String,
-    paused: bool,
-    /// Per cent of one CPU; `null` in the first sample of a container.
-    cpu_percent: Option<f64>,
-    /// Per cent of the periods since the sample before.
-    throttled_percent: Option<f64>,
-    /// Per cent of the memory limit.
-    memory_percent: Option<f64>,
-    /// Bytes over the container's own network; `null` where it has none.
-    net_received_bytes: Option<u64>,
-    net_sent_bytes: Option<u64>,
-    #[serde(flatten)]
-    stats: Stats,
-    /// The GPUs that it holds or computes on.
-    gpus: Vec<Share>,
 }
 
 fn interval(text: &str) -> Result<f64, UnitError> {
@@ -67,16 +47,52 @@ fn interval(text: &str) -> Result<f64, UnitError> {
         .ok_or_else(|| UnitError::Seconds(text.to_owned()))
 }
 
-pub fn run(args: &StatsArgs, context: &Context) -> Result<u8, Report> {
-    let host = Host::probe(Path::new("/"))?;
+const TITLES: &Titles = &[
+    ("ID", "CONTAINER ID"),
+    ("Container", "CONTAINER"),
+    ("Name", "NAME"),
+    ("CPUPerc", "CPU %"),
+    ("MemUsage", "MEM USAGE / LIMIT"),
+    ("MemPerc", "MEM %"),
+    ("NetIO", "NET I/O"),
+    ("BlockIO", "BLOCK I/O"),
+    ("PIDs", "PIDS"),
+    ("Gpus", "GPU"),
+    ("User", "USER"),
+];
+
+/// The fields of a sample for `--format`, with docker's names.
+fn fields(sample: &Sample, whole: bool) -> Value {
+    let percent = |value: Option<f64>| format!("{:.2}%", value.unwrap_or(0.0));
+    let size = |bytes: Option<u64>| format_memory(bytes.unwrap_or(0)).replace(' ', "");
+    let io = |bytes: Option<u64>| super::image::size(bytes.unwrap_or(0));
+    let stats = &sample.stats;
+    let id = if whole { sample.id.as_str() } else { short(&sample.id) };
+    format::row([
+        ("ID", id.into()),
+        ("Container", id.into()),
+        ("Name", sample.name.as_str().into()),
+        ("CPUPerc", percent(sample.cpu_percent).into()),
+        ("MemUsage", format!("{} / {}", size(stats.memory_used), size(stats.memory_limit)).into()),
+        ("MemPerc", percent(sample.memory_percent).into()),
+        ("NetIO", format!("{} / {}", io(sample.net_received_bytes), io(sample.net_sent_bytes)).into()),
+        ("BlockIO", format!("{} / {}", io(stats.io_read_bytes), io(stats.io_write_bytes)).into()),
+        ("PIDs", stats.pids_current.unwrap_or(0).to_string().into()),
+        ("Gpus", gpus(&sample.gpus).into()),
+        ("User", sample.owner.as_str().into()),
+    ])
+}
+
+pub(super) fn run(args: &StatsArgs, context: &Context) -> Result<u8, Report> {
+    let format = Format::of(args.format.as_deref())?;
     let records = context.records()?;
-    let mut before: BTreeMap<String, (Instant, Stats)> = BTreeMap::new();
-    // A rate needs two samples: the first one is only taken.
-    let running = sample(&records, &host, &args.containers, &mut before)?;
+    let mut sampler = Sampler::new(&records)?;
+    // Rates need two samples, so the first one is not shown.
+    let running = sampler.containers(&args.containers)?;
     for name in &args.containers {
         let entry = records.find(name)?;
         if !running.iter().any(|sample| sample.id == entry.record.id) {
-            print::say(&format!("gpurun: `{}` does not run: it uses nothing but its files", entry.record.name));
+            print::say(&format!("gpurun: `{}` is not running", entry.record.name));
         }
     }
     let first = Duration::from_secs_f64(args.interval.min(if args.no_stream { 0.5 } else { args.interval }));
@@ -85,20 +101,24 @@ pub fn run(args: &StatsArgs, context: &Context) -> Result<u8, Report> {
     loop {
         std::thread::sleep(pause);
         pause = Duration::from_secs_f64(args.interval);
-        let samples = sample(&records, &host, &args.containers, &mut before)?;
+        let mut samples = sampler.containers(&args.containers)?;
+        if samples.iter().any(|sample| sample.has_gpus) {
+            sampler::share_gpus(&mut samples, &sampler.gpus()?);
+        }
         if args.json && args.no_stream {
             print::json(&samples)?;
         } else if args.json {
             for sample in &samples {
-                let line = serde_json::to_string(sample)
-                    .map_err(|error| Report::new("cannot print as JSON").with_cause(error))?;
-                print::line(&line)?;
+                print::json_line(sample)?;
             }
+        } else if !matches!(format, Format::Table) {
+            let rows: Vec<Value> = samples.iter().map(|sample| fields(sample, args.no_trunc)).collect();
+            format.print(TITLES, &rows)?;
         } else {
             let width =
                 crate::sys::tty::window_size(std::io::stdout()).map_or(usize::MAX, |(_, columns)| columns.into());
-            let text = table(&samples, width);
-            print::line(if in_place { redrawn(&text) } else { text }.trim_end())?;
+            let text = crate::report::printable(&table(&samples, width)).into_owned();
+            print::raw_line(if in_place { redrawn(&text) } else { text }.trim_end())?;
         }
         if args.no_stream || (!args.containers.is_empty() && samples.is_empty()) {
             return Ok(0);
@@ -106,98 +126,13 @@ pub fn run(args: &StatsArgs, context: &Context) -> Result<u8, Report> {
     }
 }
 
-/// From the terminal's first column on, each line and then the screen cleared behind what is new: nothing flickers, nothing of before is left.
+/// Redraws the screen from the first column, and clears the rest of each line and then the rest of the screen. This
+/// avoids flicker and leaves no old text.
 fn redrawn(text: &str) -> String {
     format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))
 }
 
-fn sample(
-    records: &Records,
-    host: &Host,
-    names: &[String],
-    before: &mut BTreeMap<String, (Instant, Stats)>,
-) -> Result<Vec<Sample>, Report> {
-    let entries: Vec<Entry> = if names.is_empty() {
-        // `ps` tells of those that cannot be read, once and not with every sample.
-        records.list_all()?.0
-    } else {
-        names.iter().map(|name| records.find(name)).collect::<Result<_, _>>()?
-    };
-    let (mut samples, mut with_gpus) = (Vec::new(), false);
-    for entry in entries {
-        let state = entry.state_shown()?;
-        if state.phase != Phase::Running {
-            continue;
-        }
-        let id = entry.record.id.clone();
-        let path = launch::cgroup_path(entry.record.request.cgroup_parent.as_deref(), &id);
-        let Some(cgroup) = Cgroup::open(host, &path)? else { continue };
-        let (now, stats) = (Instant::now(), cgroup.stats());
-        let earlier = before.insert(id.clone(), (now, stats.clone()));
-        with_gpus |= !state.gpus.is_empty();
-        let mut sample = rates(&entry, state.paused, now, stats, earlier.as_ref(), id);
-        if entry.record.request.network == NetworkMode::Bridge {
-            (sample.net_received_bytes, sample.net_sent_bytes) = state.pid.and_then(traffic).unzip();
-        }
-        samples.push(sample);
-    }
-    if with_gpus {
-        // NVML is asked only where somebody has a GPU; without it there is no such column, and everything else.
-        let inventory = Inventory::read(&launch::driver_root()).ok();
-        let all = inventory.map(|inventory| super::gpus::look(&inventory, records)).transpose()?.unwrap_or_default();
-        samples.iter_mut().for_each(|sample| sample.gpus = usage::shares(&all, &sample.id));
-    }
-    Ok(samples)
-}
-
-fn rates(
-    entry: &Entry,
-    paused: bool,
-    now: Instant,
-    stats: Stats,
-    earlier: Option<&(Instant, Stats)>,
-    id: String,
-) -> Sample {
-    let grown =
-        |of: fn(&Stats) -> Option<u64>| -> Option<f64> { Some(of(&stats)?.checked_sub(of(&earlier?.1)?)? as f64) };
-    let elapsed = earlier.map(|(then, _)| (now - *then).as_secs_f64() * 1e6);
-    let cpu_percent = grown(|stats| stats.cpu_usage_us).zip(elapsed).map(|(used, elapsed)| 100.0 * used / elapsed);
-    let throttled_percent = grown(|stats| stats.cpu_throttled_periods)
-        .zip(grown(|stats| stats.cpu_periods))
-        .map(|(throttled, periods)| if periods > 0.0 { 100.0 * throttled / periods } else { 0.0 });
-    let memory_percent =
-        stats.memory_used.zip(stats.memory_limit).map(|(used, limit)| 100.0 * used as f64 / limit as f64);
-    Sample {
-        id,
-        name: entry.record.name.clone(),
-        paused,
-        cpu_percent,
-        throttled_percent,
-        memory_percent,
-        net_received_bytes: None,
-        net_sent_bytes: None,
-        stats,
-        gpus: Vec::new(),
-    }
-}
-
-/// Bytes received and sent in a process's network namespace (proc_pid_net(5), `dev`), loopback aside.
-fn traffic(pid: i32) -> Option<(u64, u64)> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?;
-    Some(parse_traffic(&text))
-}
-
-/// Two lines of titles, then `eth0: RECEIVED packets errs drop fifo frame compressed multicast SENT …`.
-fn parse_traffic(text: &str) -> (u64, u64) {
-    let interfaces = text.lines().filter_map(|line| line.split_once(':')).filter(|(name, _)| name.trim() != "lo");
-    interfaces.fold((0, 0), |(received, sent), (_, numbers)| {
-        let field =
-            |index: usize| numbers.split_whitespace().nth(index).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
-        (received + field(0), sent + field(8))
-    })
-}
-
-/// `0: 11.0 GiB, 93%`
+/// Formats GPU usage as `0: 11.0 GiB, 93%`.
 fn gpus(shares: &[Share]) -> String {
     let one = |share: &Share| {
         let busy = share.utilization.map(|percent| format!(", {percent}%")).unwrap_or_default();
@@ -206,12 +141,13 @@ fn gpus(shares: &[Share]) -> String {
     if shares.is_empty() { "-".into() } else { shares.iter().map(one).collect::<Vec<_>>().join("; ") }
 }
 
-/// Columns that a narrow terminal does without, the first one first.
-const DISPENSABLE: [&str; 7] = ["ID", "NET IN / OUT", "READ / WRITTEN", "MEM %", "SWAP", "PEAK", "PSI C/M/I"];
+/// Columns to omit on a narrow terminal, in this order.
+const DISPENSABLE: [&str; 8] = ["ID", "NET IN / OUT", "READ / WRITTEN", "MEM %", "SWAP", "PEAK", "PSI C/M/I", "USER"];
 
-/// The table, at most so many columns wide where that can be.
+/// Formats the table, if possible with at most `width` characters per line.
 fn table(samples: &[Sample], width: usize) -> String {
     let with_gpus = samples.iter().any(|sample| !sample.gpus.is_empty());
+    let with_users = samples.iter().any(|sample| sample.owner != "root");
     let mut titles = vec![
         "ID",
         "NAME",
@@ -226,8 +162,11 @@ fn table(samples: &[Sample], width: usize) -> String {
         "NET IN / OUT",
         "PSI C/M/I",
     ];
+    if with_users {
+        titles.insert(2, "USER");
+    }
     titles.extend(with_gpus.then_some("GPU"));
-    let mut rows: Vec<Vec<String>> = samples.iter().map(|sample| cells(sample, with_gpus)).collect();
+    let mut rows: Vec<Vec<String>> = samples.iter().map(|sample| cells(sample, with_users, with_gpus)).collect();
     let mut dispensable = DISPENSABLE.iter();
     loop {
         let text = print::table(&titles, &rows);
@@ -244,7 +183,7 @@ fn table(samples: &[Sample], width: usize) -> String {
     }
 }
 
-fn cells(sample: &Sample, with_gpus: bool) -> Vec<String> {
+fn cells(sample: &Sample, with_users: bool, with_gpus: bool) -> Vec<String> {
     let percent = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.1}%"));
     let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".into(), format_memory);
     let stats = &sample.stats;
@@ -272,6 +211,9 @@ fn cells(sample: &Sample, with_gpus: bool) -> Vec<String> {
         format!("{} / {}", size(sample.net_received_bytes), size(sample.net_sent_bytes)),
         pressure,
     ];
+    if with_users {
+        cells.insert(2, sample.owner.clone());
+    }
     cells.extend(with_gpus.then(|| gpus(&sample.gpus)));
     cells
 }
@@ -279,6 +221,7 @@ fn cells(sample: &Sample, with_gpus: bool) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroup::Stats;
 
     #[test]
     fn a_narrow_terminal_gets_the_columns_that_matter_most() {
@@ -291,14 +234,11 @@ mod tests {
         let sample = Sample {
             id: "0123456789abcdef".into(),
             name: "lab".into(),
-            paused: false,
+            owner: "alice".into(),
             cpu_percent: Some(12.34),
-            throttled_percent: None,
             memory_percent: Some(1.5),
-            net_received_bytes: None,
-            net_sent_bytes: None,
             stats,
-            gpus: Vec::new(),
+            ..Sample::default()
         };
         let wide = table(std::slice::from_ref(&sample), usize::MAX);
         assert!(wide.contains("0123456789ab") && wide.contains("NET IN / OUT"), "{wide}");
@@ -306,11 +246,5 @@ mod tests {
         assert!(narrow.lines().all(|line| line.chars().count() <= 80), "{narrow}");
         assert!(narrow.contains("CPU %") && narrow.contains("1 MiB / 64 MiB") && narrow.contains("PIDS"), "{narrow}");
         assert_eq!(redrawn("a\nb\n"), "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J");
-    }
-
-    #[test]
-    fn traffic_without_loopback() {
-        let text = "Inter-|   Receive                                                |  Transmit\n face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n    lo:     999       1    0    0    0     0          0         0      999       1    0    0    0     0       0          0\n  eth0:    1200      10    0    0    0     0          0         0      340       4    0    0    0     0       0          0\n";
-        assert_eq!(parse_traffic(text), (1200, 340));
     }
 }

@@ -1,21 +1,19 @@
-//! What `--gpus` becomes: the way in that this host has, and everything that it changes in a container.
-
-use std::path::Path;
+//! Explains `--gpus`: the injection method of this host, and its edits to the container.
 
 use oci_spec::runtime::Spec;
 
 use super::{Explained, File};
 use crate::gpu::usage::Share;
-use crate::gpu::{Edits, gib};
+use crate::gpu::{self, Edits, gib};
 
-/// Explains what a launch would be given right now.
+/// Explains the edits that a launch would make now.
 #[must_use]
-pub fn explain_gpus(edits: &Edits) -> Explained {
+pub(crate) fn explain_gpus(edits: &Edits) -> Explained {
     let mut one = Explained::new("--gpus");
     for hook in &edits.hooks {
-        let words =
+        let argv =
             [&[hook.command.path.display().to_string()], hook.command.args.get(1..).unwrap_or_default()].concat();
-        one.oci.push(format!("hooks.{}: {}", hook.stage.key(), words.join(" ")));
+        one.oci.push(format!("hooks.{}: {}", hook.stage.key(), argv.join(" ")));
     }
     one.oci.extend(edits.env.iter().map(|(name, value)| format!("process.env: {name}={value}")));
     one.oci.extend(edits.default_env.iter().map(|(name, value)| format!("process.env, if unset: {name}={value}")));
@@ -35,20 +33,22 @@ pub fn explain_gpus(edits: &Edits) -> Explained {
     one
 }
 
-/// Explains what a container has: its OCI spec, how its GPUs came in, and what it does with them right now.
+/// Explains the GPUs of a container: its OCI spec, the injection method, and its current use of the GPUs.
 #[must_use]
-pub fn explain_given(spec: Option<&Spec>, by: Option<&str>, shares: &[Share]) -> Explained {
+pub(crate) fn explain_given(spec: Option<&Spec>, by: Option<&str>, shares: &[Share]) -> Explained {
     let mut one = Explained::new("--gpus");
     let env = spec.and_then(|spec| spec.process().as_ref()?.env().as_ref());
-    let about_gpus = |entry: &&String| entry.starts_with("NVIDIA_") || entry.starts_with("CUDA_DEVICE_ORDER=");
-    one.oci.extend(env.into_iter().flatten().filter(about_gpus).map(|entry| format!("process.env: {entry}")));
+    one.oci.extend(
+        env.into_iter()
+            .flatten()
+            .filter(|entry| gpu::owns_variable(entry))
+            .map(|entry| format!("process.env: {entry}")),
+    );
     let linux = spec.and_then(|spec| spec.linux().as_ref());
     let rules = linux.and_then(|linux| linux.resources().as_ref()?.devices().as_ref());
-    // Others were asked for by `--device`.
-    let is_gpus =
-        |path: &Path| ["/dev/nvidia", "/dev/dri/"].iter().any(|start| path.to_string_lossy().starts_with(start));
     let devices = linux.and_then(|linux| linux.devices().as_ref()).into_iter().flatten();
-    for device in devices.filter(|device| is_gpus(device.path())) {
+    // Other devices come from `--device`.
+    for device in devices.filter(|device| gpu::owns_node(device.path())) {
         let (major, minor) = (device.major(), device.minor());
         let rule = rules.into_iter().flatten().find(|rule| (rule.major(), rule.minor()) == (Some(major), Some(minor)));
         let access = rule.and_then(|rule| rule.access().as_deref()).unwrap_or("rwm");
@@ -57,9 +57,13 @@ pub fn explain_given(spec: Option<&Spec>, by: Option<&str>, shares: &[Share]) ->
     }
     one.now.extend(by.map(str::to_owned));
     for share in shares {
-        let busy =
-            share.utilization.map_or_else(String::new, |percent| format!("; all its users keep it {percent} % busy"));
-        one.now.push(format!("{} of GPU {}'s memory is this container's{busy}", gib(share.memory), share.index));
+        let busy = share.utilization.map_or_else(String::new, |percent| {
+            format!(
+                "; its utilization by all users is \
+                                                                          {percent} %"
+            )
+        });
+        one.now.push(format!("this container uses {} of the memory of GPU {}{busy}", gib(share.memory), share.index));
     }
     one
 }

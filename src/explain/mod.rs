@@ -1,85 +1,27 @@
-//! What the flags become: OCI field, cgroup file under both versions, value, the kernel's answer, what it does right now, and why.
+//! Explains flags: the OCI field, the cgroup file and value in both versions, the value in the kernel, the current
+//! effect, and the reason.
 //!
-//! Data only; how it looks is the command line's. Nothing here changes anything.
+//! The module returns data only and changes nothing. The command line formats the output.
 
+mod explained;
 mod gpus;
 mod process;
 mod topics;
 mod tree;
 
-use serde::Serialize;
-
-pub use gpus::{explain_given, explain_gpus};
-pub use process::{ProcessLimits, explain_process};
-pub use topics::{TOPICS, Topic, topic};
-pub use tree::{Device, MountPoint, Namespace, Tree, tree};
+use explained::entry;
+pub(crate) use explained::{Explained, File, Kernel};
+pub(crate) use gpus::{explain_given, explain_gpus};
+pub(crate) use process::{ProcessLimits, explain_process};
+pub(crate) use topics::TOPICS;
+pub(crate) use tree::{Group, MountPoint, Tree, tree};
 
 use crate::cgroup::{self, OnlyOn, Stats, Version};
 use crate::spec::Limits;
 
-/// One file that a flag is written to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct File {
-    /// `v1` or `v2`; `any` for what is no file of a cgroup.
-    pub version: &'static str,
-    /// Below the controller's mount and the container's cgroup; with the controller's name in front under version 1.
-    pub file: String,
-    pub value: String,
-}
-
-/// What the kernel holds for a running container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Kernel {
-    pub path: String,
-    pub value: String,
-    pub effective: String,
-    /// The ancestor's file that binds, where one is tighter.
-    pub binding: Option<String>,
-    /// Whether it is what was asked for; `false`: something else has written it since.
-    pub holds: bool,
-}
-
-/// One flag, explained.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Explained {
-    pub flag: &'static str,
-    /// Places in the OCI runtime specification, and the values there.
-    pub oci: Vec<String>,
-    /// Of both versions, as far as they have it.
-    pub files: Vec<File>,
-    /// Of a running container.
-    pub kernel: Vec<Kernel>,
-    /// What it does right now, in words.
-    pub now: Vec<String>,
-    /// The lines that do by hand what gpurun does, for this host's version.
-    pub by_hand: Vec<String>,
-    /// Why this host cannot do it, if it cannot.
-    pub refused: Option<String>,
-    pub why: &'static str,
-    pub source: &'static str,
-}
-
-impl Explained {
-    /// With what its topic says.
-    fn new(flag: &'static str) -> Self {
-        let (why, source) = topic(flag).map_or(("", ""), |topic| (topic.why, topic.source));
-        Self {
-            flag,
-            oci: Vec::new(),
-            files: Vec::new(),
-            kernel: Vec::new(),
-            now: Vec::new(),
-            by_hand: Vec::new(),
-            refused: None,
-            why,
-            source,
-        }
-    }
-}
-
-/// Explains limits on a host of this version; `path` is the container's cgroup (`/gpurun/ID`).
+/// Explains limits on a host with the cgroup version `here`. `path` is the container's cgroup (`/gpurun/ID`).
 #[must_use]
-pub fn explain(limits: &Limits, here: Version, path: &str) -> Vec<Explained> {
+pub(crate) fn explain(limits: &Limits, here: Version, path: &str) -> Vec<Explained> {
     let mut all: Vec<Explained> = Vec::new();
     for version in [Version::V2, Version::V1] {
         let (limits, refused) = without_refused(limits, version);
@@ -110,24 +52,21 @@ pub fn explain(limits: &Limits, here: Version, path: &str) -> Vec<Explained> {
             entry.files.push(File { version: name, file, value: setting.value });
         }
     }
+    if let (Some(quota), Some(period)) = (limits.cpu_quota_us, limits.cpu_period_us)
+        && let Some(cpus) = all.iter_mut().find(|one| one.flag == "--cpus")
+    {
+        cpus.why = format!("{} {}", topics::cpu_time(quota, period), topics::CPUS_REST);
+    }
     sort(&mut all);
     all
 }
 
-/// Puts them in the order in which the topics are told.
-pub fn sort(all: &mut [Explained]) {
+/// Sorts the explanations in the order of [`TOPICS`].
+pub(crate) fn sort(all: &mut [Explained]) {
     all.sort_by_key(|one| TOPICS.iter().position(|topic| topic.flag == one.flag));
 }
 
-fn entry<'a>(all: &'a mut Vec<Explained>, flag: &'static str) -> &'a mut Explained {
-    let index = all.iter().position(|one| one.flag == flag).unwrap_or_else(|| {
-        all.push(Explained::new(flag));
-        all.len() - 1
-    });
-    &mut all[index]
-}
-
-/// The limits that a version has, and those that it has not.
+/// Splits the limits into those that a cgroup version supports and those that it does not.
 fn without_refused(limits: &Limits, version: Version) -> (Limits, Vec<OnlyOn>) {
     let (mut limits, mut refused) = (limits.clone(), Vec::new());
     while let Err(only) = cgroup::settings(&limits, version) {
@@ -147,8 +86,8 @@ fn quoted(value: &str) -> String {
     if value.contains(' ') { format!("'{value}'") } else { value.to_owned() }
 }
 
-/// Adds what the kernel holds and what the limits do right now.
-pub fn add_kernel(all: &mut [Explained], rows: &[cgroup::Verified], stats: &Stats) {
+/// Adds the values in the kernel and the current effect of each limit.
+pub(crate) fn add_kernel(all: &mut [Explained], rows: &[cgroup::Verified], stats: &Stats) {
     for row in rows {
         if let Some(one) = all.iter_mut().find(|one| one.flag == row.flag) {
             one.kernel.push(Kernel {
@@ -165,21 +104,21 @@ pub fn add_kernel(all: &mut [Explained], rows: &[cgroup::Verified], stats: &Stat
     }
 }
 
-/// What a limit does right now, from a sample.
+/// Describes the current effect of a limit, from one sample.
 fn now(flag: &str, stats: &Stats) -> Vec<String> {
     let size = |bytes: Option<u64>| bytes.map_or_else(|| "?".into(), crate::units::format_memory);
     let mut lines = Vec::new();
     match flag {
         "--memory" => {
             lines.push(format!(
-                "{} used, {} with idle page cache, {} at most so far",
+                "{} used, {} including idle page cache, peak {}",
                 size(stats.memory_used),
                 size(stats.memory_current),
                 size(stats.memory_peak)
             ));
             let times = |count: Option<u64>| count.map_or_else(|| "?".into(), |count| count.to_string());
             lines.push(format!(
-                "the limit was met {} times, {} processes were killed for it",
+                "the limit was reached {} times, and {} processes were killed",
                 times(stats.events.memory_max),
                 times(stats.events.oom_kill)
             ));
@@ -188,13 +127,13 @@ fn now(flag: &str, stats: &Stats) -> Vec<String> {
         "--memory-swap" => lines.push(format!("{} swapped out", size(stats.swap_current))),
         "--memory-high" => {
             let times = stats.events.memory_high.unwrap_or(0);
-            lines.push(format!("passed {times} times"));
+            lines.push(format!("exceeded {times} times"));
             lines.extend(pressure("memory", stats.memory_pressure));
         }
         "--cpus" | "--cpu-quota" | "--cpu-period" => {
             if let (Some(periods), Some(throttled)) = (stats.cpu_periods, stats.cpu_throttled_periods) {
                 let milliseconds = stats.cpu_throttled_us.unwrap_or(0) / 1000;
-                lines.push(format!("throttled in {throttled} of {periods} periods, for {milliseconds} ms in all"));
+                lines.push(format!("throttled in {throttled} of {periods} periods, for {milliseconds} ms in total"));
             }
             lines.extend(pressure("CPU", stats.cpu_pressure));
         }
@@ -250,6 +189,26 @@ mod tests {
         let on_v1 = explain(&limits(), Version::V1, "/gpurun/ID");
         let high = on_v1.iter().find(|one| one.flag == "--memory-high").unwrap();
         assert_eq!(high.refused.as_deref(), Some("needs cgroup v2"));
+    }
+
+    #[test]
+    fn cpus_are_explained_with_the_number_that_was_asked_for() {
+        let why = |quota| {
+            let limits = Limits { cpu_quota_us: Some(quota), cpu_period_us: Some(100_000), ..Limits::default() };
+            explain(&limits, Version::V2, "/x").remove(0).why
+        };
+        assert!(
+            why(150_000).starts_with("CPU time per period: 1.5 CPUs are 150 ms in each 100 ms"),
+            "{}",
+            why(150_000)
+        );
+        assert!(why(150_000).contains("8 busy threads on 8 CPUs use that up in 18.75 ms"), "{}", why(150_000));
+        assert!(why(30_000).starts_with("CPU time per period: 0.3 CPUs are 30 ms in each 100 ms"), "{}", why(30_000));
+        let many = why(1_600_000);
+        assert!(
+            many.contains("16 CPUs are 1600 ms") && many.contains("32 busy threads on 32 CPUs use that up in 50 ms"),
+            "{many}"
+        );
     }
 
     #[test]

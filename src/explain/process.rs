@@ -1,29 +1,30 @@
-//! The limits of `run` that are no files of the container's cgroup: what they become.
+//! Explains the limits of `run` that are not files of the container's cgroup.
 
-use super::{Explained, File, entry};
+use super::explained::entry;
+use super::{Explained, File};
 use crate::cgroup::Version;
 use crate::request::Ulimit;
 
-/// What was asked for; nothing is an empty one.
+/// The requested limits. The default has none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ProcessLimits {
-    /// Bytes.
+pub(crate) struct ProcessLimits {
+    /// In bytes.
     pub shm_size: Option<u64>,
     pub ulimits: Vec<Ulimit>,
     pub oom_score_adj: Option<i32>,
-    /// Absolute path of a cgroup.
+    /// The absolute path of a cgroup.
     pub cgroup_parent: Option<String>,
 }
 
-/// Explains them; `id` is the container's.
+/// Explains the limits of the container `id`.
 #[must_use]
-pub fn explain_process(asked: &ProcessLimits, here: Version, id: &str) -> Vec<Explained> {
+pub(crate) fn explain_process(asked: &ProcessLimits, here: Version, id: &str) -> Vec<Explained> {
     let mut all = Vec::new();
     if let Some(parent) = &asked.cgroup_parent {
         let one = entry(&mut all, "--cgroup-parent");
         one.oci.push("linux.cgroupsPath".into());
         one.files.push(file("v2", format!("{parent}/{id}"), "a directory"));
-        one.files.push(file("v1", format!("CONTROLLER{parent}/{id}"), "a directory each"));
+        one.files.push(file("v1", format!("CONTROLLER{parent}/{id}"), "one directory each"));
         one.by_hand.push(match here {
             Version::V2 => format!("mkdir -p /sys/fs/cgroup{parent}/{id}"),
             Version::V1 => format!("for c in /sys/fs/cgroup/*; do mkdir -p $c{parent}/{id}; done"),
@@ -40,7 +41,7 @@ pub fn explain_process(asked: &ProcessLimits, here: Version, id: &str) -> Vec<Ex
         let (soft, hard) = (number(*soft), number(*hard));
         let one = entry(&mut all, "--ulimit");
         one.oci.push(format!("process.rlimits: RLIMIT_{}", name.to_ascii_uppercase()));
-        one.files.push(file("any", "/proc/PID/limits".into(), &format!("{name} {soft}, at most {hard}")));
+        one.files.push(file("any", "/proc/PID/limits".into(), &format!("{name} {soft} (hard limit {hard})")));
         one.by_hand.push(format!("prlimit --{name}={soft}:{hard} COMMAND"));
     }
     if let Some(score) = asked.oom_score_adj {

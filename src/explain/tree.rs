@@ -1,4 +1,5 @@
-//! A container's place on the host: its cgroup with every ancestor, its namespaces, mounts and devices. Readers take a root directory.
+//! A container as the host sees it: its cgroup with all ancestors, its namespaces, mounts and devices. The functions
+//! take the host's root directory.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,10 +8,11 @@ use std::path::Path;
 
 use serde::Serialize;
 
-/// Everything about one container.
+/// The host's view of one container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Tree {
-    /// Cgroups from the root of the hierarchy down to the container's and those below: path, processes, and the limits that are set there.
+pub(crate) struct Tree {
+    /// The cgroups from the root of the hierarchy down to the container's cgroup and its descendants, with their
+    /// processes and limits.
     pub cgroups: Vec<Group>,
     pub namespaces: Vec<Namespace>,
     pub mounts: Vec<MountPoint>,
@@ -18,26 +20,27 @@ pub struct Tree {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Group {
+pub(crate) struct Group {
     pub path: String,
-    /// How deep below the hierarchy's root.
+    /// The number of levels below the root of the hierarchy.
     pub depth: usize,
-    /// Host pid and name of each process directly in it; for the container's own groups alone.
+    /// The host PID and name of each process directly in the cgroup. Filled in only for the container's cgroup and its
+    /// descendants.
     pub processes: Vec<(i32, String)>,
-    /// File and value of what is limited.
+    /// The files with a limit, and their values.
     pub limits: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Namespace {
+pub(crate) struct Namespace {
     pub kind: String,
     pub inode: u64,
-    /// Whether it is the one that gpurun itself is in.
+    /// Whether gpurun itself is in the same namespace.
     pub shared: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct MountPoint {
+pub(crate) struct MountPoint {
     pub point: String,
     pub kind: String,
     pub source: String,
@@ -45,13 +48,13 @@ pub struct MountPoint {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Device {
+pub(crate) struct Device {
     pub path: String,
     pub major: u64,
     pub minor: u64,
 }
 
-/// Files whose values say that something is limited, and the value that says nothing.
+/// Files that hold a limit, and the values that mean no limit.
 const LIMITS: [(&str, &[&str]); 9] = [
     ("memory.max", &["max"]),
     ("memory.high", &["max"]),
@@ -64,8 +67,9 @@ const LIMITS: [(&str, &[&str]); 9] = [
     ("cpu.cfs_quota_us", &["-1"]),
 ];
 
-/// Reads the tree of the container whose pid 1 is `pid` and whose cgroup has these directories, below `mount`s.
-pub fn tree(root: &Path, pid: i32, dirs: &[(std::path::PathBuf, std::path::PathBuf)]) -> io::Result<Tree> {
+/// Reads the tree of a container. `pid` is its PID 1. `dirs` holds its cgroup directories, each with the mount point of
+/// its hierarchy.
+pub(crate) fn tree(root: &Path, pid: i32, dirs: &[(std::path::PathBuf, std::path::PathBuf)]) -> io::Result<Tree> {
     let process = root.join(format!("proc/{pid}"));
     let mut cgroups = Vec::new();
     for (mount, dir) in dirs {
@@ -119,7 +123,8 @@ fn group(dir: &Path, depth: usize, with_processes: bool) -> Group {
     }
 }
 
-/// Of a process, compared with our own (namespaces(7): the link's text names kind and inode).
+/// The namespaces of a process, compared with gpurun's own. The text of each link names the kind and the inode: see
+/// namespaces(7).
 fn namespaces(host: &Path, process: &Path) -> io::Result<Vec<Namespace>> {
     let inode = |base: &Path, kind: &str| -> io::Result<u64> {
         let link = fs::read_link(base.join("ns").join(kind))?;
@@ -136,7 +141,7 @@ fn namespaces(host: &Path, process: &Path) -> io::Result<Vec<Namespace>> {
         .collect()
 }
 
-/// A line of proc_pid_mountinfo(5).
+/// Parses a line of proc_pid_mountinfo(5).
 fn mount_point(line: &str) -> Option<MountPoint> {
     let (before, after) = line.split_once(" - ")?;
     let mut before = before.split(' ').skip(4);
@@ -158,7 +163,7 @@ fn devices(dev: &Path) -> Vec<Device> {
         .flatten()
         .flatten()
         .filter_map(|entry| {
-            // Never through a link: the container may have made it.
+            // Do not follow a link, because the container may have made it.
             let node = entry.metadata().ok()?;
             let kind = node.file_type();
             (kind.is_char_device() || kind.is_block_device()).then(|| Device {

@@ -1,4 +1,5 @@
-//! hooks.d 1.0.0, and its forerunner 0.1.0 as podman reads it: read, check, and match.
+//! Hook definitions: reading, checking and matching files in the hooks.d format 1.0.0, and in its predecessor 0.1.0 as
+//! podman reads it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,15 +8,29 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 use serde::Deserialize;
 
-use super::Chosen;
 use crate::report::Explain;
 use crate::spec::Stage;
 
-/// The host's own directories, in order of rising precedence (oci-hooks(5)).
-pub const HOST_DIRS: [&str; 2] = ["/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d"];
+/// Time limit for a hook that sets no `timeout`.
+pub(crate) const DEFAULT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(120);
 
-/// The definitions that gpurun brings along, so that a single binary is enough.
+/// A hook that was selected for a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Chosen {
+    /// The name for error messages: the definition's file name without `.json`.
+    pub name: String,
+    pub stage: Stage,
+    pub command: Command,
+}
+
+/// The host's directories, in order of increasing precedence (oci-hooks(5)).
+pub(crate) const HOST_DIRS: [&str; 2] = ["/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d"];
+
+/// The definitions that are built into gpurun, so that a single binary is enough.
 const BUILTIN: [(&str, &str); 1] = [("50-nvidia-prestart.json", include_str!("../../hooks/50-nvidia-prestart.json"))];
+
+/// Larger files are rejected.
+const MAX_SIZE: u64 = 1 << 20;
 
 const ALL_STAGES: [Stage; 6] = [
     Stage::Prestart,
@@ -26,12 +41,12 @@ const ALL_STAGES: [Stage; 6] = [
     Stage::Poststop,
 ];
 
-/// What a hook runs.
+/// The command of a hook.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Command {
-    /// Absolute, on the host.
+    /// Absolute path on the host.
     pub path: PathBuf,
-    /// With the program's own name first; may be empty.
+    /// The argument vector, including the program's own name. It may be empty.
     #[serde(default)]
     pub args: Vec<String>,
     #[serde(default)]
@@ -45,7 +60,7 @@ pub struct Command {
 pub struct Definition {
     /// File name without `.json`.
     pub name: String,
-    /// Where it was read; `None` for a built-in one.
+    /// The file that it was read from. `None` for a built-in definition.
     pub file: Option<PathBuf>,
     pub command: Command,
     pub stages: Vec<Stage>,
@@ -58,11 +73,11 @@ struct When {
     annotations: Vec<(Regex, Regex)>,
     commands: Vec<Regex>,
     has_bind_mounts: Option<bool>,
-    /// One that holds is enough (0.1.0); otherwise all that are set must.
+    /// Whether one condition that holds is enough (version 0.1.0). Otherwise all conditions that are set must hold.
     any: bool,
 }
 
-/// What the conditions are asked about.
+/// The properties of a container that the conditions refer to.
 #[derive(Debug, Clone, Default)]
 pub struct Circumstances<'a> {
     pub annotations: &'a [(String, String)],
@@ -77,34 +92,49 @@ pub enum DefinitionError {
     Directory { path: PathBuf, source: io::Error },
     #[error("cannot read the hook definition `{file}`")]
     Read { file: String, source: io::Error },
-    #[error("the hook definition `{file}` is not valid JSON of the hooks.d format")]
+    #[error("cannot use the hook definition `{file}`: it is not valid JSON in the hooks.d format")]
     Json { file: String, source: serde_json::Error },
-    #[error("the hook definition `{file}` has version `{version}`, only `1.0.0` and `0.1.0` are known")]
+    #[error(
+        "cannot use the hook definition `{file}`: its version is `{version}`, and only `1.0.0` and `0.1.0` are \
+             supported"
+    )]
     Version { file: String, version: String },
-    #[error("the hook definition `{file}` names the unknown stage `{stage}`")]
+    #[error("cannot use the hook definition `{file}`: it names the unknown stage `{stage}`")]
     Stage { file: String, stage: String },
-    #[error("the hook definition `{file}` names no stage")]
+    #[error("cannot use the hook definition `{file}`: it names no stage")]
     NoStage { file: String },
-    #[error("the hook definition `{file}` has no condition under `when`")]
+    #[error("cannot use the hook definition `{file}`: it has no condition under `when`")]
     NoCondition { file: String },
-    #[error("the hook definition `{file}` holds the pattern `{pattern}`, which is not a regular expression")]
+    #[error("cannot use the hook definition `{file}`: its pattern `{pattern}` is not a regular expression")]
     Pattern { file: String, pattern: String, source: Box<regex::Error> },
-    #[error("the hook definition `{file}` names the program `{}`, which is not an absolute path", .path.display())]
+    #[error("cannot use the hook definition `{file}`: its program `{}` is not an absolute path", .path.display())]
     Relative { file: String, path: PathBuf },
-    #[error("the hook definition `{file}` names the program `{}`, which is not there", .path.display())]
+    #[error("cannot use the hook definition `{file}`: its command contains a NUL character")]
+    Nul { file: String },
+    #[error("cannot use the hook definition `{file}`: its environment entry `{entry}` is not `NAME=VALUE`")]
+    Env { file: String, entry: String },
+    #[error("cannot use the hook definition `{file}`: {why}")]
+    Untrusted { file: String, path: PathBuf, why: String },
+    #[error("cannot use the hook definition `{file}`: its program `{}` does not exist", .path.display())]
     NoProgram { file: String, path: PathBuf },
 }
 
 impl Explain for DefinitionError {
     fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Directory { .. } => "give `--hooks-dir` a directory with hook definitions (*.json)".into(),
+            Self::Directory { .. } => "name a directory with hook definitions (*.json) with `--hooks-dir DIR`".into(),
             Self::NoProgram { file, .. } => {
                 format!(
-                    "install the program, or put an empty stand-in of the same file name in `/etc/containers/oci/hooks.d` for `{file}`"
+                    "install the program, or disable `{file}` with an empty file of the same name in \
+                     `/etc/containers/oci/hooks.d`"
                 )
             }
-            _ => "the format is described in oci-hooks(5); version 1.0.0 is read, and the older 0.1.0".into(),
+            Self::Untrusted { path, .. } => {
+                format!("hooks run as root: `chown root:root {0}` and `chmod go-w {0}`", path.display())
+            }
+            _ => {
+                "correct the file; oci-hooks(5) describes the format (gpurun reads the versions 1.0.0 and 0.1.0)".into()
+            }
         })
     }
 }
@@ -136,8 +166,8 @@ struct RawWhen {
     any: bool,
 }
 
-/// Version 0.1.0 (podman's pkg/hooks/0.1.0): what has one value may be written in the singular, annotations are patterns of values alone, and
-/// a definition without a condition is valid and never applies.
+/// Version 0.1.0 (podman's pkg/hooks/0.1.0). Fields may have a singular name, annotation patterns match values only,
+/// and a definition without conditions is valid but never applies.
 #[derive(Deserialize)]
 struct Old {
     hook: PathBuf,
@@ -175,7 +205,8 @@ impl From<Old> for Raw {
 }
 
 impl Definition {
-    /// Reads one definition; `file` is what errors and the hook's name are made of. The disk is not looked at.
+    /// Parses one definition. `file` is its file name, for error messages and the hook's name. Does not access the
+    /// disk.
     pub fn parse(file: &str, text: &str) -> Result<Self, DefinitionError> {
         let named = || file.to_owned();
         let json = |source| DefinitionError::Json { file: named(), source };
@@ -187,6 +218,7 @@ impl Definition {
         if !raw.hook.path.is_absolute() {
             return Err(DefinitionError::Relative { file: named(), path: raw.hook.path });
         }
+        check_command(file, &raw.hook)?;
         let stages = raw.stages.iter().map(|stage| parse_stage(file, stage)).collect::<Result<Vec<_>, _>>()?;
         if stages.is_empty() {
             return Err(DefinitionError::NoStage { file: named() });
@@ -218,7 +250,7 @@ impl Definition {
         Ok(Self { name, file: None, command: raw.hook, stages, when })
     }
 
-    /// Whether its conditions hold: each that is set must (oci-hooks(5), `when`), or in version 0.1.0 any of them.
+    /// Whether the conditions hold: all that are set (oci-hooks(5), `when`), or in version 0.1.0 any of them.
     #[must_use]
     pub fn matches(&self, about: &Circumstances<'_>) -> bool {
         let when = &self.when;
@@ -232,6 +264,21 @@ impl Definition {
             set.push(when.commands.iter().any(|command| command.is_match(about.command)));
         }
         if when.any { set.contains(&true) } else { !set.contains(&false) }
+    }
+}
+
+/// Rejects strings that execve(2) cannot take. They would otherwise cause a panic, or a bare EINVAL far from the file
+/// that contains them.
+fn check_command(file: &str, command: &Command) -> Result<(), DefinitionError> {
+    let path = command.path.to_string_lossy();
+    let mut texts = command.args.iter().chain(&command.env).map(String::as_str).chain([&*path]);
+    if texts.any(|text| text.contains('\0')) {
+        return Err(DefinitionError::Nul { file: file.to_owned() });
+    }
+    let is_pair = |entry: &&String| entry.split_once('=').is_some_and(|(name, _)| !name.is_empty());
+    match command.env.iter().find(|entry| !is_pair(entry)) {
+        Some(entry) => Err(DefinitionError::Env { file: file.to_owned(), entry: entry.clone() }),
+        None => Ok(()),
     }
 }
 
@@ -251,20 +298,22 @@ fn parse_stage(file: &str, text: &str) -> Result<Stage, DefinitionError> {
         .ok_or_else(|| DefinitionError::Stage { file: file.to_owned(), stage: text.to_owned() })
 }
 
-/// The definitions that are built in.
+/// Returns the built-in definitions.
 ///
 /// # Panics
 /// Never: they are constants, read in the tests.
 #[must_use]
-pub fn builtin() -> Vec<Definition> {
+pub(crate) fn builtin() -> Vec<Definition> {
     BUILTIN.iter().filter_map(|(file, text)| Definition::parse(file, text).ok()).collect()
 }
 
-/// The built-in definitions and those of `dirs`, sorted by file name; a later directory's file replaces an earlier one's of the same name.
+/// Returns the built-in definitions and those of `dirs`, sorted by file name. A file of a later directory replaces an
+/// earlier one of the same name.
 ///
-/// A directory that does not exist is passed over when `optional` says so for it (the host's own), and an error otherwise. A file of
-/// zero bytes takes a definition away. Whether the program exists is checked by [`matching`], for those that are really used.
-pub fn read_dirs(dirs: &[(PathBuf, Optional)]) -> Result<Vec<Definition>, DefinitionError> {
+/// A directory that does not exist is skipped if it is `optional` (the host's own), and is an error otherwise. A file
+/// of zero bytes removes a definition. [`matching`] checks whether the program exists, for the definitions that are
+/// used.
+pub(crate) fn read_dirs(dirs: &[(PathBuf, Optional)]) -> Result<Vec<Definition>, DefinitionError> {
     let mut found: BTreeMap<String, Option<Definition>> =
         builtin().into_iter().map(|definition| (format!("{}.json", definition.name), Some(definition))).collect();
     for (dir, optional) in dirs {
@@ -279,6 +328,7 @@ pub fn read_dirs(dirs: &[(PathBuf, Optional)]) -> Result<Vec<Definition>, Defini
             else {
                 continue;
             };
+            check_owner(&path.display().to_string(), dir)?;
             found.insert(name.to_owned(), read_file(&path)?);
         }
     }
@@ -286,11 +336,38 @@ pub fn read_dirs(dirs: &[(PathBuf, Optional)]) -> Result<Vec<Definition>, Defini
 }
 
 /// Whether a directory may be missing.
-pub type Optional = bool;
+pub(super) type Optional = bool;
+
+/// Rejects files and directories that a user other than root (or gpurun's own user) can change. A link counts as what it
+/// leads to: the directory that contains the link is checked as well.
+fn check_owner(file: &str, path: &Path) -> Result<(), DefinitionError> {
+    use std::os::unix::fs::MetadataExt;
+    // The next step reports a file that cannot be read.
+    let Ok(about) = std::fs::metadata(path) else { return Ok(()) };
+    let own = nix::unistd::geteuid().as_raw();
+    let why = if about.uid() != 0 && about.uid() != own {
+        format!("`{}` belongs to uid {}", path.display(), about.uid())
+    } else if about.mode() & 0o002 != 0 || (about.mode() & 0o020 != 0 && about.gid() != 0) {
+        format!("users other than root can write to `{}`", path.display())
+    } else {
+        return Ok(());
+    };
+    Err(DefinitionError::Untrusted { file: file.to_owned(), path: path.to_owned(), why })
+}
+
+/// Rejects anything but regular files. A read from a pipe or a device could block the launch, or never end.
+fn read_text(path: &Path) -> io::Result<String> {
+    let about = std::fs::metadata(path)?;
+    if !about.is_file() || about.len() > MAX_SIZE {
+        return Err(io::Error::other(format!("it is not a regular file of at most {MAX_SIZE} bytes")));
+    }
+    std::fs::read_to_string(path)
+}
 
 fn read_file(path: &Path) -> Result<Option<Definition>, DefinitionError> {
     let file = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|source| DefinitionError::Read { file: file.clone(), source })?;
+    check_owner(&file, path)?;
+    let text = read_text(path).map_err(|source| DefinitionError::Read { file: file.clone(), source })?;
     if text.is_empty() {
         return Ok(None);
     }
@@ -299,9 +376,10 @@ fn read_file(path: &Path) -> Result<Option<Definition>, DefinitionError> {
     Ok(Some(definition))
 }
 
-/// The hooks that a container gets, in the order in which they run. The program of each must be there; a built-in definition whose program
-/// is not stands back (who plans for it, as the gpu room does, looks in more places and has the better error).
-pub fn matching(definitions: &[Definition], about: &Circumstances<'_>) -> Result<Vec<Chosen>, DefinitionError> {
+/// Returns the hooks of a container in execution order. It is an error if the program of a hook does not exist, except
+/// for a built-in definition, which is skipped. A module that plans for such a hook itself, as `gpu` does, searches
+/// more directories and has the better error.
+pub(crate) fn matching(definitions: &[Definition], about: &Circumstances<'_>) -> Result<Vec<Chosen>, DefinitionError> {
     let mut chosen = Vec::new();
     for definition in definitions.iter().filter(|definition| definition.matches(about)) {
         if !definition.command.path.exists() {
@@ -309,6 +387,8 @@ pub fn matching(definitions: &[Definition], about: &Circumstances<'_>) -> Result
             let (file, path) = (file.display().to_string(), definition.command.path.clone());
             return Err(DefinitionError::NoProgram { file, path });
         }
+        let file = definition.file.as_ref().map_or(&*definition.name, |file| file.to_str().unwrap_or_default());
+        check_owner(file, &definition.command.path)?;
         chosen.extend(definition.stages.iter().map(|stage| Chosen {
             name: definition.name.clone(),
             stage: *stage,

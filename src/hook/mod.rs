@@ -1,50 +1,48 @@
-//! OCI hooks: which of them a container gets, and how each is run.
+//! OCI hooks: which hooks a container gets, and how each one runs.
 //!
-//! Definitions are JSON files in the hooks.d format 1.0.0 (oci-hooks(5) of containers/common). They come, in this order, from what is
-//! built into gpurun (`hooks/` of the project), from the host's directories, and from `--hooks-dir`; a later file replaces an earlier
-//! one of the same file name, so that an empty rule in `/etc` can switch one off. Among one stage they run in the order of file names.
+//! Definitions are JSON files in the hooks.d format 1.0.0 (oci-hooks(5) of containers/common). They are read in this
+//! order: those built into gpurun (`hooks/` of the project), those of the host's directories, and those of
+//! `--hooks-dir`. A later file replaces an earlier one of the same name, so that an empty file in `/etc` disables a
+//! definition. Within a stage, hooks run in the order of their file names. Hooks run as root, so a definition, its
+//! directory or a program that another user can change is an error.
 //!
-//! In the container's spec no hook stands by itself: each is wrapped in [`shim`], because libcontainer's own runner kills only the hook
-//! on a timeout (not its children), spawns a thread to keep the time, and reports neither the hook's name nor what it said.
+//! The container's spec runs every hook through [`shim`], because libcontainer's own runner has three shortcomings: on
+//! a timeout it kills only the hook and not its children, it spawns a thread to measure the time, and it reports
+//! neither the hook's name nor its output.
 //!
 //! ```text
-//! <report dir>/<stage>-<NN>-<name>.json    what the shim saw, one file for each hook that failed or said something
+//! <report dir>/<stage>-<NN>-<name>.json       the shim's report, one file for each hook that failed or wrote to stderr
+//! <report dir>/<stage>-<NN>-<name>.running    exists while the hook runs, for the notice of a waiting command
 //! ```
-//! The directory belongs to the container (below its run directory) and is removed with it. No locks: one writer per file.
+//! The directory belongs to the container (it is below the container's run directory) and is removed with it. It needs
+//! no locks, because each file has one writer.
 
 mod definition;
+#[cfg(test)]
+mod error_tests;
 mod nvidia;
 mod report;
-pub mod shim;
+pub(crate) mod shim;
 
 use std::path::{Path, PathBuf};
 
-pub use definition::{Circumstances, Command, Definition, DefinitionError, HOST_DIRS, builtin, matching, read_dirs};
-pub use nvidia::{PlainWords, explain as explain_nvidia};
-pub use report::{HookFailure, HookReport, Outcome, failures};
+pub use definition::Circumstances;
+pub use definition::Definition;
+pub(crate) use definition::{Chosen, DEFAULT_TIMEOUT};
+pub(crate) use definition::{Command, HOST_DIRS, builtin, matching, read_dirs};
+pub(crate) use report::{HookReport, Outcome, Running, failures, reports, running, shorten};
 
 use crate::spec::{HookEntry, Stage};
 
-/// A `PATH` for hooks that set none: nothing else of gpurun's own environment reaches them.
-pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The `PATH` of hooks that set none. They get nothing else of gpurun's own environment.
+pub(crate) const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// How long a hook may take that says nothing about it.
-pub const DEFAULT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(120);
-
-/// A hook that was chosen for a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chosen {
-    /// What errors call it: the definition's file name without `.json`.
-    pub name: String,
-    pub stage: Stage,
-    pub command: Command,
-}
-
-/// The chosen hooks as entries of the OCI spec, each behind `program hook-shim …`.
+/// Returns the selected hooks as entries of the OCI spec, each run through `program hook-shim …`.
 ///
-/// `program` is an executable gpurun (`/proc/self/exe` in the process that runs libcontainer). `report_dir` must exist by then.
+/// `program` is a gpurun executable (`/proc/self/exe` in the process that runs libcontainer). `report_dir` must exist
+/// when the hooks run.
 #[must_use]
-pub fn spec_entries(chosen: &[Chosen], program: &Path, report_dir: &Path) -> Vec<(Stage, HookEntry)> {
+pub(crate) fn spec_entries(chosen: &[Chosen], program: &Path, report_dir: &Path) -> Vec<(Stage, HookEntry)> {
     chosen
         .iter()
         .enumerate()

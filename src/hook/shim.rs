@@ -1,9 +1,11 @@
-//! `gpurun hook-shim`: runs one hook so that it can neither hang nor fail without a word.
+//! `gpurun hook-shim`: runs one hook so that it can neither hang nor fail silently.
 //!
-//! libcontainer starts the shim with the hook's environment and the container's state on stdin. The shim runs the hook in a process
-//! group of its own, in the bundle as working directory (as runc does), with that state on stdin (a memory file: a hook that never
-//! reads it blocks nobody), keeps the end of its stderr, and kills the whole group when the time is over, the hook failed, or whoever
-//! waits for it is gone (a killed supervisor must leave no hook behind). One thread, no signals handled.
+//! libcontainer starts the shim with the hook's environment and the container's state on stdin. The shim runs the hook
+//! in its own process group, with the bundle as working directory (as runc does) and the state on stdin. The state is
+//! in a memory file, so that a hook that never reads it blocks no writer. The shim keeps the end of the hook's stderr.
+//! It kills the hook and everything that the hook has started if the time limit passes, the hook fails, or the shim's
+//! parent ends: a killed supervisor must leave no hook behind. A process that a successful hook leaves running stays, as
+//! with other runtimes. The shim has one thread and handles no signals.
 
 use std::ffi::OsString;
 use std::io::{self, Read, Seek, Write};
@@ -20,35 +22,41 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getppid};
 
-use super::report::{HookReport, Outcome};
+use super::report::{self, HookReport, Outcome, Running};
 use super::{Chosen, DEFAULT_TIMEOUT};
 use crate::report::{EXIT_USAGE, Report, say};
 
 /// The subcommand's name.
-pub const SUBCOMMAND: &str = "hook-shim";
-/// How much of a hook's stderr is kept: its end.
-pub const KEPT_STDERR: usize = 64 << 10;
-/// A container state larger than this is not one.
+pub(crate) const SUBCOMMAND: &str = "hook-shim";
+/// How many bytes of the end of a hook's stderr are kept.
+pub(crate) const KEPT_STDERR: usize = 64 << 10;
+/// Upper limit of a hook's `timeout`, which may be any number. A longer one has no effect in practice, and would
+/// overflow the clock.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// Larger inputs are not a container state.
 const MAX_STATE: u64 = 4 << 20;
-/// Between two looks at a hook and at whoever waits for it.
+/// Interval between two checks of the hook and of the shim's parent.
 const TICK: Duration = Duration::from_millis(5);
 
-/// Everything the shim has to know.
+/// How long the processes of a failed hook may take to end after they are killed.
+const END: Duration = Duration::from_secs(2);
+
+/// The parameters of the shim.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shim {
+pub(crate) struct Shim {
     pub name: String,
     pub stage: String,
     pub timeout: Duration,
-    /// Where [`HookReport`] goes.
+    /// Destination of the [`HookReport`].
     pub report: Option<PathBuf>,
     pub path: PathBuf,
-    /// With the program's own name first.
+    /// The argument vector, including the program's own name.
     pub args: Vec<OsString>,
 }
 
-/// The command line for a hook, with `gpurun` as its first word.
+/// Returns the command line for a hook, starting with `gpurun`.
 #[must_use]
-pub fn arguments(hook: &Chosen, report: &Path) -> Vec<String> {
+pub(crate) fn arguments(hook: &Chosen, report: &Path) -> Vec<String> {
     let timeout = hook.command.timeout.unwrap_or(DEFAULT_TIMEOUT.as_secs());
     let mut line = vec![
         "gpurun".to_owned(),
@@ -63,25 +71,33 @@ pub fn arguments(hook: &Chosen, report: &Path) -> Vec<String> {
     line
 }
 
-/// What [`arguments`] wrote, from the words after the subcommand's name.
+/// Parses the command line of [`arguments`], from the arguments after the subcommand.
 #[must_use]
-pub fn parse(words: impl IntoIterator<Item = OsString>) -> Option<Shim> {
-    let mut words = words.into_iter();
-    let mut text = || words.next()?.into_string().ok();
+pub(crate) fn parse(argv: impl IntoIterator<Item = OsString>) -> Option<Shim> {
+    let mut argv = argv.into_iter();
+    let mut text = || argv.next()?.into_string().ok();
     let (name, stage, timeout) = (text()?, text()?, text()?.parse().ok()?);
-    let (report, path) = (PathBuf::from(words.next()?), PathBuf::from(words.next()?));
-    let mut args: Vec<OsString> = words.collect();
+    let (report, path) = (PathBuf::from(argv.next()?), PathBuf::from(argv.next()?));
+    let mut args: Vec<OsString> = argv.collect();
     if args.is_empty() {
         args.push(path.clone().into_os_string());
     }
-    Some(Shim { name, stage, timeout: Duration::from_secs(timeout), report: Some(report), path, args })
+    let timeout = Duration::from_secs(timeout).min(LONGEST);
+    Some(Shim { name, stage, timeout, report: Some(report), path, args })
 }
 
-/// The subcommand: words after `hook-shim` in, exit status out. Errors go to stderr, which libcontainer hands through.
+/// The subcommand. Takes the arguments after `hook-shim`, and returns the exit status. Errors go to stderr, which
+/// libcontainer passes on.
 #[must_use]
-pub fn main(words: impl IntoIterator<Item = OsString>) -> u8 {
-    let Some(shim) = parse(words) else {
-        say(&format!("error: `gpurun {SUBCOMMAND}` is for gpurun's own use"));
+pub(crate) fn main(argv: impl IntoIterator<Item = OsString>) -> u8 {
+    // libcontainer closes no descriptors before it starts a hook. The hook must not inherit them.
+    let _ = crate::sys::process::close_on_exec_from(3);
+    crate::sys::process::default_signals();
+    crate::sys::process::ignore_signal(libc::SIGPIPE);
+    // Processes that leave the hook's process group become children of the shim when their parent ends.
+    let _ = crate::sys::process::adopt_orphans();
+    let Some(shim) = parse(argv) else {
+        say(&format!("error: `gpurun {SUBCOMMAND}` is an internal command of gpurun"));
         return EXIT_USAGE;
     };
     let mut state = Vec::new();
@@ -111,11 +127,12 @@ fn exit_code(outcome: &Outcome) -> u8 {
 }
 
 impl Shim {
-    /// Runs the hook to its end, or to the end of its time, or of this process's parent.
+    /// Runs the hook until it ends, its time limit passes, or this process's parent ends.
     #[must_use]
-    pub fn run(&self, state: &[u8]) -> HookReport {
+    pub(crate) fn run(&self, state: &[u8]) -> HookReport {
         let (started, parent) = (Instant::now(), getppid());
         let mut stderr = Tail::default();
+        let _running = self.announce();
         let outcome = match self.spawn(state) {
             Err(error) => Outcome::CannotStart(error.to_string()),
             Ok((mut child, mut pipe)) => {
@@ -124,8 +141,11 @@ impl Shim {
                 if outcome != Outcome::Exit(0) {
                     kill_group(&child);
                 }
-                // Reaped only now: until here the zombie kept the group's number from being given to somebody else.
+                // Reap the hook only now. Until here, the zombie kept its process group number from being reused.
                 let _ = child.wait();
+                if outcome != Outcome::Exit(0) {
+                    crate::sys::process::kill_children(END);
+                }
                 stderr.drain(&mut pipe);
                 outcome
             }
@@ -151,12 +171,26 @@ impl Shim {
         }
         command.stdin(memory_file(state)?).stdout(Stdio::null()).stderr(writer).process_group(0);
         let child = command.spawn()?;
-        // `command` holds the pipe's other end: as long as it lives, the end of the hook's stderr would never come.
+        // `command` holds the other end of the pipe. While it exists, the hook's stderr never reaches its end.
         drop(command);
         Ok((child, reader))
     }
 
-    /// Writes the report where something went wrong or was said; an error here must not hide the hook's.
+    /// Tells a waiting command which hook is running. A hook of the container's own namespaces may be unable to reach
+    /// the directory, and then the command has no notice to print.
+    fn announce(&self) -> Option<Announced> {
+        let path = report::running_file(self.report.as_ref()?);
+        let running = Running {
+            hook: self.name.clone(),
+            stage: self.stage.clone(),
+            path: self.path.clone(),
+            timeout: self.timeout.as_secs(),
+        };
+        crate::durable::write_atomic_volatile(&path, &serde_json::to_vec(&running).ok()?).ok()?;
+        Some(Announced(path))
+    }
+
+    /// Writes the report if the hook failed or wrote to stderr. An error here must not hide the hook's.
     pub(super) fn keep(&self, report: &HookReport) {
         let Some(path) = &self.report else { return };
         if report.outcome == Outcome::Exit(0) && report.stderr.is_empty() {
@@ -167,12 +201,22 @@ impl Shim {
             .and_then(|bytes| crate::durable::write_atomic_volatile(path, &bytes));
         if let Err(error) = written {
             let path = path.display();
-            say(&format!("warning: what the hook `{}` said could not be kept in `{path}`: {error}", self.name));
+            say(&format!("warning: cannot store the output of the hook `{}` in `{path}`: {error}", self.name));
         }
     }
 }
 
-/// The state's bundle, where it is a directory that this process sees (a createContainer hook does not).
+/// The file that names the running hook. It exists as long as this value.
+struct Announced(PathBuf);
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Returns the bundle of the state, if it is a directory that is visible to this process. To a createContainer hook it
+/// is not.
 fn bundle(state: &[u8]) -> Option<PathBuf> {
     #[derive(serde::Deserialize)]
     struct State {
@@ -189,7 +233,8 @@ fn memory_file(bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Waits for the hook itself, without reaping it; a child of its that keeps stderr open keeps nobody waiting. `None`: the time is over.
+/// Waits for the hook itself, without reaping it. A child of the hook that keeps stderr open does not delay the return.
+/// `None`: the time limit passed.
 fn watch(child: &Child, pipe: &mut io::PipeReader, stderr: &mut Tail, end: Instant, parent: Pid) -> Option<Outcome> {
     let pid = Pid::from_raw(i32::try_from(child.id()).ok()?);
     loop {
@@ -217,10 +262,10 @@ fn watch(child: &Child, pipe: &mut io::PipeReader, stderr: &mut Tail, end: Insta
     }
 }
 
-/// Ends what the hook started: its process group, whose number is its pid (`process_group(0)`).
+/// Kills the hook's process group, whose number is the hook's pid (`process_group(0)`).
 fn kill_group(child: &Child) {
     if let Ok(group) = i32::try_from(child.id()) {
-        // ESRCH says that nobody is left.
+        // ESRCH means that the group is empty.
         let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
     }
 }
@@ -233,10 +278,11 @@ struct Tail {
 }
 
 impl Tail {
-    /// Takes what is there; false at the end of the stream.
+    /// Reads the available data. Returns false at the end of the stream.
     fn drain(&mut self, pipe: &mut io::PipeReader) -> bool {
         let mut buffer = [0; 16 << 10];
-        // Not for ever: one that writes faster than it is read must not outrun its time.
+        // The number of reads is limited, so that a hook that writes faster than the shim reads cannot evade its time
+        // limit.
         for _ in 0..64 {
             match pipe.read(&mut buffer) {
                 Ok(0) => return false,
@@ -265,7 +311,7 @@ impl Tail {
     fn into_text(mut self) -> String {
         self.shorten();
         let text = String::from_utf8_lossy(&self.bytes);
-        // Terminal control sequences of a hook have no business on a person's terminal.
+        // Remove the hook's terminal control sequences, because the text is printed to the caller's terminal.
         let clean: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
         if self.cut { format!("[…]\n{clean}") } else { clean }
     }

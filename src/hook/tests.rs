@@ -47,7 +47,7 @@ fn a_hook_gets_arguments_state_and_the_bundle() {
 }
 
 #[test]
-fn endings_are_told_apart() {
+fn outcomes_are_distinguished() {
     let dir = tempfile::tempdir().unwrap();
     let cases = [
         ("ok", "exit 0", Outcome::Exit(0)),
@@ -70,7 +70,8 @@ fn endings_are_told_apart() {
     }
     let gone = shim(&dir.path().join("gone"), LONG).run(b"{}").failure().unwrap();
     assert!(gone.to_string().contains("could not be started: No such file"), "{gone}");
-    // A hook that went well may leave a daemon, which keeps stderr open and holds nobody up; the test's own is ended here.
+    // A hook that succeeds may leave a daemon that keeps stderr open, and the shim does not wait for it. The test ends
+    // its own daemon here.
     let daemon: i32 = std::fs::read_to_string(dir.path().join("pid")).unwrap().trim().parse().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon), nix::sys::signal::Signal::SIGKILL).unwrap();
 }
@@ -87,7 +88,7 @@ fn the_end_of_the_time_takes_the_whole_group() {
     assert!(started.elapsed() >= Duration::from_millis(600));
     assert_eq!(report.last_line(), "started");
     let child: i32 = std::fs::read_to_string(pids).unwrap().trim().parse().unwrap();
-    // SIGKILL was sent to the group; the orphan is reaped by whoever adopts it, and until then it is a zombie.
+    // The group received SIGKILL. The orphan remains a zombie until the process that adopts it reaps it.
     let end = Instant::now() + LONG;
     loop {
         match std::fs::read_to_string(format!("/proc/{child}/stat")) {
@@ -116,7 +117,39 @@ fn stderr_is_bounded_and_its_end_kept() {
 }
 
 #[test]
-fn a_large_state_blocks_nobody() {
+fn a_long_line_is_shortened_and_its_ends_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let body = "printf 'nvidia-container-cli: initialization error: nvml error: driver/library version mismatch' >&2; i=0; while [ $i -lt 800 ]; do printf '%050d' 0 >&2; i=$((i+1)); done; printf 'the end' >&2; exit 1";
+    let hook = script(dir.path(), "long", body);
+    let report = shim(&hook, LONG).run(b"{}");
+    assert!(report.stderr.len() > 40_000);
+    let report = Report::from(report.failure().unwrap());
+    assert!(report.message.len() < 2000 && report.message.ends_with("the end"), "{}", report.message);
+    assert!(report.message.contains("characters…"), "{}", report.message);
+    assert!(report.hint.unwrap().contains("reboot"), "the whole text is searched for what is known");
+    assert_eq!(shorten("as it is"), "as it is");
+}
+
+#[test]
+fn no_timeout_is_too_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let chosen = Chosen {
+        name: "x".into(),
+        stage: crate::spec::Stage::Prestart,
+        command: Command {
+            path: script(dir.path(), "ok", "exit 0"),
+            args: vec![],
+            env: vec![],
+            timeout: Some(u64::MAX),
+        },
+    };
+    let argv = shim::arguments(&chosen, &dir.path().join("report"));
+    let shim = shim::parse(argv[2..].iter().map(Into::into)).unwrap();
+    assert_eq!(shim.run(b"{}").outcome, Outcome::Exit(0));
+}
+
+#[test]
+fn a_large_state_does_not_block() {
     let dir = tempfile::tempdir().unwrap();
     let hook = script(dir.path(), "deaf", "exit 0");
     let report = shim(&hook, LONG).run(&vec![b' '; 2 << 20]);
@@ -153,7 +186,7 @@ fn a_report_is_kept_and_found_again() {
 }
 
 #[test]
-fn nvidias_words_are_understood() {
+fn nvidias_messages_are_recognized() {
     let cases = [
         ("nvidia-container-cli: initialization error: nvml error: driver/library version mismatch", "upgraded"),
         ("nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so.1: x", "not installed"),
@@ -169,26 +202,49 @@ fn nvidias_words_are_understood() {
         ),
         (
             "invoking the NVIDIA Container Runtime Hook directly (e.g. specifying the docker --gpus flag) is not supported.",
-            "set to CDI",
+            "configured for CDI",
         ),
         (
             "nvidia-container-cli: mount error: file creation failed: /x/usr/lib/libcuda.so.1: file exists",
-            "carries files of a driver",
+            "contains driver files",
         ),
-        ("nvidia-container-cli: detection error: nvml error: unknown error", "does not answer"),
+        ("nvidia-container-cli: detection error: nvml error: unknown error", "no longer responds"),
         ("nvidia-container-cli: container error: cgroup subsystem devices not found", "too old"),
         ("nvidia-container-cli: initialization error: nvml error: driver not loaded", "not loaded"),
         ("nvidia-container-cli: initialization error: nvml error: insufficient permissions", "not allowed"),
         ("nvidia-container-cli: ldcache error: open failed: /sbin/ldconfig.real: no such file", "library cache"),
         ("nvidia: unresolvable CDI devices nvidia.com/gpu=7", "CDI file"),
+        // As written by the programs of version 1.20. Messages of the hook itself do not contain its name.
+        ("nvidia-container-cli: initialization error: nvml error: unknown error", "no longer responds"),
+        ("unsupported capabilities found in 'video' (allowed '')", "does not allow"),
+        ("cannot set MIG_CONFIG_DEVICES in non privileged container", "SYS_ADMIN"),
+        ("cannot set MIG_MONITOR_DEVICES in non privileged container", "SYS_ADMIN"),
+        (
+            "nvidia-container-cli: mount error: stat failed: /dev/nvidiactl: no such file or directory",
+            "missing on the host",
+        ),
+        (
+            "error getting hook config: failed to load config: couldn't open required configuration file: failed to load specified config file: (3, 1): parsing error: keys cannot contain ] character",
+            "configuration file",
+        ),
+        ("exec failed: no such file or directory", "cannot execute"),
+        ("exec failed: permission denied", "cannot execute"),
+        (
+            "couldn't find binary nvidia-container-cli in PATH: exec: \"nvidia-container-cli\": executable file not found in $PATH",
+            "cannot execute",
+        ),
+        ("nvidia-container-cli: requirement error: invalid expression", "is not valid"),
+        ("failed to get requirements failed to get version: invalid CUDA version cu121: x", "is not valid"),
     ];
-    for (line, words) in cases {
-        let plain = explain_nvidia(line).unwrap_or_else(|| panic!("{line}"));
-        assert!(plain.says.contains(words), "{line}: {plain}");
+    let program = Path::new("/usr/bin/nvidia-container-runtime-hook");
+    for (line, wanted) in cases {
+        let plain = nvidia::explain(program, line).unwrap_or_else(|| panic!("{line}"));
+        assert!(plain.message.contains(wanted), "{line}: {plain}");
         assert!(!plain.hint.is_empty());
     }
-    assert_eq!(explain_nvidia("myhook: unknown device"), None);
-    assert_eq!(explain_nvidia("nvidia-container-cli: all is well"), None);
+    assert_eq!(nvidia::explain(Path::new("/opt/myhook"), "myhook: unknown device"), None);
+    assert_eq!(nvidia::explain(Path::new("/opt/myhook"), "exec failed: no such file"), None);
+    assert_eq!(nvidia::explain(program, "nvidia-container-cli: all is well"), None);
 }
 
 fn definition(when: &str) -> Definition {
@@ -253,13 +309,13 @@ fn the_older_format_is_read_as_podman_does() {
 fn bad_definitions_name_their_file() {
     let cases = [
         ("{", "is not valid JSON"),
-        (r#"{"version":"2.0.0","hook":{"path":"/bin/true"},"stages":["prestart"]}"#, "version `2.0.0`"),
-        (r#"{"version":"0.1.0","hook":"true","stages":["prestart"]}"#, "not an absolute path"),
+        (r#"{"version":"2.0.0","hook":{"path":"/bin/true"},"stages":["prestart"]}"#, "its version is `2.0.0`"),
+        (r#"{"version":"0.1.0","hook":"true","stages":["prestart"]}"#, "is not an absolute path"),
         (r#"{"version":"0.1.0","hook":"/bin/true","cmds":["sh"]}"#, "is not valid JSON"),
         (r#"{"version":"0.1.0","hook":"/bin/true","stage":["prestart"],"stages":["poststop"]}"#, "is not valid JSON"),
         (
             r#"{"version":"1.0.0","hook":{"path":"true"},"when":{"always":true},"stages":["prestart"]}"#,
-            "not an absolute path",
+            "is not an absolute path",
         ),
         (
             r#"{"version":"1.0.0","hook":{"path":"/bin/true"},"when":{"always":true},"stages":["before"]}"#,
@@ -269,12 +325,17 @@ fn bad_definitions_name_their_file() {
         (r#"{"version":"1.0.0","hook":{"path":"/bin/true"},"stages":["prestart"]}"#, "no condition"),
         (
             r#"{"version":"1.0.0","hook":{"path":"/bin/true"},"when":{"commands":["("]},"stages":["prestart"]}"#,
-            "the pattern `(`",
+            "its pattern `(`",
         ),
     ];
-    for (text, words) in cases {
+    let nul = r#"{"version":"1.0.0","hook":{"path":"/bin/tr\u0000ue"},"when":{"always":true},"stages":["prestart"]}"#;
+    let args = r#"{"version":"1.0.0","hook":{"path":"/bin/true","args":["a\u0000"]},"when":{"always":true},"stages":["prestart"]}"#;
+    let env =
+        r#"{"version":"1.0.0","hook":{"path":"/bin/true","env":["=x"]},"when":{"always":true},"stages":["prestart"]}"#;
+    let more = [(nul, "a NUL character"), (args, "a NUL character"), (env, "its environment entry `=x`")];
+    for (text, wanted) in cases.into_iter().chain(more) {
         let error = Definition::parse("bad.json", text).unwrap_err().to_string();
-        assert!(error.contains(words) && error.contains("`bad.json`"), "{error}");
+        assert!(error.contains(wanted) && error.contains("`bad.json`"), "{error}");
     }
 }
 
@@ -297,11 +358,11 @@ fn later_directories_win_by_file_name() {
     let found = read_dirs(&[(first.path().into(), false), missing.clone(), (second.path().into(), false)]).unwrap();
     let names: Vec<_> = found.iter().map(|found| (found.name.as_str(), found.stages[0].key())).collect();
     assert_eq!(names, [("10-a", "prestart"), ("20-b", "poststop")]);
-    assert!(matches!(read_dirs(&[(missing.0, false)]), Err(DefinitionError::Directory { .. })));
+    assert!(matches!(read_dirs(&[(missing.0, false)]), Err(definition::DefinitionError::Directory { .. })));
 }
 
 #[test]
-fn a_missing_program_is_told_only_where_it_is_needed() {
+fn a_missing_program_is_reported_only_where_it_is_needed() {
     let mut gone = definition(r#"{"hasBindMounts":true}"#);
     gone.command.path = "/no/such/hook".into();
     let mut about = Circumstances { command: "x", ..Circumstances::default() };
@@ -310,8 +371,8 @@ fn a_missing_program_is_told_only_where_it_is_needed() {
     assert_eq!(matching(std::slice::from_ref(&gone), &about).unwrap(), [], "a built-in one stands back");
     gone.file = Some("/etc/x/10-test.json".into());
     let error = matching(&[gone], &about).unwrap_err().to_string();
-    let words = "the hook definition `/etc/x/10-test.json` names the program `/no/such/hook`, which is not there";
-    assert_eq!(error, words);
+    let wanted = "cannot use the hook definition `/etc/x/10-test.json`: its program `/no/such/hook` does not exist";
+    assert_eq!(error, wanted);
 }
 
 #[test]

@@ -1,43 +1,44 @@
-//! The image config: what to run, and the diff ids that the layers must have.
+//! The image config: the command to run, and the expected diff IDs of the layers.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{DocumentError, parse_digest};
+use super::error::parse_digest;
+use super::{DocumentError, Platform};
 use crate::names::Digest;
 
-/// The execution part of a config, as docker and the OCI image spec name it.
+/// The execution part of a config, with the names of docker and the OCI image spec.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
-    /// `user[:group]`, names or numbers; empty for root.
+    /// `user[:group]`, as names or numbers. Empty means root.
     #[serde(rename = "User", default, deserialize_with = "or_default")]
     pub user: String,
-    /// `NAME=value` lines as the image has them; one without `=` is kept and is for the launch to judge.
+    /// `NAME=value` lines, as the image has them. Lines without `=` are kept, and the launch decides about them.
     #[serde(rename = "Env", default, deserialize_with = "or_default")]
     pub env: Vec<String>,
-    #[serde(rename = "Entrypoint", default, deserialize_with = "words")]
+    #[serde(rename = "Entrypoint", default, deserialize_with = "string_list")]
     pub entrypoint: Vec<String>,
-    #[serde(rename = "Cmd", default, deserialize_with = "words")]
+    #[serde(rename = "Cmd", default, deserialize_with = "string_list")]
     pub cmd: Vec<String>,
     #[serde(rename = "WorkingDir", default, deserialize_with = "or_default")]
     pub working_dir: String,
     #[serde(rename = "Labels", default, deserialize_with = "or_default")]
     pub labels: BTreeMap<String, String>,
-    /// `8888/tcp` and the like.
+    /// Ports such as `8888/tcp`.
     #[serde(rename = "ExposedPorts", default, deserialize_with = "keys", serialize_with = "as_keys")]
     pub exposed_ports: Vec<String>,
     #[serde(rename = "Volumes", default, deserialize_with = "keys", serialize_with = "as_keys")]
     pub volumes: Vec<String>,
-    /// `SIGTERM`, `15` or empty.
+    /// A name or a number (`SIGTERM`, `15`), or empty.
     #[serde(rename = "StopSignal", default, deserialize_with = "or_default")]
     pub stop_signal: String,
-    #[serde(rename = "Shell", default, deserialize_with = "words")]
+    #[serde(rename = "Shell", default, deserialize_with = "string_list")]
     pub shell: Vec<String>,
-    /// Kept as it is: for other runtimes, and for images made from this one.
+    /// Kept unchanged for other runtimes, and for images that are built from this one.
     #[serde(rename = "Healthcheck", default, skip_serializing_if = "Option::is_none")]
     pub healthcheck: Option<serde_json::Value>,
-    /// Instructions for whoever builds from this image.
+    /// Instructions for builds from this image.
     #[serde(rename = "OnBuild", default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub on_build: Vec<String>,
 }
@@ -48,7 +49,7 @@ pub struct ImageConfig {
     pub architecture: String,
     pub os: String,
     pub variant: String,
-    /// RFC 3339, as the image has it; empty when it says nothing.
+    /// The time in RFC 3339, as the image has it, or empty if it has none.
     pub created: String,
     pub author: String,
     pub config: Config,
@@ -89,10 +90,11 @@ impl ImageConfig {
             return Err(DocumentError::RootfsType(raw.rootfs.kind));
         }
         raw.config.check(document)?;
+        let (architecture, variant) = canonical(raw.architecture, raw.variant);
         Ok(Self {
-            architecture: raw.architecture,
+            architecture,
             os: raw.os,
-            variant: raw.variant,
+            variant,
             created: raw.created,
             author: raw.author,
             config: raw.config,
@@ -101,8 +103,24 @@ impl ImageConfig {
     }
 }
 
+/// Returns the usual name of an architecture if a config uses another one. A usual name is kept, with its variant.
+fn canonical(architecture: String, variant: String) -> (String, String) {
+    let normal = Platform::new("linux", &architecture, Some(&variant));
+    if architecture.is_empty() || normal.architecture == architecture {
+        return (architecture, variant);
+    }
+    (normal.architecture, normal.variant.unwrap_or_default())
+}
+
+impl ImageConfig {
+    /// The platform of the image. Old images do not specify it.
+    pub fn platform(&self) -> Option<Platform> {
+        (!self.architecture.is_empty()).then(|| Platform::new(&self.os, &self.architecture, Some(&self.variant)))
+    }
+}
+
 impl Config {
-    /// A NUL byte cannot reach exec(2) or a path: wherever one stands, somebody is trying something.
+    /// Rejects NUL bytes. They cannot be passed to exec(2) or in a path, so no valid image contains them.
     fn check(&self, document: &'static str) -> Result<(), DocumentError> {
         let lists: [(&str, &[String]); 6] = [
             ("`Env`", &self.env),
@@ -112,36 +130,37 @@ impl Config {
             ("`Volumes`", &self.volumes),
             ("`ExposedPorts`", &self.exposed_ports),
         ];
-        let words = [("`User`", &self.user), ("`WorkingDir`", &self.working_dir), ("`StopSignal`", &self.stop_signal)];
-        let all = lists.iter().flat_map(|(place, list)| list.iter().map(move |word| (*place, word)));
-        match all.chain(words).find(|(_, word)| word.contains('\0')) {
-            Some((place, _)) => Err(DocumentError::Nul { document, place: place.into() }),
+        let string_list =
+            [("`User`", &self.user), ("`WorkingDir`", &self.working_dir), ("`StopSignal`", &self.stop_signal)];
+        let all = lists.iter().flat_map(|(field, list)| list.iter().map(move |item| (*field, item)));
+        match all.chain(string_list).find(|(_, item)| item.contains('\0')) {
+            Some((field, _)) => Err(DocumentError::Nul { document, field: field.into() }),
             None => Ok(()),
         }
     }
 }
 
-/// `null` means the same as nothing.
+/// Treats `null` like a missing field.
 fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(input: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(input)?.unwrap_or_default())
 }
 
-/// A list of words; old builders wrote a lone string.
-fn words<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
+/// Reads a list of strings. Old builders wrote a single string.
+fn string_list<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum Words {
+    enum OneOrMany {
         One(String),
         Many(Vec<String>),
     }
     Ok(match Option::deserialize(input)? {
         None => Vec::new(),
-        Some(Words::One(word)) => vec![word],
-        Some(Words::Many(words)) => words,
+        Some(OneOrMany::One(item)) => vec![item],
+        Some(OneOrMany::Many(string_list)) => string_list,
     })
 }
 
-/// Go's `map[string]struct{}`: only the keys say something.
+/// Reads the keys of Go's `map[string]struct{}`, whose values have no meaning.
 fn keys<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
     let map: Option<BTreeMap<String, serde::de::IgnoredAny>> = Option::deserialize(input)?;
     Ok(map.unwrap_or_default().into_keys().collect())

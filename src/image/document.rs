@@ -1,12 +1,12 @@
-//! A whole image config as this gpurun writes it: what `commit` and `build` begin from and end with.
+//! A whole image config in the form that gpurun writes. `commit` and `build` read and write it.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{Config, DocumentError, ImageConfig};
+use super::{Config, DocumentError, ImageConfig, architecture};
 use crate::names::Digest;
 
-/// One line of an image's history.
+/// One entry of an image's history.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -17,18 +17,18 @@ pub struct History {
     pub created_by: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub comment: String,
-    /// It changed the config alone.
+    /// Whether the step changed only the config.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub empty_layer: bool,
 }
 
-/// An image config with its history, to be changed and written.
+/// An image config with its history, which can be changed and written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageDocument {
     pub architecture: String,
     pub os: String,
     pub variant: String,
-    /// RFC 3339.
+    /// The time in RFC 3339.
     pub created: String,
     pub author: String,
     pub config: Config,
@@ -37,7 +37,7 @@ pub struct ImageDocument {
 }
 
 impl ImageDocument {
-    /// An image of nothing, for this machine.
+    /// An empty image for this machine.
     #[must_use]
     pub fn scratch() -> Self {
         Self {
@@ -59,7 +59,7 @@ impl ImageDocument {
             history: Option<Vec<History>>,
         }
         let image = ImageConfig::parse(bytes)?;
-        // A history that is odd says nothing that is needed.
+        // An unusual history is ignored, because nothing depends on it.
         let history = serde_json::from_slice::<WithHistory>(bytes).ok().and_then(|with| with.history);
         Ok(Self {
             architecture: image.architecture,
@@ -73,12 +73,12 @@ impl ImageDocument {
         })
     }
 
-    /// The document's text; its digest is the image's id. Equal documents have equal texts.
+    /// Serializes the document. The digest of the text is the image's id. Equal documents have equal texts.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
         let mut config = serde_json::to_value(&self.config).unwrap_or_default();
         if let Value::Object(fields) = &mut config {
-            // What is empty is not written, as in every other builder.
+            // Empty fields are omitted, as other builders do.
             fields.retain(|_, value| !is_empty(value));
         }
         let diff_ids: Vec<String> = self.diff_ids.iter().map(ToString::to_string).collect();
@@ -108,16 +108,6 @@ fn is_empty(value: &Value) -> bool {
         Value::Array(list) => list.is_empty(),
         Value::Object(fields) => fields.is_empty(),
         Value::Bool(_) | Value::Number(_) => false,
-    }
-}
-
-/// This machine, as images name it.
-#[must_use]
-pub fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
     }
 }
 

@@ -1,14 +1,14 @@
-//! Manifests and indexes, OCI and docker schema 2, and the choice of a platform.
+//! Manifests and indexes, in the OCI and docker schema 2 formats.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use serde::Deserialize;
 
-use super::{DocumentError, parse_digest};
+use super::error::parse_digest;
+use super::{DocumentError, Platform};
 use crate::names::Digest;
 
-/// A pointer to a blob: its digest, its exact size, its kind.
+/// A reference to a blob: its digest, its exact size and its type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Descriptor {
     pub media_type: String,
@@ -18,16 +18,6 @@ pub struct Descriptor {
     pub platform: Option<Platform>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Platform {
-    #[serde(default)]
-    pub os: String,
-    #[serde(default)]
-    pub architecture: String,
-    #[serde(default)]
-    pub variant: Option<String>,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
     pub config: Descriptor,
@@ -35,34 +25,34 @@ pub struct Manifest {
     pub layers: Vec<Descriptor>,
 }
 
-/// What a blob that a descriptor calls a manifest or an index turned out to be.
+/// A parsed manifest or index. A descriptor does not reliably say which of the two a blob is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Document {
     Manifest(Manifest),
     Index(Vec<Descriptor>),
 }
 
-/// How a layer is packed, as its first bytes say: media types lie more often.
+/// The compression of a layer, detected from its first bytes: media types are often wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
+pub(crate) enum Compression {
     None,
     Gzip,
     Zstd,
 }
 
 impl Compression {
-    pub fn sniff(first: &[u8]) -> Self {
+    pub(crate) fn sniff(first: &[u8]) -> Self {
         match first {
             [0x1f, 0x8b, ..] => Self::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
-            // A zstd skippable frame: zstd:chunked may begin with one.
+            // A zstd skippable frame. zstd:chunked may begin with one.
             [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             _ => Self::None,
         }
     }
 }
 
-pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
@@ -76,8 +66,9 @@ const LAYERS: [&str; 4] = [
 ];
 const PACKINGS: [&str; 5] = ["", "+gzip", "+zstd", ".gzip", ".zstd"];
 
-/// An OCI manifest of a config and layers (lowest first), each by digest and size; equal images have equal manifests.
-pub fn write_manifest(config: (Digest, usize), layers: &[(Digest, u64)], packing: Compression) -> Vec<u8> {
+/// Serializes an OCI manifest of a config and layers (lowest first), each with its digest and size. Equal images have
+/// equal manifests.
+pub(crate) fn write_manifest(config: (Digest, usize), layers: &[(Digest, u64)], packing: Compression) -> Vec<u8> {
     let suffix = match packing {
         Compression::None => "",
         Compression::Gzip => "+gzip",
@@ -114,8 +105,8 @@ struct Raw {
 }
 
 impl Document {
-    /// Parses a manifest or an index; which of the two, its `mediaType` says, and its fields must agree (a document that could be
-    /// read as both is an attack: OCI image spec, "Guarding against media type confusion").
+    /// Parses a manifest or an index. The `mediaType`, if it is present, must agree with the other fields. A document
+    /// that could be read as both is an attack (OCI image spec, "Guarding against media type confusion").
     pub fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
         let document = "manifest";
         let raw: Raw = serde_json::from_slice(bytes).map_err(|cause| DocumentError::Json { document, cause })?;
@@ -149,7 +140,7 @@ impl RawDescriptor {
             size: u64::try_from(self.size).map_err(|_| DocumentError::Size { document })?,
             media_type: self.media_type,
             annotations: self.annotations.unwrap_or_default(),
-            platform: self.platform,
+            platform: self.platform.map(|platform| platform.normalized()),
         })
     }
 }
@@ -162,65 +153,6 @@ impl Descriptor {
 
 fn is_layer(media_type: &str) -> bool {
     LAYERS.iter().any(|layer| media_type.strip_prefix(layer).is_some_and(|packing| PACKINGS.contains(&packing)))
-}
-
-impl Platform {
-    /// The platform of this machine, in Go's words.
-    pub fn host() -> Self {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            "powerpc64" => "ppc64le",
-            other => other,
-        };
-        Self { os: "linux".into(), architecture: architecture.into(), variant: None }
-    }
-
-    /// Whether an image for `self` runs on `host`. Variants count only where both name one (arm64's `v8` is the plain one).
-    pub fn runs_on(&self, host: &Self) -> bool {
-        let variants_agree = match (&self.variant, &host.variant) {
-            (Some(ours), Some(asked)) if !ours.is_empty() => ours == asked,
-            _ => true,
-        };
-        self.os == host.os && self.architecture == host.architecture && variants_agree
-    }
-}
-
-/// `linux/amd64`, `linux/arm/v7`, or the architecture alone.
-impl std::str::FromStr for Platform {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = text.split('/').map(str::to_owned);
-        let (first, second, variant) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
-        let (os, architecture) = match second {
-            Some(architecture) => (first, architecture),
-            None => ("linux".to_owned(), first),
-        };
-        let word =
-            |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        if parts.next().is_some() || !word(&os) || !word(&architecture) || variant.as_deref().is_some_and(|v| !word(v))
-        {
-            return Err("write `OS/ARCHITECTURE[/VARIANT]`, for example `linux/arm64`".into());
-        }
-        // As uname(1) says it, as people write it.
-        let architecture = match architecture.as_str() {
-            "x86_64" => "amd64".into(),
-            "aarch64" => "arm64".into(),
-            _ => architecture,
-        };
-        Ok(Self { os, architecture, variant })
-    }
-}
-
-impl fmt::Display for Platform {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        match &self.variant {
-            Some(variant) if !variant.is_empty() => write!(f, "/{variant}"),
-            _ => Ok(()),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -254,7 +186,7 @@ mod tests {
                 format!(r#"{{"config":{config},"layers":[{}]}}"#, descriptor("application/x-tar+encrypted")),
                 Err("media type"),
             ),
-            (format!(r#"{{"config":{},"layers":[]}}"#, config.replace("size\":7", "size\":-7")), Err("below zero")),
+            (format!(r#"{{"config":{},"layers":[]}}"#, config.replace("size\":7", "size\":-7")), Err("negative size")),
             (config.replace(DIGEST, "sha256:../x"), Err("media type")),
             (format!(r#"{{"config":{},"layers":[]}}"#, config.replace(DIGEST, "sha256:../x")), Err("digest")),
             ("[]".into(), Err("JSON")),
@@ -266,24 +198,6 @@ mod tests {
                 (got, _) => panic!("{text}: {got:?}"),
             }
         }
-    }
-
-    #[test]
-    fn platforms() {
-        for (text, want) in [
-            ("linux/arm64", "linux/arm64"),
-            ("arm64", "linux/arm64"),
-            ("linux/x86_64", "linux/amd64"),
-            ("linux/arm/v7", "linux/arm/v7"),
-        ] {
-            assert_eq!(text.parse::<Platform>().expect(text).to_string(), want);
-        }
-        for text in ["", "/", "linux/", "a/b/c/d", "linux/../x"] {
-            assert!(text.parse::<Platform>().is_err(), "{text}");
-        }
-        let v = |text: &str| text.parse::<Platform>().expect(text);
-        assert!(v("linux/arm64/v8").runs_on(&v("arm64")) && v("arm64").runs_on(&v("linux/arm64/v8")));
-        assert!(!v("linux/arm/v6").runs_on(&v("linux/arm/v7")));
     }
 
     #[test]

@@ -1,16 +1,19 @@
-//! gzip, unpacked: what a layer's way in spends most of its time with.
+//! Unpacks gzip, which takes most of the time of loading a layer.
 //!
-//! Why not a crate: on layers in one thread, zlib-rs made 513 MB/s, ISA-L 727 (nasm and autotools on every machine that builds), libdeflate
-//! 870 (wants the whole stream in memory); this, 755 without its checksum, in safe Rust with nothing to install (docs/speed.md). What makes
-//! the difference to zlib's design: output goes to the buffer that will be written, which also is the window; an entry of a table says all
-//! that a symbol costs; a look-up is under way while the last symbol's bytes are copied.
+//! The reasons for not using a crate: on layers, in one thread, zlib-rs reached 513 MB/s, ISA-L 727 (it needs nasm and
+//! autotools on every build machine), and libdeflate 870 (it needs the whole stream in memory). This module reaches 755
+//! without its checksum, in safe Rust and with nothing to install (docs/speed.md). It is faster than zlib's design for
+//! three reasons. Output goes directly to the buffer that will be written, which is also the window. One table entry
+//! contains everything about a symbol. The next table lookup starts while the bytes of the last symbol are copied.
 //!
-//! [`Gunzip`] fills one buffer after the other. Each has room for [`HISTORY`] bytes in front, where the end of the last one is put, and
-//! [`SLACK`] behind, where a repetition may end that does not fit; what is there comes first in the next one.
+//! [`Gunzip`] fills one buffer after the other. Each buffer has [`HISTORY`] bytes in front, which receive the end of
+//! the previous buffer, and [`SLACK`] bytes behind, for the end of a match that does not fit. Those bytes come first in
+//! the next buffer.
 //!
-//! Hostile streams: all indexes are checked or masked, all memory is allocated at the beginning. What zlib refuses is refused (the tests
-//! compare the two on streams with flipped bits).
+//! Hostile streams: all indexes are checked or masked, and all memory is allocated at the beginning. Streams that zlib
+//! rejects are rejected (the tests compare both on streams with flipped bits).
 
+mod corrupt;
 mod stream;
 mod table;
 #[cfg(test)]
@@ -18,66 +21,44 @@ mod tests;
 
 use std::io;
 
+pub(crate) use corrupt::Corrupt;
+pub(crate) use stream::{HISTORY, MOST_LEFT, SLACK};
 use stream::{Inflate, Step};
 
-/// How far back a repetition may reach.
-pub const HISTORY: usize = 32 << 10;
-/// Room behind a buffer's end.
-pub const SLACK: usize = 320;
-/// No more is left of a piece of input when another is asked for.
-pub const MOST_LEFT: usize = 1 << 10;
-/// A gzip header's texts may not be longer: nobody's are.
+/// The maximum length of the texts in a gzip header. No real header comes near it.
 const MAX_TEXT: usize = 64 << 10;
 
-/// A stream that is none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Corrupt {
-    #[error("the gzip stream is cut off")]
-    Torn,
-    #[error("the gzip stream is damaged: {0} cannot be right")]
-    Bad(&'static str),
-    #[error("the gzip stream is damaged: its checksum or size is another")]
-    Checksum,
-    #[error("garbage after the end of the gzip stream")]
-    Garbage,
-}
-
-impl From<Corrupt> for io::Error {
-    fn from(corrupt: Corrupt) -> Self {
-        let kind = if corrupt == Corrupt::Torn { io::ErrorKind::UnexpectedEof } else { io::ErrorKind::InvalidData };
-        Self::new(kind, corrupt)
-    }
-}
-
-/// Where packed bytes come from.
-pub trait Input {
-    /// What is there now, and whether that is all there will be.
-    fn there(&self) -> (&[u8], bool);
+/// A source of packed bytes.
+pub(crate) trait Input {
+    /// Returns the bytes that are available now, and whether they are the last ones.
+    fn available(&self) -> (&[u8], bool);
     fn used(&mut self, count: usize);
-    /// Gets more, behind what is there (at most [`MOST_LEFT`] bytes); nothing more means that that is all.
+    /// Appends more input to the available bytes (of which at most [`MOST_LEFT`] are left). If nothing is appended, the
+    /// input has ended.
     fn more(&mut self) -> io::Result<()>;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// Before a member, of which one must come.
+enum Phase {
+    /// Before the first member, which is required.
     First,
     InMember,
-    /// After one: another, the end, or zeros up to the end (tape padding, which gzip(1) forgives too).
+    /// After a member. Another member follows, or the end, or zeros up to the end (tape padding, which gzip(1)
+    /// tolerates too).
     Between,
     Over,
 }
 
 /// Unpacks a gzip stream of one or more members.
-pub struct Gunzip {
+pub(crate) struct Gunzip {
     inflate: Inflate,
-    place: Place,
-    /// The end of what was filled last, and what did not fit.
+    phase: Phase,
+    /// The end of the last output, followed by the bytes that did not fit.
     carry: Vec<u8>,
     over: usize,
-    /// How much of the history belongs to this member.
+    /// The number of history bytes that belong to the current member.
     reach: usize,
-    /// None where what comes out is proven otherwise.
+    /// `None` if the output is verified in another way.
     checksum: Option<crc32fast::Hasher>,
     size: u32,
 }
@@ -86,7 +67,7 @@ impl Default for Gunzip {
     fn default() -> Self {
         Self {
             inflate: Inflate::new(),
-            place: Place::First,
+            phase: Phase::First,
             carry: vec![0; HISTORY + SLACK],
             over: 0,
             reach: 0,
@@ -97,31 +78,33 @@ impl Default for Gunzip {
 }
 
 impl Gunzip {
-    /// The members' checksums are not compared (their sizes are): somebody compares a better digest.
-    pub fn ignore_checksums(&mut self) {
+    /// Skips the comparison of the members' checksums, but not of their sizes. For callers that compare a stronger
+    /// digest.
+    pub(crate) fn ignore_checksums(&mut self) {
         self.checksum = None;
     }
 
-    /// Whether the stream ended as it should.
-    pub fn is_over(&self) -> bool {
-        self.place == Place::Over
+    /// Whether the stream has ended properly.
+    #[cfg(test)]
+    pub(crate) fn is_over(&self) -> bool {
+        self.phase == Phase::Over
     }
 
-    /// Fills the middle of `out` (`out[HISTORY..out.len() - SLACK]`) and answers with how many bytes; fewer than there is room for only
-    /// at the end of the stream.
-    pub fn fill(&mut self, input: &mut impl Input, out: &mut [u8]) -> io::Result<usize> {
+    /// Fills the middle of `out` (`out[HISTORY..out.len() - SLACK]`) and returns the number of bytes. It is less than
+    /// the available space only at the end of the stream.
+    pub(crate) fn fill(&mut self, input: &mut impl Input, out: &mut [u8]) -> io::Result<usize> {
         let end = out.len() - SLACK;
         let mut at = HISTORY + self.over;
         out[..at].copy_from_slice(&self.carry[..at]);
         let mut base = at - self.reach.min(at);
-        while at < end && self.place != Place::Over {
-            if self.place != Place::InMember {
+        while at < end && self.phase != Phase::Over {
+            if self.phase != Phase::InMember {
                 self.begin(input)?;
                 base = at;
                 continue;
             }
             let from = at;
-            let (bytes, all) = input.there();
+            let (bytes, all) = input.available();
             let (used, step) = self.inflate.run(bytes, all, out, &mut at, base)?;
             input.used(used);
             if let Some(checksum) = &mut self.checksum {
@@ -141,9 +124,9 @@ impl Gunzip {
         Ok(filled - HISTORY)
     }
 
-    /// Goes over a member's header, or finds the end.
+    /// Skips a member's header, or detects the end of the stream.
     fn begin(&mut self, input: &mut impl Input) -> io::Result<()> {
-        if self.place == Place::Between {
+        if self.phase == Phase::Between {
             let (mut next, mut padding) = (byte(input)?, false);
             while next == Some(0) {
                 padding = true;
@@ -151,7 +134,7 @@ impl Gunzip {
             }
             match next {
                 None => {
-                    self.place = Place::Over;
+                    self.phase = Phase::Over;
                     return Ok(());
                 }
                 Some(0x1f) if !padding => {}
@@ -171,7 +154,7 @@ impl Gunzip {
                 need(input)?;
             }
         }
-        // A name, a comment.
+        // The name and the comment.
         for _ in 0..(flags >> 3 & 1) + (flags >> 4 & 1) {
             let mut left = MAX_TEXT;
             while need(input)? != 0 {
@@ -179,7 +162,7 @@ impl Gunzip {
             }
         }
         if flags & 2 != 0 {
-            // Of the header alone.
+            // The checksum of the header.
             need(input)?;
             need(input)?;
         }
@@ -188,11 +171,11 @@ impl Gunzip {
             checksum.reset();
         }
         self.size = 0;
-        self.place = Place::InMember;
+        self.phase = Phase::InMember;
         Ok(())
     }
 
-    /// A member's trailer.
+    /// Checks a member's trailer.
     fn end(&mut self, input: &mut impl Input) -> io::Result<()> {
         let mut tail = [0; 8];
         for slot in &mut tail {
@@ -200,15 +183,15 @@ impl Gunzip {
         }
         let [a, b, c, d, size @ ..] = tail;
         let checksum = self.checksum.clone().map_or([a, b, c, d], |checksum| checksum.finalize().to_le_bytes());
-        self.place = Place::Between;
+        self.phase = Phase::Between;
         if checksum == [a, b, c, d] && size == self.size.to_le_bytes() { Ok(()) } else { Err(Corrupt::Checksum.into()) }
     }
 }
 
-/// The next byte, if there is one.
+/// Returns the next byte, or `None` at the end of the input.
 fn byte(input: &mut impl Input) -> io::Result<Option<u8>> {
     loop {
-        match input.there() {
+        match input.available() {
             ([first, ..], _) => {
                 let first = *first;
                 input.used(1);
@@ -221,5 +204,5 @@ fn byte(input: &mut impl Input) -> io::Result<Option<u8>> {
 }
 
 fn need(input: &mut impl Input) -> io::Result<u8> {
-    byte(input)?.ok_or_else(|| Corrupt::Torn.into())
+    byte(input)?.ok_or_else(|| Corrupt::Truncated.into())
 }

@@ -1,51 +1,59 @@
-//! One deflate stream (RFC 1951), piece by piece: packed bytes from wherever they are just now, unpacked ones to a slice that also holds
-//! what came last, so that a repetition is a copy within it.
+//! Unpacks one deflate stream (RFC 1951) in pieces. Each call reads from a given piece of input. It writes to a slice
+//! that also contains the previous output, so that a match is a copy within the slice.
 
+use super::Corrupt;
 use super::table::{self, DISTANCE_BITS, DISTANCE_TABLE, END, LITERAL, POINTER, SPECIAL, SYMBOL_BITS, SYMBOL_TABLE};
-use super::{Corrupt, HISTORY, MOST_LEFT, SLACK};
 
-/// More than a block's header is long (3 + 14 + 57 + 316 × 14 bits).
+/// The maximum distance of a match.
+pub(crate) const HISTORY: usize = 32 << 10;
+
+/// The spare bytes behind a buffer's end.
+pub(crate) const SLACK: usize = 320;
+/// The maximum number of unused input bytes when more input is requested.
+pub(crate) const MOST_LEFT: usize = 1 << 10;
+
+/// The minimum of input for parsing a block's header, which is shorter (3 + 14 + 57 + 316 × 14 bits).
 const HEADER: usize = 700;
-/// Input that a turn of the fast loop may look at: three refills.
+/// The input that one iteration of the fast loop may read: three refills.
 const AHEAD: usize = 24;
-/// What one turn may write: three literals, and 258 bytes by 16.
+/// The output that one iteration may write: three literals, and 258 bytes in steps of 16.
 const MOST: usize = 3 + 258 + 15;
 const _: () = assert!(SLACK >= MOST + 16 && MOST_LEFT > HEADER && MOST_LEFT > AHEAD + 8);
 
-/// Why [`Inflate::run`] came back.
+/// The reason why [`Inflate::run`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// Output as far as it goes.
+pub(super) enum Step {
+    /// The output is full.
     Full,
     /// More input is needed.
     Input,
-    /// The stream is over.
+    /// The stream has ended.
     Done,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum State {
     Header,
-    /// So many bytes more, as they are.
+    /// This number of uncompressed bytes remains.
     Stored(usize),
     Symbols,
     Done,
 }
 
-pub struct Inflate {
-    /// Fewer than eight bits, between two calls.
+pub(super) struct Inflate {
+    /// Less than eight bits between two calls.
     bits: u64,
     count: u32,
     state: State,
     last: bool,
-    /// The tables hold the fixed codes.
+    /// Whether the tables contain the fixed codes.
     fixed: bool,
     symbols: Box<[u32; SYMBOL_TABLE]>,
     distances: Box<[u32; DISTANCE_TABLE]>,
 }
 
 impl Inflate {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             bits: 0,
             count: 0,
@@ -57,14 +65,14 @@ impl Inflate {
         }
     }
 
-    /// Begins another stream.
-    pub fn reset(&mut self) {
+    /// Prepares for another stream.
+    pub(super) fn reset(&mut self) {
         (self.bits, self.count, self.state, self.last) = (0, 0, State::Header, false);
     }
 
-    /// Unpacks from `input` (`all`: nothing comes after it) to `out[*at..]`, until `at` is within [`SLACK`] of the end. No repetition
-    /// may begin before `out[base]`. Answers how much of the input is used.
-    pub fn run(
+    /// Unpacks from `input` to `out[*at..]` until `at` is within [`SLACK`] of the end. `all` means that no more input
+    /// follows. No match may begin before `out[base]`. Returns the number of input bytes that were used.
+    pub(super) fn run(
         &mut self,
         input: &[u8],
         all: bool,
@@ -91,7 +99,7 @@ impl Inflate {
                             self.state = State::Stored(more);
                             break Step::Full;
                         }
-                        _ if all => return Err(Corrupt::Torn),
+                        _ if all => return Err(Corrupt::Truncated),
                         more => {
                             self.state = State::Stored(more);
                             break Step::Input;
@@ -160,12 +168,12 @@ impl Inflate {
     fn set_codes(&mut self, symbols: &[u8], distances: &[u8]) -> Result<(), Corrupt> {
         self.fixed = false;
         table::build(&mut self.symbols[..], SYMBOL_BITS, symbols, &table::SYMBOL)
-            .ok_or(Corrupt::Bad("the code of literals and lengths"))?;
+            .ok_or(Corrupt::Bad("the literal/length code"))?;
         table::build(&mut self.distances[..], DISTANCE_BITS, distances, &table::DISTANCE)
-            .ok_or(Corrupt::Bad("the code of distances"))
+            .ok_or(Corrupt::Bad("the distance code"))
     }
 
-    /// The codes of a block that brings its own.
+    /// Reads the codes of a block that defines its own.
     fn codes(&mut self, bits: &mut Bits<'_>) -> Result<(), Corrupt> {
         const ORDER: [usize; 19] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
         let (symbols, distances) = (bits.take(5) as usize + 257, bits.take(5) as usize + 1);
@@ -179,10 +187,9 @@ impl Inflate {
             lengths[*symbol] = bits.take(3) as u8;
         }
         let mut pre = [0; table::PRE_TABLE];
-        table::build(&mut pre, table::PRE_BITS, &lengths, &table::PRE)
-            .ok_or(Corrupt::Bad("the code of code lengths"))?;
+        table::build(&mut pre, table::PRE_BITS, &lengths, &table::PRE).ok_or(Corrupt::Bad("the code length code"))?;
         let all = symbols + distances;
-        // A repetition may go too far, once.
+        // The last repetition may write beyond the 316 lengths, by at most 138. The loop ends after it.
         let mut lengths = [0_u8; 316 + 138];
         let mut at = 0;
         while at < all {
@@ -193,7 +200,7 @@ impl Inflate {
             }
             bits.take(found & 0xff);
             let (value, count) = match found >> 16 {
-                16 if at == 0 => return Err(Corrupt::Bad("a repetition of no code length")),
+                16 if at == 0 => return Err(Corrupt::Bad("a repetition without a code length")),
                 16 => (lengths[at - 1], 3 + bits.take(2)),
                 17 => (0, 3 + bits.take(3)),
                 18 => (0, 11 + bits.take(7)),
@@ -210,19 +217,20 @@ impl Inflate {
     }
 }
 
-/// The input by bits, lowest first.
+/// The input as a sequence of bits, lowest first.
 struct Bits<'a> {
     input: &'a [u8],
     at: usize,
     bits: u64,
-    /// How many of `bits` are there; in the fast loop only its low byte says so.
+    /// The number of valid `bits`. In the fast loop, only its low byte is meaningful.
     count: u32,
-    /// Bits that stand for what is missing at the end of the input.
+    /// The number of zero bits that were added after the end of the input.
     made_up: u32,
 }
 
 impl Bits<'_> {
-    /// At least 56 bits, with eight bytes of input to look at. What is above the count are bits of the stream too, and come again.
+    /// Ensures that there are at least 56 bits. The input must have eight more bytes. The bits above the count are also
+    /// bits of the stream, and are read again.
     #[inline(always)]
     fn refill(&mut self) {
         let mut word = [0; 8];
@@ -232,7 +240,7 @@ impl Bits<'_> {
         self.count |= 56;
     }
 
-    /// The same where the input may end; then zeros are made up, and counted.
+    /// Like [`Bits::refill`], for input that may end. Missing bits are zeros and are counted.
     fn refill_at_end(&mut self) {
         self.count &= 0xff;
         while self.count < 56 {
@@ -255,26 +263,26 @@ impl Bits<'_> {
         value
     }
 
-    /// Takes what an entry says. Its upper bytes only change what nobody looks at.
+    /// Consumes the bits of an entry. The entry's upper bytes only affect bits that are never read.
     #[inline(always)]
     fn take_entry(&mut self, entry: u32) {
         self.bits = self.bits.wrapping_shr(entry);
         self.count = self.count.wrapping_sub(entry);
     }
 
-    /// Whether nothing was taken that was made up.
+    /// Returns an error if bits after the end of the input were consumed.
     fn check(&mut self) -> Result<(), Corrupt> {
         self.count &= 0xff;
-        if self.made_up > self.count { Err(Corrupt::Torn) } else { Ok(()) }
+        if self.made_up > self.count { Err(Corrupt::Truncated) } else { Ok(()) }
     }
 
-    /// Why nothing sensible comes: perhaps only because the input is cut off.
+    /// Returns the error for invalid data, or the one for truncated input if that is the cause.
     #[cold]
     fn bad(&mut self, what: &'static str) -> Corrupt {
         self.check().err().unwrap_or(Corrupt::Bad(what))
     }
 
-    /// Whole bytes that were not needed go back to the input.
+    /// Returns whole unused bytes to the input.
     fn give_back(&mut self) {
         self.count -= self.made_up.min(self.count);
         self.made_up = 0;
@@ -284,23 +292,25 @@ impl Bits<'_> {
     }
 }
 
-/// An entry's base and the extra bits behind its code, in the bits before it was taken.
+/// The value of an entry: its base, plus the extra bits behind its code. `before` is the bits before the entry was
+/// consumed.
 #[inline(always)]
 fn value(entry: u32, before: u64) -> usize {
     (entry >> 16) as usize + (before & !u64::MAX.wrapping_shl(entry)).wrapping_shr(entry >> 8) as usize
 }
 
-/// An entry of the subtable that `pointer` means.
+/// Looks up an entry of the subtable that `pointer` refers to.
 #[inline(always)]
 fn second<const N: usize>(table: &[u32; N], pointer: u32, bits: u64) -> u32 {
     let mask = (1 << (pointer >> 8 & 0xf)) - 1;
     table[((pointer >> 16 & 0x7fff) as usize + (bits as usize & mask)) & (N - 1)]
 }
 
-/// Symbols until the block ends (then true), the output is full, or the input runs low. `END_OF_INPUT`: it ends here.
+/// Decodes symbols until the block ends (then it returns true), the output is full, or little input is left.
+/// `END_OF_INPUT` means that the input ends here.
 ///
-/// Each entry is looked up before the last one's bytes are written, and the bits are refilled after that, not before: a refill changes
-/// nothing of the low bits, and so the processor has two things to do at a time.
+/// Each entry is looked up before the bytes of the previous one are written, and the bits are refilled after the
+/// lookup, not before. A refill does not change the low bits, so the processor can do both at the same time.
 fn block<const END_OF_INPUT: bool>(
     (symbols, distances): (&[u32; SYMBOL_TABLE], &[u32; DISTANCE_TABLE]),
     stream: &mut Bits<'_>,
@@ -335,7 +345,8 @@ fn block<const END_OF_INPUT: bool>(
         if END_OF_INPUT {
             bits.check()?;
         }
-        // `entry` is not taken yet, and at least 56 bits are there: enough for three literals of 11 and a length of 15 + 5.
+        // `entry` is not consumed yet, and at least 56 bits are available: enough for three literals of 11 bits and a
+        // length of 15 + 5.
         let mut before = bits.bits;
         bits.take_entry(entry);
         if entry & LITERAL != 0 {
@@ -379,7 +390,7 @@ fn block<const END_OF_INPUT: bool>(
             }
         }
         let length = value(entry, before);
-        // A distance takes up to 28, the look for the next symbol 11.
+        // A distance takes up to 28 bits, and the lookup of the next symbol 11.
         if (bits.count as u8) < 28 + SYMBOL_BITS as u8 {
             refill!();
         }
@@ -409,7 +420,7 @@ fn block<const END_OF_INPUT: bool>(
     Ok(ended)
 }
 
-/// Copies `length` bytes from `distance` before `at`, and up to 15 more that will be written over.
+/// Copies `length` bytes from `distance` before `at`, and up to 15 more, which will be overwritten.
 #[inline(always)]
 fn repeat(out: &mut [u8], at: usize, distance: usize, length: usize) {
     debug_assert!(distance <= HISTORY && length <= 258);
@@ -432,7 +443,7 @@ fn repeat(out: &mut [u8], at: usize, distance: usize, length: usize) {
             window[17..=length].fill(byte);
         }
     } else {
-        // Eight bytes at a time, of which as many are right as the pattern is long.
+        // Copy eight bytes at a time. Only as many of them are correct as the pattern is long.
         let step = distance.min(8);
         let mut done = 0;
         while done < length {

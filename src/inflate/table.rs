@@ -1,41 +1,42 @@
-//! Huffman codes → tables that answer a code and what belongs to it in one look.
+//! Builds the decoding tables of Huffman codes. One lookup returns the length of a code and its meaning.
 //!
 //! An entry is a `u32`:
 //!
 //! ```text
-//! bits 0–7    what to take from the stream: the code, and the extra bits of a length or distance
-//! bits 8–12   of these the code (so that what is left of them are the extra bits)
-//! bit 31      a literal: bits 16–23 are it
-//! bit 15      neither literal nor number; with bit 14 a pointer to a subtable (bits 16–30 where, bits 8–11 how many bits more), with bit
-//!             13 the end of the block, with neither a code that means nothing
+//! bits 0–7    the number of bits to consume: the code, and the extra bits of a length or distance
+//! bits 8–12   the number of these bits that belong to the code (the rest are the extra bits)
+//! bit 31      a literal, which is in bits 16–23
+//! bit 15      neither a literal nor a number; with bit 14 a pointer to a subtable (bits 16–30 are its position,
+//!             bits 8–11 the number of further bits), with bit 13 the end of the block, with neither an invalid code
 //! bits 16–30  otherwise: the base of a length or a distance
 //! ```
 //!
-//! The layout is libdeflate's idea: everything a symbol costs is a shift by one entry and one addition.
+//! The layout is an idea of libdeflate: a symbol costs only one shift by the entry and one addition.
 
-pub const LITERAL: u32 = 1 << 31;
-pub const SPECIAL: u32 = 1 << 15;
-pub const POINTER: u32 = 1 << 14;
-pub const END: u32 = 1 << 13;
+pub(super) const LITERAL: u32 = 1 << 31;
+pub(super) const SPECIAL: u32 = 1 << 15;
+pub(super) const POINTER: u32 = 1 << 14;
+pub(super) const END: u32 = 1 << 13;
 
-/// Bits that the first look takes; longer codes need a second one.
-pub const SYMBOL_BITS: u32 = 11;
-pub const DISTANCE_BITS: u32 = 8;
-pub const PRE_BITS: u32 = 7;
-/// Powers of two, so that a masked index needs no check. No valid set of codes needs more (zlib's `enough`: 2342 and 402).
-pub const SYMBOL_TABLE: usize = 4096;
-pub const DISTANCE_TABLE: usize = 512;
-pub const PRE_TABLE: usize = 128;
+/// The number of bits of the first lookup. Longer codes need a second one.
+pub(super) const SYMBOL_BITS: u32 = 11;
+pub(super) const DISTANCE_BITS: u32 = 8;
+pub(super) const PRE_BITS: u32 = 7;
+/// The table sizes are powers of two, so that a masked index needs no check. No valid set of codes needs more (zlib's
+/// `enough`: 2342 and 402).
+pub(super) const SYMBOL_TABLE: usize = 4096;
+pub(super) const DISTANCE_TABLE: usize = 512;
+pub(super) const PRE_TABLE: usize = 128;
 
 const MAX_LENGTH: usize = 15;
-pub const SYMBOLS: usize = 288;
+pub(super) const SYMBOLS: usize = 288;
 
 const LENGTH_BASE: [u16; 29] =
     [3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 15, 17, 19, 23, 27, 31, 35, 43, 51, 59, 67, 83, 99, 115, 131, 163, 195, 227, 258];
 const LENGTH_EXTRA: [u8; 29] = [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 0];
 
-/// What the codes of literals and lengths mean (RFC 1951, 3.2.5), without the code's own length.
-pub static SYMBOL: [u32; SYMBOLS] = {
+/// The meanings of the literal and length codes (RFC 1951, 3.2.5), without the length of the code itself.
+pub(super) static SYMBOL: [u32; SYMBOLS] = {
     let mut meaning = [SPECIAL; SYMBOLS];
     let mut at = 0;
     while at < 256 {
@@ -51,8 +52,8 @@ pub static SYMBOL: [u32; SYMBOLS] = {
     meaning
 };
 
-/// The same of distances; 30 and 31 mean nothing.
-pub static DISTANCE: [u32; 32] = {
+/// The meanings of the distance codes. 30 and 31 are invalid.
+pub(super) static DISTANCE: [u32; 32] = {
     let mut meaning = [SPECIAL; 32];
     let mut base = 1;
     let mut at = 0;
@@ -65,8 +66,8 @@ pub static DISTANCE: [u32; 32] = {
     meaning
 };
 
-/// The same of the code that codes code lengths: themselves.
-pub static PRE: [u32; 19] = {
+/// The meanings of the codes for code lengths, which are the lengths themselves.
+pub(super) static PRE: [u32; 19] = {
     let mut meaning = [0; 19];
     let mut at = 0;
     while at < 19 {
@@ -80,9 +81,10 @@ const fn entry(meaning: u32, length: u32) -> u32 {
     meaning + (length << 8) + length
 }
 
-/// Fills `table`, whose first look takes `bits`, from the codes' lengths; `None` when they make no code. Complete ones do, and as in zlib a
-/// single code of one bit, and none at all: what then comes of the missing ones is an error only when it is met.
-pub fn build(table: &mut [u32], bits: u32, lengths: &[u8], meaning: &[u32]) -> Option<()> {
+/// Fills `table`, whose first lookup uses `bits` bits, from the lengths of the codes. Returns `None` if they are not a
+/// valid set of codes. A complete set is valid and, as in zlib, so are a single code of one bit and an empty set. A
+/// missing code is an error only when it occurs in the stream.
+pub(super) fn build(table: &mut [u32], bits: u32, lengths: &[u8], meaning: &[u32]) -> Option<()> {
     let mut counts = [0_u32; MAX_LENGTH + 1];
     for length in lengths {
         counts[usize::from(*length)] += 1;
@@ -105,7 +107,7 @@ pub fn build(table: &mut [u32], bits: u32, lengths: &[u8], meaning: &[u32]) -> O
         }
         return Some(());
     }
-    // By length, then by symbol: the order of the codes.
+    // Sort by length, then by symbol, which is the order of the codes.
     let mut sorted = [0_u16; SYMBOLS];
     for (symbol, length) in lengths.iter().enumerate().filter(|(_, length)| **length > 0) {
         let at = &mut offsets[usize::from(*length)];
@@ -117,13 +119,15 @@ pub fn build(table: &mut [u32], bits: u32, lengths: &[u8], meaning: &[u32]) -> O
     Some(())
 }
 
-/// Deflate sends a code's first bit lowest, so a table is indexed by codes in mirror writing; going through them, one counts from the top.
+/// Returns the next code. Deflate sends the first bit of a code lowest, so a table is indexed by bit-reversed codes,
+/// and counting starts at the top bit.
 fn next_code(code: usize, length: u32) -> usize {
     let bit = 1 << (code ^ ((1 << length) - 1)).ilog2();
     (code & (bit - 1)) | bit
 }
 
-/// A complete set of codes. While they get longer, what is there already is doubled, instead of writing every code to all its places.
+/// Fills the table with a complete set of codes. When the codes get longer, the existing part is doubled, which is
+/// faster than writing every code to all its positions.
 fn fill(table: &mut [u32], bits: u32, counts: &[u32; MAX_LENGTH + 1], mut symbols: impl Iterator<Item = u32>) {
     let (mut code, mut length) = (0_usize, 0_u32);
     let mut end = 1;
@@ -152,7 +156,7 @@ fn fill(table: &mut [u32], bits: u32, counts: &[u32; MAX_LENGTH + 1], mut symbol
         length += 1;
         for at in 0..counts[length as usize] {
             if code & mask != prefix {
-                // A subtable, large enough for all codes that begin like this one.
+                // A subtable that is large enough for all codes with the same beginning.
                 prefix = code & mask;
                 start = end;
                 let mut more = length - bits;

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Input that comes in pieces of a given size.
+/// Input that arrives in pieces of a given size.
 struct Pieces<'a> {
     all: &'a [u8],
     piece: usize,
@@ -22,7 +22,7 @@ impl<'a> Pieces<'a> {
 }
 
 impl Input for Pieces<'_> {
-    fn there(&self) -> (&[u8], bool) {
+    fn available(&self) -> (&[u8], bool) {
         (&self.all[self.from..self.to], self.asked && self.to == self.all.len())
     }
     fn used(&mut self, count: usize) {
@@ -30,15 +30,15 @@ impl Input for Pieces<'_> {
         assert!(self.from <= self.to, "no more than is there");
     }
     fn more(&mut self) -> io::Result<()> {
-        assert!(!self.there().1, "not asked for more than there is");
-        // A whole header is looked at at once, so that a piece alone does not always do.
+        assert!(!self.available().1, "not asked for more than there is");
+        // Append to the current piece: a whole header must be available at once, and one piece may be too short.
         self.to = (self.to + self.piece).min(self.all.len());
         self.asked = true;
         Ok(())
     }
 }
 
-/// Unpacks by buffers of `room` bytes.
+/// Unpacks with this module, in buffers of `room` bytes.
 fn ours(packed: &[u8], piece: usize, room: usize) -> io::Result<Vec<u8>> {
     by(Gunzip::default(), packed, piece, room)
 }
@@ -57,7 +57,7 @@ fn by(mut gunzip: Gunzip, packed: &[u8], piece: usize, room: usize) -> io::Resul
     }
 }
 
-/// What zlib makes of it.
+/// Unpacks with zlib.
 fn theirs(packed: &[u8]) -> io::Result<Vec<u8>> {
     let mut all = Vec::new();
     flate2::read::MultiGzDecoder::new(packed).read_to_end(&mut all)?;
@@ -70,7 +70,7 @@ fn gzip(bytes: &[u8], level: u32) -> Vec<u8> {
     encoder.finish().expect("packed")
 }
 
-/// Bytes of many kinds: text, noise, runs, short patterns, far repetitions.
+/// Bytes of many kinds: text, noise, runs, short patterns and distant repetitions.
 fn mixture(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed | 1;
     let mut next = || {
@@ -102,17 +102,17 @@ fn mixture(seed: u64, length: usize) -> Vec<u8> {
     all
 }
 
-/// Literals so unevenly frequent that the longest have codes of 15 bits.
+/// Literals with such uneven frequencies that the longest codes have 15 bits.
 fn skewed() -> Vec<u8> {
     let mut all = Vec::new();
     let (mut few, mut more) = (1, 1);
     for byte in 0..24_u8 {
-        // Far apart, so that nothing repeats.
+        // Mix two values, so that there are few repetitions.
         all.extend((0..few).map(|at: usize| if at.is_multiple_of(3) { byte } else { byte.wrapping_mul(7) ^ 0x55 }));
         (few, more) = (more, few + more);
     }
     let length = all.len();
-    // A walk that visits every place once.
+    // Permute the bytes. Every position is used once.
     (0..length).map(|at| all[at * 7919 % length]).collect()
 }
 
@@ -141,7 +141,7 @@ fn what_was_packed_comes_out() {
 
 #[test]
 fn fixed_codes_and_every_distance() {
-    // A short text is packed with the fixed codes; then repetitions at every small distance and length.
+    // A short text is packed with the fixed codes. Then come repetitions at every small distance and length.
     let mut bytes = b"abcdefghijklmnopqrstuvwxyz0123456789".to_vec();
     for distance in 1..=36 {
         for length in [3, 7, 8, 9, 15, 16, 17, 31, 100, 258, 259] {
@@ -174,20 +174,20 @@ fn members_padding_and_texts() {
     let unpacked = |bytes: &[u8]| ours(bytes, 64 << 10, 100).map_err(|error| error.to_string());
     assert_eq!(unpacked(&join(&[&one, &two, &gzip(b"", 6), &one])).as_deref(), Ok(&b"one twoone "[..]));
     assert_eq!(unpacked(&join(&[&one, &[0; 5000]])).as_deref(), Ok(&b"one "[..]));
-    for (bytes, words) in [
-        (join(&[&one, b"x"]), "garbage after the end"),
-        (join(&[&one, &[0; 9], &two]), "garbage after the end"),
-        (join(&[&one, &two[..two.len() - 3]]), "cut off"),
-        (join(&[&one, &[0x1f]]), "cut off"),
-        (Vec::new(), "cut off"),
+    for (bytes, expected) in [
+        (join(&[&one, b"x"]), "unexpected data after the end"),
+        (join(&[&one, &[0; 9], &two]), "unexpected data after the end"),
+        (join(&[&one, &two[..two.len() - 3]]), "truncated"),
+        (join(&[&one, &[0x1f]]), "truncated"),
+        (Vec::new(), "truncated"),
         (b"PK\x03\x04".to_vec(), "its beginning"),
         (b"\x1f\x8b\x07\0\0\0\0\0\0\0".to_vec(), "header"),
         (join(&[b"\x1f\x8b\x08\x08\0\0\0\0\0\0", &[b'x'; MAX_TEXT + 9]]), "name"),
     ] {
         let error = unpacked(&bytes).expect_err("refused");
-        assert!(error.contains(words), "{error}");
+        assert!(error.contains(expected), "{error}");
     }
-    // A repetition does not reach into the member before.
+    // A match must not reach into the previous member.
     let mut crafted = one.clone();
     crafted.extend(b"\x1f\x8b\x08\0\0\0\0\0\0\xff");
     crafted.extend([0x03, 0x02, 0x00]);
@@ -205,7 +205,7 @@ fn every_cut_is_noticed_and_every_flip_is_what_zlib_makes_of_it() {
             let error = ours(&packed[..end], 333, 1000).expect_err("cut");
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{end} of {}: {error}", packed.len());
         }
-        // The header's bits mean things to one and not to the other; from there on they agree.
+        // The two treat some bits of the header differently. After the header, their results must agree.
         for bit in 10 * 8..packed.len() * 8 {
             let mut flipped = packed.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
@@ -241,7 +241,7 @@ proptest! {
         prop_assert!(ours(&gzip(&bytes, level), piece, room).expect("unpacked") == bytes);
     }
 
-    /// Raw bits behind a header: mostly nonsense, which must be the same nonsense to both.
+    /// Arbitrary bits behind a header. They are mostly invalid, and both must give the same result.
     #[test]
     fn any_bits(bytes in proptest::collection::vec(any::<u8>(), 0..400), start in 0_u8..8) {
         let mut packed = b"\x1f\x8b\x08\0\0\0\0\0\0\xff".to_vec();

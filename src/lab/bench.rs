@@ -1,4 +1,5 @@
-//! A lab's bench: cgroups of its own, processes in them, the kernel's numbers; all of it goes when the bench does.
+//! The bench of a lab: its cgroups, the processes in them, and their values from the kernel. Dropping a group kills its
+//! processes and removes its cgroup.
 
 use std::fs;
 use std::io::Read;
@@ -11,23 +12,23 @@ use crate::cgroup::{Cgroup, Host, Stats, Version};
 use crate::report::Report;
 use crate::spec::{Device, Limits, device_rules};
 
-/// Exit status of what ctrl-c ended: 128 + SIGINT.
+/// The exit status after Ctrl-C: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
-/// How long any payload may run at most.
+/// The time limit of a payload.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-pub struct Bench<'a> {
+pub(crate) struct Bench<'a> {
     pub host: Host,
     show: &'a mut dyn FnMut(Line),
     stopped: &'a dyn Fn() -> bool,
     groups: u32,
 }
 
-/// A file by its names under both versions: controller, version 1, version 2.
-pub type Named = (&'static str, &'static str, &'static str);
+/// The name of a file in both versions: controller, version 1, version 2.
+pub(super) type Named = (&'static str, &'static str, &'static str);
 
 /// One cgroup of a lab.
-pub struct Group {
+pub(crate) struct Group {
     cgroup: Cgroup,
     path: String,
     version: Version,
@@ -48,16 +49,17 @@ impl<'a> Bench<'a> {
         Ok(Self { host, show, stopped, groups: 0 })
     }
 
-    pub fn say(&mut self, text: impl Into<String>) {
+    pub(crate) fn say(&mut self, text: impl Into<String>) {
         (self.show)(Line::Say { text: text.into() });
     }
 
-    /// Sleeps; an error where a person wants it to end, which takes everything down on its way out.
-    pub fn pause(&self, time: Duration) -> Result<(), Report> {
+    /// Sleeps. Returns an error after Ctrl-C. Dropping the groups on that path cleans up.
+    pub(crate) fn pause(&self, time: Duration) -> Result<(), Report> {
         let until = Instant::now() + time;
         loop {
             if (self.stopped)() {
-                return Err(Report::new("the lab was interrupted; nothing of it is left").with_exit_code(INTERRUPTED));
+                return Err(Report::new("the lab was interrupted; its cgroups and processes were removed")
+                    .with_exit_code(INTERRUPTED));
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -67,26 +69,26 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Waits for a payload's end.
-    pub fn wait(&self, mut running: Running) -> Result<Ended, Report> {
+    /// Waits for the end of a payload.
+    pub(crate) fn wait(&self, mut running: Running) -> Result<Ended, Report> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(ended) = running.ended()? {
                 return Ok(ended);
             }
             if Instant::now() > deadline {
-                return Err(Report::new("a lab's payload does not end"));
+                return Err(Report::new("the lab's process does not end"));
             }
             self.pause(Duration::from_millis(5))?;
         }
     }
 
-    pub fn is_v2(&self) -> bool {
+    pub(crate) fn is_v2(&self) -> bool {
         self.host.limits_version() == Version::V2
     }
 
-    /// Makes a cgroup with these limits, and shows the lines that do the same by hand.
-    pub fn group(&mut self, limits: &Limits, devices: &[Device]) -> Result<Group, Report> {
+    /// Makes a cgroup with these limits, and shows the equivalent shell commands.
+    pub(crate) fn group(&mut self, limits: &Limits, devices: &[Device]) -> Result<Group, Report> {
         self.groups += 1;
         let path = format!("/gpurun/lab-{}-{}", std::process::id(), self.groups);
         let (cgroup, _) = self.host.create(&path, limits, &device_rules(devices))?;
@@ -99,24 +101,24 @@ impl<'a> Bench<'a> {
         Ok(Group { cgroup, path, version })
     }
 
-    /// Shows files of a group.
-    pub fn numbers(&mut self, phase: &'static str, group: &Group, files: &[Named]) {
+    /// Shows the values of a group's files.
+    pub(crate) fn numbers(&mut self, phase: &'static str, group: &Group, files: &[Named]) {
         let files = files.iter().filter_map(|named| group.read(named)).collect();
         (self.show)(Line::Numbers { phase, files });
     }
 
-    /// Runs a payload to its end, showing files of its group a few times meanwhile.
-    pub fn watch(&mut self, group: &Group, payload: &[&str], files: &[Named]) -> Result<Ended, Report> {
+    /// Runs a payload to its end and shows the values of its group's files several times.
+    pub(crate) fn watch(&mut self, group: &Group, payload: &[&str], files: &[Named]) -> Result<Ended, Report> {
         let mut running = group.start(payload)?;
         let began = Instant::now();
-        // Often enough to see a curve, seldom enough to read it.
+        // The interval is short enough to show a curve and long enough to read the lines.
         let mut next = began + Duration::from_millis(100);
         loop {
             if let Some(ended) = running.ended()? {
                 return Ok(ended);
             }
             if began.elapsed() > PATIENCE {
-                return Err(Report::new(format!("the payload `{}` does not end", payload.join(" "))));
+                return Err(Report::new(format!("the lab's process `{}` does not end", payload.join(" "))));
             }
             if Instant::now() >= next {
                 self.numbers("during", group, files);
@@ -127,26 +129,26 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// A payload that runs.
-pub struct Running(Child);
+/// A running payload.
+pub(crate) struct Running(Child);
 
-/// How a payload ended, and what it wrote.
-pub struct Ended {
+/// The exit status and output of a payload.
+pub(crate) struct Ended {
     pub status: ExitStatus,
     pub output: String,
 }
 
 impl Running {
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.0.id()
     }
 
     fn ended(&mut self) -> Result<Option<Ended>, Report> {
-        let failed = |error| Report::new("cannot wait for a lab's payload").with_cause(error);
+        let failed = |error| Report::new("cannot wait for the lab's process").with_cause(error);
         let Some(status) = self.0.try_wait().map_err(failed)? else { return Ok(None) };
         let mut output = String::new();
         if let Some(stdout) = &mut self.0.stdout {
-            // What the payload left running may hold the pipe: only what is there counts.
+            // A process that the payload left running may hold the pipe open, so read only the available output.
             let mut bytes = vec![0; 64 << 10];
             let count = stdout.read(&mut bytes).map_err(failed)?;
             output = String::from_utf8_lossy(&bytes[..count]).into_owned();
@@ -163,27 +165,27 @@ impl Drop for Running {
 }
 
 impl Group {
-    /// Starts a payload, which enters the group before it does anything.
-    pub fn start(&self, payload: &[&str]) -> Result<Running, Report> {
+    /// Starts a payload. It enters the group before it does anything else.
+    pub(crate) fn start(&self, payload: &[&str]) -> Result<Running, Report> {
         let mut command = Command::new("/proc/self/exe");
         command.arg("lab-payload");
         for file in self.cgroup.procs_files() {
             command.arg("--enter").arg(file);
         }
         command.arg("--").args(payload).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        Ok(Running(command.spawn().map_err(|error| Report::new("cannot start a lab's payload").with_cause(error))?))
+        Ok(Running(command.spawn().map_err(|error| Report::new("cannot start the lab's process").with_cause(error))?))
     }
 
-    pub fn stats(&self) -> Stats {
+    pub(crate) fn stats(&self) -> Stats {
         self.cgroup.stats()
     }
 
-    /// The last part of its path, by which the kernel's log knows it.
-    pub fn name(&self) -> &str {
+    /// The last component of the group's path. The kernel's log contains it.
+    pub(crate) fn name(&self) -> &str {
         self.path.rsplit('/').next().unwrap_or_default()
     }
 
-    /// Name and content of a file, on one line.
+    /// The name of a file and its content on one line.
     fn read(&self, (controller, v1, v2): &Named) -> Option<(String, String)> {
         let file = if self.version == Version::V2 { v2 } else { v1 };
         let text = fs::read_to_string(self.cgroup.dir(controller)?.join(file)).ok()?;
@@ -193,7 +195,7 @@ impl Group {
 }
 
 /// Removes the cgroups of labs that were killed.
-pub fn sweep(host: &Host) -> Result<(), Report> {
+pub(crate) fn sweep(host: &Host) -> Result<(), Report> {
     for parent in host.directories("/gpurun") {
         for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();

@@ -1,4 +1,4 @@
-//! What runs in a lab's cgroup: `gpurun lab-payload --enter FILE… -- KIND ARGUMENT…`.
+//! The program in a lab's cgroup: `gpurun lab-payload --enter FILE… -- KIND ARGUMENT…`.
 
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -14,9 +14,9 @@ use crate::sys::mount;
 
 const MIB: usize = 1 << 20;
 
-/// Runs a payload; the exit code.
-pub fn main(enter: &[PathBuf], words: &[String]) -> u8 {
-    // The lab's end is ours, however it ends.
+/// Runs a payload and returns its exit code.
+pub(crate) fn main(enter: &[PathBuf], argv: &[String]) -> u8 {
+    // Die with the lab, even if the lab is killed.
     if nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).is_err() {
         return 1;
     }
@@ -26,18 +26,18 @@ pub fn main(enter: &[PathBuf], words: &[String]) -> u8 {
             return 1;
         }
     }
-    // As it shall stand in the kernel's log and in `ps`.
-    let name = format!("lab-{}", words.first().map_or("payload", String::as_str));
+    // The name for the kernel's log and `ps`.
+    let name = format!("lab-{}", argv.first().map_or("payload", String::as_str));
     let _ = std::ffi::CString::new(name).map(|name| nix::sys::prctl::set_name(&name));
-    let number = |index: usize| words.get(index).and_then(|word| word.parse::<usize>().ok()).unwrap_or(0);
-    match words.first().map(String::as_str) {
+    let number = |index: usize| argv.get(index).and_then(|item| item.parse::<usize>().ok()).unwrap_or(0);
+    match argv.first().map(String::as_str) {
         Some("hog") => hog(number(1), number(2)),
         Some("burn") => burn(number(1), number(2)),
         Some("bomb") => bomb(),
-        Some("open") => open(words.get(1).map(String::as_str).unwrap_or_default()),
-        Some("overlay") => return overlay(Path::new(words.get(1).map(String::as_str).unwrap_or_default())),
-        Some("namespace") => return in_pid_namespace(&words[1..]),
-        Some("pid1") => pid1(words.get(1).is_some_and(|word| word == "careful")),
+        Some("open") => open(argv.get(1).map(String::as_str).unwrap_or_default()),
+        Some("overlay") => return overlay(Path::new(argv.get(1).map(String::as_str).unwrap_or_default())),
+        Some("namespace") => return in_pid_namespace(&argv[1..]),
+        Some("pid1") => pid1(argv.get(1).is_some_and(|item| item == "careful")),
         Some("orphan") => orphan(),
         Some("sleep") => std::thread::sleep(Duration::from_millis(number(1) as u64)),
         _ => return 1,
@@ -45,23 +45,23 @@ pub fn main(enter: &[PathBuf], words: &[String]) -> u8 {
     0
 }
 
-fn again(words: &[&str]) -> std::io::Result<std::process::Child> {
+fn again(argv: &[&str]) -> std::io::Result<std::process::Child> {
     let mut command = Command::new("/proc/self/exe");
-    command.arg("lab-payload").arg("--").args(words);
+    command.arg("lab-payload").arg("--").args(argv);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
 }
 
-/// A line for the lab, which may be gone: no reason to panic on the way out.
+/// Writes a line for the lab. The lab may be gone, so a failed write is ignored and does not panic.
 fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// Takes so many MiB, one at a time, touches every page, and holds them for so many milliseconds.
+/// Allocates `mib` MiB in steps of 1 MiB, touches every page, and holds the memory for `hold` milliseconds.
 fn hog(mib: usize, hold: usize) {
     let mut held: Vec<Vec<u8>> = Vec::new();
     for _ in 0..mib {
         let mut block = vec![0u8; MIB];
-        // No two pages alike, so that nothing can be merged or compressed away.
+        // No page is all zeros, and few pages of a block are alike, so that the kernel cannot share them.
         for (index, page) in block.chunks_mut(4096).enumerate() {
             page[0] = (index % 251) as u8 + 1;
         }
@@ -69,13 +69,13 @@ fn hog(mib: usize, hold: usize) {
         std::thread::sleep(Duration::from_millis(15));
     }
     std::thread::sleep(Duration::from_millis(hold as u64));
-    say(&format!("held {mib} MiB to the end"));
+    say(&format!("kept {mib} MiB until the end"));
     drop(black_box(held));
 }
 
-/// Keeps so many threads busy for so many milliseconds of wall time.
+/// Keeps `threads` threads busy for `milliseconds` of wall time.
 fn burn(threads: usize, milliseconds: usize) {
-    // As nproc counts: by affinity. (Rust's available_parallelism looks at the quota, too.)
+    // Count the CPUs by affinity, as nproc does. Rust's available_parallelism also considers the quota.
     let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap_or_default();
     let count = (0..nix::sched::CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).count();
     say(&count.to_string());
@@ -88,13 +88,13 @@ fn burn(threads: usize, milliseconds: usize) {
             }
         }
     };
-    let all: Vec<_> = (0..threads).map(|_| std::thread::spawn(busy)).collect();
+    let all: Vec<_> = (0..threads).filter_map(|_| std::thread::Builder::new().spawn(busy).ok()).collect();
     for thread in all {
         let _ = thread.join();
     }
 }
 
-/// Copies of copies of copies. Whoever has seen enough refusals stays, so that the bomb can be counted.
+/// A fork bomb. A process stays alive when its fork is refused, so that the processes can be counted.
 fn bomb() {
     let until = Instant::now() + Duration::from_secs(2);
     let mut children = Vec::new();
@@ -117,7 +117,8 @@ fn open(path: &str) {
     }
 }
 
-/// An overlay on a tmpfs in a mount namespace of our own, written to, and listed from both sides.
+/// Mounts an overlay on a tmpfs in a private mount namespace, changes it, and lists it from both sides. The tmpfs covers
+/// `dir`, which exists: nothing remains on the host, whatever ends the lab.
 fn overlay(dir: &Path) -> u8 {
     let list = |dir: &Path| -> std::io::Result<String> {
         use std::os::unix::fs::FileTypeExt;
@@ -136,7 +137,6 @@ fn overlay(dir: &Path) -> u8 {
     };
     let experiment = || -> Result<(), Box<dyn std::error::Error>> {
         mount::unshare_slave()?;
-        fs::create_dir_all(dir)?;
         let tmpfs = mount::FsContext::open(c"tmpfs")?.mount(mount::Attr::NONE)?;
         mount::attach(std::os::fd::AsFd::as_fd(&tmpfs), std::os::fd::AsFd::as_fd(&File::open(dir)?))?;
         let path = |name: &str| dir.join(name);
@@ -170,14 +170,14 @@ fn overlay(dir: &Path) -> u8 {
     }
 }
 
-/// Runs another payload as pid 1 of a namespace of its own, and prints its pid on the host.
-fn in_pid_namespace(words: &[String]) -> u8 {
+/// Runs another payload as PID 1 of a new PID namespace, and prints its PID on the host.
+fn in_pid_namespace(argv: &[String]) -> u8 {
     if let Err(errno) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWPID) {
-        say(&format!("cannot make a pid namespace: {errno}"));
+        say(&format!("cannot create a PID namespace: {errno}"));
         return 1;
     }
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    match again(&words) {
+    let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+    match again(&argv) {
         Ok(mut child) => {
             say(&child.id().to_string());
             let _ = std::io::stdout().flush();
@@ -191,10 +191,10 @@ fn in_pid_namespace(words: &[String]) -> u8 {
     }
 }
 
-/// A pid 1 that gets five orphans; the careful one waits for them.
+/// A PID 1 that gets five orphans. If it is `careful`, it reaps them.
 fn pid1(careful: bool) {
     for _ in 0..5 {
-        // Not kept: their end is nobody's business but pid 1's.
+        // Drop the handle, because only PID 1 should reap the child.
         drop(again(&["orphan"]));
     }
     let until = Instant::now() + Duration::from_secs(15);
@@ -207,7 +207,7 @@ fn pid1(careful: bool) {
     }
 }
 
-/// Leaves a child behind.
+/// Starts a child and exits without waiting for it.
 fn orphan() {
     drop(again(&["sleep", "100"]));
 }

@@ -1,39 +1,76 @@
 //! `gpurun image ls | inspect | history | df`.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::manage::in_store;
+use super::size;
+use super::text::{columns, names, print, print_json, repository_and_tag, table};
 use super::transfer::{PullPolicy, RegistryFlags, provide};
-use super::{Usages, ago, names, print, print_json, repository_and_tag, size, table};
-use crate::image::{History, ImageDocument};
-use crate::names::Digest;
+use super::users::Usages;
+use crate::cli::filter::Filters;
+use crate::cli::format::{self, Format, Titles};
+use crate::cli::{moment, view};
+use crate::image::{History, ImageDocument, Platform};
+use crate::names::{Digest, Reference};
 use crate::report::Report;
 use crate::store::{Image, Store};
+use crate::template;
 
 #[derive(Debug, Args)]
-pub struct LsArgs {
-    /// Show the steps of builds too
+pub(crate) struct LsArgs {
+    /// Show the intermediate images of builds too
     #[arg(short, long)]
     pub all: bool,
-    /// Print the ids alone
+    /// Print only IDs
     #[arg(short, long)]
     pub quiet: bool,
-    /// Do not shorten ids
+    /// Do not truncate IDs and digests
     #[arg(long)]
     pub no_trunc: bool,
+    /// Show the digests of the manifests
+    #[arg(long)]
+    pub digests: bool,
+    /// Select images: dangling=true, reference=PATTERN, label=KEY[=VALUE], before=IMAGE, since=IMAGE, until=TIME
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub filter: Vec<String>,
+    /// Print a table of chosen fields (`table {{.ID}}\t{{.Tag}}`), JSON lines (`json`), or a Go template for each image
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
     /// Print as JSON
     #[arg(long, conflicts_with = "quiet")]
     pub json: bool,
+    /// Show the images of this repository alone
+    #[arg(value_name = "REPOSITORY[:TAG]")]
+    pub repository: Option<String>,
 }
 
+const FILTERS: [&str; 6] = ["dangling", "reference", "label", "before", "since", "until"];
+
+const TITLES: &Titles = &[
+    ("ID", "IMAGE ID"),
+    ("Repository", "REPOSITORY"),
+    ("Tag", "TAG"),
+    ("Digest", "DIGEST"),
+    ("CreatedSince", "CREATED"),
+    ("CreatedAt", "CREATED AT"),
+    ("Size", "SIZE"),
+    ("VirtualSize", "SIZE"),
+    ("SharedSize", "SHARED SIZE"),
+    ("UniqueSize", "UNIQUE SIZE"),
+    ("Containers", "CONTAINERS"),
+    ("Platform", "PLATFORM"),
+];
+
 #[derive(Debug, Args)]
-pub struct InspectArgs {
-    /// Names, ids, or sources as skopeo writes them
+pub(crate) struct InspectArgs {
+    /// Names or IDs of images, or sources in skopeo's notation
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<String>,
-    /// It prints JSON in any case; the other commands' flag is understood
+    /// Print a Go template for each image, or a JSON object per line (`json`)
+    #[arg(short, long, value_name = "FORMAT")]
+    pub format: Option<String>,
+    /// Accepted for symmetry: the output is always JSON
     #[arg(long, hide = true)]
     pub json: bool,
     #[command(flatten)]
@@ -41,12 +78,22 @@ pub struct InspectArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct HistoryArgs {
-    /// Name or id, or a source as skopeo writes it
+pub(crate) struct HistoryArgs {
+    /// Name or ID of an image, or a source in skopeo's notation
+    #[arg(value_name = "IMAGE")]
     pub image: String,
-    /// Do not shorten commands
+    /// Do not truncate commands
     #[arg(long)]
     pub no_trunc: bool,
+    /// Print only IDs
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print sizes and times for people; `false` prints bytes and RFC 3339
+    #[arg(short = 'H', long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub human: bool,
+    /// Print a table of chosen fields (`table {{.CreatedBy}}\t{{.Size}}`), JSON lines (`json`), or a Go template for each step
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
     /// Print as JSON
     #[arg(long)]
     pub json: bool,
@@ -55,8 +102,8 @@ pub struct HistoryArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct DfArgs {
-    /// Show each image, too
+pub(crate) struct DfArgs {
+    /// Show each image too
     #[arg(short, long)]
     pub images: bool,
     /// Print as JSON, in bytes
@@ -64,44 +111,193 @@ pub struct DfArgs {
     pub json: bool,
 }
 
-pub fn ls(store: &Store, args: &LsArgs) -> Result<(), Report> {
+pub(super) fn ls(store: &Store, args: &LsArgs, users: &Usages<'_>) -> Result<(), Report> {
+    let format = Format::of(args.format.as_deref())?;
+    let filters = Filters::parse(&args.filter, &FILTERS)?;
     let mut images = store.list()?;
     images.retain(|image| args.all || !image.intermediate);
+    let select = Select::new(store, &filters, args.repository.as_deref())?;
+    // The names that are shown. An image whose names are all left out is left out itself.
+    let mut rows: Vec<(&Image, Vec<&Reference>)> = Vec::new();
+    for image in images.iter().filter(|image| select.takes(image)) {
+        let names: Vec<&Reference> = image.names.iter().filter(|name| select.takes_name(name)).collect();
+        if !names.is_empty() || (image.names.is_empty() && !select.wants_names()) {
+            rows.push((image, names));
+        }
+    }
     if args.json {
-        let list = images.iter().map(|image| {
+        let list = rows.iter().map(|(image, _)| {
             json!({"Id": image.id.to_string(), "Names": names(&image.names), "Size": image.size, "Created": image.created,
-                "Architecture": image.architecture, "LoadedAt": image.loaded_at})
+                "Os": image.os, "Architecture": image.architecture, "Variant": image.variant, "LoadedAt": image.loaded_at,
+                "ManifestDigest": image.manifest_digest})
         });
         return print_json(&Value::Array(list.collect()));
     }
     let id = |image: &Image| if args.no_trunc { image.id.to_string() } else { image.short_id() };
-    if args.quiet {
-        return print(&images.iter().map(|image| id(image) + "\n").collect::<String>());
-    }
-    let mut rows = vec![["REPOSITORY".to_string(), "TAG".into(), "IMAGE ID".into(), "LOADED".into(), "SIZE".into()]];
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    for image in &images {
-        let shown: Vec<(String, String)> = match image.names.as_slice() {
-            [] => vec![("<none>".into(), "<none>".into())],
-            names => names.iter().map(repository_and_tag).collect(),
-        };
-        for (repository, tag) in shown {
-            let age = ago(now.saturating_sub(image.loaded_at));
-            rows.push([repository, tag, id(image), age, size(image.size)]);
+    if !matches!(format, Format::Table) {
+        let mut values = Vec::new();
+        for (image, names) in &rows {
+            let in_use = format.uses("Containers") && users(&image.id).is_some();
+            values.extend(shown(names).map(|name| fields(image, name, id(image), in_use)));
         }
+        return print(&format.text(TITLES, &values)?);
     }
-    print(&table(&rows))
+    if args.quiet {
+        return print(&rows.iter().map(|(image, _)| id(image) + "\n").collect::<String>());
+    }
+    table_of(&rows, args, id)
 }
 
-/// All that is known about an image, with docker's keys.
-pub fn inspect_json(image: &Image) -> Value {
+/// Prints docker's table, with a column for digests if a name has one, and for platforms that this host cannot run.
+fn table_of(images: &[(&Image, Vec<&Reference>)], args: &LsArgs, id: impl Fn(&Image) -> String) -> Result<(), Report> {
+    let mut rows: Vec<[String; 7]> =
+        vec![["REPOSITORY", "TAG", "DIGEST", "IMAGE ID", "PLATFORM", "CREATED", "SIZE"].map(String::from)];
+    let mut with_digest = args.digests;
+    let mut with_platform = false;
+    for (image, names) in images {
+        let platform = image.platform();
+        with_platform |= platform.as_ref().is_some_and(|platform| !platform.runs_on(&Platform::host()));
+        let platform = platform.map_or_else(|| "-".into(), |platform| platform.to_string());
+        for (repository, tag, digest) in shown(names) {
+            // The digest identifies a row without a tag: the digest in its name, or else the digest of its manifest.
+            with_digest |= digest.is_some();
+            let digest = digest
+                .or(image.manifest_digest)
+                .map_or_else(|| "<none>".into(), |digest| shorten(&digest, args.no_trunc));
+            rows.push([repository, tag, digest, id(image), platform.clone(), created_ago(image), size(image.size)]);
+        }
+    }
+    let keep = [true, true, with_digest, true, with_platform, true, true];
+    print(&columns(&rows, keep))
+}
+
+/// The rows of an image: one for each name, or one without a name.
+fn shown<'a>(names: &'a [&'a Reference]) -> impl Iterator<Item = (String, String, Option<Digest>)> + 'a {
+    let none = || ("<none>".to_owned(), "<none>".to_owned(), None);
+    names.iter().map(|name| row_name(name)).chain(names.is_empty().then(none))
+}
+
+/// The time of an image's creation, in nanoseconds since 1970.
+fn created(image: &Image) -> Option<u64> {
+    let time = chrono::DateTime::parse_from_rfc3339(&image.created).ok()?;
+    u64::try_from(time.timestamp_nanos_opt()?).ok()
+}
+
+fn created_ago(image: &Image) -> String {
+    created(image).map_or_else(|| "N/A".into(), view::ago)
+}
+
+/// The fields of an image for `--format`, with docker's names.
+fn fields(image: &Image, name: (String, String, Option<Digest>), id: String, in_use: bool) -> template::Value {
+    let (repository, tag, digest) = name;
+    let digest = digest.or(image.manifest_digest).map_or_else(|| "<none>".to_owned(), |digest| digest.to_string());
+    format::row([
+        ("ID", id.into()),
+        ("Repository", repository.into()),
+        ("Tag", tag.into()),
+        ("Digest", digest.into()),
+        ("CreatedSince", created_ago(image).into()),
+        ("CreatedAt", created(image).map_or_else(String::new, view::moment).into()),
+        ("Size", size(image.size).into()),
+        ("VirtualSize", size(image.size).into()),
+        ("SharedSize", "N/A".into()),
+        ("UniqueSize", "N/A".into()),
+        ("Containers", (if in_use { "1" } else { "N/A" }).into()),
+        ("Platform", image.platform().map_or_else(String::new, |platform| platform.to_string()).into()),
+    ])
+}
+
+/// The images that `--filter` and the repository select.
+struct Select<'a> {
+    filters: &'a Filters,
+    dangling: Option<bool>,
+    before: Option<u64>,
+    since: Option<u64>,
+    until: Option<u64>,
+    patterns: Vec<String>,
+}
+
+impl<'a> Select<'a> {
+    fn new(store: &Store, filters: &'a Filters, repository: Option<&str>) -> Result<Self, Report> {
+        let time = |key: &str| -> Result<Option<u64>, Report> {
+            let times =
+                filters.values(key).map(|name| Ok(created(&store.resolve(name).map_err(in_store)?).unwrap_or(0)));
+            Ok(times.collect::<Result<Vec<_>, Report>>()?.into_iter().max())
+        };
+        let until = filters.values("until").last().map(|text| moment::parse("--filter until", text)).transpose()?;
+        let patterns = filters.values("reference").chain(repository).map(str::to_owned).collect();
+        Ok(Self {
+            filters,
+            dangling: filters.truth("dangling")?,
+            before: time("before")?,
+            since: time("since")?,
+            until,
+            patterns,
+        })
+    }
+
+    fn wants_names(&self) -> bool {
+        !self.patterns.is_empty()
+    }
+
+    fn takes(&self, image: &Image) -> bool {
+        let time = created(image).unwrap_or(0);
+        self.dangling.is_none_or(|dangling| dangling == image.names.is_empty())
+            && self.filters.labels(&image.config.labels)
+            && self.before.is_none_or(|before| time < before)
+            && self.since.is_none_or(|since| time > since)
+            && self.until.is_none_or(|until| time < until)
+    }
+
+    /// Whether a name matches one of the patterns: the whole name, or the repository alone.
+    fn takes_name(&self, name: &Reference) -> bool {
+        let familiar = name.familiar();
+        let (repository, _) = repository_and_tag(name);
+        let full = name.to_string();
+        let matches = |pattern: &String| {
+            [familiar.as_str(), repository.as_str(), full.as_str()].iter().any(|name| glob(pattern, name))
+        };
+        self.patterns.is_empty() || self.patterns.iter().any(matches)
+    }
+}
+
+/// Matches a name against a pattern as Go's path.Match does: `*` and `?` do not match `/`.
+fn glob(pattern: &str, name: &str) -> bool {
+    let mut form = String::from("^");
+    for letter in pattern.chars() {
+        match letter {
+            '*' => form.push_str("[^/]*"),
+            '?' => form.push_str("[^/]"),
+            '[' | ']' => form.push(letter),
+            letter => form.push_str(&regex::escape(&letter.to_string())),
+        }
+    }
+    form.push('$');
+    regex::Regex::new(&form).map_or_else(|_| pattern == name, |form| form.is_match(name))
+}
+
+fn row_name(name: &Reference) -> (String, String, Option<Digest>) {
+    let (repository, tag) = repository_and_tag(name);
+    (repository, tag, name.digest)
+}
+
+fn shorten(digest: &Digest, no_trunc: bool) -> String {
+    if no_trunc { digest.to_string() } else { format!("sha256:{}", &digest.hex()[..12]) }
+}
+
+/// Returns all data about an image, with docker's keys.
+pub(crate) fn inspect_json(store: &Store, image: &Image) -> Value {
+    // Digests that cannot be read are omitted, and all other data is still shown.
+    let digests = names(&store.repo_digests_of(&image.id).unwrap_or_default());
     json!({
         "Id": image.id.to_string(),
         "RepoTags": names(&image.names),
+        "RepoDigests": digests,
         "Created": image.created,
         "LoadedAt": image.loaded_at,
         "Architecture": image.architecture,
         "Os": image.os,
+        "Variant": image.variant,
         "Size": image.size,
         "ManifestDigest": image.manifest_digest.map(|digest| digest.to_string()),
         "ChainId": image.chain_id.to_string(),
@@ -110,16 +306,16 @@ pub fn inspect_json(image: &Image) -> Value {
     })
 }
 
-pub fn inspect(store: &Store, args: &InspectArgs) -> Result<(), Report> {
+pub(super) fn inspect(store: &Store, args: &InspectArgs) -> Result<(), Report> {
     let mut list = Vec::new();
     for name in &args.images {
         let image = store.resolve(&provide(store, name, PullPolicy::Never, &args.registry)?)?;
-        list.push(inspect_json(&image));
+        list.push(inspect_json(store, &image));
     }
-    print_json(&Value::Array(list))
+    crate::cli::format::print_all(args.format.as_deref(), &list)
 }
 
-pub fn history(store: &Store, args: &HistoryArgs) -> Result<(), Report> {
+pub(super) fn history(store: &Store, args: &HistoryArgs) -> Result<(), Report> {
     let image = store.resolve(&provide(store, &args.image, PullPolicy::Never, &args.registry)?)?;
     let (config, _) = store.documents(&image)?;
     let document = ImageDocument::parse(&config)
@@ -132,24 +328,68 @@ pub fn history(store: &Store, args: &HistoryArgs) -> Result<(), Report> {
         });
         return print_json(&Value::Array(list.collect()));
     }
-    let mut rows = vec![["LAYER".to_string(), "CREATED".into(), "CREATED BY".into(), "SIZE".into(), "COMMENT".into()]];
-    for (step, layer) in steps {
-        let id = layer.map_or_else(|| "-".into(), |(id, _)| id.hex()[..12].to_owned());
-        let command = step.created_by.split_whitespace().collect::<Vec<_>>().join(" ");
-        let command = if args.no_trunc || command.chars().count() <= 60 {
-            command
-        } else {
-            command.chars().take(59).chain(['…']).collect()
-        };
-        let created = step.created.split('.').next().unwrap_or_default().trim_end_matches('Z').replace('T', " ");
-        rows.push([id, created, command, size(layer.map_or(0, |(_, size)| size)), step.comment]);
+    let format = Format::of(args.format.as_deref())?;
+    let time = |step: &History| {
+        let time = chrono::DateTime::parse_from_rfc3339(&step.created).ok().and_then(|time| time.timestamp_nanos_opt());
+        time.and_then(|time| u64::try_from(time).ok())
+    };
+    let newest = steps.len();
+    let rows: Vec<[String; 5]> = steps
+        .iter()
+        .enumerate()
+        .map(|(at, (step, layer))| {
+            // As in docker, only the newest step has the ID of the image. The others are no images.
+            let id = match (at, args.no_trunc) {
+                (0, true) if newest > 0 => image.id.to_string(),
+                (0, false) => image.short_id(),
+                _ => "<missing>".into(),
+            };
+            let bytes = layer.map_or(0, |(_, size)| size);
+            let created = match (time(step), args.human) {
+                (Some(time), true) => view::ago(time),
+                (None, true) => "N/A".into(),
+                (_, false) => step.created.clone(),
+            };
+            let command = step.created_by.split_whitespace().collect::<Vec<_>>().join(" ");
+            let command = match args.no_trunc || command.chars().count() <= 45 {
+                true => command,
+                false => command.chars().take(44).chain(['…']).collect(),
+            };
+            [id, created, command, if args.human { size(bytes) } else { bytes.to_string() }, step.comment.clone()]
+        })
+        .collect();
+    const TITLES: &Titles = &[
+        ("ID", "IMAGE"),
+        ("CreatedSince", "CREATED"),
+        ("CreatedAt", "CREATED AT"),
+        ("CreatedBy", "CREATED BY"),
+        ("Size", "SIZE"),
+        ("Comment", "COMMENT"),
+    ];
+    if !matches!(format, Format::Table) {
+        let values = rows.iter().zip(&steps).map(|([id, since, by, size, comment], (step, _))| {
+            format::row([
+                ("ID", id.as_str().into()),
+                ("CreatedSince", since.as_str().into()),
+                ("CreatedAt", step.created.as_str().into()),
+                ("CreatedBy", by.as_str().into()),
+                ("Size", size.as_str().into()),
+                ("Comment", comment.as_str().into()),
+            ])
+        });
+        return print(&format.text(TITLES, &values.collect::<Vec<_>>())?);
     }
-    print(&table(&rows))
+    if args.quiet {
+        return print(&rows.iter().map(|[id, ..]| format!("{id}\n")).collect::<String>());
+    }
+    let titles = ["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"].map(str::to_owned);
+    print(&table(&std::iter::once(titles).chain(rows).collect::<Vec<_>>()))
 }
 
 type Step = (History, Option<(Digest, u64)>);
 
-/// The history's lines with the layers that they made, the youngest first; layers that no line tells of have lines of their own.
+/// Returns the history with the layer of each step, newest first. Layers without a history entry get entries of their
+/// own.
 fn steps(history: &[History], diff_ids: &[Digest], sizes: &[u64]) -> Vec<Step> {
     let mut layers = diff_ids.iter().copied().zip(sizes.iter().copied());
     let mut steps: Vec<Step> =
@@ -159,17 +399,19 @@ fn steps(history: &[History], diff_ids: &[Digest], sizes: &[u64]) -> Vec<Step> {
     steps
 }
 
-pub fn df(store: &Store, args: &DfArgs, users: &Usages<'_>) -> Result<(), Report> {
+pub(super) fn df(store: &Store, args: &DfArgs, users: &Usages<'_>) -> Result<(), Report> {
     let images = store.list()?;
-    let used: Vec<&Image> = images.iter().filter(|image| users(&image.id).is_some()).collect();
-    // After the look at the containers, which makes their directory where there was none.
+    // Look up the users of each image once.
+    let in_use: Vec<bool> = images.iter().map(|image| users(&image.id).is_some()).collect();
+    let used: Vec<&Image> = images.iter().zip(&in_use).filter(|(_, used)| **used).map(|(image, _)| image).collect();
+    // Must follow the lookup of containers, which creates their directory if it does not exist.
     let usage = store.usage()?;
     let reclaimable = usage.only_outside(&used);
     let rows = [
         ("Layers", usage.layer_count, usage.layers, reclaimable),
         ("Indexes", 0, usage.indexes, 0),
         ("Documents", images.len(), usage.documents, 0),
-        ("Drawn trees", 0, usage.drawn, 0),
+        ("Unpacked trees", 0, usage.rendered, 0),
         ("In progress", 0, usage.in_progress, 0),
         ("Containers", 0, usage.containers, 0),
         ("Volumes", 0, usage.volumes, 0),
@@ -177,11 +419,11 @@ pub fn df(store: &Store, args: &DfArgs, users: &Usages<'_>) -> Result<(), Report
         ("Total", 0, usage.total(), reclaimable),
     ];
     if args.json {
-        let per_image = images.iter().map(|image| {
-            let (all, unique) = usage.of_image(image, images.iter());
-            json!({"Id": image.id.to_string(), "Names": names(&image.names), "Size": all, "UniqueSize": unique,
-                "SharedSize": all - unique, "InUse": users(&image.id).is_some()})
-        });
+        let per_image =
+            images.iter().zip(usage.of_images(&images)).zip(&in_use).map(|((image, (all, unique)), used)| {
+                json!({"Id": image.id.to_string(), "Names": names(&image.names), "Size": all, "UniqueSize": unique,
+                "SharedSize": all - unique, "InUse": used})
+            });
         let rows: serde_json::Map<String, Value> =
             rows.iter().map(|(name, _, bytes, _)| (name.replace(' ', ""), json!(bytes))).collect();
         return print_json(
@@ -196,8 +438,7 @@ pub fn df(store: &Store, args: &DfArgs, users: &Usages<'_>) -> Result<(), Report
     let mut out = table(&text);
     if args.images {
         let mut rows = vec![["IMAGE".to_string(), "IMAGE ID".into(), "SIZE".into(), "SHARED".into(), "UNIQUE".into()]];
-        for image in &images {
-            let (all, unique) = usage.of_image(image, images.iter());
+        for (image, (all, unique)) in images.iter().zip(usage.of_images(&images)) {
             rows.push([image.label(), image.short_id(), size(all), size(all - unique), size(unique)]);
         }
         out = format!("{out}\n{}", table(&rows));

@@ -1,48 +1,53 @@
 //! `gpurun image rm | prune | tag | verify`.
 
-use std::io::{self, IsTerminal, Write};
-
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::size;
+use super::text::{names, print, print_json};
 use super::transfer::{PullPolicy, RegistryFlags, provide};
-use super::{Place, Usages, names, print, print_json, size};
+use super::users::{Mounts, NewUsages, Usages};
+use crate::cli::confirm::confirm;
 use crate::names::{Digest, Reference};
 use crate::report::Report;
 use crate::rootfs::images;
-use crate::store::{Cure, Fault, Removed, Store};
+use crate::store::{Fault, Removed, Repair, ResolveError, Store};
 
 #[derive(Debug, Args)]
-pub struct RmArgs {
-    /// Names or ids
+pub(crate) struct RmArgs {
+    /// Names or IDs of images
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<String>,
-    /// Remove an image by its id even when it has several names
+    /// Remove an image with all its names
     #[arg(short, long)]
     pub force: bool,
+    /// Accepted as docker's flag: an image here has no parents that could be removed with it
+    #[arg(long, hide = true)]
+    pub no_prune: bool,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct PruneArgs {
-    /// Remove every image that no container uses, not only those without a name
+pub(crate) struct PruneArgs {
+    /// Remove all images without a container, not only those without a name
     #[arg(short, long)]
     pub all: bool,
-    /// Do not ask
+    /// Do not prompt for confirmation
     #[arg(short, long)]
     pub force: bool,
-    /// Print the result as JSON (does not ask)
+    /// Print the result as JSON, without a prompt
     #[arg(long)]
     pub json: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct TagArgs {
-    /// Name or id, or a source as skopeo writes it
+pub(crate) struct TagArgs {
+    /// Name or ID of an image, or a source in skopeo's notation
+    #[arg(value_name = "IMAGE")]
     pub image: String,
-    /// The name to give it, too; it then means nothing else
+    /// New name of the image; an image that has the name loses it
     #[arg(value_name = "NAME[:TAG]")]
     pub name: Reference,
     #[command(flatten)]
@@ -50,10 +55,11 @@ pub struct TagArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct VerifyArgs {
-    /// Names or ids (default: the whole store)
+pub(crate) struct VerifyArgs {
+    /// Names or IDs of images (default: all)
+    #[arg(value_name = "IMAGE")]
     pub images: Vec<String>,
-    /// Take damaged files away and make again what can be made; what must be loaded again is named
+    /// Remove damaged files and recreate them where possible; list the images that must be loaded again
     #[arg(long)]
     pub repair: bool,
     /// Print the result as JSON
@@ -61,11 +67,11 @@ pub struct VerifyArgs {
     pub json: bool,
 }
 
-/// Takes away the mounts of images that are no more: their files' space is free only then.
-fn unmount_gone(store: &Store, place: &Place<'_>, removed: &[Digest]) {
+/// Unmounts images that have been removed. Their disk space is freed only then.
+fn unmount_gone(store: &Store, mounts: &Mounts<'_>, removed: &[Digest]) {
     for chain in removed {
-        // What somebody still stands in goes with a later sweep.
-        if let Err(error) = images::sweep_one(&place.images, &chain.hex())
+        // A mount that is still in use is removed by a later sweep.
+        if let Err(error) = images::sweep_one(&mounts.images, &chain.hex())
             && store.index_path(chain).exists()
         {
             tracing::warn!("cannot unmount the image {chain}: {error}");
@@ -73,13 +79,26 @@ fn unmount_gone(store: &Store, place: &Place<'_>, removed: &[Digest]) {
     }
 }
 
-pub fn rm(store: &Store, args: &RmArgs, place: &Place<'_>, users: &Usages<'_>) -> Result<(), Report> {
+pub(super) fn rm(store: &Store, args: &RmArgs, mounts: &Mounts<'_>, users: &NewUsages<'_>) -> Result<(), Report> {
     let mut list = Vec::new();
+    let mut first: Option<Report> = None;
     for image in &args.images {
         let chain = store.resolve(image).ok().map(|image| image.chain_id);
-        let removed = store.remove(image, args.force, users)?;
+        let removed = match store.remove(image, args.force, &*users()) {
+            Ok(removed) => removed,
+            // As in docker, the others are removed all the same.
+            Err(error) => {
+                let report = Report::from(error).with_exit_code(1);
+                if first.is_some() {
+                    crate::cli::print::say(&report.to_string());
+                } else {
+                    first = Some(report);
+                }
+                continue;
+            }
+        };
         if removed.deleted.is_some() {
-            unmount_gone(store, place, chain.as_slice());
+            unmount_gone(store, mounts, chain.as_slice());
         }
         if args.json {
             list.push(
@@ -88,12 +107,15 @@ pub fn rm(store: &Store, args: &RmArgs, place: &Place<'_>, users: &Usages<'_>) -
             );
             continue;
         }
-        print(&told(&removed))?;
+        print(&describe(&removed))?;
     }
-    if args.json { print_json(&Value::Array(list)) } else { Ok(()) }
+    if args.json {
+        print_json(&Value::Array(list))?;
+    }
+    first.map_or(Ok(()), Err)
 }
 
-fn told(removed: &Removed) -> String {
+fn describe(removed: &Removed) -> String {
     let mut out: String = removed.untagged.iter().map(|name| format!("Untagged: {}\n", name.familiar())).collect();
     if let Some(id) = removed.deleted {
         out.push_str(&format!("Deleted: {id}\n"));
@@ -101,11 +123,38 @@ fn told(removed: &Removed) -> String {
     out
 }
 
-pub fn prune(store: &Store, args: &PruneArgs, place: &Place<'_>, users: &Usages<'_>) -> Result<(), Report> {
+pub(super) fn prune(store: &Store, args: &PruneArgs, mounts: &Mounts<'_>, users: &Usages<'_>) -> Result<(), Report> {
     if !args.force && !args.json {
         let which = if args.all { "all images that no container uses" } else { "all images without a name" };
-        confirm(which)?;
+        confirm(which, "gpurun image prune --force")?;
     }
+    let (removed, freed) = remove_unused(store, args.all, mounts, users)?;
+    if args.json {
+        let list = removed.iter().map(|one| json!({"Untagged": names(&one.untagged), "Deleted": one.deleted}));
+        return print_json(&json!({"Removed": list.collect::<Vec<_>>(), "Freed": freed}));
+    }
+    let mut out: String = removed.iter().map(describe).collect();
+    if !out.is_empty() {
+        out = format!("Deleted Images:\n{out}\n");
+    }
+    print(&(out + &format!("Total reclaimed space: {}\n", size(freed))))
+}
+
+/// Removes unused images for `gpurun system prune`, and prints them. Returns the freed bytes.
+pub(super) fn prune_unused(store: &Store, all: bool, mounts: &Mounts<'_>, users: &Usages<'_>) -> Result<u64, Report> {
+    let (removed, freed) = remove_unused(store, all, mounts, users)?;
+    if !removed.is_empty() {
+        print(&format!("Deleted Images:\n{}\n", removed.iter().map(describe).collect::<String>()))?;
+    }
+    Ok(freed)
+}
+
+fn remove_unused(
+    store: &Store,
+    all: bool,
+    mounts: &Mounts<'_>,
+    users: &Usages<'_>,
+) -> Result<(Vec<Removed>, u64), Report> {
     let chains: Vec<Digest> = store.list()?.iter().map(|image| image.chain_id).collect();
     let unknown = std::cell::RefCell::new(None);
     let told_users = |id: &Digest| {
@@ -115,72 +164,64 @@ pub fn prune(store: &Store, args: &PruneArgs, place: &Place<'_>, users: &Usages<
         }
         user
     };
-    let (removed, freed) = store.prune(args.all, &told_users)?;
+    let (removed, freed) = store.prune(all, &told_users)?;
     if let Some(why) = unknown.into_inner() {
-        tracing::warn!("images stay because it cannot be told who uses them: {why}");
+        tracing::warn!("some images are kept, because gpurun cannot find out whether they are in use: {why}");
     }
     let kept: Vec<Digest> = store.list()?.iter().map(|image| image.chain_id).collect();
-    unmount_gone(store, place, &chains.into_iter().filter(|chain| !kept.contains(chain)).collect::<Vec<_>>());
-    if args.json {
-        let list = removed.iter().map(|one| json!({"Untagged": names(&one.untagged), "Deleted": one.deleted}));
-        return print_json(&json!({"Removed": list.collect::<Vec<_>>(), "Freed": freed}));
-    }
-    let mut out: String = removed.iter().map(told).collect();
-    out.push_str(&format!("Freed: {}\n", size(freed)));
-    print(&out)
+    unmount_gone(store, mounts, &chains.into_iter().filter(|chain| !kept.contains(chain)).collect::<Vec<_>>());
+    Ok((removed, freed))
 }
 
-fn confirm(what: &str) -> Result<(), Report> {
-    if !io::stdin().is_terminal() {
-        return Err(Report::usage(format!("nobody is there to ask whether to remove {what}"))
-            .with_hint("do not ask: `gpurun image prune --force`"));
-    }
-    crate::cli::print::tell(&format!("Remove {what}? [y/N] "));
-    let mut answer = String::new();
-    let read = io::stderr().flush().and_then(|()| io::stdin().read_line(&mut answer));
-    read.map_err(|error| Report::new("cannot read the answer").with_cause(error))?;
-    match answer.trim() {
-        "y" | "Y" | "yes" => Ok(()),
-        _ => Err(Report::new("nothing was removed").with_exit_code(1)),
-    }
-}
-
-pub fn tag(store: &Store, args: &TagArgs) -> Result<(), Report> {
+pub(super) fn tag(store: &Store, args: &TagArgs) -> Result<(), Report> {
     if args.name.digest.is_some() {
-        return Err(Report::usage(format!("`{}` has a digest: that is no name to give", args.name)));
+        return Err(Report::usage(format!("cannot use `{}` as a name: it contains a digest", args.name)));
     }
     let image = provide(store, &args.image, PullPolicy::Never, &args.registry)?;
     Ok(store.tag(&store.resolve(&image)?.id, &args.name)?)
 }
 
-/// Exit status for a store in which something is damaged.
+/// Converts the error for an unknown name where only an image in the store is valid.
+pub(crate) fn in_store(error: ResolveError) -> Report {
+    let hint = error.hint_in_store();
+    Report { hint, ..Report::from(error) }
+}
+
+/// Exit status for a store with damaged files.
 const DAMAGED: u8 = 1;
 
-pub fn verify(store: &Store, args: &VerifyArgs, place: &Place<'_>) -> Result<u8, Report> {
+pub(super) fn verify(store: &Store, args: &VerifyArgs, mounts: &Mounts<'_>) -> Result<u8, Report> {
     let mut wanted = Vec::new();
     for name in &args.images {
-        wanted.push(store.identify(name)?);
+        wanted.push(store.identify(name).map_err(in_store)?);
     }
     let wanted = (!args.images.is_empty()).then_some(wanted.as_slice());
     let verified = store.verify(wanted, &|_| ())?;
-    // What cannot be told counts as used.
-    let alone = |name: &str| images::alone(&place.images, name).ok().flatten();
-    let left = if args.repair { store.repair(&verified.faults, &alone)? } else { Vec::new() };
-    let cure = |fault: &Fault| match (&fault.cure, args.repair) {
-        (Cure::LoadAgain, false) => "to take it away: gpurun image verify --repair; then load or pull the image again",
-        (Cure::LoadAgain, true) => "taken away: load or pull the image again",
-        (Cure::RunAgain, false) => "to take it away: gpurun image verify --repair; then run from the archive again",
-        (Cure::RunAgain, true) => "taken away: run from the archive again",
-        (Cure::Undraw, true) if left.contains(&fault.path) => "a container runs from it: stop it, then repair again",
-        (Cure::Undraw, true) => "taken away: it is drawn again when it is needed",
-        (Cure::Redraw(_) | Cure::Undraw | Cure::Forget, false) => "to mend it: gpurun image verify --repair",
-        (Cure::Redraw(_) | Cure::Forget, true) => "mended",
+    // An image whose use cannot be determined counts as used.
+    let lease_exclusively = |name: &str| images::lease_exclusively(&mounts.images, name).ok().flatten();
+    let left = if args.repair { store.repair(&verified.faults, &lease_exclusively)? } else { Vec::new() };
+    let repair = |fault: &Fault| match (&fault.repair, args.repair) {
+        (Repair::LoadAgain, false) => {
+            "remove it with `gpurun image verify --repair`, then load or pull the image again"
+        }
+        (Repair::LoadAgain, true) => "removed: load or pull the image again",
+        (Repair::RunAgain, false) => "remove it with `gpurun image verify --repair`, then run from the archive again",
+        (Repair::RunAgain, true) => "removed: run from the archive again",
+        (Repair::RemoveTree, true) if left.contains(&fault.path) => {
+            "a container runs from it: stop it, then repair again"
+        }
+        (Repair::RemoveTree, true) => "removed: it is unpacked again when it is needed",
+        (Repair::Rebuild(_) | Repair::RemoveTree | Repair::Forget, false) => {
+            "repair it with `gpurun image verify \
+                                                                              --repair`"
+        }
+        (Repair::Rebuild(_) | Repair::Forget, true) => "mended",
     };
     if args.json {
         let faults = verified
             .faults
             .iter()
-            .map(|fault| json!({"Path": fault.path, "Why": fault.why, "Images": fault.images, "Cure": cure(fault)}));
+            .map(|fault| json!({"Path": fault.path, "Why": fault.why, "Images": fault.images, "Cure": repair(fault)}));
         print_json(&json!({"Images": verified.images, "Layers": verified.layers, "Bytes": verified.bytes,
             "Faults": Value::Array(faults.collect())}))?;
     } else {
@@ -192,7 +233,7 @@ pub fn verify(store: &Store, args: &VerifyArgs, place: &Place<'_>) -> Result<u8,
                 fault.path.display(),
                 fault.why,
                 images.join(", "),
-                cure(fault)
+                repair(fault)
             ));
         }
         let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });

@@ -1,34 +1,37 @@
-//! A file for a person: there whole, or as it was before, whoever is killed meanwhile.
+//! An output file that is replaced atomically: it is either complete or unchanged, even if gpurun is killed.
 //!
-//! The bytes go to a file without a name (`O_TMPFILE`), which gets one only when it is whole; what is killed before leaves nothing. A file
-//! system that knows no such files gets a named one, which the next save to the same place takes away.
+//! The data is written to an unnamed file (`O_TMPFILE`) that gets its name only when it is complete, so a killed
+//! process leaves nothing behind. On a file system without such files, a named temporary file is used. The next save to
+//! the same path removes leftovers.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::sys::stat::Mode;
 
 use crate::durable;
+use crate::sys::lock::{Flock, FlockArg};
+use crate::sys::process::CallerUmask;
 
-pub struct Output {
-    file: Flock<File>,
+pub(super) struct Output {
+    file: Flock,
     path: PathBuf,
-    /// Its name until it is whole, where it has one.
+    /// The temporary name until the file is complete, if it has one.
     partial: Option<PathBuf>,
 }
 
-/// Whether something is there that must be written as it is: a pipe, a device, a descriptor of this process.
-pub fn is_stream(path: &Path) -> bool {
+/// Returns whether the path must be written to directly: a pipe, a device, or a descriptor of this process.
+pub(super) fn is_stream(path: &Path) -> bool {
     let is_descriptor = path.starts_with("/dev") || path.starts_with("/proc");
     path.metadata().is_ok_and(|metadata| is_descriptor || !metadata.is_file())
 }
 
 impl Output {
-    /// Begins to write what `path` is to be; a link's target is replaced, not the link.
-    pub fn begin(path: &Path) -> io::Result<Self> {
+    /// Starts to write the file. If `path` is a link, its target is replaced and not the link.
+    pub(super) fn begin(path: &Path) -> io::Result<Self> {
         let path = match path.symlink_metadata() {
             Ok(metadata) if metadata.is_symlink() => path.canonicalize()?,
             _ => path.to_owned(),
@@ -39,6 +42,7 @@ impl Output {
             _ => Path::new("."),
         };
         sweep(dir, &name)?;
+        let _umask = CallerUmask::enter();
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
         let (file, partial) = match nix::fcntl::open(dir, flags, Mode::from_bits_truncate(0o666)) {
             Ok(fd) => (File::from(fd), None),
@@ -48,16 +52,16 @@ impl Output {
             }
             Err(errno) => return Err(errno.into()),
         };
-        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
+        let file = Flock::lock(file, FlockArg::ExclusiveNonblock)?;
         Ok(Self { file, path, partial })
     }
 
-    pub fn file(&mut self) -> &mut File {
+    pub(super) fn file(&mut self) -> &mut File {
         &mut self.file
     }
 
-    /// It is whole: now it gets its name.
-    pub fn place(mut self) -> io::Result<()> {
+    /// Gives the complete file its name.
+    pub(super) fn rename_into_place(mut self) -> io::Result<()> {
         self.file.sync_all()?;
         let dir = self.path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
         let from = match self.partial.clone() {
@@ -69,7 +73,7 @@ impl Output {
                 };
                 match link(&self.path) {
                     Ok(()) => return durable::sync_dir(dir),
-                    // No call replaces a name by a file that has none.
+                    // No system call replaces an existing name with an unnamed file.
                     Err(nix::Error::EEXIST) => {}
                     Err(errno) => return Err(errno.into()),
                 }
@@ -79,7 +83,7 @@ impl Output {
                 partial
             }
         };
-        // From here on a failure has something to take away.
+        // From here on, a failure must remove the temporary file.
         self.partial = Some(from.clone());
         fs::rename(&from, &self.path)?;
         self.partial = None;
@@ -89,7 +93,7 @@ impl Output {
 
 const SUFFIX: &str = ".partial";
 
-/// Takes away what killed saves to the same place left: nobody holds it.
+/// Removes the leftovers of killed saves to the same path. A leftover is recognized by its free lock.
 fn sweep(dir: &Path, name: &str) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
@@ -97,9 +101,9 @@ fn sweep(dir: &Path, name: &str) -> io::Result<()> {
         let pid = file_name.strip_prefix(&format!(".{name}.")).and_then(|rest| rest.strip_suffix(SUFFIX));
         if pid.is_some_and(|pid| pid.parse::<u32>().is_ok())
             && let Ok(file) = File::open(&path)
-            && Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok()
+            && Flock::lock(file, FlockArg::ExclusiveNonblock).is_ok()
         {
-            // Somebody else may have been quicker.
+            // Another process may have removed it first.
             let _ = fs::remove_file(&path);
         }
     }

@@ -1,4 +1,5 @@
-//! How a load, pull or push goes, on standard error: bars on a terminal, lines in a log, nothing for what is quickly done.
+//! The progress of a load, pull or push on standard error: bars on a terminal, lines in a log, and nothing for short
+//! operations.
 
 use std::io::{self, IsTerminal};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -13,13 +14,13 @@ use crate::names::Digest;
 use crate::store::Progress;
 use crate::transport::registry::PushProgress;
 
-/// What is over before this could not be read anyway.
+/// Operations that finish within this time show no progress.
 const QUICK: Duration = Duration::from_millis(400);
 /// Seconds between two lines of a log.
 const LOG_LINE: u64 = 10;
 
-/// Progress for a person. `doing` is the word for it: `loading`, `pulling`, `pushing`.
-pub struct Shown {
+/// A progress display. `doing` is the verb: `loading`, `pulling`, `pushing`.
+pub(super) struct Shown {
     doing: &'static str,
     started: Instant,
     bars: Option<MultiProgress>,
@@ -27,22 +28,22 @@ pub struct Shown {
     total: OnceLock<ProgressBar>,
     read: AtomicU64,
     done: AtomicUsize,
-    /// Lines written to a log so far.
+    /// Number of lines written to a log so far.
     lines: AtomicU64,
 }
 
 struct Layer {
     digest: Digest,
     bytes: u64,
-    /// Made when its first bytes come.
+    /// Created when the first bytes arrive.
     bar: Mutex<Option<ProgressBar>>,
 }
 
 impl Shown {
-    pub fn new(doing: &'static str) -> Arc<Self> {
+    pub(super) fn new(doing: &'static str) -> Arc<Self> {
         let bars = io::stderr().is_terminal().then(|| {
             let bars = MultiProgress::new();
-            // Shown when `QUICK` has passed.
+            // Becomes visible after `QUICK`.
             bars.set_draw_target(ProgressDrawTarget::hidden());
             bars
         });
@@ -58,8 +59,8 @@ impl Shown {
         })
     }
 
-    /// A line among the bars, or alone.
-    pub fn line(&self, text: &str) {
+    /// Prints a line above the bars, or on its own.
+    pub(super) fn line(&self, text: &str) {
         let text = format!("gpurun: {text}");
         match &self.bars {
             Some(bars) if !bars.is_hidden() => drop(bars.println(text)),
@@ -67,7 +68,7 @@ impl Shown {
         }
     }
 
-    /// Whether there is something to show by now; a terminal's bars begin with the first time.
+    /// Returns whether progress should be shown by now. The first time, this makes the bars of a terminal visible.
     fn is_due(&self) -> bool {
         if self.started.elapsed() < QUICK {
             return false;
@@ -96,7 +97,7 @@ impl Shown {
     fn moved(&self, layer: usize, bytes: u64) {
         let read = self.read.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let (Some(layers), is_due) = (self.layers.get(), self.is_due()) else { return };
-        // Bars count from the first byte on, whether or not they can be seen yet.
+        // Bars count from the first byte, even while they are hidden.
         if let (Some(bars), Some(total), Some(layer)) = (&self.bars, self.total.get(), layers.get(layer)) {
             total.set_position(read);
             let mut bar = layer.bar.lock().unwrap_or_else(PoisonError::into_inner);
@@ -120,7 +121,7 @@ impl Shown {
         });
     }
 
-    /// One line every ten seconds.
+    /// Prints one line every ten seconds.
     fn log(&self, text: impl FnOnce() -> String) {
         let due = self.started.elapsed().as_secs() / LOG_LINE;
         if self.bars.is_none() && self.lines.fetch_max(due, Ordering::Relaxed) < due {
@@ -164,7 +165,7 @@ impl Progress for Shown {
             return;
         }
         if let Some(bars) = &self.bars {
-            // Nobody knows how long a pipe is.
+            // The length of a pipe is unknown.
             let bar = self.total.get_or_init(|| {
                 let bar = bars.add(ProgressBar::no_length());
                 bar.set_style(style("{prefix:12} {spinner} {bytes} {bytes_per_sec}"));
@@ -198,8 +199,8 @@ impl Progress for Shown {
 }
 
 impl Shown {
-    /// For a push: the layers' tars.
-    pub fn begin_push(&self, layers: &[(Digest, u64)]) {
+    /// Starts the display of a push, with the tar archives of the layers.
+    pub(super) fn begin_push(&self, layers: &[(Digest, u64)]) {
         self.begin(layers);
     }
 

@@ -1,4 +1,4 @@
-//! `gpurun image load | pull | push`, and the pull that `run` makes.
+//! `gpurun image load | pull | push`, and the implicit pull of `run`.
 
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -8,33 +8,33 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::progress::Shown;
-use super::{names, print, print_json};
+use super::text::{names, print, print_json};
 use crate::cli::print::say;
 use crate::cli::resources::seconds;
 use crate::durable::FileLock;
 use crate::image::Platform;
-use crate::names::Reference;
+use crate::names::{Digest, Reference};
 use crate::report::Report;
 use crate::store::{Image, LoadOptions, Loaded, Source, Store};
 use crate::sys::tty::Hidden;
-use crate::transport::registry::{self, Credentials, Settings};
+use crate::transport::registry::{self, Credentials, Pushed, Settings};
 
-/// Where mirrors are listed.
+/// The configuration file that lists mirrors.
 const SETTINGS: &str = "/etc/gpurun/registries.json";
 
 #[derive(Debug, Args)]
-pub struct LoadArgs {
-    /// A tar (also gzip or zstd packed), an OCI layout directory, `-` for standard input, or a source as skopeo writes it: `oci:DIR[:TAG]`,
+pub(crate) struct LoadArgs {
+    /// Archive (plain, gzip or zstd), OCI layout directory, `-` for standard input, or a source in skopeo's notation: `oci:DIR[:TAG]`,
     /// `oci-archive:FILE[:TAG]`, `docker-archive:FILE[:NAME]`, `docker://NAME`
-    #[arg(value_name = "SOURCE", required_unless_present = "input")]
+    #[arg(value_name = "SOURCE")]
     pub source: Option<Source>,
-    /// The same, as docker writes it
+    /// Archive to load, as docker's flag
     #[arg(short, long, value_name = "FILE", conflicts_with = "source")]
     pub input: Option<PathBuf>,
-    /// Give the image this name, besides those that the file has
+    /// Additional name of the image
     #[arg(short = 't', long = "name", alias = "tag", value_name = "NAME[:TAG]")]
     pub names: Vec<Reference>,
-    /// Print the ids alone, and no progress
+    /// Print only IDs
     #[arg(short, long)]
     pub quiet: bool,
     /// Print the result as JSON
@@ -45,14 +45,14 @@ pub struct LoadArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct PullArgs {
-    /// Names with tag or digest: `debian:12`, `quay.io/jupyter/base-notebook`, `registry.lab:5000/torch@sha256:…`
+pub(crate) struct PullArgs {
+    /// Names of images: `debian:12`, `quay.io/jupyter/base-notebook`, `registry.lab:5000/torch@sha256:…`
     #[arg(required = true, value_name = "NAME[:TAG|@DIGEST]")]
     pub images: Vec<String>,
-    /// Seconds for the whole pull, all waiting included (default: as long as it takes)
+    /// Maximum number of seconds for the whole pull (default: no limit)
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
     pub timeout: Option<u64>,
-    /// Print the ids alone, and no progress
+    /// Print only IDs
     #[arg(short, long)]
     pub quiet: bool,
     /// Print the result as JSON
@@ -63,20 +63,20 @@ pub struct PullArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct PushArgs {
-    /// Name or id of an image in the store, or a source as skopeo writes it
+pub(crate) struct PushArgs {
+    /// Name or ID of an image, or a source in skopeo's notation
     #[arg(value_name = "IMAGE")]
     pub image: String,
-    /// Where to: a name with its registry (default: IMAGE itself)
+    /// Destination, a name with its registry (default: IMAGE)
     #[arg(value_name = "NAME[:TAG]")]
     pub target: Option<String>,
-    /// How layers are packed that the registry has not yet
+    /// Compression of layers that the registry does not have yet
     #[arg(long, value_name = "gzip|zstd|none", default_value = "gzip")]
     pub compression: Packing,
-    /// Seconds for the whole push, all waiting included (default: as long as it takes)
+    /// Maximum number of seconds for the whole push (default: no limit)
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
     pub timeout: Option<u64>,
-    /// Print the manifest's digest alone, and no progress
+    /// Print only the manifest's digest
     #[arg(short, long)]
     pub quiet: bool,
     /// Print the result as JSON
@@ -88,7 +88,7 @@ pub struct PushArgs {
 
 /// How layers are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Packing {
+pub(crate) enum Packing {
     Gzip,
     Zstd,
     None,
@@ -107,39 +107,46 @@ impl From<Packing> for crate::image::Compression {
 /// How to talk to a registry: podman's flags.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Registry")]
-pub struct RegistryFlags {
-    /// Take the image for this platform: linux/arm64
+pub(crate) struct RegistryFlags {
+    /// Platform of the image: linux/arm64
     #[arg(long, value_name = "OS/ARCH")]
     pub platform: Option<Platform>,
-    /// `false`: trust any certificate, and speak plain HTTP where there is no TLS
+    /// Verify the registry's certificate; `false` also allows plain HTTP
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub tls_verify: Option<bool>,
-    /// Directory with the registry's authority (`*.crt`) and our certificate (`*.cert`, `*.key`), instead of /etc/docker/certs.d/HOST
+    /// Directory with a CA certificate (`*.crt`) and a client certificate (`*.cert`, `*.key`) [default: /etc/docker/certs.d/HOST]
     #[arg(long, value_name = "DIR")]
     pub cert_dir: Option<PathBuf>,
-    /// Log in as; without a password it is asked for (default: what `docker login` and `podman login` wrote)
+    /// User and password for the registry; without a password, gpurun prompts for it (default: the login of docker or podman)
     #[arg(long, value_name = "USER[:PASSWORD]")]
     pub creds: Option<String>,
-    /// Take logins from this file
+    /// File with logins, as `gpurun login` writes it
     #[arg(long, value_name = "FILE", env = "REGISTRY_AUTH_FILE")]
     pub authfile: Option<PathBuf>,
 }
 
 impl RegistryFlags {
-    /// The options, with `shown` as the place for notices.
+    /// Returns the registry options of a command without a progress display.
+    pub(crate) fn plain_options(&self) -> Result<registry::Options, Report> {
+        self.options(None, None)
+    }
+
+    /// Returns the registry options. Notices are passed to `shown`.
     fn options(
         &self,
         timeout: Option<u64>,
         shown: Option<&std::sync::Arc<Shown>>,
     ) -> Result<registry::Options, Report> {
         let mirrors = std::env::var("GPURUN_MIRRORS").ok();
+        let mut settings = Settings::read(Path::new(SETTINGS), mirrors.as_deref())?;
+        settings.extend(&crate::config::Config::load()?.registries);
         let credentials = match self.creds.as_deref().map(|creds| creds.split_once(':').ok_or(creds)) {
             None => None,
             Some(Ok((user, password))) => Some(Credentials::Password { user: user.into(), password: password.into() }),
             Some(Err(user)) => {
                 let password = Hidden::open()
                     .and_then(|mut terminal| terminal.ask(&format!("Password for {user}: ")))
-                    .map_err(|error| Report::new("cannot ask for the password").with_cause(error))?;
+                    .map_err(|error| no_password(user, error))?;
                 Some(Credentials::Password { user: user.into(), password })
             }
         };
@@ -149,13 +156,13 @@ impl RegistryFlags {
             credentials,
             auth_file: self.authfile.clone(),
             timeout: timeout.map(Duration::from_secs),
-            settings: Settings::read(Path::new(SETTINGS), mirrors.as_deref())?,
+            settings,
             ..registry::Options::default()
         };
         if let Some(text) = std::env::var_os("GPURUN_STALL_TIMEOUT").filter(|text| !text.is_empty()) {
             let seconds =
                 text.to_str().and_then(|text| text.parse().ok()).filter(|seconds| (1..=86_400).contains(seconds));
-            let bad = || Report::usage(format!("`GPURUN_STALL_TIMEOUT={}` is no number of seconds", text.display()));
+            let bad = || Report::usage(format!("`GPURUN_STALL_TIMEOUT={}` is not a number of seconds", text.display()));
             options.stall = Duration::from_secs(seconds.ok_or_else(bad)?);
         }
         if let Some(shown) = shown.cloned() {
@@ -178,7 +185,19 @@ impl RegistryFlags {
     }
 }
 
-pub fn load(store: &Store, args: &LoadArgs) -> Result<(), Report> {
+/// Returns the error for a password prompt without a terminal, or on a terminal that was closed.
+fn no_password(user: &str, error: io::Error) -> Report {
+    let no_terminal = matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENOTTY | libc::EIO | libc::ENOENT));
+    let report = Report::new(format!("cannot ask for the password of `{user}`"));
+    if !no_terminal {
+        return report.with_cause(error);
+    }
+    report.with_cause("there is no terminal for the question").with_hint(format!(
+        "write `--creds {user}:PASSWORD`, or `--authfile FILE` with a file that `gpurun login` wrote"
+    ))
+}
+
+pub(super) fn load(store: &Store, args: &LoadArgs) -> Result<(), Report> {
     let source = match (&args.source, &args.input) {
         (Some(source), _) => source.clone(),
         (None, Some(path)) if path != Path::new("-") => Source::path(path),
@@ -186,10 +205,10 @@ pub fn load(store: &Store, args: &LoadArgs) -> Result<(), Report> {
     };
     if source == Source::Stdin && io::stdin().is_terminal() {
         return Err(Report::usage("cannot load an image from a terminal")
-            .with_hint("write `docker save NAME | gpurun image load -`"));
+            .with_hint("name the file: `gpurun image load FILE`, or pipe it: `docker save NAME | gpurun image load`"));
     }
     let loaded = take(store, &source, &args.names, None, &args.registry, args.quiet)?;
-    tell(&loaded, args.quiet, args.json)
+    report_loaded(&loaded, args.quiet, args.json)
 }
 
 fn take(
@@ -207,7 +226,7 @@ fn take(
     Ok(store.load(source, &flags.load_options(names, timeout, Some(&shown))?, &*shown)?)
 }
 
-fn tell(loaded: &[Loaded], quiet: bool, json: bool) -> Result<(), Report> {
+fn report_loaded(loaded: &[Loaded], quiet: bool, json: bool) -> Result<(), Report> {
     if json {
         let list = loaded.iter().map(|image| {
             json!({"Id": image.id.to_string(), "Names": names(&image.names), "Layers": image.layers,
@@ -229,39 +248,28 @@ fn tell(loaded: &[Loaded], quiet: bool, json: bool) -> Result<(), Report> {
     print(&out)
 }
 
-pub fn pull(store: &Store, args: &PullArgs) -> Result<(), Report> {
+pub(super) fn pull(store: &Store, args: &PullArgs) -> Result<(), Report> {
     let mut loaded = Vec::new();
     for name in &args.images {
         let reference = reference(name)?;
-        // People should see whom they trust before it begins.
+        // Show the registry before the pull starts, so that the caller can see which one is trusted.
         if !args.quiet {
             say(&format!("gpurun: pulling {reference}"));
         }
         loaded.extend(take(store, &Source::Registry(reference), &[], args.timeout, &args.registry, args.quiet)?);
     }
-    tell(&loaded, args.quiet, args.json)
+    report_loaded(&loaded, args.quiet, args.json)
 }
 
-/// A name in a registry; skopeo's `docker://` in front of it is fine.
+/// Parses the name of an image in a registry. skopeo's prefix `docker://` is accepted.
 fn reference(name: &str) -> Result<Reference, Report> {
     Ok(name.strip_prefix("docker://").unwrap_or(name).parse::<Reference>()?)
 }
 
-pub fn push(store: &Store, args: &PushArgs) -> Result<(), Report> {
+pub(super) fn push(store: &Store, args: &PushArgs) -> Result<(), Report> {
     let target = reference(args.target.as_deref().unwrap_or(&args.image))?;
-    let shown = (!args.quiet).then(|| Shown::new("pushing"));
-    let options = args.registry.options(args.timeout, shown.as_ref())?;
     let image = store.resolve(&provide(store, &args.image, PullPolicy::Never, &args.registry)?)?;
-    if !args.quiet {
-        say(&format!("gpurun: pushing {} to {target}", image.short_id()));
-    }
-    let pushed = match &shown {
-        Some(shown) => {
-            shown.begin_push(&store.layers(&image)?);
-            store.push(&image, &target, args.compression.into(), &options, &**shown)
-        }
-        None => store.push(&image, &target, args.compression.into(), &options, &()),
-    }?;
+    let pushed = send(store, &image, &target, args.compression, args.timeout, &args.registry, args.quiet)?;
     if args.json {
         return print_json(
             &json!({"Name": target.familiar(), "Digest": pushed.manifest_digest, "SentLayers": pushed.sent}),
@@ -271,9 +279,43 @@ pub fn push(store: &Store, args: &PushArgs) -> Result<(), Report> {
     print(&if args.quiet { format!("{digest}\n") } else { format!("Pushed {}: {digest}\n", target.familiar()) })
 }
 
+fn send(
+    store: &Store,
+    image: &Image,
+    target: &Reference,
+    compression: Packing,
+    timeout: Option<u64>,
+    registry: &RegistryFlags,
+    quiet: bool,
+) -> Result<Pushed, Report> {
+    let shown = (!quiet).then(|| Shown::new("pushing"));
+    let options = registry.options(timeout, shown.as_ref())?;
+    if !quiet {
+        say(&format!("gpurun: pushing {} to {target}", image.short_id()));
+    }
+    Ok(match &shown {
+        Some(shown) => {
+            shown.begin_push(&store.layers(image)?);
+            store.push(image, target, compression.into(), &options, &**shown)
+        }
+        None => store.push(image, target, compression.into(), &options, &()),
+    }?)
+}
+
+/// Pushes an image for another command. Returns the digest of its manifest.
+pub(crate) fn push_image(
+    store: &Store,
+    image: &Image,
+    target: &Reference,
+    registry: &RegistryFlags,
+    quiet: bool,
+) -> Result<Digest, Report> {
+    Ok(send(store, image, target, Packing::Gzip, None, registry, quiet)?.manifest_digest)
+}
+
 /// When a container's image is taken from its registry: docker's `--pull`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum PullPolicy {
+pub(crate) enum PullPolicy {
     #[default]
     Missing,
     Always,
@@ -283,11 +325,11 @@ pub enum PullPolicy {
 /// What a container's image needs before it is there.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Image")]
-pub struct ImageFlags {
-    /// When to pull the image: if it is missing, always, never
+pub(crate) struct ImageFlags {
+    /// When to pull the image
     #[arg(long, value_name = "missing|always|never", default_value = "missing")]
     pub pull: PullPolicy,
-    /// Run from a FILE without reading all of it first: its digests are not checked
+    /// Run an image file without verifying its digests first
     #[arg(long)]
     pub no_verify: bool,
     #[command(flatten)]
@@ -295,52 +337,87 @@ pub struct ImageFlags {
 }
 
 impl ImageFlags {
-    /// The image to run, which nobody removes while the lock lives. An archive or layout whose layers are not packed is run from where it
-    /// lies; what else is no name is loaded first.
-    pub fn provide(&self, store: &Store, name: &str) -> Result<(FileLock, Image), Report> {
+    /// Returns the image to run, and a lock that prevents its removal. An archive or layout with uncompressed layers is
+    /// run in place. Any other source that is not a name is loaded first.
+    pub(crate) fn provide(&self, store: &Store, name: &str, quiet: bool) -> Result<(FileLock, Image), Report> {
         if let Some(source) = Source::unless_name(name)? {
             let shown = Shown::new("checking");
             let options = self.registry.load_options(&[], None, Some(&shown))?;
             let image = store.open_in_place(&source, &options, !self.no_verify, &*shown)?;
             drop(shown);
             if let Some(image) = image {
-                return Ok((store.hold()?, store.image_of(&image.id.to_string())?));
+                let found = (store.hold()?, store.image_of(image.id)?);
+                self.warn_of_another_platform(&found.1);
+                return Ok(found);
             }
         }
-        let name = provide(store, name, self.pull, &self.registry)?;
+        let name = provide_as(store, name, self.pull, &self.registry, quiet)?;
         let hold = store.hold()?;
         let image = store.resolve(&name)?;
+        self.warn_of_another_platform(&image);
         Ok((hold, image))
+    }
+
+    /// Prints docker's warning about an image for another platform, which only an emulator can run.
+    fn warn_of_another_platform(&self, image: &Image) {
+        let host = Platform::host();
+        let Some(found) = image.platform().filter(|found| !found.runs_on(&host) && self.registry.platform.is_none())
+        else {
+            return;
+        };
+        say(&format!(
+            "gpurun: warning: the platform of the image ({found}) is not that of this host ({host}), and no `--platform` was given: it \
+             runs only where an emulator is installed"
+        ));
     }
 }
 
-/// Sees to it that an image is in the store; answers the name to look it up by. Call it without holding the store.
-pub fn provide(store: &Store, name: &str, policy: PullPolicy, registry: &RegistryFlags) -> Result<String, Report> {
+/// Makes sure that an image is in the store and returns the name for the lookup. The caller must not hold the store's
+/// lock.
+pub(crate) fn provide(
+    store: &Store,
+    name: &str,
+    policy: PullPolicy,
+    registry: &RegistryFlags,
+) -> Result<String, Report> {
+    provide_as(store, name, policy, registry, false)
+}
+
+/// Like [`provide`], and without progress if `quiet`.
+fn provide_as(
+    store: &Store,
+    name: &str,
+    policy: PullPolicy,
+    registry: &RegistryFlags,
+    quiet: bool,
+) -> Result<String, Report> {
     if let Some(source) = Source::unless_name(name)? {
-        let loaded = take(store, &source, &[], None, registry, false)?;
+        let loaded = take(store, &source, &[], None, registry, quiet)?;
         return match loaded.as_slice() {
             [image] => Ok(image.id.to_string()),
-            _ => Err(Report::usage(format!("`{source}` holds {} images", loaded.len()))
-                .with_hint(format!("say which one: `docker-archive:{source}:NAME`"))),
+            _ => Err(Report::usage(format!("`{source}` contains {} images", loaded.len()))
+                .with_hint(format!("choose one: `docker-archive:{source}:NAME`"))),
         };
     }
     let there = store.contains(name)?;
     let other = Other::find(store, name, registry.platform.as_ref());
     match &other {
         None if policy == PullPolicy::Never || (there && policy == PullPolicy::Missing) => return Ok(name.to_owned()),
-        // Its id means this image alone.
+        // An id always refers to the same image, so a pull would not help.
         Some(other) if policy == PullPolicy::Never || !other.by_name => return Err(other.refusal(name)),
         _ => {}
     }
-    // What is no name at all is for the look-up to refuse, in its own words.
+    // The lookup reports an error for text that is not a valid name.
     let Ok(reference) = name.parse::<Reference>() else { return Ok(name.to_owned()) };
     let why = match &other {
         Some(other) => format!("in the store for {}, not for {}", other.found, other.wanted),
         None if there => "always pulled".into(),
         None => "not in the store".into(),
     };
-    say(&format!("gpurun: `{name}` is {why}: pulling {reference}"));
-    match take(store, &Source::Registry(reference), &[], None, registry, false) {
+    if !quiet {
+        say(&format!("gpurun: `{name}` is {why}: pulling {reference}"));
+    }
+    match take(store, &Source::Registry(reference), &[], None, registry, quiet) {
         Ok(_) => Ok(name.to_owned()),
         Err(report) => Err(match &other {
             Some(other) => report.under(other.message(name)),
@@ -350,11 +427,11 @@ pub fn provide(store: &Store, name: &str, policy: PullPolicy, registry: &Registr
     }
 }
 
-/// An image of the store that is for another platform than the one that was asked for.
+/// An image in the store whose platform differs from the requested one.
 struct Other {
     found: Platform,
     wanted: Platform,
-    /// It was asked for by a name, which may come to mean another image.
+    /// Whether the image was requested by a name, which a pull may assign to another image.
     by_name: bool,
 }
 
@@ -362,11 +439,9 @@ impl Other {
     fn find(store: &Store, name: &str, wanted: Option<&Platform>) -> Option<Self> {
         let (wanted, image) = (wanted?.clone(), store.resolve(name).ok()?);
         let by_name = image.names.iter().any(|known| store.is_name(name, known));
-        // The store does not look at variants.
-        let found = Platform { os: image.os, architecture: image.architecture, variant: None };
-        // Old images do not say what they are for.
-        let fits = found.architecture.is_empty() || found.runs_on(&wanted);
-        (!fits).then_some(Self { found, wanted, by_name })
+        // Old images do not specify a platform.
+        let found = image.platform()?;
+        (!found.runs_on(&wanted)).then_some(Self { found, wanted, by_name })
     }
 
     fn message(&self, name: &str) -> String {
@@ -376,18 +451,19 @@ impl Other {
     fn refusal(&self, name: &str) -> Report {
         let hint = if self.by_name {
             format!(
-                "`gpurun image pull --platform {} {name}` gets that one, and the name then means it; `gpurun image tag` keeps another for \
-                 this one",
+                "`gpurun image pull --platform {} {name}` pulls it, and the name then refers to it; keep a name for \
+                 the current image with `gpurun image tag`",
                 self.wanted
             )
         } else {
-            "do without `--platform`, or name the image to pull".to_owned()
+            "omit `--platform`, or name the image to pull".to_owned()
         };
         Report::new(self.message(name)).with_hint(hint)
     }
 }
 
-/// A pull that failed is no news to somebody who meant an image of the store and mistyped it.
+/// Wraps the error of a failed pull in the error of the lookup, because the caller may have mistyped the name of an
+/// image in the store.
 fn not_there(store: &Store, name: &str, pull: Report) -> Report {
     let Err(missing) = store.resolve(name) else { return pull };
     let missing = Report::from(missing);

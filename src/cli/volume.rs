@@ -1,0 +1,355 @@
+//! `gpurun volume create | inspect | ls | prune | rm`: named volumes, and the anonymous ones of containers.
+
+use std::collections::BTreeMap;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::confirm::confirm;
+use super::filter::Filters;
+use super::format::{self, Format, Titles};
+use super::view::{self, Images, View};
+use super::{Context, image, print};
+use crate::clock::rfc3339;
+use crate::record::{Entry, Records};
+use crate::report::Report;
+use crate::request::MountSource;
+use crate::template;
+use crate::volume::{Volume, Volumes};
+
+#[derive(Debug, Args)]
+pub(super) struct VolumeArgs {
+    #[command(subcommand)]
+    command: VolumeCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum VolumeCommand {
+    /// Create a volume
+    Create(CreateArgs),
+    /// Show details of volumes as JSON, with the containers that use them
+    Inspect(InspectArgs),
+    /// List volumes
+    #[command(alias = "list")]
+    Ls(LsArgs),
+    /// Remove unused volumes
+    Prune(PruneArgs),
+    /// Remove volumes that no container uses
+    #[command(alias = "remove")]
+    Rm(RmArgs),
+}
+
+#[derive(Debug, Args)]
+struct CreateArgs {
+    /// Driver of the volume: `local`, a directory of this host
+    #[arg(short, long, value_name = "DRIVER", default_value = "local")]
+    driver: String,
+    /// Set a label
+    #[arg(long, value_name = "KEY[=VALUE]")]
+    label: Vec<String>,
+    /// Option of the driver: none are supported
+    #[arg(short, long, value_name = "KEY=VALUE", hide = true)]
+    opt: Vec<String>,
+    /// Name of the volume (default: a random name)
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct InspectArgs {
+    /// Print a Go template for each volume, or a JSON object per line (`json`)
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<String>,
+    /// Accepted for symmetry: the output is always JSON
+    #[arg(long, hide = true)]
+    json: bool,
+    /// Names of volumes
+    #[arg(required = true, value_name = "VOLUME")]
+    volumes: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct LsArgs {
+    /// Select volumes: dangling=true, name=TEXT, label=KEY[=VALUE], driver=local
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
+    /// Print a table of chosen fields, JSON lines (`json`), or a Go template for each volume
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+    /// Print only names
+    #[arg(short, long)]
+    quiet: bool,
+    /// Print a JSON array
+    #[arg(long, conflicts_with_all = ["quiet", "format"])]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "An anonymous volume is removed with its container, so without --all there is nothing to remove."
+)]
+pub(super) struct PruneArgs {
+    /// Remove all unused volumes, also those with a name
+    #[arg(short, long)]
+    pub(super) all: bool,
+    /// Do not prompt for confirmation
+    #[arg(short, long)]
+    pub(super) force: bool,
+    /// Select volumes: label=KEY[=VALUE]
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(super) filter: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct RmArgs {
+    /// Do not fail if a volume does not exist
+    #[arg(short, long)]
+    force: bool,
+    /// Names of volumes
+    #[arg(required = true, value_name = "VOLUME")]
+    volumes: Vec<String>,
+}
+
+const TITLES: &Titles = &[
+    ("Name", "VOLUME NAME"),
+    ("Driver", "DRIVER"),
+    ("Scope", "SCOPE"),
+    ("Mountpoint", "MOUNTPOINT"),
+    ("Labels", "LABELS"),
+    ("Links", "LINKS"),
+    ("Size", "SIZE"),
+];
+
+pub(super) fn run(args: &VolumeArgs, context: &Context) -> Result<u8, Report> {
+    match &args.command {
+        VolumeCommand::Create(args) => create(args, context),
+        VolumeCommand::Inspect(args) => inspect(args, context),
+        VolumeCommand::Ls(args) => ls(args, context),
+        VolumeCommand::Prune(args) => prune(args, context),
+        VolumeCommand::Rm(args) => rm(args, context),
+    }
+}
+
+/// A volume, named or anonymous, and the containers that use it.
+struct Used {
+    volume: Volume,
+    /// Names of containers.
+    users: Vec<String>,
+    is_anonymous: bool,
+}
+
+impl Used {
+    fn json(&self) -> Value {
+        let size = view::size_of(&self.volume.path);
+        json!({
+            "CreatedAt": self.volume.created.map(rfc3339),
+            "Driver": "local",
+            "Labels": self.volume.labels,
+            "Mountpoint": self.volume.path,
+            "Name": self.volume.name,
+            "Options": null,
+            "Scope": "local",
+            "UsageData": { "RefCount": self.users.len(), "Size": size },
+            "Gpurun": { "Anonymous": self.is_anonymous, "Containers": self.users },
+        })
+    }
+}
+
+/// All volumes. The second value is the reason why the users may be incomplete.
+fn all(context: &Context, records: &Records) -> Result<(Vec<Used>, Option<Report>), Report> {
+    let (entries, unreadable) = records.list_all()?;
+    let mut all: Vec<Used> = Vec::new();
+    for volume in Volumes::new(&context.root).list()? {
+        let users = users(&entries, &volume.name);
+        all.push(Used { volume, users, is_anonymous: false });
+    }
+    let images = Images::new(context.store().ok());
+    for entry in &entries {
+        let state = entry.state_shown()?;
+        let view = View::new(entry, &state, &images, &context.root);
+        for mount in view.mounts().into_iter().filter(|mount| mount.is_anonymous) {
+            // Before the first start, it does not exist.
+            if let (Some(name), Some(path)) = (mount.name, mount.source.filter(|path| path.is_dir())) {
+                let volume = Volume { name, path, created: Some(entry.record.created), labels: BTreeMap::new() };
+                all.push(Used { volume, users: vec![entry.record.name.clone()], is_anonymous: true });
+            }
+        }
+    }
+    Ok((all, unreadable.into_iter().next().map(|container| container.error.into())))
+}
+
+/// The containers that use a named volume.
+fn users(entries: &[Entry], name: &str) -> Vec<String> {
+    let uses = |entry: &&Entry| {
+        let named =
+            |source: &MountSource| matches!(source, MountSource::Volume { name: Some(known), .. } if known == name);
+        entry.record.request.mounts.iter().any(|mount| named(&mount.source))
+    };
+    entries.iter().filter(uses).map(|entry| entry.record.name.clone()).collect()
+}
+
+/// Whether each volume is used, and its size in bytes.
+pub(super) fn sizes(context: &Context, records: &Records) -> Result<Vec<(bool, u64)>, Report> {
+    let (all, _) = all(context, records)?;
+    Ok(all.iter().map(|used| (!used.users.is_empty(), view::size_of(&used.volume.path))).collect())
+}
+
+/// Finds a volume for `inspect`.
+pub(super) fn find(context: &Context, name: &str) -> Result<Value, Report> {
+    let (all, _) = all(context, &context.records()?)?;
+    match all.into_iter().find(|used| used.volume.name == name) {
+        Some(used) => Ok(used.json()),
+        None => Err(Volumes::new(&context.root).get(name).map_or_else(Report::from, |_| missing(name))),
+    }
+}
+
+fn missing(name: &str) -> Report {
+    crate::volume::VolumeError::Missing(name.to_owned()).into()
+}
+
+fn create(args: &CreateArgs, context: &Context) -> Result<u8, Report> {
+    if args.driver != "local" {
+        return Err(Report::usage(format!("there is no volume driver `{}`", args.driver))
+            .with_hint("omit `--driver`: a volume is a directory of this host"));
+    }
+    if let Some(option) = args.opt.first() {
+        return Err(Report::usage(format!("cannot use `--opt {option}`: a volume is a plain directory"))
+            .with_hint("mount the file system on this host, and pass its path: `gpurun run -v /PATH:/DIR IMAGE`"));
+    }
+    let labels = args.label.iter().map(|text| crate::request::parse_label(text)).collect::<Result<_, _>>()?;
+    let records = context.records()?;
+    let name = args.name.clone().unwrap_or_else(crate::names::new_container_id);
+    let _lock = records.lock()?;
+    Volumes::new(&context.root).create(&name, &labels)?;
+    print::out(&format!("{name}\n"))?;
+    Ok(0)
+}
+
+fn inspect(args: &InspectArgs, context: &Context) -> Result<u8, Report> {
+    let (mut found, mut first) = (Vec::new(), None);
+    for name in &args.volumes {
+        match find(context, name) {
+            Ok(volume) => found.push(volume),
+            Err(report) => drop(first.get_or_insert(report)),
+        }
+    }
+    format::print_all(args.format.as_deref(), &found)?;
+    first.map_or(Ok(0), Err)
+}
+
+fn ls(args: &LsArgs, context: &Context) -> Result<u8, Report> {
+    let format = Format::of(args.format.as_deref())?;
+    let filters = Filters::parse(&args.filter, &["dangling", "name", "label", "driver"])?;
+    let dangling = filters.truth("dangling")?;
+    let (mut volumes, _) = all(context, &context.records()?)?;
+    volumes.retain(|used| {
+        dangling.is_none_or(|dangling| dangling == used.users.is_empty())
+            && filters.any("name", |name| used.volume.name.contains(name))
+            && filters.any("driver", |driver| driver == "local")
+            && filters.labels(&used.volume.labels)
+    });
+    if args.json {
+        print::json(&volumes.iter().map(Used::json).collect::<Vec<_>>())?;
+    } else if !matches!(format, Format::Table) {
+        let with_size = format.uses("Size");
+        let rows: Vec<template::Value> = volumes.iter().map(|used| fields(used, with_size)).collect();
+        format.print(TITLES, &rows)?;
+    } else if args.quiet {
+        print::out(&volumes.iter().map(|used| used.volume.name.clone() + "\n").collect::<String>())?;
+    } else {
+        let rows: Vec<Vec<String>> =
+            volumes.iter().map(|used| vec!["local".into(), used.volume.name.clone()]).collect();
+        print::show_table(&["DRIVER", "VOLUME NAME"], &rows)?;
+    }
+    Ok(0)
+}
+
+fn fields(used: &Used, with_size: bool) -> template::Value {
+    let volume = &used.volume;
+    let labels: Vec<String> = volume.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let mut row = format::row([
+        ("Name", volume.name.as_str().into()),
+        ("Driver", "local".into()),
+        ("Scope", "local".into()),
+        ("Mountpoint", volume.path.display().to_string().into()),
+        ("Labels", labels.join(",").into()),
+        ("Links", used.users.len().to_string().into()),
+        ("Size", if with_size { image::size(view::size_of(&volume.path)) } else { "N/A".into() }.into()),
+    ]);
+    if let template::Value::Fields(fields) = &mut row {
+        fields.insert("Label".into(), template::Value::Lookup(volume.labels.clone()));
+    }
+    row
+}
+
+fn rm(args: &RmArgs, context: &Context) -> Result<u8, Report> {
+    let records = context.records()?;
+    super::containers::for_each(&args.volumes, |name| {
+        let removal = {
+            let _lock = records.lock()?;
+            let (all, unknown) = all(context, &records)?;
+            let Some(used) = all.iter().find(|used| used.volume.name == name) else {
+                return if args.force { Ok(()) } else { Err(missing(name)) };
+            };
+            may_remove(used, unknown)?;
+            Volumes::new(&context.root).remove(name)?
+        };
+        Ok(removal.finish()?)
+    })
+}
+
+/// Refuses the removal of a volume that a container uses, or may use.
+fn may_remove(used: &Used, unknown: Option<Report>) -> Result<(), Report> {
+    let name = &used.volume.name;
+    let refused = |why: String| Report::new(format!("cannot remove the volume `{name}`: {why}")).with_exit_code(1);
+    match (&used.users[..], unknown) {
+        ([user, ..], _) if used.is_anonymous => Err(refused(format!("it belongs to the container `{user}`"))
+            .with_hint(format!("remove the container, and the volume with it: `gpurun rm {user}`"))),
+        ([user, more @ ..], _) => {
+            let others = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+            Err(refused(format!("the container `{user}`{others} uses it"))
+                .with_hint(format!("remove the container first: `gpurun rm {user}`")))
+        }
+        ([], Some(report)) => {
+            Err(report.under(format!("cannot find out whether a container uses the volume `{name}`")))
+        }
+        ([], None) => Ok(()),
+    }
+}
+
+fn prune(args: &PruneArgs, context: &Context) -> Result<u8, Report> {
+    let what =
+        if args.all { "all volumes that no container uses" } else { "all anonymous volumes that no container uses" };
+    if !args.force {
+        confirm(what, "gpurun volume prune --force")?;
+    }
+    let (names, bytes) = prune_unused(args, context)?;
+    if !names.is_empty() {
+        print::out(&format!("Deleted Volumes:\n{}\n\n", names.join("\n")))?;
+    }
+    print::out(&format!("Total reclaimed space: {}\n", image::size(bytes)))?;
+    Ok(0)
+}
+
+/// Removes the unused volumes. Returns their names and their size in bytes.
+pub(super) fn prune_unused(args: &PruneArgs, context: &Context) -> Result<(Vec<String>, u64), Report> {
+    let filters = Filters::parse(&args.filter, &["label", "all"])?;
+    let all_of_them = args.all || filters.truth("all")? == Some(true);
+    let records = context.records()?;
+    let (mut names, mut bytes, mut removals) = (Vec::new(), 0, Vec::new());
+    {
+        let _lock = records.lock()?;
+        let (all, unknown) = all(context, &records)?;
+        if let Some(report) = unknown {
+            return Err(report.under("cannot find out which volumes are used"));
+        }
+        let unused = all.iter().filter(|used| used.users.is_empty() && !used.is_anonymous && all_of_them);
+        for used in unused.filter(|used| filters.labels(&used.volume.labels)) {
+            bytes += view::size_of(&used.volume.path);
+            removals.push(Volumes::new(&context.root).remove(&used.volume.name)?);
+            names.push(used.volume.name.clone());
+        }
+    }
+    removals.into_iter().try_for_each(crate::volume::Removal::finish)?;
+    Ok((names, bytes))
+}

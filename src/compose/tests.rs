@@ -1,0 +1,199 @@
+//! Tests of whole projects: files in a directory, and what they become.
+
+use std::path::Path;
+
+use super::{Plan, Project, Source, load};
+
+/// Writes files into a directory and loads the project.
+fn project(files: &[(&str, &str)]) -> Result<(tempfile::TempDir, Project), String> {
+    let dir = tempfile::tempdir().expect("a directory");
+    for (name, text) in files {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+        std::fs::write(path, text).expect("a file");
+    }
+    let loaded = load(&source(dir.path()), &[], true).map_err(|error| error.to_string())?;
+    Ok((dir, loaded))
+}
+
+fn source(dir: &Path) -> Source {
+    Source { current_directory: dir.to_owned(), name: Some("p".into()), ..Source::default() }
+}
+
+fn plan(service: &str) -> Result<Plan, String> {
+    let text = format!("services:\n  a: {service}\n  b: {{image: x}}\nvolumes: {{data: , ext: {{external: true}}}}\n");
+    let (_dir, project) = project(&[("compose.yaml", &text)])?;
+    let mut plans = project.plans().map_err(|error| error.to_string())?;
+    Ok(plans.services.remove("a").expect("the service"))
+}
+
+/// Returns the flags of a service that begin with a name.
+fn flags(service: &str, name: &str) -> Result<Vec<String>, String> {
+    let plan = plan(service)?;
+    Ok(plan.flags.into_iter().filter(|flag| flag.starts_with(name)).collect())
+}
+
+#[test]
+fn gpus_become_the_request_of_the_command_line() {
+    let reserved =
+        |device: &str| format!("{{image: x, deploy: {{resources: {{reservations: {{devices: [{device}]}}}}}}}}");
+    for (service, expected) in [
+        (reserved("{driver: nvidia, count: all, capabilities: [gpu]}"), "--gpus=all"),
+        (reserved("{driver: nvidia, capabilities: [gpu]}"), "--gpus=all"),
+        (reserved("{capabilities: [gpu]}"), "--gpus=all"),
+        (reserved("{driver: nvidia}"), "--gpus=all"),
+        (reserved("{driver: nvidia, count: 2, capabilities: [gpu, utility]}"), "--gpus=2"),
+        (reserved("{driver: nvidia, count: '2', capabilities: [gpu]}"), "--gpus=2"),
+        (reserved("{device_ids: ['0', '2'], capabilities: [gpu]}"), "--gpus=device=0,2"),
+        (reserved("{device_ids: ['GPU-1234'], capabilities: [gpu]}"), "--gpus=device=GPU-1234"),
+        ("{image: x, gpus: all}".into(), "--gpus=all"),
+        ("{image: x, gpus: [{count: 1}]}".into(), "--gpus=1"),
+        ("{image: x, runtime: nvidia}".into(), "--gpus=all"),
+        ("{image: x, runtime: nvidia, environment: [NVIDIA_VISIBLE_DEVICES=0]}".into(), "--gpus=device=0"),
+    ] {
+        assert_eq!(flags(&service, "--gpus"), Ok(vec![expected.to_owned()]), "{service}");
+    }
+    let cdi = reserved("{driver: cdi, device_ids: ['nvidia.com/gpu=all'], capabilities: [gpu]}");
+    assert_eq!(flags(&cdi, "--device"), Ok(vec!["--device=nvidia.com/gpu=all".to_owned()]));
+    assert_eq!(flags(&cdi, "--gpus"), Ok(vec![]));
+    for (service, reason) in [
+        (reserved("{driver: amd, capabilities: [gpu]}"), "no driver `amd`"),
+        (reserved("{capabilities: [tpu]}"), "GPUs only"),
+        (reserved("{count: 1, device_ids: ['0'], capabilities: [gpu]}"), "exclude each other"),
+        (reserved("{count: 1, capabilities: [gpu]}, {count: 2, capabilities: [gpu]}"), "twice"),
+        (reserved("{count: many, capabilities: [gpu]}"), "a number or `all`"),
+        ("{image: x, runtime: kata}".into(), "its own runtime"),
+    ] {
+        let error = flags(&service, "--gpus").expect_err(&service);
+        assert!(error.contains(reason) && error.contains("line 2"), "{service}: {error}");
+    }
+}
+
+#[test]
+fn keys_become_flags() {
+    for (service, expected) in [
+        ("{image: x, mem_limit: 1g, memswap_limit: -1}", &["--memory=1073741824", "--memory-swap=-1"][..]),
+        (
+            "{image: x, deploy: {resources: {limits: {memory: 64M, cpus: '0.5', pids: 7}}}}",
+            &["--memory=67108864", "--cpus=0.5", "--pids-limit=7"],
+        ),
+        (
+            "{image: x, ulimits: {nofile: {soft: 1, hard: 2}, memlock: -1}}",
+            &["--ulimit=memlock=-1", "--ulimit=nofile=1:2"],
+        ),
+        ("{image: x, stop_grace_period: 1m30s, stop_signal: SIGINT}", &["--stop-signal=SIGINT", "--stop-timeout=90"]),
+        ("{image: x, network_mode: host}", &["--network=host"]),
+        ("{image: x, network_mode: 'service:b'}", &["--network=container:p-b-1"]),
+        (
+            "{image: x, volumes: ['data:/d:ro', 'ext:/e', /anonymous]}",
+            &[
+                "--mount=type=volume,source=p_data,target=/d,readonly",
+                "--mount=type=volume,source=ext,target=/e",
+                "--mount=type=volume,target=/anonymous",
+            ],
+        ),
+        ("{image: x, volumes: ['/a,b:/c']}", &["--mount=type=bind,\"source=/a,b\",target=/c"]),
+        (
+            "{image: x, volumes: [{type: tmpfs, target: /t, tmpfs: {size: 1m, mode: 0o1777}}]}",
+            &["--mount=type=tmpfs,tmpfs-size=1048576,tmpfs-mode=1777,target=/t"],
+        ),
+        (
+            "{image: x, devices: [/dev/fuse], extra_hosts: ['h:1.2.3.4'], init: true}",
+            &["--init", "--device=/dev/fuse:/dev/fuse:rwm", "--add-host=h:1.2.3.4"],
+        ),
+        ("{image: x, environment: {A: 1, B: , C: 'x=y'}}", &["--env=A=1", "--env=C=x=y"]),
+        ("{image: x, deploy: {restart_policy: {condition: on-failure, max_attempts: 3}}}", &["--restart=on-failure:3"]),
+    ] {
+        let mut found = plan(service).expect(service).flags;
+        let mut expected: Vec<String> = expected.iter().map(|flag| (*flag).to_owned()).collect();
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected, "{service}");
+    }
+    let ports =
+        plan("{image: x, ports: ['80:81', '127.0.0.1:1:2/udp', 9, '[::1]:3:4', '5-6:7']}").expect("ports").ports;
+    let expected = ["80:81", "127.0.0.1:1:2/udp", "9", "[::1]:3:4", "5-6:7"].map(|port| format!("--publish={port}"));
+    assert_eq!(ports, expected);
+}
+
+#[test]
+fn errors_name_the_file_the_line_and_the_key() {
+    for (text, parts) in [
+        ("services:\n  a:\n    imag: x\n", &["line 3", "`services.a.imag`", "no key `imag`"][..]),
+        ("services:\n  a:\n    image: 5\n", &["line 3", "`services.a.image`", "must be text"]),
+        ("services:\n  a:\n    image: x\n    ports: ['x:y']\n", &["line 4", "`services.a.ports[0]`", "not a port"]),
+        ("services:\n  a:\n    image: x\n    cpus: many\n", &["line 4", "must be a number"]),
+        ("services:\n  a:\n    image: x\n    mem_limit: 1x\n", &["line 4", "`services.a.mem_limit`"]),
+        ("services:\n  a:\n    image: x\n    tty: maybe\n", &["line 4", "true or false"]),
+        ("services:\n  a:\n    image: x\n    restart: [a]\n", &["line 4", "must be text"]),
+        ("services:\n  a:\n    command: x\n", &["line 2", "neither `image` nor `build`"]),
+        ("services:\n  a:\n    image: x\n    networks: [n]\n", &["line 4", "no network `n`"]),
+        ("services:\n  a:\n    image: x\n    depends_on: [n]\n", &["line 4", "no service `n`"]),
+        ("services:\n  a:\n    extends: a\n", &["line 3", "extends itself"]),
+        ("services:\n  a:\n    extends: {service: n}\n", &["line 3", "no service `n`"]),
+        ("services:\n  a:\n    extends: {service: n, file: no.yaml}\n", &["no.yaml", "No such file"]),
+        ("include: [compose.yaml]\nservices: {a: {image: x}}\n", &["line 1", "includes itself"]),
+        ("services:\n  a:\n    image: ${\n", &["line 3", "not a valid template"]),
+        ("services:\n  'a b':\n    image: x\n", &["line 2", "not a name"]),
+        ("service: {}\n", &["line 1", "no key `service`"]),
+        ("services: []\n", &["line 1", "must be a mapping"]),
+        ("- a\n", &["line 1", "must be a mapping"]),
+        ("a: b: c\n", &["line 1"]),
+        ("", &["empty"]),
+        ("services:\n  a:\n    image: x\n    environment: {A: [b]}\n", &["line 4", "`services.a.environment.A`"]),
+        (
+            "services:\n  a: {image: x, container_name: c}\n  b: {image: x, container_name: c}\n",
+            &["line 3", "same container name"],
+        ),
+        ("services:\n  a: {image: x, scale: 2, container_name: c}\n", &["line 2", "one container only"]),
+        ("services:\n  a: {image: x, env_file: none.env}\n", &["line 2", "none.env"]),
+        ("services:\n  a: {image: x, healthcheck: {test: [x]}}\n", &["line 2", "CMD-SHELL"]),
+    ] {
+        let error = project(&[("compose.yaml", text)]).map(drop).expect_err(text);
+        for part in parts {
+            assert!(error.contains(part), "{text}: `{part}` is not in: {error}");
+        }
+    }
+}
+
+#[test]
+fn hostile_projects_end_with_an_error() {
+    // Each service copies the one before it, twice.
+    let mut copies = "services:\n  a0: {image: x, environment: [".to_owned();
+    copies.push_str(&(0..2000).map(|n| format!("A{n}")).collect::<Vec<_>>().join(","));
+    copies.push_str("]}\n");
+    for n in 1..2000 {
+        copies.push_str(&format!("  a{n}: {{extends: a{}}}\n", n - 1));
+    }
+    let fan: Vec<(String, String)> = (0..200)
+        .map(|n| (format!("f{n}.yaml"), format!("include: [f{}.yaml]\nservices: {{s{n}: {{image: x}}}}\n", n + 1)))
+        .collect();
+    let mut fan: Vec<(&str, &str)> = fan.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    fan.push(("compose.yaml", "include: [f0.yaml]\n"));
+    let long = format!("services: {{a: {{image: \"{}\"}}}}\n", "x".repeat(2 << 20));
+    let ports = "services: {a: {image: x, ports: ['1-65535:1-65535']}}\n";
+    for files in
+        [&[("compose.yaml", copies.as_str())][..], &fan, &[("compose.yaml", &long)], &[("compose.yaml", ports)]]
+    {
+        assert!(project(files).is_err());
+    }
+}
+
+#[test]
+fn the_hash_depends_on_what_a_container_is_made_from() {
+    let hash = |text: &str| project(&[("compose.yaml", text)]).expect(text).1.hash("a");
+    let base = hash("services: {a: {image: x, environment: {A: '1', B: '2'}, command: a b}}");
+    for same in [
+        "services: {a: {command: [a, b], environment: [B=2, A=1], image: x}}",
+        "services:\n  a:\n    image: x\n    command: a b\n    environment: {B: 2, A: 1}\n    scale: 3\n    pull_policy: always\n",
+        "services: {a: {image: x, environment: {A: '1', B: '2'}, command: a b, build: .}}",
+    ] {
+        assert_eq!(hash(same), base, "{same}");
+    }
+    for other in [
+        "services: {a: {image: y, environment: {A: '1', B: '2'}, command: a b}}",
+        "services: {a: {image: x, environment: {A: '1', B: '3'}, command: a b}}",
+    ] {
+        assert_ne!(hash(other), base, "{other}");
+    }
+}
