@@ -3,8 +3,8 @@
     sudo benches/images.py [--import MODULES] [--rounds N] ARCHIVE
 
 ARCHIVE is a docker-archive (`gpurun image save -o ARCHIVE NAME`) whose interpreter is /opt/jupyter/bin/python3 (--python). gpurun is
-target/release/gpurun, or what GPURUN says. Everything happens on a journaled ext4 on a loop device. A start is told by its median. The figures are
-held against the aims of docs/speed.md; the last line says how many are missed.
+target/release/gpurun, or what GPURUN says. Everything happens on a journaled ext4 on a loop device. A start is reported as its
+median. The results are compared with the targets of docs/speed.md; the last line gives the number of targets that are missed.
 """
 
 import argparse

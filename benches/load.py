@@ -7,8 +7,8 @@ is target/release/gpurun, or what GPURUN says. --keep: the packed forms of the i
 nothing else happens.
 
 Cold store each time, on a journaled ext4 on a loop device; every tool ended by a syncfs, the tools interleaved, the source in the page cache. A
-tool's CPU seconds (its daemons' too), its peak memory (the same) and the disk that it used are told as well. Tools that are not installed are
-left out. dockerd and containerd are started by hand with directories of their own, and waited for before the clock runs. `dd` is what the disk alone takes
+tool's CPU seconds (its daemons' too), its peak memory (the same) and the disk that it used are reported as well. Tools that are not installed are
+skipped. The benchmark starts dockerd and containerd with directories of their own, and waits for them before it measures. `dd` is what the disk alone takes
 for the bytes of a docker-archive, past the page cache, 1 MiB at a time.
 """
 
@@ -213,7 +213,7 @@ def command(tool, form, place, store, daemon):
 
 
 def warm(place):
-    """Reads all of it, so that it lies in the page cache."""
+    """Reads everything, so that it is in the page cache."""
     files = [place] if os.path.isfile(place) else [os.path.join(at, name) for at, _, names in os.walk(place) for name in names]
     for path in files:
         with open(path, "rb", buffering=0) as file:

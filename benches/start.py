@@ -6,8 +6,8 @@ One interleaved run: every round runs each tool once, in an order that rotates; 
 crun and runc run the very spec that gpurun made (same seccomp profile, same limits) on a plain directory, without network. All of it happens in a
 network namespace of its own; where docker is installed and no daemon runs, one is started for the time of the measurement.
 
-On a host with both versions of cgroups crun, runc and podman need version 2 out of their sight. That is prepared once, in a mount namespace which
-they are started in: its making is in nobody's time.
+On a host with both versions of cgroups crun, runc and podman need version 2 out of their sight. That is prepared once, in a mount namespace in
+which they are started, and is not part of any measurement.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ def bundle():
     """gpurun's own spec, for crun and runc."""
     call(GPURUN, "run", "-d", "--name", "spec", "--network", "none", "bench", "sleep", "1000")
     time.sleep(2)  # a supervisor gives the launch's memory back after a second
-    spec = json.loads(call(GPURUN, "inspect", "spec"))[0]["Spec"]
+    spec = json.loads(call(GPURUN, "inspect", "spec"))[0]["Gpurun"]["Spec"]
     pid = json.loads(call(GPURUN, "inspect", "spec"))[0]["State"]["Pid"]
     parent = next(line.split()[1] for line in open(f"/proc/{pid}/status") if line.startswith("PPid"))
     pss = next(line.split()[1] for line in open(f"/proc/{parent}/smaps_rollup") if line.startswith("Pss:"))

@@ -5,10 +5,10 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use gpurun::image::{Document, ImageConfig, ImageDocument, Platform};
-use gpurun::layer::{Entry, Kind, Merger, Scanner, Tree, erofs};
-use gpurun::names::{Digest, Reference};
-use gpurun::transport;
+use gpurun::testing::image::{Document, ImageConfig, ImageDocument, Platform};
+use gpurun::testing::layer::{Entry, Kind, Merger, Scanner, Tree, erofs};
+use gpurun::testing::names::{Digest, Reference};
+use gpurun::testing::transport;
 
 /// One layer: however its stream is cut, it means the same, and what it means can be drawn.
 pub fn layers(input: &[u8]) {
@@ -62,7 +62,7 @@ pub fn archives(input: &[u8]) {
     let found = transport::open_archive(file_of(input), Path::new("input"), &Platform::host());
     for image in found.into_iter().flatten() {
         assert_eq!(image.layers.len(), image.config.diff_ids.len());
-        assert_eq!(image.id, gpurun::image::digest_of(&image.config_bytes));
+        assert_eq!(image.id, gpurun::testing::image::digest_of(&image.config_bytes));
         assert!(image.layers.iter().all(|layer| layer.blob.len <= input.len() as u64), "a layer lies in its archive");
     }
 }
