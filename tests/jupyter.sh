@@ -5,14 +5,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 archive=$(realpath "$1")
-cargo build --quiet --locked
-gpurun=$(realpath "${CARGO_TARGET_DIR:-target}/debug/gpurun")
+if [ -z "${GPURUN_TEST_BINARY:-}" ]; then cargo build --quiet --locked; fi
+gpurun=$(realpath "${GPURUN_TEST_BINARY:-${CARGO_TARGET_DIR:-target}/debug/gpurun}")
 dir=$(mktemp -d /var/tmp/gpurun-jupyter.XXXXXX)
 here=gpurun-jup-$$ there=gpurun-jup-$$-out
 export GPURUN_ROOT=$dir/root GPURUN_RUN=$dir/run
 on() { nsenter --net="/run/netns/$1" "${@:2}"; }
 run() { on "$here" "$gpurun" "$@"; }
 cleanup() {
+    kill ${index:-} ${script:-} 2>/dev/null || true
     for id in $(run ps -aq --no-trunc 2>/dev/null); do run rm -f "$id" >/dev/null || true; done
     ip netns delete "$here" 2>/dev/null || true
     ip netns delete "$there" 2>/dev/null || true
@@ -80,6 +81,9 @@ url=$(run --image jupyter --rm --name based -d --jupyter-arg=--ServerApp.base_ur
 expect "the URL has the person's base_url" "http://127.0.0.1:9000/alice/" "${url%%\?*}"
 expect "and a kernel answers below it" 2 "$(on "$here" python3 tests/notebook.py "$url" token - 1+1)"
 run stop based >/dev/null
+. tests/jupyter/owners.sh
+. tests/jupyter/browser.sh
+. tests/jupyter/sharing.sh
 # The servers that images of the CUDA 10 days have: the classic notebook, which knows none of today's settings.
 mkdir "$dir/old"
 cat >"$dir/old/Containerfile" <<'EOF'
@@ -93,7 +97,7 @@ CMD ["jupyter-notebook"]
 EOF
 old() { # VERSION PACKAGES…: by password, by token, by a hash of its day; refused without
     local version=$1
-    "$gpurun" build --quiet --host-ca -t old --build-arg "PACKAGES=notebook==$*" "$dir/old" >/dev/null || fail "an image with notebook $version does not build"
+    "$gpurun" build --quiet --host-ca --network host -t old --build-arg "PACKAGES=notebook==$*" "$dir/old" >/dev/null || fail "an image with notebook $version does not build"
     expect "it is notebook $version" "$version" "$(run run --rm --network none old jupyter-notebook --version 2>/dev/null)"
     url=$(run --image old --rm --name old -d --password-file "$dir/password" -p 127.0.0.1:9000:8888)
     expect "notebook $version: 1+1 by password" 2 "$(on "$here" python3 tests/notebook.py "$url" password "$dir/password" 1+1)"

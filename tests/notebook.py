@@ -3,6 +3,8 @@
     notebook.py URL password FILE CODE      log in with the password in FILE
     notebook.py URL token - CODE            URL holds the token
 
+With `--create` behind CODE, it first creates a notebook, as the first click on "Python 3" does, and prints its name.
+
 Needs nothing but Python: a small WebSocket client (RFC 6455) is below.
 """
 
@@ -149,7 +151,7 @@ class WebSocket:
 
 
 def main():
-    url, how, file, code = sys.argv[1:]
+    url, how, file, code, *create = sys.argv[1:]
     server = Server(url)
     if not server.refused("api/contents"):
         raise SystemExit("the server shows its files to anybody")
@@ -158,6 +160,8 @@ def main():
         with open(file) as secret:
             server.ask("login", {"password": secret.readline().rstrip("\n")}, form=True)
     server.ask("api/contents")
+    if create == ["--create"]:
+        print(server.ask("api/contents", {"type": "notebook"})["path"])
     print(server.run(code))
 
 

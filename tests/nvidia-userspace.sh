@@ -4,7 +4,7 @@
 #
 #     tests/nvidia-userspace.sh [GPURUN]
 set -euo pipefail
-gpurun=${1:-target/debug/gpurun}
+gpurun=${1:-${GPURUN_TEST_BINARY:-target/debug/gpurun}}
 here=$(realpath "$(dirname "$0")")
 dir=$(mktemp -d)
 export GPURUN_ROOT=$dir/gpurun GPURUN_RUN=$dir/run GPURUN_DRIVER_ROOT=$dir/driver

@@ -2,7 +2,7 @@
 
     cuda            a kernel on every GPU that the container has: squares numbers, compares
     hold FILE       has a context on the first GPU and memory in use, until FILE is there
-    open N          what opening GPU N's node says, made by hand where it is not there
+    open N          the result of opening GPU N's node, which is created if it does not exist
     torch           a matrix product by PyTorch, against the processor's
 """
 

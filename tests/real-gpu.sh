@@ -5,13 +5,13 @@
 #     sudo PYTHON=/path/to/venv/bin/python tests/real-gpu.sh [GPURUN]
 #
 # PYTHON (default: python3) is the host's; it goes into the containers read-only with its modules, PyTorch among them where it is installed. Nothing
-# is downloaded, and nothing of the host's is changed: images and containers lie in a temporary directory. GPUs that others use are left
-# alone, but for a kernel of a few milliseconds where there is no idle one.
+# is downloaded, and nothing of the host's is changed: images and containers are in a temporary directory. GPUs that others use are
+# not used, except for a kernel of a few milliseconds where there is no idle one.
 #
 # Ends with `N passed, N failed, N skipped`; status 1 where something failed, 77 where the host has no GPU.
 set -uo pipefail
 here=$(realpath "$(dirname "$0")")
-gpurun=$(realpath "${1:-$here/../target/release/gpurun}")
+gpurun=$(realpath "${1:-${GPURUN_TEST_BINARY:-$here/../target/release/gpurun}}")
 root=${GPURUN_DRIVER_ROOT:-}
 passed=0 failed=0 skipped=0
 

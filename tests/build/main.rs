@@ -2,11 +2,16 @@
 //!
 //! The instruction cases share one store; what looks into a whole store, or kills, has a place of its own.
 
+mod bound;
 mod cases;
 mod container;
+mod copies;
+mod ended;
+mod fixture;
 mod hostile;
+mod network;
+mod outputs;
 mod peer;
-mod place;
 mod robust;
 mod sources;
 
@@ -16,7 +21,13 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
+    // nohup, and a shell's `&`, ignore signals for what they start. Tests send these signals.
+    gpurun::testing::sys::process::default_signals();
+    gpurun::testing::sys::process::ignore_signal(nix::libc::SIGPIPE);
     let root = nix::unistd::geteuid().is_root();
+    if root {
+        fixture::own_network();
+    }
     let required =
         |what: &str| std::env::var("GPURUN_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == what));
     let ignored = !root && !required("root");
@@ -32,8 +43,22 @@ fn main() -> ExitCode {
         .iter()
         .map(|case| trial(format!("instruction::{}", case.name), Box::new(|| cases::check(case))))
         .collect();
-    for (name, run) in hostile::TESTS.iter().chain(robust::TESTS).chain(sources::TESTS).chain(container::TESTS) {
+    for (name, run) in hostile::TESTS
+        .iter()
+        .chain(robust::TESTS)
+        .chain(sources::TESTS)
+        .chain(container::TESTS)
+        .chain(copies::TESTS)
+        .chain(bound::TESTS)
+        .chain(network::TESTS)
+        .chain(outputs::TESTS)
+        .chain(ended::TESTS)
+    {
         trials.push(trial((*name).to_owned(), Box::new(run)));
+    }
+    let no_strace = ignored || (!peer::has_program("strace") && !required("strace"));
+    for (name, run) in ended::TRACED {
+        trials.push(trial((*name).to_owned(), Box::new(run)).with_ignored_flag(no_strace));
     }
     // A test that is required and cannot run fails.
     let no_peer = ignored || (!peer::is_there() && !required("buildah"));
@@ -42,6 +67,6 @@ fn main() -> ExitCode {
         trials.push(compared.with_ignored_flag(no_peer));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
-    place::clear();
+    fixture::clear();
     conclusion.exit_code()
 }

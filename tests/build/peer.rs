@@ -8,11 +8,11 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-use crate::place::{Place, counts, listing};
+use crate::fixture::{Fixture, counts, listing};
 
 pub struct Peer {
     pub name: &'static str,
-    /// The context; see [`Place::context`].
+    /// The context; see [`Fixture::context`].
     files: &'static [(&'static str, &'static str)],
     text: &'static str,
     args: &'static [&'static str],
@@ -22,7 +22,7 @@ pub struct Peer {
 // a container of such an image runs it), the escape character inside words, files written to a `VOLUME`. Its driver here copies files: a hard
 // link of a lower layer stays one when it is changed, which no overlay has.
 
-/// What buildah makes besides: mount points that it leaves behind, and the directory of a `VOLUME`, which we leave to whoever runs the image.
+/// What buildah makes besides: mount points that it leaves behind, and the directory of a `VOLUME`, which gpurun leaves to the launch.
 const THEIRS: [&str; 11] = [
     "/dev",
     "/etc/hostname",
@@ -38,7 +38,11 @@ const THEIRS: [&str; 11] = [
 ];
 
 pub fn is_there() -> bool {
-    Command::new("buildah").arg("--version").output().is_ok_and(|output| output.status.success())
+    has_program("buildah")
+}
+
+pub fn has_program(name: &str) -> bool {
+    Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
 /// A store of buildah's, with our `box` in it.
@@ -50,10 +54,10 @@ impl Store {
     fn shared() -> &'static Self {
         static SHARED: OnceLock<Store> = OnceLock::new();
         SHARED.get_or_init(|| {
-            let place = Place::shared();
-            let store = Self { dir: place.dir.join("buildah") };
-            let archive = place.dir.join("box.tar");
-            place.ok(&["image", "save", "-o", archive.to_str().unwrap(), "box"]);
+            let fixture = Fixture::shared();
+            let store = Self { dir: fixture.dir.join("buildah") };
+            let archive = fixture.dir.join("box.tar");
+            fixture.ok(&["image", "save", "-o", archive.to_str().unwrap(), "box"]);
             let id = store.buildah(&["pull", "-q", &format!("docker-archive:{}", archive.display())]);
             store.buildah(&["tag", &id, "localhost/box:latest"]);
             store
@@ -72,21 +76,21 @@ impl Store {
 }
 
 pub fn compare(peer: &Peer) {
-    let (place, store) = (Place::shared(), Store::shared());
-    let context = place.context(peer.files);
+    let (fixture, store) = (Fixture::shared(), Store::shared());
+    let context = fixture.context(peer.files);
     archives(&context);
     fs::write(context.with_extension("secret"), "hush").unwrap();
     let secret = format!("id=s,src={}", context.with_extension("secret").display());
     let mut args = vec!["--secret", &secret];
     args.extend(peer.args);
-    let ours = place.build_ok(&context, peer.text, &args);
+    let ours = fixture.build_ok(&context, peer.text, &args);
 
     let file = context.with_extension("file-peer");
     fs::write(&file, peer.text).unwrap();
-    let mut words = vec!["build", "--isolation", "chroot", "--network", "host", "--format", "docker", "-q"];
-    words.extend(&args);
-    words.extend(["-f", file.to_str().unwrap(), context.to_str().unwrap()]);
-    let theirs = store.buildah(&words);
+    let mut snippets = vec!["build", "--isolation", "chroot", "--network", "host", "--format", "docker", "-q"];
+    snippets.extend(&args);
+    snippets.extend(["-f", file.to_str().unwrap(), context.to_str().unwrap()]);
+    let theirs = store.buildah(&snippets);
     let container = store.buildah(&["from", &theirs]);
     let mounted = store.buildah(&["mount", &container]);
     let tree: BTreeSet<String> = listing(Path::new(&mounted)).into_iter().filter(|line| counts(line)).collect();
@@ -94,13 +98,13 @@ pub fn compare(peer: &Peer) {
     let missing = |has: &BTreeSet<String>, of: &BTreeSet<String>| -> Vec<String> {
         of.iter().filter(|line| !has.contains(*line) && !is_theirs(line)).cloned().collect()
     };
-    let own = place.tree(&ours);
+    let own = fixture.tree(&ours);
     let difference = (missing(&tree, &own), missing(&own, &tree));
     assert_eq!(difference, (Vec::new(), Vec::new()), "only in ours, only in theirs");
     store.buildah(&["umount", &container]);
 
     let inspected: Value = serde_json::from_str(&store.buildah(&["inspect", "--type", "image", &theirs])).unwrap();
-    let (mut their_config, config) = (inspected["Docker"]["config"].clone(), place.config(&ours));
+    let (mut their_config, config) = (inspected["Docker"]["config"].clone(), fixture.config(&ours));
     if let Some(labels) = their_config["Labels"].as_object_mut() {
         labels.remove("io.buildah.version");
     }
@@ -118,12 +122,12 @@ pub fn compare(peer: &Peer) {
         "OnBuild",
         "Healthcheck",
     ] {
-        assert_eq!(told(&config[key]), told(&their_config[key]), "{key}");
+        assert_eq!(reported(&config[key]), reported(&their_config[key]), "{key}");
     }
 }
 
 /// Nothing has many forms in an image's config.
-fn told(value: &Value) -> Value {
+fn reported(value: &Value) -> Value {
     match value {
         Value::Object(map) if map.is_empty() => Value::Null,
         Value::Array(all) if all.is_empty() => Value::Null,

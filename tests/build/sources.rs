@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::place::Place;
+use crate::fixture::Fixture;
 
 pub const TESTS: &[(&str, fn())] = &[
     ("sources::add_fetches_urls", urls),
@@ -53,33 +54,33 @@ fn answering(answer: impl Fn(usize) -> String + Send + 'static) -> (String, Arc<
 fn urls() {
     use std::os::unix::fs::MetadataExt;
     const SHA256: &str = "sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"; // of `x`
-    let place = Place::shared();
-    let context = place.context(&[]);
+    let fixture = Fixture::shared();
+    let context = fixture.context(&[]);
     let (url, asked) = server("200 OK", "Last-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n", "x");
-    let id = place.build_ok(&context, &format!("FROM box\nADD {url}/dir/name.txt?v=1 /d/\nADD {url}/a /d/b\n"), &[]);
-    assert_eq!(place.news(&id), ["d 755 0:0 /d", "f 600 0:0 /d/b x", "f 600 0:0 /d/name.txt x"]);
-    let dir = place.dir.join("fetched");
-    place.ok(&["image", "unpack", &id, dir.to_str().unwrap()]);
+    let id = fixture.build_ok(&context, &format!("FROM box\nADD {url}/dir/name.txt?v=1 /d/\nADD {url}/a /d/b\n"), &[]);
+    assert_eq!(fixture.news(&id), ["d 755 0:0 /d", "f 600 0:0 /d/b x", "f 600 0:0 /d/name.txt x"]);
+    let dir = fixture.dir.join("fetched");
+    fixture.ok(&["image", "unpack", &id, dir.to_str().unwrap()]);
     assert_eq!(dir.join("d/b").metadata().unwrap().mtime(), 1_445_412_480, "the time that the server tells");
 
     let text = format!("FROM box\nADD --checksum={SHA256} {url}/x /x\n");
     asked.store(0, Ordering::Relaxed);
-    place.build_ok(&context, &text, &[]);
-    let again = place.build(&context, &text, &[]);
+    fixture.build_ok(&context, &text, &[]);
+    let again = fixture.build(&context, &text, &[]);
     assert!(again.code == 0 && again.err.contains("CACHED"), "{}", again.err);
     assert_eq!(asked.load(Ordering::Relaxed), 1, "what a digest names is fetched once");
     let wrong = SHA256.replace("711", "000");
-    let answer = place.build(&context, &format!("FROM box\nADD --checksum={wrong} {url}/x /x\n"), &[]);
+    let answer = fixture.build(&context, &format!("FROM box\nADD --checksum={wrong} {url}/x /x\n"), &[]);
     assert!(answer.code == 1 && answer.err.contains(SHA256) && answer.err.contains(&wrong), "{}", answer.err);
 
     let (url, _) = server("404 Not Found", "", "no");
-    let answer = place.build(&context, &format!("FROM box\nADD {url}/x /x\n"), &[]);
+    let answer = fixture.build(&context, &format!("FROM box\nADD {url}/x /x\n"), &[]);
     assert!(answer.code == 1 && answer.err.contains("line 2") && answer.err.contains("404"), "{}", answer.err);
 }
 
 fn later() {
-    let place = Place::shared();
-    let context = place.context(&[]);
+    let fixture = Fixture::shared();
+    let context = fixture.context(&[]);
     let head = |status: &str, more: &str| format!("HTTP/1.1 {status}\r\nConnection: close\r\n{more}\r\n\r\n");
     let (url, asked) = answering(move |nth| match nth {
         0 => head("503 Service Unavailable", "Retry-After: 1\r\nContent-Length: 0"),
@@ -88,48 +89,48 @@ fn later() {
         2 => String::new(),
         _ => head("200 OK", "Content-Length: 9") + "the whole",
     });
-    let answer = place.build(&context, &format!("FROM box\nADD {url}/a /d/b\n"), &[]);
+    let answer = fixture.build(&context, &format!("FROM box\nADD {url}/a /d/b\n"), &[]);
     assert_eq!((answer.code, asked.load(Ordering::Relaxed)), (0, 4), "{}", answer.err);
-    assert_eq!(place.news(answer.out.trim()), ["d 755 0:0 /d", "f 600 0:0 /d/b the whole"]);
-    let told = format!(
-        "cannot fetch `{url}/a`: the server answered 503 Service Unavailable, and asks to wait 1 s; trying again in 1 s"
+    assert_eq!(fixture.news(answer.out.trim()), ["d 755 0:0 /d", "f 600 0:0 /d/b the whole"]);
+    let reported = format!(
+        "cannot fetch `{url}/a`: the server answered 503 Service Unavailable and requests a pause of 1 s; trying again in 1 s"
     );
-    assert!(answer.err.contains(&told), "{}", answer.err);
+    assert!(answer.err.contains(&reported), "{}", answer.err);
 
     // An end there is, and what will not pass is not asked for again.
-    for (status, more, times, words) in [
-        ("500 Internal Server Error", "", 6, "hint: it was tried several times"),
+    for (status, more, times, snippets) in [
+        ("500 Internal Server Error", "", 6, "hint: try again later; several attempts failed"),
         (
             "429 Too Many Requests",
             "Retry-After: 3600\r\n",
             1,
-            "answered 429 Too Many Requests, and asks to wait 3600 s",
+            "answered 429 Too Many Requests and requests a pause of 3600 s",
         ),
         ("410 Gone", "", 1, "answered 410 Gone"),
     ] {
         let (url, asked) = answering(move |_| head(status, &format!("{more}Content-Length: 0")));
-        let answer = place.build(&context, &format!("FROM box\nADD {url}/a /d/b\n"), &[]);
+        let answer = fixture.build(&context, &format!("FROM box\nADD {url}/a /d/b\n"), &[]);
         assert_eq!((answer.code, asked.load(Ordering::Relaxed)), (1, times), "{status}: {}", answer.err);
         assert!(
-            answer.err.contains(words) && answer.err.contains(&format!("cannot fetch `{url}/a`")),
+            answer.err.contains(snippets) && answer.err.contains(&format!("cannot fetch `{url}/a`")),
             "{}",
             answer.err
         );
     }
-    // Nobody is there: that is the answer.
+    // No server listens there, and the error says so.
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let answer = place.build(&context, &format!("FROM box\nADD http://{nobody}/a /d/b\n"), &[]);
-    assert!(answer.code == 1 && !answer.err.contains("several times"), "{}", answer.err);
+    let answer = fixture.build(&context, &format!("FROM box\nADD http://{nobody}/a /d/b\n"), &[]);
+    assert!(answer.code == 1 && !answer.err.contains("several attempts"), "{}", answer.err);
     assert!(answer.err.contains("refused"), "{}", answer.err);
 }
 
 fn interrupted() {
-    let place = Place::shared();
-    let context = place.context(&[]);
+    let fixture = Fixture::shared();
+    let context = fixture.context(&[]);
     let (url, _) = server("503 Service Unavailable", "Retry-After: 200\r\n", "");
     let file = context.with_extension("file-waits");
     fs::write(&file, format!("FROM box\nADD {url}/a /d/b\n")).unwrap();
-    let mut build = place.command(&["build", "-f", file.to_str().unwrap(), context.to_str().unwrap()]);
+    let mut build = fixture.command(&["build", "-f", file.to_str().unwrap(), context.to_str().unwrap()]);
     let mut build = build.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(build.stderr.take().unwrap()).lines().map_while(Result::ok);
     assert!(lines.any(|line| line.contains("trying again in 200 s")));
@@ -141,14 +142,14 @@ fn interrupted() {
 }
 
 fn ignore_files() {
-    let place = Place::shared();
-    let context = place.context(&[("a", ""), ("b", ""), ("c", ""), ("d", "")]);
+    let fixture = Fixture::shared();
+    let context = fixture.context(&[("a", ""), ("b", ""), ("c", ""), ("d", "")]);
     let file = context.with_extension("file-own");
     fs::write(&file, "FROM box\nCOPY [abcd] /t/\n").unwrap();
     let build = || {
-        let id = place.ok(&["build", "-f", file.to_str().unwrap(), context.to_str().unwrap()]);
+        let id = fixture.ok(&["build", "-f", file.to_str().unwrap(), context.to_str().unwrap()]);
         let names: Vec<String> =
-            place.news(&id).iter().filter_map(|line| Some(line.trim().rsplit_once('/')?.1.to_owned())).collect();
+            fixture.news(&id).iter().filter_map(|line| Some(line.trim().rsplit_once('/')?.1.to_owned())).collect();
         names[1..].concat()
     };
     assert_eq!(build(), "abcd");
@@ -161,38 +162,47 @@ fn ignore_files() {
     ] {
         fs::write(&path, ignored).unwrap();
         assert_eq!(build(), left, "{path} wins");
+        // The hint names the file that counts.
+        let text = format!("FROM box\nCOPY {ignored} /x\n");
+        fs::write(&file, text).unwrap();
+        let answer = fixture.run(&["build", "-f", file.to_str().unwrap(), context.to_str().unwrap()]);
+        let name = Path::new(&path).strip_prefix(&context).unwrap_or(Path::new(&path)).display().to_string();
+        let excluded = format!("`{ignored}` of the build context is excluded by `{name}`");
+        assert!(answer.code == 1 && answer.err.contains(&excluded), "{}", answer.err);
+        assert!(answer.err.contains(&format!("add the line `!{ignored}` at the end of `{name}`")), "{}", answer.err);
+        fs::write(&file, "FROM box\nCOPY [abcd] /t/\n").unwrap();
     }
 }
 
 fn unreadable_ignore_file() {
-    let place = Place::shared();
-    let context = place.context(&[("a", "")]);
+    let fixture = Fixture::shared();
+    let context = fixture.context(&[("a", "")]);
     let file = context.with_extension("file-unreadable");
     fs::write(&file, "FROM box\nCOPY a /a\n").unwrap();
     let ignore = format!("{}.dockerignore", file.display());
     fs::create_dir(&ignore).unwrap();
-    let answer = place.run(&["build", "-f", file.to_str().unwrap(), context.to_str().unwrap()]);
+    let answer = fixture.run(&["build", "-f", file.to_str().unwrap(), context.to_str().unwrap()]);
     assert!(answer.code != 0 && answer.err.contains(&ignore), "{}", answer.err);
 }
 
 fn bound() {
-    let place = Place::shared();
+    let fixture = Fixture::shared();
     let files = [("d/seen", "s"), ("d/.env", "password"), ("d/deep/key.pem", "key"), ("750:d/deep/tool", "t")];
-    let context = place.context(&[&files[..], &[(".dockerignore", "**/.env\n**/*.pem\n")]].concat());
+    let context = fixture.context(&[&files[..], &[(".dockerignore", "**/.env\n**/*.pem\n")]].concat());
     let text = |flags: &str| format!("FROM box\nRUN --mount=target=/m{flags} cp -r /m/d /got && ! touch /m/new\n");
     let seen = ["d 755 0:0 /got", "d 755 0:0 /got/deep", "f 750 0:0 /got/deep/tool t", "f 644 0:0 /got/seen s"];
-    assert_eq!(place.news(&place.build_ok(&context, &text(""), &[])), seen);
+    assert_eq!(fixture.news(&fixture.build_ok(&context, &text(""), &[])), seen);
     // What cannot be seen is no part of the key either.
     fs::write(context.join("d/.env"), "another").unwrap();
-    assert!(place.build(&context, &text(""), &[]).err.contains("CACHED"));
-    let id = place.build_ok(&context, &text(",rw").replace("! touch", "touch"), &[]);
-    assert_eq!(place.news(&id), seen);
+    assert!(fixture.build(&context, &text(""), &[]).err.contains("CACHED"));
+    let id = fixture.build_ok(&context, &text(",rw").replace("! touch", "touch"), &[]);
+    assert_eq!(fixture.news(&id), seen);
     assert!(!context.join("new").exists(), "what is written to it is thrown away");
 }
 
 fn other_machines() {
-    let place = Place::shared();
-    let context = place.context(&[]);
+    let fixture = Fixture::shared();
+    let context = fixture.context(&[]);
     let mut archive = tar::Builder::new(Vec::new());
     let layer = [0; 1024];
     let digest = "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"; // of two empty blocks
@@ -209,26 +219,31 @@ fn other_machines() {
     }
     let path = context.with_extension("tar");
     fs::write(&path, archive.into_inner().unwrap()).unwrap();
-    place.ok(&["image", "load", "--platform", "linux/s390x", path.to_str().unwrap()]);
-    let answer = place.build(&context, "FROM mainframe:1\nRUN true\n", &[]);
+    fixture.ok(&["image", "load", "--platform", "linux/s390x", path.to_str().unwrap()]);
+    let answer = fixture.build(&context, "FROM mainframe:1\nRUN true\n", &[]);
     assert!(answer.code == 1 && answer.err.contains("line 1") && answer.err.contains("linux/s390x"), "{}", answer.err);
-    let answer = place.build(&context, "FROM box\n", &["--platform", "linux/s390x"]);
+    let answer = fixture.build(&context, "FROM box\n", &["--platform", "linux/s390x"]);
     assert!(answer.code == 2 && answer.err.contains("--platform linux/s390x"), "{}", answer.err);
 }
 
 fn unused_arguments() {
-    let place = Place::shared();
+    let fixture = Fixture::shared();
     let args = ["SOURCE_DATE_EPOCH=1600000000", "https_proxy=http://proxy.invalid", "TYPO=1", "USED=1"];
     let args: Vec<&str> = args.iter().flat_map(|arg| ["--build-arg", arg]).collect();
-    let answer = place.build(&place.context(&[]), "FROM box\nARG USED\n", &args);
+    let answer = fixture.build(&fixture.context(&[]), "FROM box\nARG USED\n", &args);
     let notices: Vec<&str> = answer.err.lines().filter(|line| line.contains("--build-arg")).collect();
-    assert_eq!(notices, ["gpurun: no `ARG TYPO` uses `--build-arg TYPO`"], "{}", answer.err);
+    assert_eq!(
+        notices,
+        ["gpurun: `--build-arg TYPO` has no effect: the Containerfile has no `ARG TYPO`"],
+        "{}",
+        answer.err
+    );
 }
 
 fn terminal() {
-    let place = Place::shared();
+    let fixture = Fixture::shared();
     let answer =
-        place.build(&place.context(&[]), "FROM box\nRUN sleep 1; echo end\n", &["--progress", "tty", "--no-cache"]);
+        fixture.build(&fixture.context(&[]), "FROM box\nRUN sleep 1; echo end\n", &["--progress", "tty", "--no-cache"]);
     assert_eq!(answer.code, 0, "{}", answer.err);
     let frames: Vec<&str> = answer.err.split("=> [2/2] RUN").collect();
     assert!(frames.len() > 4, "a command that says nothing for a second is drawn anew: {:?}", answer.err);

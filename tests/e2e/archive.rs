@@ -1,4 +1,4 @@
-//! Docker-archives made by hand, so that a test says byte by byte what an image holds.
+//! Builds docker-archives byte by byte, so that a test defines exactly what an image contains.
 
 use std::fs;
 use std::io::Write;
@@ -101,7 +101,7 @@ const APPLETS: &[&str] = &[
     "sh", "true", "false", "echo", "cat", "ls", "sleep", "id", "env", "pwd", "kill", "nc", "wget", "httpd", "hostname",
     "mount", "umount", "mkdir", "rm", "ln", "touch", "dd", "nproc", "ps", "grep", "head", "tail", "yes", "stty",
     "test", "mknod", "ip", "ping", "awk", "seq", "chmod", "stat", "wc", "sort", "printf", "trap", "date", "cut",
-    "readlink", "tty", "timeout", "udhcpc", "df", "ulimit",
+    "readlink", "tty", "timeout", "udhcpc", "df", "ulimit", "tr",
 ];
 
 pub fn busybox() -> Archive {

@@ -6,7 +6,10 @@ use crate::host::{Host, cgroups_of, eventually};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("a_supervisor_killed_at_every_step", every_step),
+    ("removals_beside_a_dying_supervisor_leave_nothing", removals),
     ("a_killed_supervisor_ends_its_container", supervisor),
+    ("a_container_that_changed_its_user_dies_with_its_supervisor", changed_user),
+    ("a_keeper_is_replaced_and_ends_with_its_container", keeper),
     ("a_killed_command_leaves_the_container_running", command),
     ("a_killed_pid_1_is_an_exit", pid_1),
 ];
@@ -41,7 +44,7 @@ fn every_step() {
                 ps.lines().count() == usize::from(keep) && host.leftovers().is_empty()
             };
             match step {
-                "running" => eventually(step, 5, cleared),
+                "running" => eventually(step, cleared),
                 _ => assert!(cleared(), "{step}: {}", host.leftovers()),
             }
             assert_eq!(host.ok(&["run", "--rm", "-p", "8080:80", "box", "echo", "fine"]), "fine", "{step}");
@@ -49,6 +52,50 @@ fn every_step() {
                 host.ok(&["rm", "victim"]);
             }
         }
+    }
+}
+
+/// `rm -f`, again and again, while a supervisor makes a container and is killed. Directories take some time, so that most
+/// removals come in the middle.
+fn removals() {
+    let host = Host::with_box();
+    let parent = Parent(format!("gpurun-e2e-removals-{}", std::process::id()));
+    let launch = ["run", "-d", "--name", "victim", "--network", "none", "--memory", "64m", "--cgroup-parent"];
+    let launch = [&launch[..], &[&parent.0, "box", "sleep", "1000"]].concat();
+    let delay = "inject=mkdir:delay_exit=5000";
+    let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=mkdir", "-e", delay];
+    for step in ["made", "bundle", "cgroup", "created", "verified"] {
+        for round in 0..3 {
+            let mut run = host.behind(&strace, &launch);
+            run.env("GPURUN_KILL_AT", step).stdout(Stdio::null()).stderr(Stdio::null());
+            let mut run = run.spawn().unwrap();
+            while run.try_wait().unwrap().is_none() {
+                host.run(&["rm", "-f", "victim"]);
+            }
+            host.run(&["rm", "-f", "victim"]);
+            eventually(&format!("nothing is left of round {round} at `{step}`"), || {
+                host.ok(&["ps", "-aq"]).is_empty() && parent.cgroups().is_empty() && host.leftovers().is_empty()
+            });
+        }
+    }
+}
+
+/// A cgroup for `--cgroup-parent`, in every hierarchy.
+struct Parent(String);
+
+impl Parent {
+    /// The cgroups of containers below it.
+    fn cgroups(&self) -> Vec<std::path::PathBuf> {
+        let entries = |root: std::path::PathBuf| std::fs::read_dir(root.join(&self.0)).into_iter().flatten().flatten();
+        let paths = crate::host::cgroup_roots().into_iter().flat_map(entries).map(|entry| entry.path());
+        paths.filter(|path| path.is_dir()).collect()
+    }
+}
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        let own = crate::host::cgroup_roots().into_iter().map(|root| root.join(&self.0));
+        self.cgroups().into_iter().chain(own).for_each(|dir| drop(std::fs::remove_dir(dir)));
     }
 }
 
@@ -76,7 +123,7 @@ fn supervisor() {
     let (pid, supervisor) = pids(&host, "one");
     host.ok(&["exec", "-d", "one", "sleep", "1000"]);
     kill(supervisor);
-    eventually("pid 1 dies with it", 5, || gone(pid));
+    eventually("pid 1 dies with it", || gone(pid));
     let state = host.inspect("one")["State"].clone();
     assert_eq!((state["Status"].as_str(), state["ExitCode"].as_u64()), (Some("exited"), Some(137)));
     assert!(state["Error"]["message"].as_str().unwrap().contains("supervisor was killed"));
@@ -86,6 +133,66 @@ fn supervisor() {
     assert!(host.ok(&["ps"]).contains("Up"));
 }
 
+/// Pid 1 changes its credentials, for which the kernel forgets its PDEATHSIG; it has children, and may be frozen. No command comes to help.
+fn changed_user() {
+    let host = Host::with_box();
+    let su = ["busybox", "su", "ann", "-c", "sleep 1000 & echo ready; exec sleep 1000"];
+    for (flags, paused) in [(&[][..], false), (&[], true), (&["--pid", "host"], false), (&["--pid", "host"], true)] {
+        let args = [&["run", "-d", "--network", "none", "--name", "one"], flags, &["box"], &su].concat();
+        let id = host.ok(&args);
+        eventually("it runs as ann", || host.ok(&["logs", "one"]).contains("ready"));
+        let (pid, supervisor) = pids(&host, "one");
+        let processes = || -> Vec<i32> {
+            let read = |dir: &std::path::PathBuf| std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+            let all: String = cgroups_of(&id).iter().map(read).collect();
+            all.lines().filter_map(|line| line.parse().ok()).filter(|pid| !gone(*pid)).collect()
+        };
+        eventually("both run", || processes().len() >= 2);
+        if paused {
+            host.ok(&["pause", "one"]);
+        }
+        kill(supervisor);
+        eventually("pid 1 dies with it", || gone(pid));
+        eventually("and all others", || processes().is_empty());
+        host.ok(&["rm", "one"]);
+        assert_eq!(host.leftovers(), "");
+    }
+}
+
+/// The keeper of a container: a child of its supervisor that has this name.
+fn keepers(supervisor: i32) -> Vec<i32> {
+    let children =
+        std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap_or_default();
+    let name = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    children.filter(|pid| name(pid).trim() == "gpurun-keeper").collect()
+}
+
+fn keeper() {
+    let host = Host::with_box();
+    host.ok(&["run", "-d", "--network", "none", "--name", "one", "box", "sleep", "1000"]);
+    let (_, supervisor) = pids(&host, "one");
+    let mut first = Vec::new();
+    eventually("there is one", || {
+        first = keepers(supervisor);
+        first.len() == 1
+    });
+    kill(first[0]);
+    let mut second = Vec::new();
+    eventually("it is replaced", || {
+        second = keepers(supervisor);
+        second.len() == 1 && second != first
+    });
+    assert_eq!(host.inspect("one")["State"]["Running"], true);
+    host.ok(&["stop", "-t", "0", "one"]);
+    eventually("it is gone", || gone(second[0]));
+    // Our own init changes no credentials: the kernel's rule is enough.
+    host.ok(&["run", "-d", "--network", "none", "--init", "--name", "two", "box", "sleep", "1000"]);
+    let (_, supervisor) = pids(&host, "two");
+    assert!(keepers(supervisor).is_empty());
+    host.ok(&["rm", "-f", "two"]);
+}
+
 fn command() {
     let host = Host::with_box();
     let mut child = host
@@ -93,7 +200,7 @@ fn command() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    eventually("it runs", 10, || host.ok(&["ps"]).contains("Up"));
+    eventually("it runs", || host.ok(&["ps"]).contains("Up"));
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(host.ok(&["ps"]).contains("Up"));
@@ -107,6 +214,6 @@ fn pid_1() {
     let (pid, _) = pids(&host, "one");
     kill(pid);
     assert_eq!(host.ok(&["wait", "one"]), "137");
-    eventually("it is cleared away", 5, || host.leftovers().is_empty());
+    eventually("the container is cleaned up", || host.leftovers().is_empty());
     assert_eq!(host.inspect("one")["State"]["OOMKilled"], false);
 }

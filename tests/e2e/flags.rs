@@ -1,5 +1,5 @@
 //! Every resource flag that docker has, row by row: what it becomes under both versions, by `update` on a running container where that can be
-//! done, by `run` where not; and every error, with the value, the bound and a way out.
+//! done, by `run` where not; and every error, with the value, the bound and a hint.
 
 use serde_json::Value;
 
@@ -10,6 +10,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("sizes_are_read_as_docker_reads_them", sizes),
     ("what_docker_refuses_is_refused_before_anything_is_made", refused),
     ("what_is_no_cgroup_file_is_read_back_too", process_limits),
+    ("the_configuration_sets_defaults_that_flags_override", configuration),
 ];
 
 /// A file of the cgroup and what it must hold; where there are two names, the kernel has either.
@@ -161,7 +162,11 @@ fn every_row() {
         args.extend(flags.iter().map(String::as_str));
         let Some(files) = (if is_v2() { row.v2 } else { row.v1 }) else {
             let error = host.fails(125, &args);
-            let other = if is_v2() { "needs cgroup v1: this host has v2" } else { "needs cgroup v2: this host has" };
+            let other = if is_v2() {
+                "it needs cgroup v1, and this host has v2"
+            } else {
+                "it needs cgroup v2, and this host has"
+            };
             assert!(error.contains(row.flags[0]) && error.contains(other) && error.contains("hint:"), "{error}");
             continue;
         };
@@ -180,10 +185,11 @@ fn every_row() {
     // What is written by name, and contradicts a flag: neither is dropped in silence.
     let error = host.fails(125, &["update", "lab", "--pids-limit", "50", "--cgroup-conf", "pids.max=40"]);
     assert!(
-        error.contains("`--pids-limit` is not in force") && error.contains("was told `50`, but says `40`"),
+        error.contains("cannot enforce `--pids-limit`: `50` was written to")
+            && error.contains("but the kernel reports `40`"),
         "{error}"
     );
-    assert!(error.contains("hint: something else has written it (`--cgroup-conf pids.max=…`,"), "{error}");
+    assert!(error.contains("hint: omit `--cgroup-conf pids.max=…` if you use it;"), "{error}");
     // A restart has them all at once, from the record.
     host.ok(&["restart", "-t", "0", "lab"]);
     assert_eq!(read("pids.max").trim(), "max");
@@ -222,174 +228,174 @@ fn sizes() {
     }
 }
 
-/// Flags, exit code, what the sentence must name (value and bound), and the way out.
+/// Flags, exit code, what the message must name (value and bound), and the hint.
 const REFUSED: &[(&[&str], i32, &[&str], &str)] = &[
-    (&["--memory", "512mi"], 2, &["`--memory 512mi`", "is not a size"], "`512m`"),
-    (&["--memory", "1e"], 2, &["`--memory 1e`", "is not a size"], "`512m`"),
-    (&["--memory", "-1"], 2, &["`--memory -1`", "is not a size"], "`512m`"),
-    (&["--memory", "0x10000000"], 2, &["`0x10000000` is not a size"], "`512m`"),
-    (&["--memory", " 64m"], 2, &["` 64m` is not a size"], "`512m`"),
-    (&["--memory", "64X"], 2, &["`64X` is not a size"], "`512m`"),
-    (&["--memory", "99999999999g"], 2, &["`99999999999g` is more bytes"], "`512m`"),
-    (&["--memory", "5m"], 2, &["minimum memory limit allowed is 6MB", "`--memory 5m`"], "`--memory 6m`"),
+    (&["--memory", "512mi"], 125, &["`--memory 512mi`", "is not a size"], "`512m`"),
+    (&["--memory", "1e"], 125, &["`--memory 1e`", "is not a size"], "`512m`"),
+    (&["--memory", "-1"], 125, &["`--memory -1`", "is not a size"], "`512m`"),
+    (&["--memory", "0x10000000"], 125, &["`0x10000000` is not a size"], "`512m`"),
+    (&["--memory", " 64m"], 125, &["` 64m` is not a size"], "`512m`"),
+    (&["--memory", "64X"], 125, &["`64X` is not a size"], "`512m`"),
+    (&["--memory", "99999999999g"], 125, &["`99999999999g` is too large"], "`512m`"),
+    (&["--memory", "5m"], 125, &["minimum memory limit allowed is 6MB", "`--memory 5m`"], "`--memory 6m`"),
     (
         &["--memory", "64m", "--memory-swap", "32m"],
-        2,
+        125,
         &["minimum memoryswap limit should be larger than memory limit", "`--memory-swap 32m`", "`--memory 64m`"],
-        "`--memory-swap 64m` means no swap",
+        "`--memory-swap 64m` for no swap",
     ),
-    (&["--memory-swap", "64m"], 2, &["`--memory-swap 64m` needs `--memory`"], "at most `--memory 64m`"),
+    (&["--memory-swap", "64m"], 125, &["`--memory-swap 64m` needs `--memory`"], "at most `--memory 64m`"),
     (
         &["--memory", "64m", "--memory-reservation", "65m"],
-        2,
+        125,
         &["`--memory-reservation 65m` is more than `--memory 64m`"],
         "`--memory-reservation 64m`",
     ),
     (
         &["--memory", "64m", "--memory-high", "65m"],
-        2,
+        125,
         &["`--memory-high 65m` is more than `--memory 64m`"],
         "`--memory-high 64m`",
     ),
     (
         &["--memory", "64m", "--memory-min", "65m"],
-        2,
+        125,
         &["`--memory-min 65m` is more than `--memory 64m`"],
         "`--memory-min 64m`",
     ),
-    (&["--memory-swappiness", "101"], 2, &["`--memory-swappiness 101` is outside of 0 to 100"], "from 0 to 100"),
+    (&["--memory-swappiness", "101"], 125, &["`--memory-swappiness 101` is outside of 0 to 100"], "from 0 to 100"),
     (
         &["--cpus", "CPUS+1"],
-        2,
+        125,
         &["range of CPUs is from 0.01 to CPUS.00, as there are only CPUS CPUs available", "`--cpus CPUS+1`"],
         "from `--cpus 0.01` to `--cpus CPUS`",
     ),
-    (&["--cpus", "0.009"], 2, &["range of CPUs is from 0.01", "`--cpus 0.009`"], "`--cpus 0.01`"),
-    (&["--cpus", "-1"], 2, &["`--cpus -1`", "is not a number of CPUs"], "`1.5`"),
-    (&["--cpus", "1.0000000001"], 2, &["`1.0000000001` is too precise"], "`1.5`"),
+    (&["--cpus", "0.009"], 125, &["range of CPUs is from 0.01", "`--cpus 0.009`"], "`--cpus 0.01`"),
+    (&["--cpus", "-1"], 125, &["`--cpus -1`", "is not a number of CPUs"], "`1.5`"),
+    (&["--cpus", "1.0000000001"], 125, &["`1.0000000001` is too precise"], "`1.5`"),
     (
         &["--cpus", "1", "--cpu-quota", "5000"],
-        2,
+        125,
         &["`--cpu-quota 5000` and `--cpus 1` contradict"],
         "`--cpu-period 100000",
     ),
     (
         &["--cpus", "1", "--cpu-period", "5000"],
-        2,
+        125,
         &["`--cpu-period 5000` and `--cpus 1` contradict"],
         "`--cpu-period 100000",
     ),
-    (&["--cpu-quota", "999"], 2, &["`--cpu-quota 999` is less than the 1000 microseconds"], "--cpu-period"),
+    (&["--cpu-quota", "999"], 125, &["`--cpu-quota 999` is less than the 1000 microseconds"], "--cpu-period"),
     (
         &["--cpu-quota", "17592186044416"],
-        2,
+        125,
         &["`--cpu-quota 17592186044416` is outside of 1000 to 17592186044415 microseconds"],
         "from 1000",
     ),
     (
         &["--cpu-period", "999"],
-        2,
+        125,
         &["`--cpu-period 999` is outside of 1000 to 1000000 microseconds"],
         "from 1000 to 1000000",
     ),
-    (&["--cpu-shares", "1"], 2, &["`--cpu-shares 1` is outside of 2 to 262144"], "from 2 to 262144"),
+    (&["--cpu-shares", "1"], 125, &["`--cpu-shares 1` is outside of 2 to 262144"], "from 2 to 262144"),
     (
         &["--cpuset-cpus", "CPUS"],
-        2,
+        125,
         &["requested CPUs are not available - requested CPUS, available: 0-LAST"],
         "`--cpuset-cpus 0-LAST`",
     ),
-    (&["--cpuset-cpus", "1-0"], 2, &["`--cpuset-cpus 1-0`", "is not a list"], "`0-3,7`"),
+    (&["--cpuset-cpus", "1-0"], 125, &["`--cpuset-cpus 1-0`", "is not a list"], "`0-3,7`"),
     (
         &["--cpuset-mems", "63"],
-        2,
+        125,
         &["requested memory nodes are not available - requested 63, available: 0"],
         "`--cpuset-mems 0",
     ),
     // An unset variable of a script: never a limit that is silently none.
-    (&["--cpuset-cpus", ""], 2, &["`--cpuset-cpus` has no value"], "shell variable"),
-    (&["--cpuset-mems", ""], 2, &["`--cpuset-mems` has no value"], "shell variable"),
-    (&["--memory="], 2, &["`--memory` has no value"], "shell variable"),
-    (&["--pids-limit", "1e3"], 2, &["`--pids-limit 1e3` is not a whole number"], "from -1 to 4194304"),
-    (&["--pids-limit", "5000000"], 2, &["`--pids-limit 5000000` is outside of -1 to 4194304"], "from -1 to 4194304"),
+    (&["--cpuset-cpus", ""], 125, &["`--cpuset-cpus` has no value"], "shell variable"),
+    (&["--cpuset-mems", ""], 125, &["`--cpuset-mems` has no value"], "shell variable"),
+    (&["--memory="], 125, &["`--memory` has no value"], "shell variable"),
+    (&["--pids-limit", "1e3"], 125, &["`--pids-limit 1e3` is not a whole number"], "from -1 to 4194304"),
+    (&["--pids-limit", "5000000"], 125, &["`--pids-limit 5000000` is outside of -1 to 4194304"], "from -1 to 4194304"),
     (
         &["--stop-timeout", "18446744073709551615"],
-        2,
+        125,
         &["`--stop-timeout 18446744073709551615` is outside of 0 to 2147483647"],
         "from 0 to",
     ),
-    (&["--pids-limit", "1"], 2, &["`--pids-limit 1` leaves no room"], "`--pids-limit 2`"),
-    (&["--blkio-weight", "9"], 2, &["`--blkio-weight 9` is outside of 10 to 1000"], "from 10 to 1000"),
+    (&["--pids-limit", "1"], 125, &["`--pids-limit 1` is too low"], "`--pids-limit 2`"),
+    (&["--blkio-weight", "9"], 125, &["`--blkio-weight 9` is outside of 10 to 1000"], "from 10 to 1000"),
     (
         &["--device-read-bps", "/dev/nope:1mb"],
-        2,
+        125,
         &["`--device-read-bps /dev/nope:1mb` names no block device"],
         "`lsblk`",
     ),
     (
         &["--device-write-bps", "/dev/null:1mb"],
-        2,
+        125,
         &["`--device-write-bps /dev/null:1mb` names no block device"],
         "`lsblk`",
     ),
     (
         &["--device-write-iops", "/dev/null"],
-        2,
+        125,
         &["`--device-write-iops /dev/null` is not `DEVICE:RATE`"],
         "/dev/sda:1000",
     ),
     (
         &["--device-read-iops", "DISK:99999999999"],
-        2,
+        125,
         &["`--device-read-iops DISK:99999999999` is more than the kernel counts, 4294967295 a second"],
-        "leave `--device-read-iops` out",
+        "omit `--device-read-iops`",
     ),
     (
         &["--device-write-bps", "DISK:1mb", "--device-read-bps", "DISK:1mb", "--device-read-bps", "DISK:2mb"],
-        2,
+        125,
         &["`--device-read-bps DISK:1mb` and `--device-read-bps DISK:2mb` contradict"],
-        "leave one of them out",
+        "omit one of them",
     ),
     (
         &["--device-write-bps", "DISK:1mb", "--device-write-bps", "DISK:2mb", "--device-read-bps", "DISK:3mb"],
-        2,
+        125,
         &["`--device-write-bps DISK:1mb` and `--device-write-bps DISK:2mb` contradict"],
-        "leave one of them out",
+        "omit one of them",
     ),
     (
         &["--cgroup-conf", "pids.max=10", "--cgroup-conf", "pids.max=20"],
-        2,
+        125,
         &["`--cgroup-conf pids.max=10` and `--cgroup-conf pids.max=20` contradict"],
-        "leave one of them out",
+        "omit one of them",
     ),
     (
         &["--device-read-iops", "/dev/null:1mb"],
-        2,
+        125,
         &["`--device-read-iops /dev/null:1mb` is not `DEVICE:RATE`"],
         "/dev/sda:1000",
     ),
-    (&["--shm-size", "x"], 2, &["`--shm-size x`", "is not a size"], "`512m`"),
+    (&["--shm-size", "x"], 125, &["`--shm-size x`", "is not a size"], "`512m`"),
     (
         &["--ulimit", "nofile=10:5"],
-        2,
+        125,
         &["`--ulimit nofile=10:5`", "10 is above the hard limit 5"],
         "`--ulimit nofile=1024:4096`",
     ),
-    (&["--ulimit", "foo=1"], 2, &["there is no resource limit `foo`"], "nofile"),
-    (&["--oom-score-adj", "1001"], 2, &["`--oom-score-adj 1001` is outside of -1000 to 1000"], "-1000"),
-    (&["--cgroup-conf", "foo"], 2, &["`--cgroup-conf foo` is not `FILE=VALUE`"], "memory.oom.group=1"),
+    (&["--ulimit", "foo=1"], 125, &["there is no resource limit `foo`"], "nofile"),
+    (&["--oom-score-adj", "1001"], 125, &["`--oom-score-adj 1001` is outside of -1000 to 1000"], "-1000"),
+    (&["--cgroup-conf", "foo"], 125, &["`--cgroup-conf foo` is not `FILE=VALUE`"], "memory.oom.group=1"),
     (
         &["--cgroup-conf", "cgroup.procs=1"],
-        2,
+        125,
         &["`--cgroup-conf cgroup.procs=1` would change what the cgroup is"],
         "memory.oom.group=1",
     ),
-    (&["--cgroup-conf", "devices.allow=a"], 2, &["would go past the device filter"], "memory.oom.group=1"),
-    (&["--cgroup-conf", "../x=1"], 2, &["`--cgroup-conf ../x=1` names no file of a cgroup"], "memory.oom.group=1"),
+    (&["--cgroup-conf", "devices.allow=a"], 125, &["would go past the device filter"], "memory.oom.group=1"),
+    (&["--cgroup-conf", "../x=1"], 125, &["`--cgroup-conf ../x=1` names no file of a cgroup"], "memory.oom.group=1"),
     // Without GPUs they mean nothing, and would be taken for a wish for some.
-    (&["--gpu-mode", "cdi"], 2, &["--gpus <GPUS>"], ""),
-    (&["--share-gpu"], 2, &["--gpus <GPUS>"], ""),
-    (&["--cgroup-parent", "/a/../b"], 2, &["`--cgroup-parent /a/../b` is not a plain path"], "`/lab/alice`"),
+    (&["--gpu-mode", "cdi"], 125, &["--gpus <GPUS>"], ""),
+    (&["--share-gpu"], 125, &["--gpus <GPUS>"], ""),
+    (&["--cgroup-parent", "/a/../b"], 125, &["`--cgroup-parent /a/../b` is not a plain path"], "`/lab/alice`"),
 ];
 
 fn refused() {
@@ -402,14 +408,14 @@ fn refused() {
         let text = text.replace("CPUS+1", &(cpus + 1).to_string()).replace("CPUS CPUs", &format!("{cpus} CPUs"));
         text.replace("CPUS", &cpus.to_string()).replace("LAST", &(cpus - 1).to_string())
     };
-    for (flags, code, words, way_out) in REFUSED {
+    for (flags, code, snippets, way_out) in REFUSED {
         let flags: Vec<String> = flags.iter().map(|flag| with(flag)).collect();
         let mut args = vec!["run", "--network", "none"];
         args.extend(flags.iter().map(String::as_str));
         args.extend(["box", "true"]);
         let error = host.fails(*code, &args);
-        for word in *words {
-            assert!(error.contains(&with(word)), "{flags:?}: `{}` is not in\n{error}", with(word));
+        for snippet in *snippets {
+            assert!(error.contains(&with(snippet)), "{flags:?}: `{}` is not in\n{error}", with(snippet));
         }
         let hint = error.split_once("hint: ").map_or("", |(_, hint)| hint);
         assert!(hint.contains(&with(way_out)), "{flags:?}: `{}` is not the way out of\n{error}", with(way_out));
@@ -445,6 +451,8 @@ fn process_limits() {
     // docker's: of two for one resource the later holds. One that is too low for the start is named.
     let run = ["run", "--rm", "--network", "none", "--ulimit", "nofile=100", "--ulimit", "nofile=200"];
     assert_eq!(host.ok(&[&run[..], &["box", "sh", "-c", "ulimit -n"]].concat()), "200");
+    // The limits of another user's process can be read back without CAP_SYS_RESOURCE, too.
+    assert_eq!(host.ok(&[&run[..], &["-u", "ann", "box", "sh", "-c", "ulimit -n"]].concat()), "200");
     let error = host.fails(125, &["run", "--network", "none", "--ulimit", "nofile=3", "box", "true"]);
     assert!(error.contains("hint: `--ulimit nofile=3` may leave too few descriptors"), "{error}");
     // A quota of a long period is not held up by an ancestor's period.
@@ -470,4 +478,54 @@ fn process_limits() {
         serde_json::from_str(&host.ok(&["explain", "--json", "--shm-size", "1g", "--ulimit", "nofile=5:9"])).unwrap();
     assert_eq!(json[0]["by_hand"][0], "mount -t tmpfs -o size=1073741824 shm /dev/shm");
     assert_eq!(json[1]["by_hand"][0], "prlimit --nofile=5:9 COMMAND");
+}
+
+fn configuration() {
+    let host = Host::with_box();
+    let file = host.dir.join("config.toml");
+    let write = |text: &str| std::fs::write(&file, text).unwrap();
+    let run = |args: &[&str]| {
+        let mut command = host.command(args);
+        crate::host::answer(command.env("GPURUN_CONFIG", &file).output().unwrap())
+    };
+    write(
+        "[network]\nsubnet = \"10.77.5.0/24\"\n[limits]\nmemory = \"64m\"\npids-limit = 55\n[log]\nmax-size = \"64k\"\nmax-file = 3\n",
+    );
+    let started =
+        run(&["run", "-d", "--name", "one", "--pids-limit", "44", "--log-opt", "max-file=4", "box", "sleep", "1000"]);
+    assert_eq!(started.code, 0, "{}", started.err);
+    let one = host.inspect("one");
+    let value = |flag: &str| {
+        let rows = one["Limits"].as_array().unwrap();
+        let row = rows.iter().find(|row| row["flag"] == flag).unwrap_or_else(|| panic!("no {flag} in {rows:?}"));
+        std::fs::read_to_string(row["file"].as_str().unwrap()).unwrap().trim().to_owned()
+    };
+    assert_eq!(value("--memory"), (64 << 20).to_string(), "from the file");
+    assert_eq!(value("--pids-limit"), "44", "a flag wins");
+    let log = &one["HostConfig"]["LogConfig"]["Config"];
+    assert_eq!((&log["max-size"], &log["max-file"]), (&"65536".into(), &"4".into()), "{log}");
+    let ip = host.ok(&["exec", "one", "ip", "-4", "addr", "show", "eth0"]);
+    assert!(ip.contains("10.77.5."), "{ip}");
+    let doctor = run(&["doctor"]);
+    for part in ["config.toml", "--memory 64m", "--log-opt max-size=64k", "subnet = 10.77.5.0/24"] {
+        assert!(doctor.out.split_whitespace().collect::<Vec<_>>().join(" ").contains(part), "{part}: {}", doctor.out);
+    }
+    // The bridge of running containers is not renumbered below them.
+    write("[network]\nsubnet = \"10.78.5.0/24\"\n");
+    let other = run(&["run", "--rm", "box", "ip", "-4", "addr", "show", "eth0"]);
+    assert!(
+        other.out.contains("10.77.5.") && other.err.contains("ip link delete gpurun0"),
+        "{}{}",
+        other.out,
+        other.err
+    );
+    write("[limits]\nmemroy = \"64m\"\n");
+    let refused = run(&["ps"]);
+    assert_eq!(refused.code, 125);
+    assert!(
+        refused.err.contains("line 2: unknown field `memroy`") && refused.err.contains("hint: "),
+        "{}",
+        refused.err
+    );
+    host.ok(&["rm", "-f", "one"]);
 }

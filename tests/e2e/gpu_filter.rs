@@ -15,6 +15,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("a_programs_linker_finds_the_driver", linker),
     ("a_mig_device_is_isolated", mig),
     ("cdi_files_are_followed", cdi),
+    ("gpus_of_any_vendor_by_cdi", any_vendor),
     ("devices_of_the_host", devices),
 ];
 
@@ -62,7 +63,7 @@ fn native() {
     lab.ok(&["rm", "-f", "lab"]);
     let answer = lab.run(&["run", "--rm", "--network", "none", "-e", "NVIDIA_VISIBLE_DEVICES=1", "box", "env"]);
     assert!(
-        answer.out.contains("NVIDIA_VISIBLE_DEVICES=void") && answer.err.contains("say `--gpus device=1`"),
+        answer.out.contains("NVIDIA_VISIBLE_DEVICES=void") && answer.err.contains("use `--gpus device=1`"),
         "{}",
         answer.err
     );
@@ -82,7 +83,7 @@ fn linker() {
     // Debian's directory for the driver is one that the linker searches by itself; here only the cache knows it.
     let mut layer = Layer::default().dir("usr", 0o755).dir("usr/lib64", 0o755).dir("lib64", 0o755).dir("lib", 0o755);
     layer = layer.file("bin/load", 0o755, &std::fs::read(&program).unwrap());
-    for path in ldd.split_whitespace().filter(|word| word.starts_with('/')) {
+    for path in ldd.split_whitespace().filter(|snippet| snippet.starts_with('/')) {
         layer = layer.file(path.trim_start_matches('/'), 0o755, &std::fs::read(path).unwrap());
     }
     let mut archive = Archive::new("glibc");
@@ -132,6 +133,10 @@ fn mig() {
         assert_eq!(lab.shell(&["--gpus", &asked], &line), expected);
     }
     assert_eq!(lab.shell(&["--gpus", "all"], "ls /dev/nvidia-caps").lines().count(), 4);
+    // NVIDIA's own nodes of capabilities can only be read, and that is enough for any user.
+    lab.driver.hook("true");
+    let read = "[ -r /dev/nvidia-caps/nvidia-cap20 ] && [ ! -w /dev/nvidia-caps/nvidia-cap20 ] && echo readable";
+    assert_eq!(lab.shell(&["-u", "1000", "--gpus", "device=0:1"], read), "readable");
 }
 
 fn cdi() {
@@ -170,6 +175,14 @@ fn cdi() {
     assert_eq!(leased(&lab), 0);
     let answer = lab.run(&["--verbose", "run", "--rm", "--network", "none", "--gpus", "all", "box", "true"]);
     assert!(answer.err.contains("by CDI"), "{}", answer.err);
+    // A node without the right to make it (`m`), as some files have it: passed, opened, and no twin of it can be made.
+    let file = lab.driver.root.join("var/run/cdi/nvidia.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("permissions: rwm", "permissions: rw")).unwrap();
+    let line = format!("{OPEN}; try /dev/nvidia1; mknod /tmp/x c 195 1 2>&1 | grep -o 'Operation not permitted'");
+    let said = lab.shell(&["--gpus", "device=1", "--gpu-mode", "cdi"], &line);
+    assert_eq!(said, "opened\nOperation not permitted");
+    std::fs::write(&file, text).unwrap();
     // After an upgrade of the driver the file is stale: the mode that insists says so, `auto` does without it.
     std::fs::remove_file(lab.driver.root.join("dev/nvidia-uvm-tools")).unwrap();
     let answer = lab.run(&["run", "--rm", "--network", "none", "--gpus", "all", "--gpu-mode", "cdi", "box", "true"]);
@@ -189,6 +202,51 @@ fn cdi() {
     assert_eq!(lab.host.leftovers(), "");
 }
 
+/// AMD's GPUs: the nodes are stand-ins, and a CDI file describes them.
+fn any_vendor() {
+    let lab = Lab::new(0);
+    std::fs::remove_dir_all(lab.driver.root.join("proc/driver")).unwrap();
+    let device = |number: u32| {
+        format!(
+            r#"{{"name":"{number}","containerEdits":{{"deviceNodes":[{{"path":"/dev/dri/renderD{}","type":"c","major":510,"minor":{}}}]}}}}"#,
+            128 + number,
+            10 + number
+        )
+    };
+    let text = format!(
+        r#"{{"cdiVersion":"0.6.0","kind":"amd.com/gpu","devices":[{},{}],"containerEdits":{{"deviceNodes":[{{"path":"/dev/kfd","type":"c","major":511,"minor":1}}]}}}}"#,
+        device(0),
+        device(1)
+    );
+    lab.driver.write("etc/cdi/amd.json", &text);
+    let line = format!(
+        "{OPEN}; ls /dev/dri; try /dev/kfd; try /dev/dri/renderD129; mknod /tmp/x c 510 10 2>&1 | grep -o 'Operation not permitted'; echo $NVIDIA_VISIBLE_DEVICES"
+    );
+    let expected = "renderD129\nopened\nopened\nOperation not permitted\nvoid";
+    for asked in [
+        ["--gpus", "device=1,driver=cdi"],
+        ["--gpus", "device=amd.com/gpu=1,driver=cdi"],
+        ["--device", "amd.com/gpu=1"],
+    ] {
+        assert_eq!(lab.shell(&asked, &line), expected, "{asked:?}");
+    }
+    let flags =
+        ["run", "-d", "--name", "lab", "--network", "none", "--device", "amd.com/gpu=0", "box", "sleep", "1000"];
+    lab.ok(&flags);
+    assert_eq!(lab.shell(&["--gpus", "1,driver=cdi"], "ls /dev/dri"), "renderD129", "the other one is not idle");
+    let listed = lab.run(&["gpus"]);
+    let holder = listed.out.lines().find(|line| line.contains("amd.com/gpu=0")).unwrap_or_default();
+    assert!(listed.code == 0 && holder.contains("lab (root, "), "{} {}", listed.out, listed.err);
+    let answer = lab.run(&["run", "--rm", "--network", "none", "--gpus", "2,driver=cdi", "box", "true"]);
+    assert!(answer.code == 125 && answer.err.contains("GPU 0 (amd.com/gpu=0): container `lab`"), "{}", answer.err);
+    lab.ok(&["rm", "-f", "lab"]);
+    // Without `driver=cdi`, the hint says how to get them.
+    let answer = lab.run(&["run", "--rm", "--network", "none", "--gpus", "all", "box", "true"]);
+    assert!(answer.code == 125 && answer.err.contains("hint: add `,driver=cdi`"), "{}", answer.err);
+    assert_eq!(leased(&lab), 0);
+    assert_eq!(lab.host.leftovers(), "");
+}
+
 fn devices() {
     let host = Host::with_box();
     let run = |device: &str, line: &str| {
@@ -197,12 +255,12 @@ fn devices() {
     let answer = run("/dev/zero:/dev/nothing:r", "head -c 2 /dev/nothing | wc -c; stat -c %t:%T /dev/nothing");
     assert_eq!((answer.code, answer.out.as_str()), (0, "2\n1:5\n"), "{}", answer.err);
     assert_eq!(run("/dev/null", "mknod /tmp/x b 7 0").code, 1, "no other nodes beside the host's devices");
-    for (device, code, words) in [
-        ("/etc/passwd:/dev/x", 125, "is no device node"),
+    for (device, code, snippets) in [
+        ("/etc/passwd:/dev/x", 125, "is not a device node"),
         ("/dev/none", 125, "cannot be used"),
-        ("/dev/null:/etc/x", 2, "is neither"),
+        ("/dev/null:/etc/x", 125, "is neither"),
     ] {
         let answer = run(device, "true");
-        assert!(answer.code == code && answer.err.contains(words), "{device}: {}", answer.err);
+        assert!(answer.code == code && answer.err.contains(snippets), "{device}: {}", answer.err);
     }
 }

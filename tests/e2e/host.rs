@@ -69,10 +69,10 @@ impl Host {
     }
 
     /// `gpurun …` at the end of another command line, which says what it is run by.
-    pub fn behind(&self, words: &[&str], args: &[&str]) -> Command {
+    pub fn behind(&self, snippets: &[&str], args: &[&str]) -> Command {
         let inner = self.command(args);
-        let mut command = Command::new(words[0]);
-        command.args(&words[1..]).arg(inner.get_program()).args(inner.get_args());
+        let mut command = Command::new(snippets[0]);
+        command.args(&snippets[1..]).arg(inner.get_program()).args(inner.get_args());
         for (key, value) in inner.get_envs() {
             match value {
                 Some(value) => command.env(key, value),
@@ -80,6 +80,15 @@ impl Host {
             };
         }
         command.current_dir(&self.dir).stdin(Stdio::null());
+        command
+    }
+
+    /// A line of bash on this host: `gpurun` finds the same store as [`Host::command`]'s.
+    pub fn shell(&self, line: &str) -> Command {
+        let mut command = self.program("bash", &["-c", line]);
+        command.env("GPURUN_ROOT", self.dir.join("root")).env("GPURUN_RUN", self.dir.join("run"));
+        command.env_remove("SUDO_UID").env_remove("SUDO_GID").env_remove("GPURUN_KILL_AT");
+        command.current_dir(&self.dir);
         command
     }
 
@@ -123,10 +132,17 @@ impl Host {
         answer
     }
 
-    /// The first container that `inspect` shows under a name.
+    /// The first container that `inspect` shows under a name. What is below `Gpurun` is beside docker's keys here.
     pub fn inspect(&self, name: &str) -> serde_json::Value {
         let all: serde_json::Value = serde_json::from_str(&self.ok(&["inspect", name])).unwrap();
-        all[0].clone()
+        let mut container = all[0].clone();
+        for (key, value) in container["Gpurun"].as_object().unwrap().clone() {
+            match (&mut container[key.as_str()], value) {
+                (serde_json::Value::Object(dockers), serde_json::Value::Object(own)) => dockers.extend(own),
+                (slot, value) => *slot = value,
+            }
+        }
+        container
     }
 
     /// Ids of all containers that have a directory anywhere.
@@ -143,9 +159,16 @@ impl Host {
         ids
     }
 
-    /// Everything of this host's that still stands outside its directory, after a gpurun command had its chance to clear it away.
+    /// Everything of this host that remains outside its directory after a gpurun command could remove it. The kernel
+    /// removes the devices of a network namespace a moment after the namespace's last process: these are waited for.
     pub fn leftovers(&self) -> String {
-        let mut found = String::new();
+        let deadline = Instant::now() + PATIENCE;
+        let mut links = self.links();
+        while !links.is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+            links = self.links();
+        }
+        let mut found = links;
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         for line in mounts.lines().filter(|line| line.contains(self.dir.to_str().unwrap())) {
             // The image cache is leased, not left: see rootfs.
@@ -164,17 +187,26 @@ impl Host {
                 writeln!(found, "run directory: {name}").unwrap();
             }
         }
-        let links = answer(self.program("cat", &["/proc/net/dev"]).output().unwrap());
-        assert_eq!(links.code, 0, "{}", links.err);
-        for line in links.out.lines().filter(|line| line.contains("veth")) {
-            writeln!(found, "link: {line}").unwrap();
-        }
         let rules = answer(self.program("nft", &["list", "ruleset"]).output().unwrap());
         assert_eq!(rules.code, 0, "{}", rules.err);
-        for line in rules.out.lines().filter(|line| line.contains("elements")) {
+        // The chains of a network stay until it is removed.
+        let is_network = |line: &&str| line.contains(" : goto ") || line.contains("{ \"gpurun-");
+        for line in rules.out.lines().filter(|line| line.contains("elements") && !is_network(line)) {
             writeln!(found, "nft: {line}").unwrap();
         }
         found
+    }
+
+    /// The host's ends of the containers' veth pairs: `gpurun0-2`, `gp1a2b3c-2`.
+    fn links(&self) -> String {
+        let links = answer(self.program("cat", &["/proc/net/dev"]).output().unwrap());
+        assert_eq!(links.code, 0, "{}", links.err);
+        let is_end = |line: &&str| {
+            let name = line.trim_start().split(':').next().unwrap_or_default();
+            name.starts_with("gpurun0-")
+                || (name.starts_with("gp") && name.contains('-') && !name.starts_with("gpurun-"))
+        };
+        links.out.lines().filter(is_end).map(|line| format!("link: {line}\n")).collect()
     }
 }
 
@@ -196,9 +228,14 @@ impl Drop for Host {
 
 /// Directories of a container's cgroup below any hierarchy.
 pub fn cgroups_of(id: &str) -> Vec<PathBuf> {
+    cgroup_roots().into_iter().map(|root| root.join("gpurun").join(id)).filter(|path| path.is_dir()).collect()
+}
+
+/// The roots of the cgroup hierarchies: that of version 2, and those of version 1 below it.
+pub fn cgroup_roots() -> Vec<PathBuf> {
     let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
     roots.extend(fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path()));
-    roots.into_iter().map(|root| root.join("gpurun").join(id)).filter(|path| path.is_dir()).collect()
+    roots
 }
 
 pub fn answer(output: Output) -> Answer {
@@ -217,7 +254,18 @@ pub fn sh(line: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The program under test; `GPURUN_TEST_BINARY` where it does not lie where it was built (tests/vm/suite).
+/// The directory with the C programs of the tests. tests/vm/suite builds them beforehand, because its machines have no compiler.
+pub fn compiled(host: &Host) -> PathBuf {
+    std::env::var_os("GPURUN_TEST_PROGRAMS").map_or_else(
+        || {
+            sh(&format!("{} {}", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/programs"), host.dir.display()));
+            host.dir.clone()
+        },
+        PathBuf::from,
+    )
+}
+
+/// The program under test: `GPURUN_TEST_BINARY`, or the one that cargo built beside the tests.
 pub fn binary() -> PathBuf {
     std::env::var_os("GPURUN_TEST_BINARY").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_gpurun")), PathBuf::from)
 }
@@ -227,13 +275,17 @@ pub fn slow() -> bool {
     std::env::var_os("GPURUN_TEST_SLOW").is_some()
 }
 
-/// Waits until a condition holds, looking often; the test fails when it does not within the time.
+/// How long tests wait for what must happen. It is long because it costs time only when a test fails, and CI's machines
+/// are busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until a condition holds. The test fails if it does not hold within [`PATIENCE`].
 #[track_caller]
-pub fn eventually(what: &str, seconds: u64, mut holds: impl FnMut() -> bool) {
-    let seconds = if slow() { seconds * 10 } else { seconds };
-    let deadline = Instant::now() + Duration::from_secs(seconds);
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let patience = if slow() { PATIENCE * 3 } else { PATIENCE };
+    let deadline = Instant::now() + patience;
     while !holds() {
-        assert!(Instant::now() < deadline, "not within {seconds} s: {what}");
+        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -242,7 +294,7 @@ static BOX_ARCHIVE: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
 /// A store with `box` alone in it.
 static BOX_STORE: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
 
-/// Copies a store that nobody uses.
+/// Copies a store that is not in use.
 fn copy_tree(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -276,7 +328,7 @@ pub fn remove_box() {
     }
 }
 
-/// An output that nobody reads any more.
+/// An output whose reader has closed it.
 pub fn deaf() -> Stdio {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);

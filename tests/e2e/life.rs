@@ -45,7 +45,8 @@ fn detached() {
     assert_eq!(host.leftovers(), "");
 }
 
-/// The disk below `--root` is full (a container's own log can do that): what has ended is told to have ended, and how; what makes room works.
+/// The disk below `--root` is full (a container's own log can fill it): a container that has ended is shown as ended, with its exit code, and
+/// the commands that free space work.
 fn full_disk() {
     let host = Host::new();
     let root = host.dir.join("root");
@@ -64,7 +65,7 @@ fn full_disk() {
     let ballast = root.join("ballast");
     host::sh(&format!("dd if=/dev/zero of={} bs=4k 2>/dev/null || true", ballast.display()));
     host.ok(&["exec", "brief", "touch", "/dev/shm/go"]);
-    eventually("its end is told", 10, || host.ok(&["ps", "-a"]).contains("Exited (3)"));
+    eventually("its end is told", || host.ok(&["ps", "-a"]).contains("Exited (3)"));
     // All or nothing: a limit that cannot be written down does not hold either.
     let said = host.fails(125, &["update", "live", "--memory", "96m"]);
     assert!(said.contains("record.json") && said.contains("the disk is full"), "{said}");
@@ -73,9 +74,9 @@ fn full_disk() {
     let said = host.fails(125, &["run", "--rm", "--network", "none", "box", "true"]);
     assert!(said.contains("No space left") && said.contains("the disk is full"), "{said}");
     host.ok(&["kill", "live"]);
-    eventually("the other's too", 10, || host.ok(&["ps", "-a"]).contains("Exited (137)"));
+    eventually("the other's too", || host.ok(&["ps", "-a"]).contains("Exited (137)"));
     host.ok(&["rm", "brief"]);
-    // With room again, the next command puts everything where it belongs.
+    // When there is space again, the next command writes everything.
     std::fs::remove_file(&ballast).unwrap();
     assert!(host.ok(&["ps", "-a"]).contains("Exited (137)"));
     assert_eq!(left(), "");
@@ -89,7 +90,7 @@ fn deaf() {
     let host = Host::with_box();
     up(&host, "one", &["box", "sh", "-c", "echo a; echo b; sleep 1000"]);
     std::fs::write(host.dir.join("Containerfile"), "FROM box\nRUN echo built\n").unwrap();
-    eventually("both lines are there", 5, || host.ok(&["logs", "one"]).contains('b'));
+    eventually("both lines are there", || host.ok(&["logs", "one"]).contains('b'));
     // What would go to standard error is lost, and nothing else is: no status 101, which a panic has.
     let cases: &[(i32, &[&str])] = &[
         (0, &["--verbose", "run", "--rm", "--network", "none", "--memory", "32m", "box", "true"]),
@@ -98,7 +99,7 @@ fn deaf() {
         (0, &["build", "-t", "made", "--network", "none", "."]),
         (125, &["rm", "one"]),
         (1, &["stop", "nobody"]),
-        (2, &["run", "--no-such-flag"]),
+        (125, &["run", "--no-such-flag"]),
     ];
     for (code, args) in cases {
         let output = host.command(args).stderr(host::deaf()).env("GPURUN_LOG", "debug").output().unwrap();
@@ -117,8 +118,8 @@ fn deaf() {
         (141, &["logs", "-f", "-n", "0", "one"]),
     ] {
         let output = host.command(args).stdout(host::deaf()).output().unwrap();
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert_eq!((output.status.code(), &*told), (Some(code), ""), "{args:?}");
+        let reported = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), &*reported), (Some(code), ""), "{args:?}");
     }
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let answer = host::answer(host.command(&["ps"]).stdout(full).output().unwrap());
@@ -137,7 +138,22 @@ fn names() {
     let error = host.fails(1, &["stop", "-t", "0", "al"]);
     assert!(error.contains("alpha") && error.contains("alpine"), "{error}");
     host.ok(&["rename", "alpine", "beta"]);
-    host.ok(&["stop", "-t", "0", "be"]);
+    for command in ["stop", "kill", "restart", "rm", "pause", "update"] {
+        let flags: &[&str] = if command == "update" { &["--cpus", "1"] } else { &[] };
+        let error = host.fails(1, &[&[command], flags, &["be"]].concat());
+        assert!(error.contains("no container `be`") && error.contains("give the whole name, `beta`"), "{error}");
+    }
+    assert!(host.fails(1, &["rename", "be", "gamma"]).contains("whole name, `beta`"));
+    assert_eq!(host.ok(&["exec", "be", "echo", "up"]), "up", "to look, the beginning of a name is enough");
+    // The beginning of one container's ID and of another one's name.
+    let id = host.inspect("beta")["Id"].as_str().unwrap().to_owned();
+    host.ok(&["rename", "alpha", &format!("{}x", &id[..4])]);
+    for args in [&["stop", &id[..4]][..], &["rm", "-f", &id[..4]], &["logs", &id[..4]]] {
+        let error = host.fails(1, args);
+        assert!(error.contains(&format!("beta ({})", &id[..12])) && error.contains("beginning of 2"), "{error}");
+    }
+    host.ok(&["rename", &format!("{}x", &id[..4]), "alpha"]);
+    host.ok(&["stop", "-t", "0", "beta"]);
     let id = host.inspect("alpha")["Id"].as_str().unwrap().to_owned();
     host.ok(&["stop", "-t", "0", &id[..6]]);
     let error = host.fails(1, &["stop", "nobody"]);
@@ -166,7 +182,7 @@ fn exec() {
     host.fails(126, &["exec", "one", "/etc/passwd"]);
     assert_eq!(host.with_input(&["exec", "-i", "one", "cat"], b"typed").out, "typed");
     host.ok(&["exec", "-d", "one", "sh", "-c", "echo done > /tmp/done"]);
-    eventually("the detached process writes", 5, || host.run(&["exec", "one", "cat", "/tmp/done"]).out == "done\n");
+    eventually("the detached process writes", || host.run(&["exec", "one", "cat", "/tmp/done"]).out == "done\n");
     host.ok(&["stop", "-t", "0", "one"]);
     let error = host.fails(125, &["exec", "one", "true"]);
     assert!(error.contains("is not running"), "{error}");
@@ -179,7 +195,7 @@ fn logs() {
         "one",
         &["box", "sh", "-c", "echo first; echo oops >&2; while ! test -e /tmp/go; do sleep 0.05; done; echo last"],
     );
-    eventually("both lines are there", 5, || {
+    eventually("both lines are there", || {
         let answer = host.run(&["logs", "one"]);
         (answer.out.as_str(), answer.err.as_str()) == ("first\n", "oops\n")
     });
@@ -212,12 +228,12 @@ fn start_again() {
 fn restart_policies() {
     let host = Host::with_box();
     up(&host, "fails", &["--restart", "on-failure:2", "box", "sh", "-c", "echo try; exit 3"]);
-    eventually("two restarts are over", 10, || host.inspect("fails")["State"]["Status"] == "exited");
+    eventually("two restarts are over", || host.inspect("fails")["State"]["Status"] == "exited");
     let seen = host.inspect("fails");
     assert_eq!((seen["RestartCount"].as_u64(), seen["State"]["ExitCode"].as_u64()), (Some(2), Some(3)));
     assert_eq!(host.ok(&["logs", "fails"]), "try\ntry\ntry");
     up(&host, "always", &["--restart", "always", "box", "sh", "-c", "echo run; sleep 0.05"]);
-    eventually("it ran three times", 10, || host.ok(&["logs", "always"]).lines().count() >= 3);
+    eventually("it ran three times", || host.ok(&["logs", "always"]).lines().count() >= 3);
     host.ok(&["stop", "always"]);
     assert_eq!(host.inspect("always")["State"]["Status"], "exited", "a stop is stronger than the policy");
     host.ok(&["run", "--network", "none", "--name", "good", "--restart", "on-failure", "box", "true"]);
@@ -228,7 +244,7 @@ fn restart_policies() {
 fn wait_and_kill() {
     let host = Host::with_box();
     up(&host, "one", &["box", "sh", "-c", "trap 'exit 9' USR1; echo ready; while true; do sleep 0.05; done"]);
-    eventually("the trap is set", 5, || host.ok(&["logs", "one"]).contains("ready"));
+    eventually("the trap is set", || host.ok(&["logs", "one"]).contains("ready"));
     let waiting = host.command(&["wait", "one"]).stdout(Stdio::piped()).spawn().unwrap();
     host.ok(&["kill", "-s", "USR1", "one"]);
     let output = waiting.wait_with_output().unwrap();
@@ -245,7 +261,7 @@ fn stop_signal() {
         "one",
         &["--stop-signal", "INT", "box", "sh", "-c", "trap 'exit 33' INT; echo ready; while true; do sleep 0.05; done"],
     );
-    eventually("the trap is set", 5, || host.ok(&["logs", "one"]).contains("ready"));
+    eventually("the trap is set", || host.ok(&["logs", "one"]).contains("ready"));
     host.ok(&["stop", "one"]);
     assert_eq!(host.inspect("one")["State"]["ExitCode"], 33);
 }
@@ -356,9 +372,9 @@ fn unreadable() {
         damage(&host, id);
     }
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
-    eventually("the supervisor is dead", 5, || !std::path::Path::new(&format!("/proc/{pid}/exe")).exists());
+    eventually("the supervisor is dead", || !std::path::Path::new(&format!("/proc/{pid}/exe")).exists());
 
-    // All are listed, by what is known; nobody else's commands suffer.
+    // All are listed, with what is known. Commands for other containers work.
     let rows: serde_json::Value = serde_json::from_str(&host.ok(&["ps", "-a", "--json"])).unwrap();
     let row = |id: &str| rows.as_array().unwrap().iter().find(|row| row["id"] == id).unwrap().clone();
     assert_eq!(rows.as_array().unwrap().len(), 4);
@@ -376,15 +392,15 @@ fn unreadable() {
     assert_eq!(all_cgroups(&killed), "", "the dead one's went with the next command, below whatever parent");
     assert!(!all_cgroups(&running).is_empty());
 
-    // The error names the way out, which is by the id alone.
-    for words in
+    // The hint removes the container by its ID alone.
+    for snippets in
         [&["rm", &killed[..8]][..], &["start", &killed[..12]], &["stop", &running], &["inspect", &rested[..12]]]
     {
-        let answer = host.run(words);
-        let id = [&running, &killed, &rested].into_iter().find(|id| id.starts_with(words[1])).unwrap();
+        let answer = host.run(snippets);
+        let id = [&running, &killed, &rested].into_iter().find(|id| id.starts_with(snippets[1])).unwrap();
         let hint = format!("`gpurun rm -f {}` removes the container", &id[..12]);
         assert!(
-            answer.code == 125 && answer.err.contains("its digest is not the one") && answer.err.contains(&hint),
+            answer.code == 125 && answer.err.contains("does not match the digest") && answer.err.contains(&hint),
             "{}",
             answer.err
         );
@@ -402,13 +418,14 @@ fn unreadable() {
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replacen("\"44m\"", "\"64m\"", 1)).unwrap();
     let error = host.fails(1, &["start", "rested"]);
-    assert!(error.contains("the name `rested` belongs to 2 containers") && error.contains("by its id"), "{error}");
+    assert!(error.contains("the name `rested` belongs to 2 containers") && error.contains("give the ID"), "{error}");
     assert!(error.contains(&rested[..12]) && error.contains(&second[..12]), "{error}");
     host.ok(&["rename", &second[..12], "second"]);
     assert_eq!(host.inspect("rested")["Id"], rested.as_str());
     damage(&host, &rested);
 
-    // Nor does a state that cannot be read end anybody's list, whether it is written anew (of what runs: when something changes) or not.
+    // A state that cannot be read does not end a list either, whether or not it is written again (that of a running
+    // container is, when something changes).
     for id in [&second, &other] {
         std::fs::write(host.dir.join("root/containers").join(id).join("state.json"), "{").unwrap();
     }

@@ -13,6 +13,9 @@ pub const TESTS: &[(&str, fn())] = &[
     ("containers_reach_each_other_and_out", outwards),
     ("names_and_name_servers", names),
     ("none_and_host", modes),
+    ("five_hundred_ports_start_at_once", many_ports),
+    ("forwarding_that_is_turned_on_is_said_once", forwarding),
+    ("every_command_repairs_the_network", repaired),
 ];
 
 /// Another machine on a wire to this host: 192.0.2.2 there, 192.0.2.1 here.
@@ -36,6 +39,10 @@ impl<'a> Outside<'a> {
     fn fetch(&self, address: &str) -> Option<String> {
         fetch(&self.netns, address)
     }
+
+    fn answer(&self, address: &str) -> Option<String> {
+        answer(&self.netns, address)
+    }
 }
 
 impl Drop for Outside<'_> {
@@ -45,11 +52,20 @@ impl Drop for Outside<'_> {
     }
 }
 
-/// What a TCP server says, seen from a network namespace.
+/// What a TCP server says, seen from a network namespace. A packet that is dropped is given two seconds.
 fn fetch(netns: &str, address: &str) -> Option<String> {
+    fetch_within(netns, address, "2")
+}
+
+/// What a TCP server says that must answer, on a busy machine as well.
+fn answer(netns: &str, address: &str) -> Option<String> {
+    fetch_within(netns, address, "30")
+}
+
+fn fetch_within(netns: &str, address: &str, seconds: &str) -> Option<String> {
     let (ip, port) = address.split_once(':').unwrap();
     let output = std::process::Command::new("nsenter")
-        .args([&format!("--net=/run/netns/{netns}"), "busybox", "timeout", "2", "busybox", "nc", ip, port])
+        .args([&format!("--net=/run/netns/{netns}"), "busybox", "timeout", seconds, "busybox", "nc", ip, port])
         .stdin(Stdio::null())
         .output()
         .unwrap();
@@ -60,16 +76,16 @@ fn fetch(netns: &str, address: &str) -> Option<String> {
 fn serve(host: &Host, name: &str, publish: &str) {
     host.ok(&["run", "-d", "--name", name, "-p", publish, "box", "nc", "-ll", "-p", "80", "-e", "echo", name]);
     let port = host.inspect(name)["Network"]["Ports"][0]["host_port"].as_u64().unwrap();
-    eventually("the server answers", 5, || fetch(&host.netns, &format!("127.0.0.1:{port}")).is_some());
+    eventually("the server answers", || fetch(&host.netns, &format!("127.0.0.1:{port}")).is_some());
 }
 
 fn published() {
     let host = Host::with_box();
     let outside = Outside::new(&host);
     serve(&host, "web", "8080:80");
-    assert_eq!(fetch(&host.netns, "127.0.0.1:8080").as_deref(), Some("web"));
-    assert_eq!(fetch(&host.netns, "192.0.2.1:8080").as_deref(), Some("web"));
-    assert_eq!(outside.fetch("192.0.2.1:8080").as_deref(), Some("web"));
+    assert_eq!(answer(&host.netns, "127.0.0.1:8080").as_deref(), Some("web"));
+    assert_eq!(answer(&host.netns, "192.0.2.1:8080").as_deref(), Some("web"));
+    assert_eq!(outside.answer("192.0.2.1:8080").as_deref(), Some("web"));
     // From the container itself, by the host's address: hairpin.
     assert_eq!(host.ok(&["exec", "web", "sh", "-c", "nc 192.0.2.1 8080 < /dev/null"]), "web");
     host.ok(&["rm", "-f", "web"]);
@@ -96,7 +112,7 @@ fn udp() {
     ]);
     host.ok(&args);
     let talk = "exec 3<>/dev/udp/127.0.0.1/5353; echo hello >&3; timeout 2 head -c 5 <&3";
-    eventually("the server answers", 5, || {
+    eventually("the server answers", || {
         let output = host.program("bash", &["-c", talk]).output().unwrap();
         output.stdout == b"hello"
     });
@@ -133,7 +149,7 @@ fn port_taken() {
 fn port_in_use() {
     let host = Host::with_box();
     let mut other = host.program("busybox", &["nc", "-l", "-p", "8080"]).spawn().unwrap();
-    eventually("somebody listens", 5, || {
+    eventually("somebody listens", || {
         !sh(&format!("nsenter --net=/run/netns/{} cat /proc/net/tcp /proc/net/tcp6 | grep :1F90 || true", host.netns))
             .is_empty()
     });
@@ -164,7 +180,7 @@ fn outwards() {
         ])
         .spawn()
         .unwrap();
-    eventually("the other machine answers", 5, || fetch(&host.netns, "192.0.2.2:99").is_some());
+    eventually("the other machine answers", || fetch(&host.netns, "192.0.2.2:99").is_some());
     assert_eq!(host.ok(&["run", "--rm", "box", "sh", "-c", "nc 192.0.2.2 99 < /dev/null"]), "outside");
     server.kill().unwrap();
     server.wait().unwrap();
@@ -181,13 +197,15 @@ fn names() {
         "192.0.2.53",
         "--add-host",
         "db:192.0.2.7",
+        "--add-host",
+        "gateway:host-gateway",
         "box",
         "cat",
         "/etc/hosts",
         "/etc/resolv.conf",
         "/etc/hostname",
     ]);
-    for part in ["127.0.0.1\tlocalhost", "\tspark", "192.0.2.7\tdb", "nameserver 192.0.2.53", "spark"] {
+    for part in ["127.0.0.1\tlocalhost", "\tspark", "192.0.2.7\tdb", ".1\tgateway", "nameserver 192.0.2.53", "spark"] {
         assert!(out.contains(part), "{part} is not in\n{out}");
     }
 }
@@ -200,5 +218,64 @@ fn modes() {
         host.netns
     ));
     assert_eq!(host.ok(&["run", "--rm", "--network", "host", "box", "readlink", "/proc/self/ns/net"]), own.trim());
-    host.fails(2, &["run", "--rm", "--network", "host", "-p", "80:80", "box", "true"]);
+    // As docker does: the program's ports are the host's anyway.
+    let discarded = host.run(&["run", "--rm", "--network", "host", "-p", "80:80", "box", "true"]);
+    assert_eq!(discarded.code, 0, "{}", discarded.err);
+    assert!(discarded.err.contains("discarded with `--network host`"), "{}", discarded.err);
+}
+
+/// The message that announces the container is longer than one packet of the control protocol.
+fn many_ports() {
+    let host = Host::with_box();
+    let begun = std::time::Instant::now();
+    host.ok(&["run", "-d", "--name", "one", "-p", "127.0.0.1:19999:80", "box", "sleep", "1000"]);
+    let one = begun.elapsed();
+    let begun = std::time::Instant::now();
+    let publish = "127.0.0.1:20000-20499:30000-30499";
+    let started = host
+        .run(&["run", "-d", "--name", "many", "-p", publish, "box", "nc", "-ll", "-p", "30499", "-e", "echo", "many"]);
+    let took = begun.elapsed();
+    assert_eq!(started.code, 0, "{}", started.err);
+    // Two seconds, and on a busy machine a small multiple of what one port takes.
+    let bound = if crate::host::slow() { 20.0 } else { 2.0_f64.max(4.0 * one.as_secs_f64()) };
+    assert!(took.as_secs_f64() < bound, "{took:?}, and with one port {one:?}");
+    eventually("the last port answers", || fetch(&host.netns, "127.0.0.1:20499").is_some());
+    assert_eq!(host.inspect("many")["Network"]["Ports"].as_array().unwrap().len(), 500);
+    host.ok(&["restart", "-t", "0", "many"]);
+    // A command in the foreground waits for the same message, and ends with the container's own code.
+    let reported =
+        host.run(&["run", "--rm", "-p", "127.0.0.1:21000-21499:21000-21499", "box", "sh", "-c", "echo said; exit 7"]);
+    assert_eq!((reported.code, reported.out.trim()), (7, "said"), "{}", reported.err);
+    host.ok(&["rm", "-f", "many", "one"]);
+    assert_eq!(host.leftovers(), "");
+}
+
+fn forwarding() {
+    let host = Host::with_box();
+    let off = |name: &str| sh(&format!("ip netns exec {} sh -c 'echo 0 > /proc/sys/net/ipv4/{name}'", host.netns));
+    off("ip_forward");
+    let first = host.run(&["run", "--rm", "box", "true"]);
+    assert!(first.err.contains("ip_forward"), "{}", first.err);
+    assert_eq!(host.run(&["run", "--rm", "box", "true"]).err, "");
+    off("ip_forward");
+    assert_eq!(host.run(&["run", "--rm", "--network", "none", "box", "true"]).err, "", "it has no part in it");
+}
+
+fn repaired() {
+    let host = Host::with_box();
+    let outside = Outside::new(&host);
+    serve(&host, "web", "8080:80");
+    let ruin = |line: &str| sh(&format!("ip netns exec {} sh -c '{line}'", host.netns));
+    let commands: [&[&str]; 4] = [&["ps"], &["doctor"], &["image", "ls"], &["inspect", "web"]];
+    for (number, command) in commands.into_iter().enumerate() {
+        ruin(["ip link delete gpurun0", "nft flush ruleset"][number % 2]);
+        assert_eq!(outside.fetch("192.0.2.1:8080"), None);
+        let reported = host.run(command);
+        assert!(reported.err.contains("again"), "{command:?}: {}", reported.err);
+        assert_eq!(outside.answer("192.0.2.1:8080").as_deref(), Some("web"), "{command:?}");
+        assert_eq!(answer(&host.netns, "127.0.0.1:8080").as_deref(), Some("web"), "{command:?}");
+        assert!(!host.run(command).err.contains("again"), "{command:?}: said once");
+    }
+    host.ok(&["rm", "-f", "web"]);
+    assert_eq!(host.leftovers(), "");
 }

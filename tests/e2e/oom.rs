@@ -1,4 +1,4 @@
-//! Memory that runs out: who is told what, and where.
+//! Out of memory: what is reported, and where.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -7,7 +7,7 @@ use crate::host::{Answer, Host, answer, eventually};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("as_many_bytes_as_the_limit_before_the_kill", bytes),
-    ("a_kill_is_told_in_the_terminal_the_log_ps_and_inspect", told),
+    ("a_kill_is_told_in_the_terminal_the_log_ps_and_inspect", reported),
     ("a_kill_in_an_exec_is_told_to_everybody_and_the_container_lives", in_exec),
     ("without_the_kernels_log_the_counters_tell_whose_limit_it_was", no_log),
     ("the_way_out_works_when_pasted", way_out),
@@ -34,17 +34,17 @@ fn bytes() {
     assert!(answer.err.contains("hint: start it with more: `--memory 64m --memory-swap 64m`"), "{}", answer.err);
 }
 
-fn told() {
+fn reported() {
     let host = Host::with_box();
     let answer = host.run(&run(&[&["--name", "hog", "--memory", "32m", "--memory-swap", "32m"], &HOG[..]].concat()));
     assert_eq!(answer.code, 137, "{}", answer.err);
-    for words in [
+    for snippets in [
         "the kernel killed `tail` (pid ",
         " resident) for memory (OOM): the container's memory limit of 32 MiB was reached",
         "the container's memory until then: peak 3",
         "oom_kill 1",
     ] {
-        assert!(answer.err.contains(words), "`{words}` is not in\n{}", answer.err);
+        assert!(answer.err.contains(snippets), "`{snippets}` is not in\n{}", answer.err);
     }
     assert!(host.run(&["logs", "hog"]).err.contains("the kernel killed `tail`"), "the log tells it, too");
     let state = &host.inspect("hog")["State"];
@@ -74,10 +74,10 @@ fn in_exec() {
     BufReader::new(foreground.stdout.take().unwrap()).read_line(&mut first).unwrap();
     assert_eq!(first, "up\n");
     let answer = host.run(&["exec", "lab", "sh", "-c", "tail /dev/zero; exit $?"]);
-    let words = "the kernel killed `tail` (pid ";
-    assert!(answer.code == 137 && answer.err.contains(words), "{} {}", answer.code, answer.err);
+    let snippets = "the kernel killed `tail` (pid ";
+    assert!(answer.code == 137 && answer.err.contains(snippets), "{} {}", answer.code, answer.err);
     assert!(answer.err.contains("gpurun update lab --memory 64m"), "{}", answer.err);
-    assert!(host.run(&["logs", "lab"]).err.contains(words));
+    assert!(host.run(&["logs", "lab"]).err.contains(snippets));
     assert!(host.ok(&["ps"]).contains("a process was OOMKilled"));
     assert_eq!(host.inspect("lab")["State"]["Running"], true);
     // SIGKILL by other hands is no OOM, and said to be none.
@@ -87,7 +87,7 @@ fn in_exec() {
     let mut error = String::new();
     std::io::Read::read_to_string(foreground.stderr.as_mut().unwrap(), &mut error).unwrap();
     foreground.wait().unwrap();
-    assert_eq!(error.matches(words).count(), 1, "the terminal was told, once: {error}");
+    assert_eq!(error.matches(snippets).count(), 1, "the terminal was told, once: {error}");
 }
 
 /// A gpurun command on a host whose kernel's log is closed.
@@ -100,19 +100,19 @@ fn no_log() {
     let host = Host::with_box();
     let own =
         without_log(&host, &run(&[&["--name", "own", "--memory", "32m", "--memory-swap", "32m"], &HOG[..]].concat()));
-    for words in [
+    for snippets in [
         "the kernel killed a process of this container for memory (OOM): the container's memory limit of 32 MiB",
         "/dev/kmsg",
         "oom_kill 1",
     ] {
-        assert!(own.code == 137 && own.err.contains(words), "`{words}` is not in\n{}", own.err);
+        assert!(own.code == 137 && own.err.contains(snippets), "`{snippets}` is not in\n{}", own.err);
     }
     assert_eq!(host.inspect("own")["State"]["OOMKilled"], true);
     let (parent, outer) = limited_parent("no-log", 24 << 20);
     let flags = ["--rm", "--memory", "256m", "--cgroup-parent", &parent];
     let above = without_log(&host, &run(&[&flags, &HOG[..]].concat()));
-    let words = format!("the memory limit of 24 MiB of `{parent}`, above this container's cgroup, was reached");
-    assert!(above.err.contains(&words), "{}", above.err);
+    let snippets = format!("the memory limit of 24 MiB of `{parent}`, above this container's cgroup, was reached");
+    assert!(above.err.contains(&snippets), "{}", above.err);
     remove(&outer);
     let killed = without_log(&host, &run(&["--rm", "--memory", "32m", "box", "sh", "-c", "exit 137"]));
     assert!(killed.code == 137 && !killed.err.contains("OOM"), "{}", killed.err);
@@ -140,7 +140,7 @@ fn remove(dir: &std::path::Path) {
     for controller in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
         let _ = std::fs::remove_dir(controller.path().join(name));
     }
-    eventually("the parent is gone", 5, || !dir.exists() || std::fs::remove_dir(dir).is_ok());
+    eventually("the parent is gone", || !dir.exists() || std::fs::remove_dir(dir).is_ok());
 }
 
 fn way_out() {
@@ -149,8 +149,8 @@ fn way_out() {
     let flags = ["--name", "hog", "--memory", "24m", "--memory-swap", "24m", "box", "sh", "-c", hog];
     let answer = host.run(&run(&flags));
     let hint = answer.err.split_once("hint: give it more: `gpurun ").map(|(_, rest)| rest.split_once('`').unwrap().0);
-    let words: Vec<&str> = hint.unwrap_or_else(|| panic!("no hint in {}", answer.err)).split(' ').collect();
-    host.ok(&words);
+    let snippets: Vec<&str> = hint.unwrap_or_else(|| panic!("no hint in {}", answer.err)).split(' ').collect();
+    host.ok(&snippets);
     host.ok(&["start", "hog"]);
     assert_eq!(host.ok(&["wait", "hog"]), "0");
     assert!(host.ok(&["logs", "hog"]).contains("fits"));
@@ -158,9 +158,9 @@ fn way_out() {
     let (parent, outer) = limited_parent("way-out", 24 << 20);
     let flags = ["--rm", "--memory", "256m", "--cgroup-parent", &parent, "box", "sh", "-c", hog];
     let answer = host.run(&run(&flags));
-    let told =
+    let reported =
         format!("`--memory 268435456` is more than the container can get: an ancestor is tighter: {}", outer.display());
-    assert!(answer.err.contains(&told), "{}", answer.err);
+    assert!(answer.err.contains(&reported), "{}", answer.err);
     let (_, rest) = answer.err.split_once("does: `").unwrap_or_else(|| panic!("no way out in {}", answer.err));
     crate::host::sh(rest.split_once('`').unwrap().0);
     assert_eq!(host.ok(&run(&flags)), "fits");
@@ -187,7 +187,7 @@ fn swap() {
         fill,
     ];
     host.ok(&run(&flags));
-    eventually("it has written it all and read it back", 30, || host.ok(&["logs", "lab"]).contains("/dev/shm/x"));
+    eventually("it has written it all and read it back", || host.ok(&["logs", "lab"]).contains("/dev/shm/x"));
     let stats: serde_json::Value = serde_json::from_str(&host.ok(&["stats", "--no-stream", "--json", "lab"])).unwrap();
     let (memory, swap) = (stats[0]["memory_current"].as_u64().unwrap(), stats[0]["swap_current"].as_u64().unwrap());
     assert!(memory <= 32 << 20 && swap >= 14 << 20, "memory {memory}, swap {swap}");

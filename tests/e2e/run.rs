@@ -111,18 +111,19 @@ fn workdir() {
     assert_eq!(host.ok(&run(&["-v", &bind, "-w", "/data/a/b", "box", "pwd"])), "/data/a/b");
     assert!(data.join("a/b").is_dir());
     assert_eq!(host.ok(&run(&["-v", "vol:/vol", "-w", "/vol/a", "box", "pwd"])), "/vol/a");
-    // Where nobody may, or can.
+    // Where it is not allowed, or not possible.
     let read_only = format!("{bind}:ro");
     for (flags, dir) in [(&["-v", &*read_only][..], "/data/new"), (&[], "/proc/new")] {
         let error = host.fails(125, &run(&[flags, &["-w", dir, "box", "pwd"]].concat()));
         assert!(error.contains(&format!("cannot enter the working directory `{dir}` of the container")), "{error}");
-        assert!(error.contains("No such file or directory") && error.contains("hint: make it"), "{error}");
+        assert!(error.contains("No such file or directory") && error.contains("hint: create it"), "{error}");
     }
     assert!(!data.join("new").exists());
     host.ok(&["run", "-d", "--name", "lab", "--network", "none", "box", "sleep", "1000"]);
     let error = host.fails(125, &["exec", "-w", "/new", "lab", "pwd"]);
     assert!(error.contains("container `lab` has no directory `/new`"), "{error}");
-    let (_, way_out) = error.split_once("hint: `gpurun ").unwrap_or_else(|| panic!("no way out in {error}"));
+    let (_, way_out) =
+        error.split_once("hint: create it with `gpurun ").unwrap_or_else(|| panic!("no way out in {error}"));
     host.ok(&way_out.split_once('`').unwrap().0.split(' ').collect::<Vec<_>>());
     assert_eq!(host.ok(&["exec", "-w", "/new", "lab", "pwd"]), "/new");
     let error = host.fails(125, &["exec", "-w", "/bin/busybox", "lab", "pwd"]);
@@ -220,13 +221,13 @@ fn from_an_archive() {
     host.ok(&["run", "--name", "old", "--network", "none", path, "true"]);
     std::fs::copy(crate::host::box_archive(), &archive).unwrap();
     let error = host.fails(125, &["start", "old"]);
-    assert!(error.contains("was changed") && error.contains(path), "{error}");
+    assert!(error.contains("was removed or changed") && error.contains(path), "{error}");
     let mut damaged = std::fs::read(&archive).unwrap();
     let middle = damaged.len() / 2;
     damaged[middle] ^= 1;
     std::fs::write(&archive, damaged).unwrap();
     let error = host.fails(125, &run(&[path, "true"]));
-    assert!(error.contains("diff id"), "{error}");
+    assert!(error.contains("diff ID"), "{error}");
     host.ok(&["rm", "-f", "old"]);
     assert_eq!(host.leftovers(), "");
 }

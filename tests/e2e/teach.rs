@@ -17,16 +17,16 @@ pub const TESTS: &[(&str, fn())] = &[
 fn dry() {
     let host = Host::new();
     let text = host.ok(&["explain", "--memory", "2g", "--memory-swap", "2g", "--cpus", "1.5"]);
-    for words in [
+    for snippets in [
         "linux.resources.memory.limit",
         "cgroup v2  memory.max = 2147483648",
         "cgroup v1  memory/memory.limit_in_bytes = 2147483648",
         "cgroup v2  memory.swap.max = 0",
         "cgroup v2  cpu.max = 150000 100000",
-        "by hand    echo 2147483648",
+        "command    echo 2147483648",
         "cgroup-v2.rst",
     ] {
-        assert!(text.contains(words), "`{words}` is not in\n{text}");
+        assert!(text.contains(snippets), "`{snippets}` is not in\n{text}");
     }
     let long: Vec<&str> = text.lines().filter(|line| line.chars().count() > 80).collect();
     assert!(long.is_empty(), "longer than 80 columns: {long:?}");
@@ -56,7 +56,9 @@ fn running() {
         "-c",
         script,
     ]);
-    eventually("it is throttled", 10, || {
+    // A loop that gets less from a busy host than its quota is not throttled: this is the smallest quota.
+    host.ok(&["update", "lab", "--cpus", "0.01"]);
+    eventually("it is throttled", || {
         let json: Value = serde_json::from_str(&host.ok(&["explain", "--json", "lab"])).unwrap();
         let cpus = json.as_array().unwrap().iter().find(|one| one["flag"] == "--cpus").unwrap();
         cpus["now"][0]
@@ -69,17 +71,17 @@ fn running() {
     assert!(host.ok(&["explain", "lab", "--memory", "96m"]).contains("memory.max = 100663296"));
     let text = host.ok(&["explain", "lab"]);
     assert!(text.contains("memory.max = 67108864 (64 MiB)"), "{text}");
-    // Readable at 80 columns, ids and all, and the lines by hand hold what they say.
+    // Readable at 80 columns, with IDs, and the shown commands do what the text says.
     for text in [text.clone(), host.ok(&["explain", "--tree", "lab"])] {
         let long: Vec<&str> = text.lines().filter(|line| line.chars().count() > 80).collect();
         assert!(long.is_empty() && !text.contains('\x1b'), "longer than 80 columns: {long:?}");
     }
     let id = text.lines().find_map(|line| line.strip_prefix("  ID=")).expect("the id");
-    let (_, rest) = text.split_once("by hand    echo 67108864 \\\n").expect("the line by hand");
+    let (_, rest) = text.split_once("command    echo 67108864 \\\n").expect("the line by hand");
     let line = format!("ID={id}; echo 50331648 {}", rest.lines().next().unwrap());
     crate::host::sh(&line);
     let error = host.fails(125, &["explain", "lab"]);
-    assert!(error.contains("`--memory` is not in force") && error.contains("says `50331648`"), "{error}");
+    assert!(error.contains("cannot enforce `--memory`") && error.contains("reports `50331648`"), "{error}");
 }
 
 fn tree() {
@@ -120,9 +122,11 @@ fn labs() {
     for lab in all {
         let name = lab["name"].as_str().unwrap();
         let (began, out) = (std::time::Instant::now(), host.ok(&["lab", "run", "--json", name]));
-        assert!(crate::host::slow() || began.elapsed().as_secs() < 15, "{name} took {:?}", began.elapsed());
+        // A few seconds each; on a busy machine some more.
+        assert!(crate::host::slow() || began.elapsed().as_secs() < 60, "{name} took {:?}", began.elapsed());
         let last: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
-        if name == "cpuset" && last["text"].as_str().unwrap().contains("other work keeps this host's CPUs busy") {
+        let busy = last["text"].as_str().unwrap().contains("other work keeps this host's CPUs busy");
+        if busy && ["cpuset", "throttle"].contains(&name) {
             continue;
         }
         // What this host cannot do is said, and only that.
@@ -133,7 +137,7 @@ fn labs() {
         };
         assert_eq!(last["verdict"], if possible { "expected" } else { "impossible" }, "{name}: {out}");
     }
-    assert!(host.fails(2, &["lab", "run", "nope"]).contains("hint: there are memory, swap"));
+    assert!(host.fails(2, &["lab", "run", "nope"]).contains("hint: use one of: memory, swap"));
     // Other tests may have labs of their own at this moment: a group is left behind where its lab is gone.
     let owner =
         |path: &std::path::PathBuf| path.file_name().unwrap().to_string_lossy().split('-').nth(1).map(str::to_owned);
@@ -142,7 +146,7 @@ fn labs() {
             .into_iter()
             .any(|path| owner(&path).is_none_or(|pid| !std::path::Path::new("/proc").join(pid).exists()))
     };
-    eventually("no lab has left a cgroup", 5, || !left());
+    eventually("no lab has left a cgroup", || !left());
 }
 
 fn lab_groups() -> Vec<std::path::PathBuf> {
@@ -159,11 +163,11 @@ fn killed_lab() {
     let mut child = host.command(&["lab", "run", "pids"]).stdout(std::process::Stdio::null()).spawn().unwrap();
     let mark = format!("lab-{}-", child.id());
     let of_child = || lab_groups().into_iter().any(|path| path.to_string_lossy().contains(&mark));
-    eventually("the lab has its cgroup", 10, of_child);
+    eventually("the lab has its cgroup", of_child);
     child.kill().unwrap();
     child.wait().unwrap();
     // The next command, whichever it is.
-    eventually("the cgroup is gone", 10, || {
+    eventually("the cgroup is gone", || {
         host.ok(&["ps"]);
         !of_child()
     });
@@ -180,12 +184,12 @@ fn interrupted_lab() {
         .unwrap();
     let mark = format!("lab-{}-", child.id());
     let of_child = || lab_groups().into_iter().any(|path| path.to_string_lossy().contains(&mark));
-    eventually("the lab has its cgroup", 10, of_child);
+    eventually("the lab has its cgroup", of_child);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
     let mut error = String::new();
     std::io::Read::read_to_string(child.stderr.as_mut().unwrap(), &mut error).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{error}");
-    assert!(error.contains("the lab was interrupted; nothing of it is left"), "{error}");
+    assert!(error.contains("the lab was interrupted; its cgroups and processes were removed"), "{error}");
     assert!(!of_child(), "by itself, without another command");
 }
 
@@ -199,13 +203,13 @@ fn students() {
         command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&open).args(args);
         crate::host::answer(command.current_dir("/").output().unwrap())
     };
-    for (args, words) in [
+    for (args, snippets) in [
         (&["explain", "--memory", "1g"][..], "memory.max = 1073741824"),
         (&["explain"], "--cpuset-cpus"),
         (&["lab", "list"], "zombies"),
     ] {
         let answer = student(args);
-        assert!(answer.code == 0 && answer.out.contains(words), "{args:?}: {}{}", answer.out, answer.err);
+        assert!(answer.code == 0 && answer.out.contains(snippets), "{args:?}: {}{}", answer.out, answer.err);
     }
     assert!(student(&["lab", "run", "pids"]).err.contains("gpurun needs root"));
     std::fs::remove_file(&open).unwrap();

@@ -109,10 +109,39 @@ impl FakeDriver {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    /// NVIDIA's prestart hook and the tool that it needs.
-    pub fn hook(&self, script: &str) {
-        self.program("nvidia-container-runtime-hook", script);
-        self.program("nvidia-container-cli", "exit 0");
+    /// NVIDIA's prestart hook and the tool that it needs (hook.sh, cli.sh), as the real ones behave. `body` is a script that runs before.
+    pub fn hook(&self, body: &str) {
+        self.write("hook-body", &format!("{body}\n"));
+        self.toolkit("usr/bin");
+    }
+
+    /// The hook and its tool in a directory of the tree.
+    pub fn toolkit(&self, dir: &str) {
+        let scripts = [
+            ("nvidia-container-runtime-hook", include_str!("hook.sh")),
+            ("nvidia-container-cli", include_str!("cli.sh")),
+        ];
+        for (name, script) in scripts {
+            let script = script
+                .replace("@ROOT@", &self.root.display().to_string())
+                .replace("@LIBRARIES@", LIBRARY_DIR)
+                .replace("@VERSION@", VERSION);
+            let path = format!("{dir}/{name}");
+            self.write(&path, &script);
+            fs::set_permissions(self.root.join(path), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+    }
+
+    /// The toolkit's configuration.
+    #[allow(dead_code, reason = "not every test that shares this file has a use for it")]
+    pub fn config(&self, text: &str) {
+        self.write("etc/nvidia-container-runtime/config.toml", text);
+    }
+
+    /// From now on the tool reports success for something else (see cli.sh).
+    #[allow(dead_code, reason = "not every test that shares this file has a use for it")]
+    pub fn lie(&self, about: &str) {
+        self.write("lie", about);
     }
 
     /// What the stand-in of NVML says from now on (see nvml.c).
@@ -128,8 +157,17 @@ impl FakeDriver {
             text += &format!("gpu{gpu}/gi{gi}/access {minor}\ngpu{gpu}/gi{gi}/ci0/access {}\n", minor + 1);
             self.node(&format!("dev/nvidia-caps/nvidia-cap{minor}"), CAPS_MAJOR, minor);
             self.node(&format!("dev/nvidia-caps/nvidia-cap{}", minor + 1), CAPS_MAJOR, minor + 1);
+            for minor in [minor, minor + 1] {
+                // As the driver makes them.
+                let path = self.root.join(format!("dev/nvidia-caps/nvidia-cap{minor}"));
+                fs::set_permissions(path, fs::Permissions::from_mode(0o444)).unwrap();
+            }
         }
         self.write("proc/driver/nvidia-caps/mig-minors", &text);
+        for gi in [1, 2] {
+            let text = format!("DeviceFileMinor: {}\nDeviceFileMode: 292\nDeviceFileModify: 1\n", 10 * gi);
+            self.write(&format!("proc/driver/nvidia/capabilities/gpu{gpu}/mig/gi{gi}/access"), &text);
+        }
     }
 
     /// NVIDIA's CDI file, as `nvidia-ctk cdi generate` writes it: its shape, not its whole length.

@@ -4,9 +4,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::Test;
-use crate::desk::{Desk, answer, sh};
-use crate::picture::{Packing, Picture, noise};
+use crate::fixture::{Fixture, answer, sh};
 use crate::rogue::{Reply, Rogue};
+use crate::test_image::{Packing, TestImage, noise};
 
 pub const TESTS: &[Test] = &[
     ("sigkill_anywhere", &[], sigkill),
@@ -20,45 +20,45 @@ fn rounds(few: usize, many: usize) -> usize {
 }
 
 /// A store with an image that nothing may touch, and sources of another.
-fn prepared() -> (Desk, Rogue, String) {
-    let desk = Desk::new();
-    Picture::new(1, 2).layout(&desk.path("other"), "localhost/other:1", Packing::None);
-    desk.ok(&["image", "load", "other"]);
-    let picture = Picture::new(2, 4);
-    picture.layout(&desk.path("layout"), "localhost/victim:1", Packing::Gzip);
+fn prepared() -> (Fixture, Rogue, String) {
+    let fixture = Fixture::new();
+    TestImage::new(1, 2).layout(&fixture.path("other"), "localhost/other:1", Packing::None);
+    fixture.ok(&["image", "load", "other"]);
+    let test_image = TestImage::new(2, 4);
+    test_image.layout(&fixture.path("layout"), "localhost/victim:1", Packing::Gzip);
     let rogue = Rogue::new(|_| Reply::Right);
-    rogue.with("victim:1", &picture, Packing::Gzip);
+    rogue.with("victim:1", &test_image, Packing::Gzip);
     let name = rogue.name("victim:1");
-    (desk, rogue, name)
+    (fixture, rogue, name)
 }
 
-/// The next command, whichever that is, takes the mount away: the space of the image's files is free only then, and nobody waits ten minutes.
+/// The next command, whichever it is, unmounts the image. Only then is the space of its files free, and ten minutes would be too long.
 fn mounted() {
-    let desk = Desk::new();
+    let fixture = Fixture::new();
     let name = "localhost/hello:1";
-    Picture::bootable().layout(&desk.path("layout"), name, Packing::Gzip);
-    desk.ok(&["image", "load", "layout"]);
-    assert_eq!(desk.run(&["run", "--rm", "--network", "none", name]).out, "hi\n");
+    TestImage::bootable().layout(&fixture.path("layout"), name, Packing::Gzip);
+    fixture.ok(&["image", "load", "layout"]);
+    assert_eq!(fixture.run(&["run", "--rm", "--network", "none", name]).out, "hi\n");
     let mounts = || {
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        mounts.lines().filter(|line| line.contains(desk.path("run/images").to_str().unwrap())).count()
+        mounts.lines().filter(|line| line.contains(fixture.path("run/images").to_str().unwrap())).count()
     };
-    let ls = || desk.ok(&["image", "ls", "-q"]);
-    assert_eq!((ls(), mounts()), (Picture::bootable().id()[7..19].to_owned(), 1), "it stays for the next container");
-    let rm = desk.command(&["image", "rm", name]);
+    let ls = || fixture.ok(&["image", "ls", "-q"]);
+    assert_eq!((ls(), mounts()), (TestImage::bootable().id()[7..19].to_owned(), 1), "it stays for the next container");
+    let rm = fixture.command(&["image", "rm", name]);
     let mut traced = Command::new("strace");
     traced.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=umount2", "-e", "inject=umount2:signal=SIGKILL"]);
-    traced.arg(rm.get_program()).args(rm.get_args()).current_dir(&desk.dir);
+    traced.arg(rm.get_program()).args(rm.get_args()).current_dir(&fixture.dir);
     traced.envs(rm.get_envs().filter_map(|(name, value)| Some((name, value?))));
     assert!(!traced.status().unwrap().success());
     assert_eq!(mounts(), 1, "it was killed before");
     assert_eq!((ls(), mounts()), (String::new(), 0));
-    desk.assert_whole();
+    fixture.assert_whole();
 }
 
 /// Kills each command at moments spread over the time that it takes, and looks at what is left.
 fn sigkill() {
-    let (desk, _rogue, remote) = prepared();
+    let (fixture, _rogue, remote) = prepared();
     let count = rounds(15, 100);
     // The command, what must hold before it, and the command that succeeds afterwards.
     let pull = ["image", "pull", &remote];
@@ -74,16 +74,16 @@ fn sigkill() {
         for round in 0..=count {
             if command == prune {
                 // Only what is not in use is pruned.
-                desk.ok(&["image", "mount", "localhost/other:1"]);
+                fixture.ok(&["image", "mount", "localhost/other:1"]);
             }
             match is_removal {
-                true => drop(desk.ok(&load)),
-                false => drop(desk.run(&["image", "prune", "-f", "-a"])),
+                true => drop(fixture.ok(&load)),
+                false => drop(fixture.run(&["image", "prune", "-f", "-a"])),
             }
-            desk.ok(&["image", "load", "other"]);
-            let _ = std::fs::remove_dir_all(desk.path("saved"));
+            fixture.ok(&["image", "load", "other"]);
+            let _ = std::fs::remove_dir_all(fixture.path("saved"));
             let began = Instant::now();
-            let mut child = desk.start(command);
+            let mut child = fixture.start(command);
             if round == 0 {
                 assert!(child.wait().unwrap().success(), "{command:?}");
                 whole = began.elapsed();
@@ -99,31 +99,31 @@ fn sigkill() {
             child.kill().unwrap();
             child.wait().unwrap();
             // The next command, whatever it is, clears up; then everything that is listed is whole.
-            assert!(desk.names().contains(&"localhost/other:1".to_owned()), "{command:?} at {moment:?}");
-            desk.assert_whole();
+            assert!(fixture.names().contains(&"localhost/other:1".to_owned()), "{command:?} at {moment:?}");
+            fixture.assert_whole();
             if command == save_dir
-                && desk.path("saved/index.json").exists()
-                && !desk.path("saved/.gpurun.partial").exists()
+                && fixture.path("saved/index.json").exists()
+                && !fixture.path("saved/.gpurun.partial").exists()
             {
                 // It was done.
-                std::fs::remove_dir_all(desk.path("saved")).unwrap();
+                std::fs::remove_dir_all(fixture.path("saved")).unwrap();
             }
-            let again = desk.run(command);
+            let again = fixture.run(command);
             let fine = again.code == 0 || (is_removal && again.err.contains("no image"));
             assert!(fine, "{command:?} at {moment:?}: {}", again.err);
-            desk.assert_whole();
+            fixture.assert_whole();
         }
-        desk.run(&["image", "unmount", "--all"]);
+        fixture.run(&["image", "unmount", "--all"]);
     }
     for saved in ["saved.tar", "saved"] {
-        desk.ok(&["image", "load", saved]);
+        fixture.ok(&["image", "load", saved]);
     }
-    sh(&format!("cd {} && ! ls -A . saved | grep -q partial", desk.dir.display()));
+    sh(&format!("cd {} && ! ls -A . saved | grep -q partial", fixture.dir.display()));
 }
 
 /// Every pair of commands side by side: neither fails for the other's sake, and the store is whole after each.
 fn two_at_once() {
-    let (desk, _rogue, remote) = prepared();
+    let (fixture, _rogue, remote) = prepared();
     let commands: [&[&str]; 9] = [
         &["image", "pull", &remote],
         &["image", "load", "layout"],
@@ -141,22 +141,22 @@ fn two_at_once() {
         for (second, other) in commands.iter().enumerate().skip(first).filter(|(at, _)| (first, *at) != (8, 8)) {
             let count = if asked_for.contains(&(first, second)) { 20 } else { rounds(2, 20) };
             for round in 0..count {
-                side_by_side(&desk, one, other, round, &remote);
+                side_by_side(&fixture, one, other, round, &remote);
             }
         }
     }
 }
 
-fn side_by_side(desk: &Desk, one: &[&str], other: &[&str], round: usize, remote: &str) {
+fn side_by_side(fixture: &Fixture, one: &[&str], other: &[&str], round: usize, remote: &str) {
     // Half of the time there is something to remove, half of the time not.
-    desk.run(&["image", "rm", "-f", "localhost/victim:1"]);
-    desk.run(&["image", "rm", "-f", remote]);
+    fixture.run(&["image", "rm", "-f", "localhost/victim:1"]);
+    fixture.run(&["image", "rm", "-f", remote]);
     if round % 2 == 1 {
-        desk.ok(&["image", "load", "layout"]);
-        desk.ok(&["image", "tag", "localhost/victim:1", remote]);
+        fixture.ok(&["image", "load", "layout"]);
+        fixture.ok(&["image", "tag", "localhost/victim:1", remote]);
     }
     let run = |mut command: Command| std::thread::spawn(move || answer(command.output().unwrap()));
-    let (first, second) = (run(desk.command(one)), run(desk.command(other)));
+    let (first, second) = (run(fixture.command(one)), run(fixture.command(other)));
     let answers = [(one, first.join().unwrap()), (other, second.join().unwrap())];
     let what = format!("{one:?} beside {other:?}, round {round}");
     for (command, answer) in &answers {
@@ -167,8 +167,8 @@ fn side_by_side(desk: &Desk, one: &[&str], other: &[&str], round: usize, remote:
         };
         assert!(fine, "{what}: {command:?}: {}{}", answer.out, answer.err);
     }
-    desk.assert_whole_after(&what);
-    let names = desk.names();
+    fixture.assert_whole_after(&what);
+    let names = fixture.names();
     assert!(names.contains(&"localhost/other:1".to_owned()), "{what}: {names:?}");
     let removes = answers.iter().any(|(command, _)| matches!(command[1], "rm" | "prune"));
     let brings = answers.iter().any(|(command, _)| matches!(command[1], "load" | "pull"));
@@ -177,20 +177,20 @@ fn side_by_side(desk: &Desk, one: &[&str], other: &[&str], round: usize, remote:
 
 /// A small file system on a loop device under the store, with less and less room on it, for every command that writes.
 fn full_disk() {
-    let desk = Desk::new();
-    let root = desk.path("root");
+    let fixture = Fixture::new();
+    let root = fixture.path("root");
     std::fs::create_dir_all(&root).unwrap();
-    let image = desk.path("disk.img");
+    let image = fixture.path("disk.img");
     // No block is kept for root: what fails for others must fail here.
     sh(&format!(
         "truncate -s 24M {0} && mkfs.ext4 -q -m 0 {0} && mount -o loop {0} {1} && rmdir {1}/lost+found",
         image.display(),
         root.display()
     ));
-    Picture::new(1, 2).layout(&desk.path("other"), "localhost/other:1", Packing::None);
-    desk.ok(&["image", "load", "other"]);
-    let victim = Picture::new(2, 4);
-    victim.layout(&desk.path("layout"), "localhost/victim:1", Packing::Gzip);
+    TestImage::new(1, 2).layout(&fixture.path("other"), "localhost/other:1", Packing::None);
+    fixture.ok(&["image", "load", "other"]);
+    let victim = TestImage::new(2, 4);
+    victim.layout(&fixture.path("layout"), "localhost/victim:1", Packing::Gzip);
     let rogue = Rogue::new(|_| Reply::Right);
     rogue.with("victim:1", &victim, Packing::Gzip);
     let remote = rogue.name("victim:1");
@@ -222,9 +222,9 @@ fn full_disk() {
                 sh(&format!("sync; df --output=avail -k {} | tail -1", root.display())).trim().parse::<usize>().unwrap()
             };
             let size = free().saturating_sub(left) << 10;
-            // Its own blocks of addresses may not find room any more.
+            // There may be no space left for its own indirect blocks.
             sh(&format!("head -c {size} /dev/zero >{} 2>/dev/null || true", ballast.display()));
-            let answer = desk.run(command);
+            let answer = fixture.run(command);
             let what = format!("{command:?} with {left} KiB: {}", answer.err);
             match answer.code {
                 0 => done += 1,
@@ -235,34 +235,34 @@ fn full_disk() {
                 }
                 _ => panic!("{what}"),
             }
-            // What helps must work on a disk without room.
+            // The commands that free space must work on a full disk.
             if command[1] != "tag" || answer.code == 0 {
                 for name in ["localhost/victim:1", &remote, "localhost/third:1"] {
-                    let removed = desk.run(&["image", "rm", "-f", name]);
+                    let removed = fixture.run(&["image", "rm", "-f", name]);
                     assert!(removed.code == 0 || removed.err.contains("no image"), "{what}, and rm: {}", removed.err);
                 }
             }
             let _ = std::fs::remove_file(&saved);
             std::fs::remove_file(&ballast).unwrap();
-            desk.assert_whole_after(&what);
-            assert!(desk.names() == ["localhost/other:1"], "{what}");
+            fixture.assert_whole_after(&what);
+            assert!(fixture.names() == ["localhost/other:1"], "{what}");
         }
-        desk.ok(command);
-        desk.run(&["image", "rm", "-f", "localhost/victim:1"]);
-        desk.run(&["image", "rm", "-f", &remote]);
-        desk.run(&["image", "rm", "-f", "localhost/third:1"]);
+        fixture.ok(command);
+        fixture.run(&["image", "rm", "-f", "localhost/victim:1"]);
+        fixture.run(&["image", "rm", "-f", &remote]);
+        fixture.run(&["image", "rm", "-f", "localhost/third:1"]);
         let _ = std::fs::remove_file(&saved);
     }
     assert!(failed > 5 && done > 5, "{failed} failed, {done} done");
     // An image whose layers are all another's frees none of them, and its name must go all the same.
-    std::fs::write(desk.path("Containerfile"), "FROM localhost/other:1\nENV a=b\n").unwrap();
-    desk.ok(&["build", "-q", "-t", "localhost/twin:1", "."]);
+    std::fs::write(fixture.path("Containerfile"), "FROM localhost/other:1\nENV a=b\n").unwrap();
+    fixture.ok(&["build", "-q", "-t", "localhost/twin:1", "."]);
     sh(&format!(
         "for size in 1M 4k 1k; do dd if=/dev/zero bs=$size >>{} 2>/dev/null || true; sync; done",
         ballast.display()
     ));
-    desk.ok(&["image", "rm", "localhost/twin:1"]);
+    fixture.ok(&["image", "rm", "localhost/twin:1"]);
     std::fs::remove_file(&ballast).unwrap();
-    desk.assert_whole_after("a twin was removed");
-    assert!(desk.names() == ["localhost/other:1"]);
+    fixture.assert_whole_after("a twin was removed");
+    assert!(fixture.names() == ["localhost/other:1"]);
 }

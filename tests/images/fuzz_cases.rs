@@ -9,8 +9,9 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use gpurun::gpu::{Selection, cdi, ldcache};
-use gpurun::hook;
+use gpurun::testing::gpu::{cdi, ldcache};
+use gpurun::testing::hook;
+use gpurun::testing::request::GpuRequest;
 
 use crate::Test;
 
@@ -154,12 +155,12 @@ fn gpu_words() {
     let lines = String::from_utf8(seeds("gpus").remove(0)).unwrap();
     let seeds: Vec<Vec<u8>> = lines.lines().map(|line| line.as_bytes().to_vec()).collect();
     for seed in &seeds {
-        assert!(std::str::from_utf8(seed).unwrap().parse::<Selection>().is_ok(), "{}", String::from_utf8_lossy(seed));
+        assert!(std::str::from_utf8(seed).unwrap().parse::<GpuRequest>().is_ok(), "{}", String::from_utf8_lossy(seed));
     }
     fuzz("gpu_words", &seeds, as_they_are, |input| {
         let text = String::from_utf8_lossy(input);
-        if let Ok(selection) = text.parse::<Selection>() {
-            assert_eq!(selection.to_string().parse(), Ok(selection), "{text}");
+        if let Ok(request) = text.parse::<GpuRequest>() {
+            assert_eq!(request.to_string().parse(), Ok(request), "{text}");
         }
     });
 }

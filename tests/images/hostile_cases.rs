@@ -2,7 +2,7 @@
 //! refused.
 //!
 //! Where a tree is looked at, and what must stay untouched: see `stage`. Streams that lie or never end are in `bomb_cases`; images whose
-//! documents lie in `store::tests`; images that attack a launch in the runtime's tests and `rootfs::tests`.
+//! documents are invalid are in `store::tests`; images that attack a launch in the runtime's tests and `rootfs::tests`.
 
 use crate::Test;
 use crate::layer::{Head, Layer};
@@ -40,7 +40,7 @@ fn paths() {
     for (class, name) in
         [("up", "../x".to_owned()), ("up and down", format!("{up}{}", &file[1..])), ("up again", "/../x".into())]
     {
-        stage.refused(class, vec![l().file(&name, "image")], "climbs above the root");
+        stage.refused(class, vec![l().file(&name, "image")], "leads above the root");
     }
     stage.refused("an empty name", vec![l().file("", "1")], "name");
     stage.refused("a file for the root", vec![l().file("./", "1")], "root");
@@ -126,7 +126,7 @@ fn written_through() {
         "dir",
         "/new f644 image",
     );
-    // The link itself gives way; what it points at is nobody's business.
+    // The link itself is replaced, and its target is not touched.
     stage.becomes("a file for a link", vec![l().link("x", &file).file("x", "image")], Same, &["/x f644 image"]);
     stage.becomes(
         "a directory for a link",
@@ -184,7 +184,7 @@ fn hard_links() {
     stage.refused(
         "up to the host",
         vec![l().hard("h", &format!("{}{}", "../".repeat(12), &file[1..]))],
-        "climbs above the root",
+        "leads above the root",
     );
     stage.refused("through a link to the host", vec![l().link("s", &stage.aim("")).hard("h", "s/file")], "hard link");
     stage.refused("to a directory", vec![l().dir("d").hard("h", "d")], "directory");
@@ -372,7 +372,7 @@ fn whiteouts_that_escape() {
     for name in [".wh.", "d/.wh.", ".wh..", ".wh...", "d/.wh..."] {
         stage.refused(name, vec![l().dir("d").file("x", "1"), l().file(name, "")], "whiteout");
     }
-    stage.refused("up", vec![l().file("../.wh.x", "")], "climbs above the root");
+    stage.refused("up", vec![l().file("../.wh.x", "")], "leads above the root");
     stage.becomes(
         "through a link to the host",
         vec![l().link("out", &dir).file("x", "1"), l().file("out/.wh.full", "")],
@@ -396,20 +396,20 @@ fn whiteouts_that_escape() {
 
 fn overlay_words() {
     let stage = Stage::new();
-    let words: [(&str, &[u8]); 3] = [
+    let snippets: [(&str, &[u8]); 3] = [
         ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
         ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
         ("SCHILY.xattr.user.k", b"v"),
     ];
     stage.becomes(
         "attributes",
-        vec![l().dir("etc").file("etc/x", "1"), l().pax(&words).dir("d").file("d/y", "1")],
+        vec![l().dir("etc").file("etc/x", "1"), l().pax(&snippets).dir("d").file("d/y", "1")],
         Same,
         &["/d d755 user.k=v", "/d/y f644 1", "/etc d755", "/etc/x f644 1"],
     );
-    let words: [(&str, &[u8]); 2] =
+    let snippets: [(&str, &[u8]); 2] =
         [("SCHILY.xattr.trusted.overlay.whiteout", b""), ("SCHILY.xattr.trusted.overlay.metacopy", b"")];
-    stage.becomes("a whiteout by attribute", vec![l().pax(&words).file("f", "")], Same, &["/f f644 "]);
+    stage.becomes("a whiteout by attribute", vec![l().pax(&snippets).file("f", "")], Same, &["/f f644 "]);
     stage.becomes(
         "a device 0:0 is no whiteout",
         vec![l().file("f", "1"), l().device(b'3', "f", 0, 0).device(b'3', "g", 0, 0)],
@@ -420,7 +420,7 @@ fn overlay_words() {
 
 fn streams() {
     let stage = Stage::new();
-    for (class, at, bytes, word) in [
+    for (class, at, bytes, snippet) in [
         ("a negative size", 124, &[0xff; 12][..], "size"),
         ("a size beyond everything", 124, &[0x80, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], "size"),
         ("a size that is no number", 124, b"0000000000x", "size"),
@@ -429,7 +429,7 @@ fn streams() {
     ] {
         let mut head = Head::new(b'0', b"f", b"", 0);
         head.put(at, bytes);
-        stage.refused(class, vec![l().head(head)], word);
+        stage.refused(class, vec![l().head(head)], snippet);
     }
     let mut checksum = Head::new(b'0', b"f", b"", 0).sealed();
     checksum[0] ^= 1;

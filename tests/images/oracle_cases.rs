@@ -11,10 +11,10 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::json;
 
 use crate::Test;
-use crate::desk::{Desk, answer, listing, sh};
-use crate::picture::{Packing, Picture};
+use crate::fixture::{Fixture, answer, listing, sh};
 use crate::registry::Registry;
 use crate::rogue::{Reply, Request, Rogue};
+use crate::test_image::{Packing, TestImage};
 
 pub const TESTS: &[Test] = &[
     ("docker_loads_what_is_saved", &["dockerd", "docker"], docker_loads),
@@ -31,8 +31,8 @@ struct Docker {
 }
 
 impl Docker {
-    fn start(desk: &Desk) -> Self {
-        let dir = desk.path("docker");
+    fn start(fixture: &Fixture) -> Self {
+        let dir = fixture.path("docker");
         fs::create_dir_all(&dir).unwrap();
         // A socket's name is short.
         let socket = format!("/run/gpurun-test-docker-{}.sock", std::process::id());
@@ -73,37 +73,37 @@ impl Drop for Docker {
 }
 
 fn docker_loads() {
-    let desk = Desk::new();
-    let picture = Picture::new(1, 3);
-    picture.layout(&desk.path("layout"), "localhost/one:1", Packing::Zstd);
-    desk.ok(&["image", "load", "layout"]);
+    let fixture = Fixture::new();
+    let test_image = TestImage::new(1, 3);
+    test_image.layout(&fixture.path("layout"), "localhost/one:1", Packing::Zstd);
+    fixture.ok(&["image", "load", "layout"]);
     let files = |text: &str| text.lines().filter(|line| !line.contains(" d ")).map(str::to_owned).collect::<Vec<_>>();
-    let ours = files(&listing(&desk.mounted("localhost/one:1")));
-    desk.ok(&["image", "save", "-o", "saved.tar", "localhost/one:1"]);
-    let docker = Docker::start(&desk);
-    let dir = desk.dir.display();
+    let ours = files(&listing(&fixture.mounted("localhost/one:1")));
+    fixture.ok(&["image", "save", "-o", "saved.tar", "localhost/one:1"]);
+    let docker = Docker::start(&fixture);
+    let dir = fixture.dir.display();
     sh(&format!("cd {dir} && {} load -q -i saved.tar", docker.command));
     let id = sh(&format!("{} image inspect -f '{{{{.Id}}}}' localhost/one:1", docker.command));
-    assert_eq!(id.trim(), picture.id());
+    assert_eq!(id.trim(), test_image.id());
     // What docker adds to a container's files is not the image's.
     sh(&format!(
         "cd {dir} && mkdir theirs && {0} create --name copy --network none localhost/one:1 x >/dev/null && {0} export copy | tar -C theirs -xf - \
          && rm -rf theirs/.dockerenv theirs/dev theirs/proc theirs/sys theirs/etc/hostname theirs/etc/hosts theirs/etc/resolv.conf theirs/etc/mtab",
         docker.command
     ));
-    assert_eq!(files(&listing(&desk.path("theirs"))), ours);
+    assert_eq!(files(&listing(&fixture.path("theirs"))), ours);
     // And the way back: what docker saves is the same image.
     sh(&format!("cd {dir} && {} save -o back.tar localhost/one:1", docker.command));
-    desk.ok(&["image", "unmount", "--all"]);
-    desk.ok(&["image", "rm", "localhost/one:1"]);
-    desk.ok(&["image", "load", "back.tar"]);
-    assert_eq!(desk.json(&["image", "inspect", "localhost/one:1"])[0]["Id"], picture.id().as_str());
+    fixture.ok(&["image", "unmount", "--all"]);
+    fixture.ok(&["image", "rm", "localhost/one:1"]);
+    fixture.ok(&["image", "load", "back.tar"]);
+    assert_eq!(fixture.json(&["image", "inspect", "localhost/one:1"])[0]["Id"], test_image.id().as_str());
 }
 
 /// The registry of Debian with token authentication, and a token service of ours that signs for those who may.
 fn tokens() {
-    let desk = Desk::new();
-    let dir = desk.path("tokens");
+    let fixture = Fixture::new();
+    let dir = fixture.path("tokens");
     fs::create_dir_all(&dir).unwrap();
     sh(&format!(
         "cd {} && openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=lab -keyout key.pem -out cert.pem 2>&1 \
@@ -115,7 +115,7 @@ fn tokens() {
     let counter = asked.clone();
     let service = Rogue::new(move |request: &Request| {
         let number = counter.fetch_add(1, Ordering::SeqCst);
-        // Who is nobody may pull from `open/`, `ann` may do everything.
+        // Without a login, a client may pull from `open/`. `ann` may do everything.
         let ann = request.header("authorization") == "Basic YW5uOnNlY3JldA==";
         if !ann && !request.header("authorization").is_empty() {
             return Reply::Status(401, vec![], Vec::new());
@@ -146,37 +146,37 @@ fn tokens() {
         Reply::Status(200, vec![], json!({"token": token, "expires_in": 300}).to_string().into_bytes())
     });
     let registry =
-        Registry::with_tokens(&desk.dir, &format!("http://127.0.0.1:{}/token", service.port), &dir.join("cert.pem"));
-    Picture::new(1, 2).layout(&desk.path("layout"), "localhost/t:1", Packing::Gzip);
-    desk.ok(&["image", "load", "layout"]);
+        Registry::with_tokens(&fixture.dir, &format!("http://127.0.0.1:{}/token", service.port), &dir.join("cert.pem"));
+    TestImage::new(1, 2).layout(&fixture.path("layout"), "localhost/t:1", Packing::Gzip);
+    fixture.ok(&["image", "load", "layout"]);
     let (open, closed) = (registry.name("open/t:1"), registry.name("closed/t:1"));
     for name in [&open, &closed] {
-        let error = desk.fails(&["image", "push", "localhost/t:1", name]);
-        assert!(error.contains("refuses access") && error.contains("podman login"), "{error}");
-        desk.ok(&["image", "push", "--creds", "ann:secret", "localhost/t:1", name]);
+        let error = fixture.fails(&["image", "push", "localhost/t:1", name]);
+        assert!(error.contains("refuses access") && error.contains("gpurun login"), "{error}");
+        fixture.ok(&["image", "push", "--creds", "ann:secret", "localhost/t:1", name]);
     }
     let before = asked.load(Ordering::SeqCst);
-    desk.ok(&["image", "pull", &open]);
+    fixture.ok(&["image", "pull", &open]);
     assert_eq!(asked.load(Ordering::SeqCst) - before, 1, "one token for a manifest, a config and two layers");
-    desk.fails(&["image", "pull", &closed]);
-    let error = desk.fails(&["image", "pull", "--creds", "ann:wrong", &closed]);
+    fixture.fails(&["image", "pull", &closed]);
+    let error = fixture.fails(&["image", "pull", "--creds", "ann:wrong", &closed]);
     assert!(error.contains("refuses access") && error.contains("`--creds`") && !error.contains("wrong"), "{error}");
-    desk.ok(&["image", "pull", "--creds", "ann:secret", &closed]);
-    desk.assert_whole();
+    fixture.ok(&["image", "pull", "--creds", "ann:secret", &closed]);
+    fixture.assert_whole();
 }
 
 fn progress() {
-    let desk = Desk::new();
+    let fixture = Fixture::new();
     let rogue = Rogue::new(|request| if request.path.contains("/blobs/") { Reply::Slow } else { Reply::Right });
     // Two layers of a megabyte and a half: three seconds each, side by side.
-    let mut picture = Picture::new(1, 1);
-    picture.layers.extend(Picture::new(2, 1).layers);
-    let layers = rogue.with("t:1", &picture, Packing::None);
+    let mut test_image = TestImage::new(1, 1);
+    test_image.layers.extend(TestImage::new(2, 1).layers);
+    let layers = rogue.with("t:1", &test_image, Packing::None);
     let name = rogue.name("t:1");
-    let plain = desk.command(&["image", "pull", &name]);
+    let plain = fixture.command(&["image", "pull", &name]);
     let line = format!("stty cols 120; exec {} image pull {name}", plain.get_program().display());
     let mut terminal = Command::new("script");
-    terminal.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").current_dir(&desk.dir).stdin(Stdio::null());
+    terminal.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").current_dir(&fixture.dir).stdin(Stdio::null());
     for (variable, value) in plain.get_envs() {
         match value {
             Some(value) => terminal.env(variable, value),
@@ -186,92 +186,92 @@ fn progress() {
     let shown = answer(terminal.output().unwrap()).out;
     assert!(shown.contains(&format!("Loaded image: {name}")), "{shown}");
     // Bytes of how many, a rate, a time left.
-    let told = |what: &str| {
+    let reported = |what: &str| {
         let bar = format!(r"{what} +\[[^/]*=>[^/]*\] [\d.]+ [KM]iB/[\d.]+ MiB [\d.]+ [KM]iB/s \d+s");
         regex::Regex::new(&bar).unwrap().is_match(&shown)
     };
-    assert!(told("pulling"), "no bar for all of it: {shown}");
+    assert!(reported("pulling"), "no bar for all of it: {shown}");
     for layer in layers {
         // Plain tars: a blob's digest is its diff id.
         let id = &layer[7..19];
-        assert!(told(id), "no bar for the layer {id}: {shown}");
+        assert!(reported(id), "no bar for the layer {id}: {shown}");
     }
     // Not on a terminal: lines, and no escape.
-    desk.ok(&["image", "rm", &name]);
-    let log = desk.run(&["image", "pull", &name]).err;
+    fixture.ok(&["image", "rm", &name]);
+    let log = fixture.run(&["image", "pull", &name]).err;
     assert!(log.contains("done (2 of 2)") && !log.contains('\u{1b}') && !log.contains('\r'), "{log}");
     // Asked to be quiet it is.
-    desk.ok(&["image", "rm", &name]);
-    assert_eq!(desk.run(&["image", "pull", "-q", &name]).err, "");
+    fixture.ok(&["image", "rm", &name]);
+    assert_eq!(fixture.run(&["image", "pull", "-q", &name]).err, "");
 }
 
 fn sources() {
-    let desk = Desk::new();
-    let registry = Registry::start(&desk.dir, false, false);
-    let picture = Picture::new(1, 2);
-    picture.layout(&desk.path("layout"), "v1", Packing::Gzip);
-    desk.ok(&["image", "load", "oci:layout:v1", "-t", "localhost/s:1"]);
-    desk.ok(&["image", "save", "-o", "docker.tar", "localhost/s:1"]);
-    desk.ok(&["image", "save", "--format", "oci-archive", "-o", "oci.tar", "localhost/s:1"]);
-    desk.ok(&["image", "push", "-q", "localhost/s:1", &registry.name("s:1")]);
+    let fixture = Fixture::new();
+    let registry = Registry::start(&fixture.dir, false, false);
+    let test_image = TestImage::new(1, 2);
+    test_image.layout(&fixture.path("layout"), "v1", Packing::Gzip);
+    fixture.ok(&["image", "load", "oci:layout:v1", "-t", "localhost/s:1"]);
+    fixture.ok(&["image", "save", "-o", "docker.tar", "localhost/s:1"]);
+    fixture.ok(&["image", "save", "--format", "oci-archive", "-o", "oci.tar", "localhost/s:1"]);
+    fixture.ok(&["image", "push", "-q", "localhost/s:1", &registry.name("s:1")]);
     let remote = format!("docker://{}", registry.name("s:1"));
     for (at, source) in ["oci:layout:v1", "oci-archive:oci.tar:1", "docker-archive:docker.tar:localhost/s:1", &remote]
         .into_iter()
         .enumerate()
     {
-        let command = |words: &[&str]| {
-            desk.run(&["image", "prune", "-a", "-f"]);
-            desk.ok(words)
+        let command = |snippets: &[&str]| {
+            fixture.run(&["image", "prune", "-a", "-f"]);
+            fixture.ok(snippets)
         };
         let (tree, file, tag) = (format!("tree{at}"), format!("saved{at}.tar"), format!("localhost/tag{at}:1"));
         command(&["image", "load", source]);
         command(&["image", "unpack", source, &tree]);
-        assert!(desk.path(&tree).join("etc/1-0").exists(), "{source}");
+        assert!(fixture.path(&tree).join("etc/1-0").exists(), "{source}");
         assert!(fs::metadata(command(&["image", "mount", source])).unwrap().is_dir());
-        desk.ok(&["image", "unmount", "--all"]);
+        fixture.ok(&["image", "unmount", "--all"]);
         command(&["image", "save", "-o", &file, source]);
-        assert!(desk.path(&file).exists(), "{source}");
+        assert!(fixture.path(&file).exists(), "{source}");
         command(&["image", "tag", source, &tag]);
-        assert!(desk.names().contains(&tag), "{source}");
-        assert!(command(&["image", "inspect", "--json", source]).contains(&picture.id()), "{source}");
+        assert!(fixture.names().contains(&tag), "{source}");
+        assert!(command(&["image", "inspect", "--json", source]).contains(&test_image.id()), "{source}");
         assert!(command(&["image", "history", source]).contains("COPY"), "{source}");
         command(&["image", "push", "-q", source, &registry.name(&format!("again{at}:1"))]);
     }
-    for words in [["image", "inspect", "oci:nowhere"], ["image", "history", "oci-archive:nowhere"]] {
-        let error = desk.fails(&words);
+    for snippets in [["image", "inspect", "oci:nowhere"], ["image", "history", "oci-archive:nowhere"]] {
+        let error = fixture.fails(&snippets);
         assert!(error.contains("cannot read `nowhere`"), "{error}");
     }
 }
 
 fn references() {
-    let desk = Desk::new();
-    let registry = Registry::start(&desk.dir, false, false);
-    let picture = Picture::new(1, 1);
-    picture.layout(&desk.path("layout"), "localhost/s:1", Packing::Gzip);
-    desk.ok(&["image", "load", "layout"]);
+    let fixture = Fixture::new();
+    let registry = Registry::start(&fixture.dir, false, false);
+    let test_image = TestImage::new(1, 1);
+    test_image.layout(&fixture.path("layout"), "localhost/s:1", Packing::Gzip);
+    fixture.ok(&["image", "load", "layout"]);
     // `name` is `name:latest`.
     let bare = registry.name("deep/er/s");
-    desk.ok(&["image", "push", "-q", "localhost/s:1", &bare]);
-    desk.ok(&["image", "rm", "localhost/s:1"]);
-    desk.ok(&["image", "pull", "-q", &bare]);
-    assert_eq!(desk.names(), [format!("{bare}:latest")]);
-    let inspected = desk.json(&["image", "inspect", &bare]);
+    fixture.ok(&["image", "push", "-q", "localhost/s:1", &bare]);
+    fixture.ok(&["image", "rm", "localhost/s:1"]);
+    fixture.ok(&["image", "pull", "-q", &bare]);
+    assert_eq!(fixture.names(), [format!("{bare}:latest")]);
+    let inspected = fixture.json(&["image", "inspect", &bare]);
     let manifest = inspected[0]["ManifestDigest"].as_str().unwrap().to_owned();
-    let id = picture.id();
+    let id = test_image.id();
     let pinned = format!("{bare}@{manifest}");
     for name in [bare.as_str(), &format!("{bare}:latest"), &pinned, &id, &id[7..], &id[7..19], &id[7..10], &id[..20]] {
-        assert_eq!(desk.json(&["image", "inspect", name])[0]["Id"].as_str(), Some(id.as_str()), "{name}");
+        assert_eq!(fixture.json(&["image", "inspect", name])[0]["Id"].as_str(), Some(id.as_str()), "{name}");
     }
-    // A digest that it did not come with, and another name's, are somebody else's.
+    // A digest that the image did not come with, and that of another name, do not resolve.
     let other = format!("{bare}@{id}");
     let elsewhere = format!("{}@{manifest}", registry.name("other"));
     for name in [&other, &elsewhere] {
-        assert!(desk.fails(&["image", "inspect", name]).contains("no image"), "{name}");
+        assert!(fixture.fails(&["image", "inspect", name]).contains("no image"), "{name}");
     }
-    desk.ok(&["image", "pull", "-q", &pinned]);
-    assert!(desk.names().contains(&pinned), "{:?}", desk.names());
+    fixture.ok(&["image", "pull", "-q", &pinned]);
+    assert!(fixture.names().contains(&pinned), "{:?}", fixture.names());
     for name in ["S", "a//b", "x:", "x@sha256:12", ""] {
-        let refused = desk.run(&["image", "pull", name]);
+        let refused = fixture.run(&["image", "pull", name]);
         assert!(refused.code == 2 && refused.err.contains("hint:"), "{name}: {}", refused.err);
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::desk::sh;
+use crate::fixture::sh;
 
 pub struct Registry {
     child: Child,
@@ -79,7 +79,7 @@ impl Registry {
             .spawn()
             .unwrap();
         let registry = Self { child, port, certs };
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(
                 Instant::now() < deadline,

@@ -1,4 +1,4 @@
-//! A registry that does what it is told: answers right, and wrong in every way that a test asks for. It counts and remembers.
+//! A registry that a test controls: it answers correctly, or wrongly in any way that the test requests. It counts and records requests.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::picture::{Blobs, Packing, Picture};
+use crate::test_image::{Blobs, Packing, TestImage};
 
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -33,6 +33,10 @@ pub enum Reply {
     Cut(usize),
     /// The same, and it knows no ranges.
     CutDeaf(usize),
+    /// A `Content-Range` other than that of the request.
+    WrongRange,
+    /// The right answer, but only so many bytes of the range that was asked for.
+    Short(usize),
     /// So many bytes of the body, then silence until the client goes.
     Silent(usize),
     /// A few bytes at a time, for ever.
@@ -41,6 +45,8 @@ pub enum Reply {
     Hesitant,
     /// Half a megabyte a second.
     Slow,
+    /// One bit of what is sent is another one.
+    Damaged,
     /// Other bytes under the same name.
     Other(Vec<u8>),
     /// A `Content-Length` that is not true.
@@ -93,8 +99,8 @@ impl Rogue {
     }
 
     /// Serves an image under `name:tag`; answers the digests of its layers.
-    pub fn with(&self, tag: &str, picture: &Picture, packing: Packing) -> Vec<String> {
-        let (blobs, manifest, layers) = picture.blobs(packing);
+    pub fn with(&self, tag: &str, test_image: &TestImage, packing: Packing) -> Vec<String> {
+        let (blobs, manifest, layers) = test_image.blobs(packing);
         self.put(blobs);
         self.tag(tag, &manifest);
         layers
@@ -199,18 +205,35 @@ fn content(shared: &Shared, request: &Request) -> Option<Vec<u8>> {
     shared.blobs.lock().unwrap().get(&digest).cloned()
 }
 
+/// The bytes that a request asks for: `bytes=FIRST-` or `bytes=FIRST-LAST`, of the version that `If-Range` names.
+fn range(request: &Request, etag: &str, whole: usize) -> Option<std::ops::Range<usize>> {
+    let (first, last) = request.header("range").strip_prefix("bytes=")?.split_once('-')?;
+    let end = if last.is_empty() { whole } else { whole.min(last.parse::<usize>().ok()? + 1) };
+    let same = matches!(request.header("if-range"), "" | "*") || request.header("if-range") == etag;
+    same.then_some(first.parse::<usize>().ok()?.min(end)..end)
+}
+
 fn send(mut stream: TcpStream, request: &Request, body: Vec<u8>, reply: &Reply) -> std::io::Result<()> {
     let body = if let Reply::Other(other) = reply { other.clone() } else { body };
     let whole = body.len();
-    let start =
-        request.header("range").strip_prefix("bytes=").and_then(|range| range.trim_end_matches('-').parse().ok());
-    let start: Option<usize> = start.filter(|_| !matches!(reply, Reply::CutDeaf(_)));
-    let body = &body[start.unwrap_or(0).min(whole)..];
+    let etag = format!("\"{}\"", crate::test_image::digest(&body));
+    let range = range(request, &etag, whole).filter(|_| !matches!(reply, Reply::CutDeaf(_)));
+    let mut sent = range.clone().unwrap_or(0..whole);
+    if let Reply::Short(most) = reply {
+        sent.end = sent.end.min(sent.start + most);
+    }
+    let body = &body[sent.clone()];
     let length = if let Reply::Length(length) = reply { *length } else { body.len() as u64 };
-    let head = match start {
-        Some(start) => format!("HTTP/1.1 206 x\r\nContent-Range: bytes {start}-{}/{whole}\r\n", whole - 1),
+    let shift = usize::from(matches!(reply, Reply::WrongRange));
+    let head = match range {
+        Some(_) => format!(
+            "HTTP/1.1 206 x\r\nContent-Range: bytes {}-{}/{whole}\r\n",
+            sent.start + shift,
+            (sent.end + shift).saturating_sub(1)
+        ),
         None => "HTTP/1.1 200 OK\r\n".to_owned(),
     };
+    let head = format!("{head}ETag: {etag}\r\n");
     let kind = "application/vnd.oci.image.manifest.v1+json";
     write!(stream, "{head}Content-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n")?;
     match reply {
@@ -232,6 +255,11 @@ fn send(mut stream: TcpStream, request: &Request, body: Vec<u8>, reply: &Reply) 
                 std::thread::sleep(Duration::from_millis(125));
             }
             Ok(())
+        }
+        Reply::Damaged => {
+            let mut body = body.to_vec();
+            body[1] ^= 1;
+            stream.write_all(&body)
         }
         _ => stream.write_all(body),
     }

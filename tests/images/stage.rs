@@ -9,9 +9,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::desk::{Desk, listing, sh};
+use crate::fixture::{Fixture, listing, sh};
 use crate::layer::Layer;
-use crate::picture::{Packing, Picture};
+use crate::test_image::{Packing, TestImage};
 
 /// What umoci makes of it.
 pub enum Umoci {
@@ -24,20 +24,20 @@ pub enum Umoci {
 
 /// A host whose files the images are after.
 pub struct Stage {
-    pub desk: Desk,
+    pub fixture: Fixture,
     pub canary: PathBuf,
     before: String,
 }
 
 impl Stage {
     pub fn new() -> Self {
-        let desk = Desk::new();
-        let canary = desk.path("canary");
+        let fixture = Fixture::new();
+        let canary = fixture.path("canary");
         fs::create_dir_all(canary.join("dir/full")).unwrap();
         fs::write(canary.join("file"), "host").unwrap();
         fs::write(canary.join("dir/full/x"), "host").unwrap();
         let before = listing(&canary);
-        Self { desk, canary, before }
+        Self { fixture, canary, before }
     }
 
     /// The canary as an absolute path, for links.
@@ -46,26 +46,26 @@ impl Stage {
     }
 
     pub fn layout(&self, layers: Vec<Layer>) -> String {
-        let _ = fs::remove_dir_all(self.desk.path("layout"));
+        let _ = fs::remove_dir_all(self.fixture.path("layout"));
         let layers = layers.into_iter().map(Layer::end).collect();
-        let picture = Picture { layers, architecture: crate::picture::host() };
-        picture.layout(&self.desk.path("layout"), "v1", Packing::Gzip);
-        picture.id()
+        let test_image = TestImage { layers, architecture: crate::test_image::host() };
+        test_image.layout(&self.fixture.path("layout"), "v1", Packing::Gzip);
+        test_image.id()
     }
 
     #[track_caller]
     pub fn becomes(&self, class: &str, layers: Vec<Layer>, umoci: Umoci, want: &[&str]) {
         let id = self.layout(layers);
-        let desk = &self.desk;
-        assert_eq!(desk.ok(&["image", "load", "-q", "oci:layout:v1"]), id, "{class}");
-        let mounted = desk.mounted(&id);
+        let fixture = &self.fixture;
+        assert_eq!(fixture.ok(&["image", "load", "-q", "oci:layout:v1"]), id, "{class}");
+        let mounted = fixture.mounted(&id);
         assert_eq!(show(&mounted), want, "{class}: the image's mount");
 
         // What a launch does, in a container's own mount namespace.
-        let over = desk.path("over");
+        let over = fixture.path("over");
         fs::create_dir(&over).unwrap();
         let [upper, work, merged] = ["up", "work", "merged"].map(|name| over.join(name));
-        gpurun::rootfs::overlay(&gpurun::rootfs::Overlay {
+        gpurun::testing::rootfs::overlay(&gpurun::testing::rootfs::Overlay {
             lower: &mounted,
             upper: &upper,
             work: &work,
@@ -85,21 +85,22 @@ impl Stage {
             usize::from(want.first().is_some_and(|line| line.starts_with("/ ")))
         );
         sh(&format!("umount {o}/merged && rm -rf {o}", o = over.display()));
-        desk.ok(&["image", "unmount", "--all"]);
+        fixture.ok(&["image", "unmount", "--all"]);
 
-        desk.ok(&["image", "unpack", &id, "tree"]);
-        assert_eq!(show(&desk.path("tree")), want, "{class}: unpacked");
-        fs::remove_dir_all(desk.path("tree")).unwrap();
+        fixture.ok(&["image", "unpack", &id, "tree"]);
+        assert_eq!(show(&fixture.path("tree")), want, "{class}: unpacked");
+        fs::remove_dir_all(fixture.path("tree")).unwrap();
         self.umoci(class, umoci, want);
-        desk.ok(&["image", "rm", &id]);
+        fixture.ok(&["image", "rm", &id]);
         self.untouched(class);
     }
 
     fn umoci(&self, class: &str, umoci: Umoci, want: &[&str]) {
-        let line = format!("cd {} && rm -rf bundle && umoci unpack --image layout:v1 bundle", self.desk.dir.display());
+        let line =
+            format!("cd {} && rm -rf bundle && umoci unpack --image layout:v1 bundle", self.fixture.dir.display());
         let output = std::process::Command::new("sh").args(["-c", &line]).output().unwrap();
         let theirs = match output.status.success() {
-            true => show(&self.desk.path("bundle/rootfs")),
+            true => show(&self.fixture.path("bundle/rootfs")),
             false => vec![String::from("refused")],
         };
         let ours: Vec<String> = want.iter().map(|line| (*line).to_owned()).collect();
@@ -108,16 +109,16 @@ impl Stage {
             Umoci::Refuses => assert!(!output.status.success(), "{class}: umoci makes {theirs:?}"),
             Umoci::Differs(why) => assert_ne!(theirs, ours, "{class}: umoci does the same now, and not: {why}"),
         }
-        let _ = fs::remove_dir_all(self.desk.path("bundle"));
+        let _ = fs::remove_dir_all(self.fixture.path("bundle"));
     }
 
     #[track_caller]
-    pub fn refused(&self, class: &str, layers: Vec<Layer>, word: &str) {
+    pub fn refused(&self, class: &str, layers: Vec<Layer>, snippet: &str) {
         self.layout(layers);
-        let error = self.desk.fails(&["image", "load", "layout"]);
-        assert!(error.contains(word) && error.contains("caused by:"), "{class}: {error}");
-        assert_eq!(self.desk.json(&["image", "ls", "--json"]), serde_json::json!([]), "{class}");
-        self.desk.assert_whole();
+        let error = self.fixture.fails(&["image", "load", "layout"]);
+        assert!(error.contains(snippet) && error.contains("caused by:"), "{class}: {error}");
+        assert_eq!(self.fixture.json(&["image", "ls", "--json"]), serde_json::json!([]), "{class}");
+        self.fixture.assert_whole();
         self.untouched(class);
     }
 
@@ -172,7 +173,7 @@ fn line(shown: &str, path: &Path, seen: &mut Seen) -> String {
     if !(0..=1).contains(&meta.mtime()) && meta.mtime() < now - day {
         more.push_str(&format!("@{}.{:09}", meta.mtime(), meta.mtime_nsec()));
     }
-    for (name, value) in gpurun::sys::xattr_read::all(path).unwrap() {
+    for (name, value) in gpurun::testing::sys::xattr_read::all(path).unwrap() {
         if !name.starts_with(b"system.") {
             more.push_str(&format!(" {}={}", name.escape_ascii(), value.escape_ascii()));
         }

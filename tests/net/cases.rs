@@ -4,9 +4,9 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::time::Instant;
 
-use gpurun::net::{self, PortSpec};
-use gpurun::request::NetworkMode;
-use gpurun::sys::process::{self, Fork};
+use gpurun::testing::net;
+use gpurun::testing::request::{NetworkMode, PortSpec};
+use gpurun::testing::sys::process::{self, Fork};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
@@ -33,6 +33,8 @@ pub const CASES: &[Case] = &[
     ("a_restart_after_a_kill_starts_clean", restart),
     ("many_at_once_get_addresses_of_their_own", many_at_once),
     ("a_sender_that_never_pauses_follows_the_port", stale_flows),
+    ("what_was_removed_from_the_host_is_repaired", repaired),
+    ("run_directories_share_the_bridge_without_sharing_addresses", run_directories),
     ("the_network_keeps_clear_of_the_hosts_routes", subnet),
     ("forwarding_is_turned_on_and_said", forwarding),
     ("there_is_no_ipv6_on_the_bridge", no_ipv6),
@@ -152,7 +154,7 @@ fn unasked() {
     // Even a published port is not found by the container's own address: that is how 127.0.0.1 stays private.
     cannot_reach(Some(&world.outside), (web.ip, 80));
     reach(Some(&world.outside), (HOST, 8080), &published);
-    // A container with somebody else's address is not passed on.
+    // Packets with an address that is not the container's are dropped.
     within(web.ns(), || sh("ip addr add 203.0.113.5/32 dev eth0"));
     let spoofer = within(web.ns(), || UdpSocket::bind((Ipv4Addr::new(203, 0, 113, 5), 0)).unwrap());
     let honest = udp_client(Some(web.ns()));
@@ -177,7 +179,10 @@ fn outwards() {
 fn port_in_use() {
     let world = World::new();
     let web = world.container("web", &["8080:80", "127.0.0.1:9090:90"]);
-    says(world.try_container("two", &["8080:81"]), &["port 0.0.0.0:8080/tcp is in use by container `web`", "hint: "]);
+    says(
+        world.try_container("two", &["8080:81"]),
+        &["cannot publish port 0.0.0.0:8080/tcp: it is in use by container `web`", "hint: "],
+    );
     says(world.try_container("two", &["127.0.0.1:8080:81"]), &["in use by container `web`"]);
     says(world.try_container("two", &["9090:81"]), &["in use by container `web`"]);
     says(world.try_container("two", &["7000:1", "7000:2"]), &["in use by another `-p` of this container"]);
@@ -186,11 +191,13 @@ fn port_in_use() {
     let datagrams = UdpSocket::bind((HOST, 7003)).unwrap();
     let me = format!("(pid {})", std::process::id());
     for port in ["7001:1", "127.0.0.1:7001:1", "7002:1", "7003:1/udp"] {
-        says(world.try_container("two", &[port]), &["is in use by `", &me]);
+        says(world.try_container("two", &[port]), &["it is in use by `", &me]);
     }
     drop((four, six));
     // Nothing of those remains, and what is free is free: the other protocol, another address.
-    assert_eq!(world.leftovers().len(), 1 + 2 + 1, "lease, two ports, a device: {:?}", world.leftovers());
+    eventually("a lease, two ports and a device are all that there is", || {
+        (world.leftovers().len() == 4).then_some(())
+    });
     let two = world.container("two", &["8080:80/udp", "192.0.2.1:9090:91", "7001:1"]);
     reach(None, (LOOPBACK, 9090), &web.tcp(90));
     reach(None, (HOST, 9090), &two.tcp(91));
@@ -201,7 +208,7 @@ fn time_wait() {
     let world = World::new();
     let server = TcpListener::bind((LOOPBACK, 8080)).unwrap();
     let client = connect(None, (LOOPBACK, 8080), PATIENCE).unwrap();
-    // Whoever closes first keeps the connection in TIME_WAIT: the server.
+    // The side that closes first keeps the connection in TIME_WAIT: the server.
     drop(server.accept().unwrap());
     drop(client);
     drop(server);
@@ -296,7 +303,7 @@ fn idempotent() {
         world.teardown("web");
         eventually("all is gone", || world.leftovers().is_empty().then_some(()));
     }
-    // A lease that nobody can read is no reason to give up.
+    // A lease that cannot be read does not end the command.
     fs::write(&lease, b"{").unwrap();
     world.teardown("web");
     let web = world.container("web", &["8080:80"]);
@@ -313,8 +320,9 @@ fn restart() {
     }
     let web = world.container("web", &["8080:80"]);
     reach(None, (LOOPBACK, 8080), &web.tcp(80));
-    assert_eq!(world.leftovers().len(), 3);
-    // Without the run directory (somebody emptied it), an element of the dead one is in the way, and is replaced.
+    // The kernel removes the devices of the killed ones' namespaces a moment after it has reaped the processes.
+    eventually("what belongs to the killed ones is gone", || (world.leftovers().len() == 3).then_some(()));
+    // When the run directory was emptied, an element of the dead container is still in the set, and is replaced.
     let old = owner(&world, "lost", &["7070:70"]);
     kill(old, Signal::SIGKILL).unwrap();
     waitpid(old, None).unwrap();
@@ -355,7 +363,7 @@ fn many_at_once() {
 
 fn stale_flows() {
     let world = World::new();
-    // Flows are only remembered where somebody asked the kernel to: a container did so.
+    // The kernel tracks flows only where a rule requests it: a container does.
     let first = world.container("first", &[]);
     let outside = udp_client(Some(&world.outside));
     let local = udp_client(None);
@@ -369,7 +377,7 @@ fn stale_flows() {
     drop(server);
     world.teardown("log");
     drop(log);
-    // Another address: somebody else has the old one.
+    // Another address: another container has the old one.
     let second = world.container("second", &[]);
     let heir = world.container("heir", &["514:514/udp"]);
     assert_ne!(second.ip, heir.ip);
@@ -384,6 +392,88 @@ fn stale_flows() {
     outside.send_to(b"ping", (HOST, 514)).unwrap();
     own.recv_from(&mut [0; 8]).unwrap();
     drop(first);
+}
+
+/// What root or another program may do to the host while containers run. Each is repaired by the next command, whichever it is, and a
+/// second command finds nothing to do.
+fn repaired() {
+    let world = World::new();
+    let (web, own) =
+        (world.container("web", &["8080:80", "8081:81/udp"]), world.container("own", &["127.0.0.1:9090:90"]));
+    let (server, private) = (web.tcp(80), web.tcp(82));
+    let damage = [
+        ("ip link delete gpurun0", "bridge"),
+        ("ip link set gpurun0 down", "bridge"),
+        ("ip addr flush dev gpurun0", "bridge"),
+        ("nft flush ruleset", "table"),
+        ("nft flush table inet gpurun", "table"),
+        ("nft delete chain inet gpurun forward", "table"),
+        ("nft flush map inet gpurun any", "published ports"),
+        ("nft flush map inet gpurun own", "published ports"),
+        ("ip link set gpurun0-2 nomaster", "`web`"),
+        ("echo 0 > /proc/sys/net/ipv4/ip_forward", "ip_forward"),
+    ];
+    for (ruin, named) in damage {
+        sh(ruin);
+        let notices = net::repair(&world.state_dir()).unwrap();
+        assert!(notices.iter().any(|notice| notice.contains(named)), "{ruin}: {notices:?}");
+        assert_eq!(net::repair(&world.state_dir()).unwrap(), [""; 0], "{ruin}: repaired at once");
+        reach(None, (LOOPBACK, 8080), &server);
+        reach(Some(&world.outside), (HOST, 8080), &server);
+        reach(None, (LOOPBACK, 9090), &own.tcp(90));
+        reach(Some(own.ns()), (web.ip, 80), &server);
+        let outside = within(&world.outside, || TcpListener::bind((OUTSIDE, 99)).unwrap());
+        assert_eq!(reach(Some(web.ns()), (OUTSIDE, 99), &outside), HOST, "{ruin}");
+        // Another machine that uses this host as a router reaches nothing that was not published.
+        within(&world.outside, || sh(&format!("ip route replace {}/32 via 192.0.2.1", web.ip)));
+        cannot_reach(Some(&world.outside), (web.ip, 82));
+    }
+    drop(private);
+    // From another network namespace there is nothing to repair, and nothing of the host's is set up there.
+    sh("nft flush ruleset");
+    within(&world.outside, || {
+        assert_eq!(net::repair(&world.state_dir()).unwrap(), [""; 0]);
+        assert_eq!(sh("nft list ruleset"), "");
+        assert_eq!(sh("ip -o link show type bridge"), "");
+    });
+    assert!(!net::repair(&world.state_dir()).unwrap().is_empty());
+    reach(None, (LOOPBACK, 8080), &server);
+    for name in ["web", "own"] {
+        world.teardown(name);
+    }
+    sh("ip link delete gpurun0; nft flush ruleset");
+    assert_eq!(net::repair(&world.state_dir()).unwrap(), [""; 0], "without containers there is nothing to repair");
+    assert_eq!(sh("nft list ruleset"), "");
+}
+
+/// Two run directories on one host: each knows its own leases only, and the bridge is one.
+fn run_directories() {
+    let world = World::new();
+    let other = world.state_dir().with_file_name("other");
+    let mut addresses = std::collections::BTreeSet::new();
+    let mut containers = Vec::new();
+    for number in 0..6 {
+        let (name, port) = (format!("c{number}"), format!("{}:80", 8000 + number));
+        let state_dir = if number % 2 == 0 { &world.state_dir() } else { &other };
+        let network = world.try_container_in(state_dir, &name, &[&port]).unwrap();
+        assert!(addresses.insert(network.ip.unwrap()), "{name} has the address of another: {addresses:?}");
+        containers.push(crate::world::Container { ip: network.ip.unwrap(), network });
+    }
+    for (number, container) in (0..).zip(&containers) {
+        reach(None, (LOOPBACK, 8000 + number), &container.tcp(80));
+    }
+    // Clean-up in one run directory leaves the devices and ports of the other alone.
+    net::teardown(&other, &id("c1")).unwrap();
+    net::reconcile(&other, &[]).unwrap();
+    reach(None, (LOOPBACK, 8002), &containers[2].tcp(80));
+    // After a flush each run directory's next command restores its own ports, and keeps the other's.
+    sh("nft flush ruleset");
+    for state_dir in [&world.state_dir(), &other, &world.state_dir()] {
+        net::repair(state_dir).unwrap();
+    }
+    for number in [0, 2, 3, 4, 5] {
+        reach(None, (LOOPBACK, 8000 + number as u16), &containers[number].tcp(80));
+    }
 }
 
 fn subnet() {
@@ -414,7 +504,7 @@ fn forwarding() {
     let one = world.container("one", &[]);
     assert!(one.network.notes.iter().any(|note| note.contains("ip_forward")), "{:?}", one.network.notes);
     assert_eq!(world.container("two", &[]).network.notes, [""; 0], "said once");
-    // Somebody's script turns it off, and takes the localnet route away: the next start mends it.
+    // A script of the host turns it off, and removes the localnet route: the next start repairs both.
     sh(
         "echo 0 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv4/conf/gpurun0/route_localnet; ip link set gpurun0 down",
     );
@@ -438,8 +528,21 @@ fn modes() {
     let state_dir = world.state_dir();
     let setup = |mode| {
         let ports: &[PortSpec] = &[];
-        net::setup(&net::Request { id: &id("x"), name: "x", hostname: "x", mode, ports, state_dir: &state_dir })
-            .unwrap()
+        let subnet = None;
+        net::setup(&net::Request {
+            id: &id("x"),
+            name: "x",
+            user: "ada",
+            hostname: "x",
+            mode,
+            attachments: &[],
+            networks: &net::Networks::new(world.dir.path()),
+            hosts: &world.dir.path().join("hosts"),
+            ports,
+            state_dir: &state_dir,
+            subnet,
+        })
+        .unwrap()
     };
     assert!(setup(NetworkMode::Host).namespace.is_none());
     let none = setup(NetworkMode::None).namespace.unwrap();

@@ -1,4 +1,4 @@
-//! The network room, on hosts of its own: every case runs in a process and a network namespace of its own, with another machine on a wire.
+//! The network module, on hosts of its own: each case runs in its own process and network namespace, with another machine on a wire.
 //!
 //! `net::setup` wants a single-threaded process, so a case is this program again, with `--case NAME`; the harness only looks at its end.
 
@@ -15,9 +15,9 @@ type Case = (&'static str, fn());
 
 fn main() -> ExitCode {
     let all = || cases::CASES.iter().chain(firewall_cases::CASES);
-    let mut words = std::env::args().skip(1);
-    if words.next().as_deref() == Some("--case") {
-        let name = words.next().unwrap_or_default();
+    let mut snippets = std::env::args().skip(1);
+    if snippets.next().as_deref() == Some("--case") {
+        let name = snippets.next().unwrap_or_default();
         let Some((_, case)) = all().chain(cases::MEASURES).find(|(other, _)| *other == name) else {
             eprintln!("there is no case `{name}`");
             return ExitCode::from(2);

@@ -6,17 +6,17 @@ use std::fmt::Debug;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use gpurun::net::{self, NetError, Network, PortSpec};
-use gpurun::request::NetworkMode;
-use gpurun::sys::netns;
+use gpurun::testing::net::{self, NetError, Network};
+use gpurun::testing::request::{Attachment, NetworkMode, PortSpec};
+use gpurun::testing::sys::netns;
 use tempfile::TempDir;
 
-/// How long a packet that must arrive may take, on a loaded machine.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a packet that must arrive may take, on a loaded machine. It costs time only when a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How long it is looked whether one arrives that must not. Those that may do so within a tenth of this.
 pub const SILENCE: Duration = Duration::from_millis(400);
 
@@ -25,7 +25,7 @@ pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 pub const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 pub struct World {
-    dir: TempDir,
+    pub dir: TempDir,
     pub outside: OwnedFd,
 }
 
@@ -47,14 +47,24 @@ impl World {
     }
 
     pub fn try_container(&self, name: &str, publish: &[&str]) -> Result<Network, NetError> {
+        self.try_container_in(&self.state_dir(), name, publish)
+    }
+
+    /// A container of this run directory's.
+    pub fn try_container_in(&self, state_dir: &Path, name: &str, publish: &[&str]) -> Result<Network, NetError> {
         let ports: Vec<PortSpec> = publish.iter().flat_map(|text| PortSpec::parse(text).unwrap()).collect();
         net::setup(&net::Request {
             id: &id(name),
             name,
+            user: "ada",
             hostname: name,
             mode: NetworkMode::Bridge,
+            attachments: &[Attachment { network: "bridge".into(), aliases: Vec::new(), ip: None, mac: None }],
+            networks: &net::Networks::new(self.dir.path()),
+            hosts: &self.dir.path().join("hosts"),
             ports: &ports,
-            state_dir: &self.state_dir(),
+            state_dir,
+            subnet: None,
         })
     }
 
@@ -90,7 +100,7 @@ impl World {
 
 /// What a person would read.
 pub fn report(error: NetError) -> String {
-    gpurun::report::Report::from(error).to_string()
+    gpurun::testing::report::Report::from(error).to_string()
 }
 
 /// 64 hexadecimal digits that begin with the name's own.
@@ -151,16 +161,16 @@ pub fn reach(from: Option<&OwnedFd>, to: (Ipv4Addr, u16), server: &TcpListener) 
     io::Write::write_all(&mut { &client }, b"hello").unwrap();
     stream.set_nonblocking(false).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut word = [0; 5];
-    stream.read_exact(&mut word).unwrap();
-    assert_eq!(&word, b"hello");
+    let mut snippet = [0; 5];
+    stream.read_exact(&mut snippet).unwrap();
+    assert_eq!(&snippet, b"hello");
     match peer {
         SocketAddr::V4(peer) => *peer.ip(),
         SocketAddr::V6(peer) => panic!("{peer}"),
     }
 }
 
-/// Insists that nobody answers there, or somebody who refuses.
+/// Checks that a connection is not answered, or refused.
 #[track_caller]
 pub fn cannot_reach(from: Option<&OwnedFd>, to: (Ipv4Addr, u16)) {
     assert!(connect(from, to, SILENCE).is_err(), "{to:?} can be reached");

@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use gpurun::sys::{exe, process};
+use gpurun::testing::sys::{exe, process};
 use serde_json::json;
 
 use crate::fixture::{Fixture, piped, wait};
@@ -72,7 +72,7 @@ fn supervisor_dies() {
         assert!(!process::wait_pidfd(&pidfd, Duration::ZERO), "{start}: alive before");
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(process::wait_pidfd(&pidfd, Duration::from_secs(10)), "{start}: outlives its supervisor");
+        assert!(process::wait_pidfd(&pidfd, Duration::from_secs(60)), "{start}: outlives its supervisor");
         let name = std::path::Path::new(dir).file_name().unwrap().to_string_lossy().into_owned();
         std::fs::remove_dir_all(dir).unwrap();
         let mut left = Fixture::new(&["/bin/true"]);

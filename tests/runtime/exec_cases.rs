@@ -2,8 +2,8 @@
 
 use std::os::fd::AsFd;
 
-use gpurun::report::Report;
-use gpurun::runtime::{ExecRequest, Stdio, exec};
+use gpurun::testing::report::Report;
+use gpurun::testing::runtime::{ExecRequest, Stdio, exec};
 
 use crate::fixture::{Fixture, exec_output, exec_request, no_mkdir, read_until, wait};
 
@@ -13,7 +13,7 @@ pub const CASES: &[(&str, fn())] = &[
     ("exec: user, groups, directory, umask and limits are the ones asked for", identity),
     ("exec: signals are at their defaults, no descriptor is left open", clean),
     ("exec: exit codes and signals come back", exit_codes),
-    ("exec: 127 and 126 in plain words, no zombie", words),
+    ("exec: 127 and 126 in plain words, no zombie", snippets),
     ("exec: a directory outside of the container is refused", escape),
     ("exec: a terminal has its size, its session and its owner", terminal),
     ("exec: many in a row", many),
@@ -23,7 +23,7 @@ pub const CASES: &[(&str, fn())] = &[
 
 fn run(
     fixture: &Fixture,
-    created: &gpurun::runtime::Created,
+    created: &gpurun::testing::runtime::Created,
     script: &str,
     change: impl FnOnce(&mut ExecRequest<'_>),
 ) -> (i32, String) {
@@ -43,7 +43,8 @@ fn confined() {
             fixture.no_new_privileges = no_new_privileges;
             let created = fixture.started();
             let script = "grep -E '^(Cap|Seccomp:|NoNewPrivs)' /proc/self/status; mkdir /tmp/x 2>&1; ls /tmp";
-            let (_, text) = run(&fixture, &created, script, |request| (request.uid, request.gid) = (uid, uid));
+            let (_, text) =
+                run(&fixture, &created, script, |request| (request.process.uid, request.process.gid) = (uid, uid));
             let held = if uid == 0 { "00000000a80425fb" } else { "0000000000000000" };
             for line in [
                 format!("CapPrm:\t{held}"),
@@ -89,10 +90,11 @@ fn identity() {
         &created,
         "id -u; id -g; id -G; pwd; umask; ulimit -n; ulimit -Hn; cat /proc/self/oom_score_adj",
         |request| {
-            (request.uid, request.gid, request.groups) = (1000, 1001, vec![7, 8]);
-            request.cwd = "/work".into();
-            request.rlimits = vec![gpurun::spec::Rlimit { name: "RLIMIT_NOFILE".into(), soft: 100, hard: 200 }];
-            request.oom_score_adj = Some(55);
+            (request.process.uid, request.process.gid, request.process.groups) = (1000, 1001, vec![7, 8]);
+            request.process.cwd = "/work".into();
+            request.process.rlimits =
+                vec![gpurun::testing::spec::Rlimit { name: "RLIMIT_NOFILE".into(), soft: 100, hard: 200 }];
+            request.process.oom_score_adj = Some(55);
         },
     );
     assert_eq!(text, "1000\n1001\n1001 7 8\n/work\n0022\n100\n200\n55");
@@ -119,13 +121,13 @@ fn exit_codes() {
     fixture.delete(created);
 }
 
-fn words() {
+fn snippets() {
     let fixture = Fixture::sleeper();
     fixture.file("bin/plain", 0o644, b"text");
     fixture.file("bin/orphan", 0o755, b"#!/no/such/shell\n");
     let created = fixture.started();
-    let before = gpurun::sys::process::children();
-    for (program, code, words) in [
+    let before = gpurun::testing::sys::process::children();
+    for (program, code, snippets) in [
         ("nothing", 127, "no such program in the container's PATH"),
         ("/bin/nothing", 127, "no such file in the image"),
         ("plain", 126, "not an executable file"),
@@ -133,8 +135,8 @@ fn words() {
     ] {
         let (stdio, _output) = crate::fixture::piped();
         let report = Report::from(exec(&exec_request(&fixture, &created, &[program], stdio)).expect_err(program));
-        assert!(report.exit_code == code && report.message.contains(words), "{report}");
-        assert_eq!(gpurun::sys::process::children(), before, "a zombie after `{program}`");
+        assert!(report.exit_code == code && report.message.contains(snippets), "{report}");
+        assert_eq!(gpurun::testing::sys::process::children(), before, "a zombie after `{program}`");
     }
     fixture.delete(created);
 }
@@ -147,7 +149,7 @@ fn escape() {
     for cwd in [format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&host)), "/nowhere".into()] {
         let (stdio, _output) = crate::fixture::piped();
         let mut request = exec_request(&fixture, &created, &["/bin/pwd"], stdio);
-        request.cwd = cwd.clone().into();
+        request.process.cwd = cwd.clone().into();
         let report = Report::from(exec(&request).expect_err("a directory elsewhere"));
         assert!(report.message.contains(&cwd), "{report}");
     }
@@ -159,14 +161,14 @@ fn terminal() {
     let created = fixture.started();
     let script = "stty size; tty; stat -c %u $(tty); echo ready; read x; echo got $x; trap 'echo resized; exit 3' WINCH; echo trap; while :; do sleep 1; done";
     let mut request = exec_request(&fixture, &created, &["/bin/sh", "-c", script], Stdio::Pty { size: Some((41, 97)) });
-    request.uid = 1000;
+    request.process.uid = 1000;
     let child = exec(&request).unwrap_or_else(|error| panic!("{}", Report::from(error)));
     let master = child.pty.expect("a terminal");
     let seen = read_until(&master, "ready");
     assert!(seen.contains("41 97\r\n/dev/pts/0\r\n1000"), "{seen}");
     nix::unistd::write(&master, b"word\n").unwrap();
     read_until(&master, "trap");
-    gpurun::sys::pty::set_window_size(master.as_fd(), 10, 20);
+    gpurun::testing::sys::pty::set_window_size(master.as_fd(), 10, 20);
     read_until(&master, "resized");
     assert_eq!(wait(child.pid), 3);
     fixture.delete(created);
@@ -178,7 +180,7 @@ fn many() {
     for round in 0..50 {
         assert_eq!(run(&fixture, &created, &format!("exit {round}"), |_| {}).0, round);
     }
-    assert_eq!(gpurun::sys::process::children(), [created.pid]);
+    assert_eq!(gpurun::testing::sys::process::children(), [created.pid]);
     fixture.delete(created);
 }
 

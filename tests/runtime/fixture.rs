@@ -7,11 +7,12 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use gpurun::report::Report;
-use gpurun::runtime::{self, CreateRequest, Created, ExecChild, ExecRequest, INIT_PAYLOAD, Stdio};
-use gpurun::spec::Capabilities;
-use gpurun::spec::seccomp::{Filter, Instruction};
-use gpurun::sys::process;
+use gpurun::testing::report::Report;
+use gpurun::testing::runtime::{self, CreateRequest, Created, ExecChild, ExecRequest, INIT_PAYLOAD, Stdio};
+use gpurun::testing::spec::seccomp::Filter;
+use gpurun::testing::spec::{Capabilities, Process};
+use gpurun::testing::sys::process;
+use gpurun::testing::sys::seccomp::Instruction;
 use nix::mount::{MsFlags, mount};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -43,7 +44,6 @@ pub struct Fixture {
     pub no_new_privileges: bool,
     pub seccomp: Option<Filter>,
     pub oom_score_adj: Option<i32>,
-    pub held: u64,
     pub check: Option<String>,
 }
 
@@ -69,16 +69,7 @@ impl Fixture {
         let caps = Capabilities::default();
         let spec = spec(&root, args, &format!("/gpurun-test/{name}"), &caps.names());
         fs::create_dir_all(dir.path().join("state")).expect("a directory");
-        Self {
-            dir,
-            id: name,
-            spec,
-            no_new_privileges: true,
-            seccomp: None,
-            oom_score_adj: None,
-            held: caps.0,
-            check: None,
-        }
+        Self { dir, id: name, spec, no_new_privileges: true, seccomp: None, oom_score_adj: None, check: None }
     }
 
     pub fn root(&self) -> PathBuf {
@@ -106,7 +97,6 @@ impl Fixture {
         for set in ["effective", "permitted"] {
             self.spec["process"]["capabilities"][set] = json!([]);
         }
-        self.held = 0;
     }
 
     pub fn try_create(&self, stdio: Stdio) -> Result<Created, Report> {
@@ -114,19 +104,22 @@ impl Fixture {
         spec["process"]["terminal"] = json!(matches!(stdio, Stdio::Pty { .. }));
         spec["process"]["noNewPrivileges"] = json!(self.no_new_privileges);
         fs::write(self.dir.path().join("config.json"), spec.to_string()).expect("the spec");
-        let program = self.spec["process"]["args"][0].as_str().expect("a program").to_owned();
+        let process = Process { oom_score_adj: self.oom_score_adj, ..self.process(&spec) };
         let created = runtime::create(CreateRequest {
             id: &self.id,
             bundle: self.dir.path(),
             state_root: &self.state(),
             stdio,
-            seccomp: self.seccomp.as_ref(),
-            no_new_privileges: self.no_new_privileges,
-            held_capabilities: self.held,
-            oom_score_adj: self.oom_score_adj,
-            check: self.check.as_deref().unwrap_or(&program),
+            program: self.check.as_deref().unwrap_or(&process.args[0]),
+            process: &process,
+            devices: None,
         })?;
         Ok(created)
+    }
+
+    /// The process that a spec describes, with the fixture's filter.
+    fn process(&self, spec: &Value) -> Process {
+        Process::of_spec(spec.to_string().as_bytes(), self.seccomp.clone()).expect("a process")
     }
 
     /// Creates the container with its output going to a pipe.
@@ -157,8 +150,10 @@ impl Fixture {
     }
 
     pub fn remove_cgroup(&self) {
-        let host = gpurun::cgroup::Host::probe(Path::new("/")).expect("cgroups");
-        if let Some(cgroup) = gpurun::cgroup::Cgroup::open(&host, &self.cgroup_path()).expect("a look at the cgroup") {
+        let host = gpurun::testing::cgroup::Host::probe(Path::new("/")).expect("cgroups");
+        if let Some(cgroup) =
+            gpurun::testing::cgroup::Cgroup::open(&host, &self.cgroup_path()).expect("a look at the cgroup")
+        {
             cgroup.remove().map_err(Report::from).unwrap_or_else(|report| panic!("{report}"));
         }
     }
@@ -212,7 +207,7 @@ impl Drop for Fixture {
             for pid in fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default().lines() {
                 if let Ok(pid) = pid.parse() {
                     let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-                    process::wait_pid_gone(pid, Duration::from_secs(5));
+                    process::wait_pid_gone(pid, Duration::from_secs(60));
                     let _ = waitpid(Pid::from_raw(pid), None);
                 }
             }
@@ -299,23 +294,26 @@ pub fn exec_request<'a>(fixture: &'a Fixture, created: &'a Created, args: &[&str
     ExecRequest {
         target: &created.pidfd,
         cgroup_procs: fixture.cgroups().into_iter().map(|dir| dir.join("cgroup.procs")).collect(),
-        args: args.iter().map(|arg| (*arg).to_owned()).collect(),
-        env: vec!["PATH=/bin".into(), "HOME=/root".into()],
-        cwd: "/".into(),
-        uid: 0,
-        gid: 0,
-        groups: vec![],
-        capabilities: fixture.held,
-        rlimits: vec![],
-        no_new_privileges: fixture.no_new_privileges,
-        seccomp: fixture.seccomp.as_ref(),
-        oom_score_adj: None,
+        process: Process {
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            env: vec!["PATH=/bin".into(), "HOME=/root".into()],
+            cwd: "/".into(),
+            uid: 0,
+            gid: 0,
+            groups: vec![],
+            capabilities: Capabilities::default(),
+            rlimits: vec![],
+            no_new_privileges: fixture.no_new_privileges,
+            seccomp: fixture.seccomp.clone(),
+            oom_score_adj: None,
+            umask: None,
+        },
         stdio,
     }
 }
 
 pub fn exec_output(
-    request: impl FnOnce(Stdio) -> Result<ExecChild, gpurun::runtime::RuntimeError>,
+    request: impl FnOnce(Stdio) -> Result<ExecChild, gpurun::testing::runtime::RuntimeError>,
 ) -> Result<(i32, String), Report> {
     let (stdio, output) = piped();
     let child = request(stdio)?;
@@ -325,7 +323,7 @@ pub fn exec_output(
 
 /// Reads a terminal until `text` was seen; answers with everything so far.
 pub fn read_until(terminal: &OwnedFd, text: &str) -> String {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     let mut seen = String::new();
     while !seen.contains(text) {
         assert!(Instant::now() < deadline, "`{text}` does not come, only: {seen}");
@@ -340,7 +338,7 @@ pub fn read_until(terminal: &OwnedFd, text: &str) -> String {
     seen
 }
 
-/// A filter, by hand: mkdir and mkdirat answer EPERM + 41 (an errno that nothing else gives), all else passes.
+/// A filter, instruction by instruction: mkdir and mkdirat answer EPERM + 41 (an errno that nothing else gives), all else passes.
 pub fn no_mkdir() -> Filter {
     let load = |offset| Instruction { code: 0x20, jt: 0, jf: 0, k: offset };
     let equal = |value: i64, jt| Instruction { code: 0x15, jt, jf: 0, k: value as u32 };

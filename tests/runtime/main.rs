@@ -14,10 +14,15 @@ use std::process::{Command, ExitCode};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
-    let mut words = std::env::args().skip(1);
-    match words.next().as_deref() {
-        Some("--case") => return run_here(&words.next().unwrap_or_default()),
-        Some("--measure") => return fixture::measure::main(words.next().and_then(|n| n.parse().ok()).unwrap_or(40)),
+    let mut snippets = std::env::args().skip(1);
+    match snippets.next().as_deref() {
+        // The helper is this program again, as it is gpurun again for gpurun.
+        Some(gpurun::testing::runtime::EXEC_HELPER) => {
+            let fds: Vec<i32> = snippets.filter_map(|snippet| snippet.parse().ok()).collect();
+            return ExitCode::from(gpurun::testing::runtime::exec_helper_main(&fds));
+        }
+        Some("--case") => return run_here(&snippets.next().unwrap_or_default()),
+        Some("--measure") => return fixture::measure::main(snippets.next().and_then(|n| n.parse().ok()).unwrap_or(40)),
         _ => {}
     }
     let arguments = Arguments::from_args();
@@ -46,8 +51,8 @@ fn run_apart(name: &str) -> Result<(), Failed> {
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{}\n{said}", output.status).into())
+    let printed = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{}\n{printed}", output.status).into())
 }
 
 fn run_here(name: &str) -> ExitCode {

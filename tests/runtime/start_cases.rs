@@ -2,8 +2,8 @@
 
 use std::os::unix::fs::symlink;
 
-use gpurun::report::Report;
-use gpurun::runtime::Stdio;
+use gpurun::testing::report::Report;
+use gpurun::testing::runtime::Stdio;
 use serde_json::json;
 
 use crate::fixture::{Fixture, no_mkdir, piped, read_until, wait};
@@ -21,7 +21,7 @@ pub const CASES: &[(&str, fn())] = &[
     ("start: limits that our cgroup has are not touched", own_cgroup),
     ("pty: the size is there before the program", terminal),
     ("pty: also under a state directory with a long path", long_path),
-    ("failed: 127 and 126 in plain words", words),
+    ("failed: 127 and 126 in plain words", snippets),
     ("failed: a missing bind source is named", missing_source),
     ("failed: a failing hook is named and nothing stays", failing_hook),
     ("failed: a spec that cannot be read leaves nothing", bad_spec),
@@ -146,14 +146,14 @@ fn oom_score() {
     assert_eq!(own(), before);
 }
 
-/// Our cgroup room writes the limits; libcontainer, which would write what the spec says by rules of its own, only enters.
+/// gpurun's cgroup module writes the limits. libcontainer, which would write those of the spec by its own rules, only enters the cgroup.
 fn own_cgroup() {
     let mut fixture = Fixture::shell("cat /proc/self/cgroup; read line");
     fixture.spec["linux"]["resources"] = json!({ "pids": { "limit": 5 } });
-    let host = gpurun::cgroup::Host::probe(std::path::Path::new("/")).unwrap();
-    let limits = gpurun::spec::Limits { pids: Some(Some(77)), ..Default::default() };
+    let host = gpurun::testing::cgroup::Host::probe(std::path::Path::new("/")).unwrap();
+    let limits = gpurun::testing::spec::Limits { pids: Some(Some(77)), ..Default::default() };
     let everything =
-        gpurun::spec::DeviceRule { allow: true, kind: 'a', major: None, minor: None, access: "rwm".into() };
+        gpurun::testing::spec::DeviceRule { allow: true, kind: 'a', major: None, minor: None, access: "rwm".into() };
     host.create(&fixture.cgroup_path(), &limits, &[everything]).unwrap();
     let (created, _output) = fixture.create();
     let pids = fixture.cgroups().into_iter().find(|dir| dir.join("pids.max").exists()).expect("a pids controller");
@@ -201,9 +201,9 @@ fn long_path() {
     fixture.delete(created);
 }
 
-fn words() {
+fn snippets() {
     // (arguments, at create or at start, exit code, words)
-    let case = |args: &[&str], code: u8, words: &str| {
+    let case = |args: &[&str], code: u8, snippets: &str| {
         let fixture = Fixture::new(args);
         fixture.file("bin/plain", 0o644, b"text");
         fixture.file("bin/orphan", 0o755, b"#!/no/such/shell\n");
@@ -219,7 +219,7 @@ fn words() {
             }
         };
         assert_eq!(report.exit_code, code, "{args:?}: {report}");
-        assert!(report.message.contains(words), "{args:?}: {report}");
+        assert!(report.message.contains(snippets), "{args:?}: {report}");
         fixture.assert_gone();
     };
     case(&["nothing"], 127, "cannot execute `nothing`: there is no such program in the container's PATH");
@@ -227,7 +227,7 @@ fn words() {
     case(&["/bin/plain"], 126, "cannot execute `/bin/plain`: it is not an executable file");
     case(&["/bin"], 126, "cannot execute `/bin`: it is a directory");
     case(&["orphan"], 127, "the interpreter that `/bin/orphan` names is not in the image");
-    case(&["/bin/noise"], 126, "it is no program for this machine");
+    case(&["/bin/noise"], 126, "it is not a program for this machine");
 }
 
 fn missing_source() {

@@ -11,7 +11,7 @@ use std::sync::{Mutex, OnceLock};
 static COUNT: AtomicU32 = AtomicU32::new(0);
 static MADE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-pub struct Place {
+pub struct Fixture {
     pub dir: PathBuf,
 }
 
@@ -26,7 +26,7 @@ const BOX: &str = "FROM scratch\nCOPY busybox /bin/\nRUN [\"/bin/busybox\", \"--
     COPY <<passwd <<group /etc/\nroot:x:0:0::/root:/bin/sh\nme:x:1000:100::/home/me:/bin/sh\npasswd\nroot:x:0:\nusers:x:100:\nstaff:x:50:me\ngroup\n\
     RUN mkdir -m 1777 /tmp\n";
 
-impl Place {
+impl Fixture {
     /// An empty store.
     pub fn new() -> Self {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -39,16 +39,16 @@ impl Place {
 
     /// A store of its own, with `box` in it.
     pub fn with_box() -> Self {
-        let place = Self::new();
-        let context = place.context(&[]);
+        let fixture = Self::new();
+        let context = fixture.context(&[]);
         fs::copy("/bin/busybox", context.join("busybox")).unwrap();
-        place.build_ok(&context, BOX, &["-t", "box"]);
-        place
+        fixture.build_ok(&context, BOX, &["-t", "box"]);
+        fixture
     }
 
     /// The store that the cases share.
     pub fn shared() -> &'static Self {
-        static SHARED: OnceLock<Place> = OnceLock::new();
+        static SHARED: OnceLock<Fixture> = OnceLock::new();
         SHARED.get_or_init(Self::with_box)
     }
 
@@ -78,9 +78,10 @@ impl Place {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gpurun"));
+        let binary = std::env::var_os("GPURUN_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_gpurun").into());
+        let mut command = Command::new(binary);
         command.args(args).env("GPURUN_ROOT", self.dir.join("root")).env("GPURUN_RUN", self.dir.join("run"));
-        for name in ["SOURCE_DATE_EPOCH", "http_proxy", "HTTP_PROXY", "SUDO_UID", "SUDO_GID"] {
+        for name in ["SOURCE_DATE_EPOCH", "http_proxy", "HTTP_PROXY", "SUDO_UID", "SUDO_GID", "PIP_INDEX_URL"] {
             command.env_remove(name);
         }
         command.current_dir(&self.dir).stdin(Stdio::null());
@@ -104,10 +105,10 @@ impl Place {
     pub fn build(&self, context: &Path, text: &str, args: &[&str]) -> Answer {
         let file = context.with_extension(format!("file-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
         fs::write(&file, text).unwrap();
-        let mut words = vec!["build", "-f", file.to_str().unwrap()];
-        words.extend(args);
-        words.push(context.to_str().unwrap());
-        self.run(&words)
+        let mut snippets = vec!["build", "-f", file.to_str().unwrap()];
+        snippets.extend(args);
+        snippets.push(context.to_str().unwrap());
+        self.run(&snippets)
     }
 
     /// Builds, insists that it works, and answers with the image's id.
@@ -116,6 +117,16 @@ impl Place {
         let answer = self.build(context, text, args);
         assert_eq!(answer.code, 0, "{text}\n{}", answer.err);
         answer.out.trim().to_owned()
+    }
+
+    /// Creates a file in every cache mount of this store.
+    pub fn in_caches(&self, name: &str) {
+        for entry in fs::read_dir(self.dir.join("root/build/mounts")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                fs::write(path.join(name), "").unwrap();
+            }
+        }
     }
 
     /// The image's config, as `image inspect` shows it.
@@ -147,6 +158,12 @@ impl Place {
         news.sort_by_key(|line| line.strip_prefix("- ").or(line.split(' ').nth(3)).unwrap_or_default().to_owned());
         news
     }
+}
+
+/// Puts this process, which has one thread so far, into a network of its own: a bridge that builds make is none of the host's.
+pub fn own_network() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+    assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
 }
 
 /// `KIND MODE OWNER PATH CONTENT` for everything below a directory.

@@ -22,7 +22,7 @@ pub enum Packing {
 
 /// An image as its layers' tars.
 #[derive(Debug, Clone)]
-pub struct Picture {
+pub struct TestImage {
     pub layers: Vec<Vec<u8>>,
     pub architecture: &'static str,
 }
@@ -55,7 +55,7 @@ pub fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-impl Picture {
+impl TestImage {
     /// `count` layers; `seed` makes them different from another image's, the first layer of 1.5 MiB is the seed's own too.
     pub fn new(seed: u64, count: usize) -> Self {
         let layer = |at: usize| {

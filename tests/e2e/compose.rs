@@ -1,0 +1,453 @@
+//! `gpurun compose`: services from compose files, with the real binary.
+
+use std::fs;
+use std::io::Write as _;
+use std::process::Stdio;
+
+use crate::host::{Answer, Host, answer, eventually};
+
+pub const TESTS: &[(&str, fn())] = &[
+    ("a_project_starts_in_order_and_leaves_nothing", life),
+    ("only_changed_services_are_replaced", recreation),
+    ("limits_are_read_back_like_flags", limits),
+    ("services_find_each_other_by_name", names),
+    ("up_in_the_foreground_shows_lines_and_stops", foreground),
+    ("an_exit_code_comes_from_a_service", exit_code),
+    ("exec_run_cp_port_and_kill_find_their_container", commands),
+    ("images_are_built_and_the_cache_can_be_left_out", builds),
+    ("secrets_and_configs_are_mounted", secrets),
+    ("scale_profiles_and_orphans", scale),
+    ("what_gpurun_cannot_do_is_refused_with_its_line", refused),
+    ("volumes_of_a_project", volumes),
+];
+
+/// A host with a project directory `lab` and its file.
+pub fn project(text: &str) -> Host {
+    let host = Host::with_box();
+    fs::create_dir_all(host.dir.join("lab")).unwrap();
+    write(&host, text);
+    host
+}
+
+pub fn write(host: &Host, text: &str) {
+    fs::write(host.dir.join("lab/compose.yaml"), text).unwrap();
+}
+
+pub fn compose(host: &Host, args: &[&str]) -> Answer {
+    let mut command = host.command(&[&["compose"], args].concat());
+    command.current_dir(host.dir.join("lab"));
+    answer(command.output().unwrap())
+}
+
+#[track_caller]
+pub fn ok(host: &Host, args: &[&str]) -> String {
+    let answer = compose(host, args);
+    assert_eq!(answer.code, 0, "compose {args:?}\nstdout: {}\nstderr: {}", answer.out, answer.err);
+    answer.out.trim().to_owned()
+}
+
+#[track_caller]
+pub fn fails(host: &Host, args: &[&str]) -> String {
+    let answer = compose(host, args);
+    assert_ne!(answer.code, 0, "compose {args:?}\nstdout: {}", answer.out);
+    answer.err
+}
+
+pub fn id(host: &Host, name: &str) -> String {
+    host.inspect(name)["Id"].as_str().unwrap().to_owned()
+}
+
+const THREE: &str = "
+services:
+  db:
+    image: box
+    command: sleep 1000
+    init: true
+  migrate:
+    image: box
+    command: sh -c 'echo migrated; exit 0'
+    depends_on: [db]
+  api:
+    image: box
+    command: [sh, -c, 'echo ready; exec sleep 1000']
+    init: true
+    environment: {MODE: prod}
+    depends_on:
+      migrate: {condition: service_completed_successfully}
+      db: {condition: service_started}
+";
+
+fn life() {
+    let host = project(THREE);
+    let up = compose(&host, &["up", "-d"]);
+    assert_eq!(up.code, 0, "{}", up.err);
+    assert_eq!(up.out, "", "what happens is said on standard error");
+    let started: Vec<&str> = up.err.lines().filter_map(|line| line.trim().strip_prefix("Container ")).collect();
+    assert_eq!(started, ["lab-db-1  Started", "lab-migrate-1  Started", "lab-api-1  Started"]);
+    let inspect = host.inspect("lab-api-1").to_string();
+    for label in ["com.docker.compose.project", "com.docker.compose.config-hash", "com.docker.compose.depends_on"] {
+        assert!(inspect.contains(label), "{label}");
+    }
+    assert_eq!(ok(&host, &["ps", "--services"]), "api\ndb");
+    assert_eq!(ok(&host, &["ps", "--services", "-a"]), "api\ndb\nmigrate");
+    let list: serde_json::Value = serde_json::from_str(&ok(&host, &["ls", "--format", "json"])).unwrap();
+    assert_eq!(list[0]["Name"], "lab");
+    assert!(list[0]["ConfigFiles"].as_str().unwrap().ends_with("lab/compose.yaml"), "{list}");
+    let logs = ok(&host, &["logs"]);
+    assert!(logs.contains("api-1     | ready") && logs.contains("migrate-1 | migrated"), "{logs}");
+    ok(&host, &["stop", "-t", "1"]);
+    assert_eq!(ok(&host, &["ps", "-q"]), "");
+    ok(&host, &["start"]);
+    assert_eq!(ok(&host, &["ps", "--services"]), "api\ndb");
+    ok(&host, &["restart", "-t", "1", "api"]);
+    assert_eq!(ok(&host, &["ps", "--services"]), "api\ndb");
+    ok(&host, &["down", "-t", "1"]);
+    assert_eq!(host.ok(&["ps", "-aq"]), "");
+    assert_eq!(host.leftovers(), "");
+    assert!(compose(&host, &["down"]).err.contains("nothing to remove"));
+}
+
+fn recreation() {
+    let host = project(THREE);
+    ok(&host, &["up", "-d"]);
+    let ids = |host: &Host| ["lab-db-1", "lab-api-1"].map(|name| id(host, name));
+    let before = ids(&host);
+    // The same, in another order and another form.
+    let reordered = "
+services:
+  api:
+    depends_on:
+      db: {condition: service_started}
+      migrate: {condition: service_completed_successfully}
+    environment: [MODE=prod]
+    init: true
+    command: [sh, -c, 'echo ready; exec sleep 1000']
+    image: box
+  migrate: {depends_on: [db], command: [sh, -c, 'echo migrated; exit 0'], image: box}
+  db: {init: true, command: [sleep, '1000'], image: box}
+";
+    write(&host, reordered);
+    ok(&host, &["up", "-d"]);
+    assert_eq!(ids(&host), before, "reordered keys replace nothing");
+    write(&host, &THREE.replace("prod", "test"));
+    ok(&host, &["up", "-d", "-t", "1"]);
+    let after = ids(&host);
+    assert_eq!(after[0], before[0], "db has not changed");
+    assert_ne!(after[1], before[1], "api has");
+    ok(&host, &["up", "-d", "-t", "1", "--force-recreate", "--no-deps", "api"]);
+    let forced = ids(&host);
+    assert!(forced[0] == after[0] && forced[1] != after[1]);
+    // Another image under the same name.
+    fs::write(host.dir.join("lab/Containerfile"), "FROM box\nRUN echo x >/x\n").unwrap();
+    host.ok(&["build", "-q", "--network", "none", "-t", "box", "lab"]);
+    ok(&host, &["up", "-d", "-t", "1", "--no-deps", "api"]);
+    assert_ne!(id(&host, "lab-api-1"), forced[1], "the image has changed");
+}
+
+fn limits() {
+    let host = project(
+        "
+services:
+  v2: {image: box, command: sleep 1000, init: true, mem_limit: 64m, pids_limit: 50, cpus: 0.5, shm_size: 16m}
+  v3:
+    image: box
+    command: sleep 1000
+    init: true
+    ulimits: {nofile: {soft: 100, hard: 200}}
+    deploy:
+      resources:
+        limits: {memory: 32M, cpus: '0.25', pids: 40}
+",
+    );
+    ok(&host, &["up", "-d"]);
+    for (name, memory, pids) in [("lab-v2-1", "67108864", "50"), ("lab-v3-1", "33554432", "40")] {
+        let inspect = host.inspect(name);
+        let rows = inspect["Limits"].as_array().unwrap().clone();
+        let kernel = |flag: &str| {
+            let row = rows.iter().find(|row| row["flag"] == flag).unwrap_or_else(|| panic!("{name} {flag}: {rows:?}"));
+            fs::read_to_string(row["file"].as_str().unwrap()).unwrap().trim().to_owned()
+        };
+        assert_eq!(kernel("--memory"), memory, "{name}");
+        assert_eq!(kernel("--pids-limit"), pids, "{name}");
+    }
+    assert_eq!(ok(&host, &["exec", "v3", "sh", "-c", "ulimit -n"]), "100");
+    // The checks are those of the command line.
+    write(&host, "services: {v2: {image: box, command: 'true', mem_limit: 1m}}");
+    let error = fails(&host, &["up", "-d"]);
+    assert!(
+        error.contains("minimum memory limit allowed is 6MB") && error.contains("services.v2.mem_limit"),
+        "{error}"
+    );
+}
+
+fn names() {
+    let host = project(
+        "
+services:
+  db: {image: box, command: httpd -f -p 80, init: true, networks: {default: {aliases: [database]}}}
+  web: {image: box, command: sleep 1000, init: true, depends_on: [db], container_name: front}
+  early: {image: box, command: sleep 1000, init: true}
+",
+    );
+    ok(&host, &["up", "-d"]);
+    let ip = host.inspect("lab-db-1")["NetworkSettings"]["IPAddress"].as_str().unwrap_or_default().to_owned();
+    for (service, name) in [("web", "db"), ("web", "database"), ("early", "db"), ("early", "lab-db-1"), ("db", "front")]
+    {
+        let hosts = ok(&host, &["exec", service, "cat", "/etc/hosts"]);
+        assert!(
+            hosts.lines().any(|line| line.split_whitespace().skip(1).any(|word| word == name)),
+            "{name} in {service}: {hosts}"
+        );
+    }
+    let hosts = ok(&host, &["exec", "web", "cat", "/etc/hosts"]);
+    assert!(ip.is_empty() || hosts.contains(&ip), "{ip}: {hosts}");
+    // A real connection by name; 404 is an answer of the server.
+    let answer = compose(&host, &["exec", "early", "wget", "-q", "-O", "-", "http://db/"]);
+    assert!(answer.err.contains("404"), "{}", answer.err);
+    // The address changes with a new container, and the others learn it.
+    ok(&host, &["up", "-d", "--force-recreate", "--no-deps", "-t", "1", "db"]);
+    let answer = compose(&host, &["exec", "early", "wget", "-q", "-O", "-", "http://db/"]);
+    assert!(answer.err.contains("404"), "{}", answer.err);
+}
+
+fn foreground() {
+    let host = project(
+        "
+services:
+  a: {image: box, command: sh -c 'echo from a; sleep 1000', init: true}
+  bb: {image: box, command: sh -c 'echo from b >&2; sleep 1000', init: true}
+",
+    );
+    let out = host.dir.join("out");
+    let mut command = host.command(&["compose", "up", "-t", "1"]);
+    command.current_dir(host.dir.join("lab")).stdout(fs::File::create(&out).unwrap()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let shown = || fs::read_to_string(&out).unwrap();
+    eventually("both lines", || shown().contains("a-1  | from a\n") && shown().contains("bb-1 | from b\n"));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
+    eventually("the end", || child.try_wait().unwrap().is_some());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(ok(&host, &["ps", "-q"]), "", "both are stopped");
+    ok(&host, &["down"]);
+    assert_eq!(host.leftovers(), "");
+}
+
+fn exit_code() {
+    let host = project(
+        "
+services:
+  server: {image: box, command: sleep 1000, init: true}
+  tests: {image: box, command: sh -c 'echo testing; exit 3', depends_on: [server]}
+",
+    );
+    let up = compose(&host, &["up", "-t", "1", "--exit-code-from", "tests"]);
+    assert_eq!(up.code, 3, "{}{}", up.out, up.err);
+    assert!(up.out.contains("tests-1  | testing"), "{}", up.out);
+    assert_eq!(ok(&host, &["ps", "-q"]), "", "the server is stopped");
+    let again = compose(&host, &["up", "-t", "1", "--exit-code-from", "tests"]);
+    assert_eq!(
+        (again.code, again.out.matches("testing").count()),
+        (3, 1),
+        "the output of the first run is not shown again"
+    );
+    // A dependency that fails stops the start.
+    write(
+        &host,
+        "
+services:
+  first: {image: box, command: sh -c 'exit 4'}
+  second: {image: box, command: 'true', depends_on: {first: {condition: service_completed_successfully}}}
+",
+    );
+    let error = fails(&host, &["up", "-d", "--remove-orphans"]);
+    assert!(error.contains("service `first` ended with status 4"), "{error}");
+    assert!(!host.ok(&["ps", "-a"]).contains("lab-second-1"));
+    ok(&host, &["down"]);
+}
+
+fn commands() {
+    let host = project(
+        "
+services:
+  web:
+    image: box
+    command: httpd -f -p 80
+    init: true
+    ports: ['127.0.0.1:18080:80']
+    environment: {SECRET: from-file}
+",
+    );
+    ok(&host, &["up", "-d"]);
+    assert_eq!(ok(&host, &["port", "web", "80"]), "127.0.0.1:18080");
+    assert!(fails(&host, &["port", "web", "81"]).contains("not published"));
+    let line =
+        ok(&host, &["ps", "--format", "{{.Service}} {{.State}} {{.Ports}}{{range .Publishers}} {{.URL}}{{end}}"]);
+    assert_eq!(line, "web running 127.0.0.1:18080->80/tcp 127.0.0.1");
+    assert!(ok(&host, &["ps", "--format", "table {{.Name}}\t{{.Status}}"]).starts_with("NAME"));
+    assert_eq!(ok(&host, &["exec", "-T", "web", "sh", "-c", "echo $SECRET"]), "from-file");
+    assert_eq!(compose(&host, &["exec", "web", "sh", "-c", "exit 7"]).code, 7);
+    fs::write(host.dir.join("lab/file"), "content").unwrap();
+    ok(&host, &["cp", "file", "web:/tmp/file"]);
+    assert_eq!(ok(&host, &["exec", "web", "cat", "/tmp/file"]), "content");
+    // A new container, with the service's settings and another command.
+    let one = ok(&host, &["run", "--rm", "-T", "web", "sh", "-c", "echo $SECRET $0 $1", "-x", "--rm"]);
+    assert_eq!(one, "from-file -x --rm");
+    assert_eq!(ok(&host, &["run", "--rm", "-e", "SECRET=mine", "-T", "web", "sh", "-c", "echo $SECRET"]), "mine");
+    assert_eq!(ok(&host, &["ps", "--services"]), "web", "`run` adds nothing to `ps`");
+    assert!(ok(&host, &["images"]).contains("box"));
+    assert!(ok(&host, &["top"]).contains("httpd"));
+    ok(&host, &["kill", "web"]);
+    assert_eq!(compose(&host, &["wait", "web"]).code, 137);
+    ok(&host, &["rm", "-f"]);
+    assert_eq!(host.ok(&["ps", "-aq"]), "");
+}
+
+fn builds() {
+    let host = project(
+        "
+services:
+  app:
+    build: {context: app, args: {WHO: lab}, target: last}
+  named:
+    image: local/named
+    build:
+      context: app
+      dockerfile_inline: |
+        FROM box
+        CMD [\"echo\", \"inline\"]
+",
+    );
+    fs::create_dir(host.dir.join("lab/app")).unwrap();
+    fs::write(
+        host.dir.join("lab/app/Dockerfile"),
+        "FROM box AS first\nARG WHO\nRUN echo $WHO >/who; date +%s%N >/when\nFROM first AS last\nCMD [\"sh\", \"-c\", \"cat /who /when\"]\n",
+    )
+    .unwrap();
+    ok(&host, &["build"]);
+    ok(&host, &["up", "-d"]);
+    let first = ok(&host, &["logs", "--no-log-prefix", "app"]);
+    assert!(first.starts_with("lab\n"), "{first}");
+    assert_eq!(ok(&host, &["logs", "--no-log-prefix", "named"]), "inline");
+    assert!(host.ok(&["image", "ls"]).contains("lab-app"));
+    // The cache gives the same image, and the container stays.
+    let before = id(&host, "lab-app-1");
+    ok(&host, &["up", "-d", "--build"]);
+    assert_eq!(id(&host, "lab-app-1"), before);
+    ok(&host, &["build", "--no-cache", "app"]);
+    ok(&host, &["up", "-d"]);
+    assert_ne!(id(&host, "lab-app-1"), before, "a new image makes a new container");
+    ok(&host, &["down", "--rmi", "all"]);
+    assert!(!host.ok(&["image", "ls"]).contains("lab-app"));
+}
+
+fn secrets() {
+    let host = project(
+        "
+services:
+  app:
+    image: box
+    command: sh -c 'cat /run/secrets/token /run/secrets/file /etc/app.conf; stat -c %a /run/secrets/token'
+    secrets: [file, {source: token, mode: 0400}]
+    configs: [{source: conf, target: /etc/app.conf}]
+secrets:
+  file: {file: ./secret.txt}
+  token: {environment: TOKEN}
+configs:
+  conf: {content: 'key=$$value'}
+",
+    );
+    fs::write(host.dir.join("lab/secret.txt"), "from a file\n").unwrap();
+    assert!(fails(&host, &["up", "-d"]).contains("`TOKEN`, which is not set"));
+    fs::File::create(host.dir.join("lab/.env")).unwrap().write_all(b"TOKEN=\"s3cret\n\"").unwrap();
+    ok(&host, &["up", "-d"]);
+    ok(&host, &["wait", "app"]);
+    assert_eq!(ok(&host, &["logs", "--no-log-prefix"]), "s3cret\nfrom a file\nkey=$value400");
+    assert!(host.dir.join("root/compose/lab").is_dir());
+    ok(&host, &["down"]);
+    assert!(!host.dir.join("root/compose/lab").exists(), "`down` removes the contents");
+}
+
+fn scale() {
+    let host = project(
+        "
+services:
+  worker: {image: box, command: sleep 1000, init: true, scale: 2}
+  extra: {image: box, command: sleep 1000, init: true, profiles: [more]}
+",
+    );
+    ok(&host, &["up", "-d"]);
+    assert_eq!(ok(&host, &["ps", "-q"]).lines().count(), 2);
+    ok(&host, &["up", "-d", "--scale", "worker=3"]);
+    assert_eq!(ok(&host, &["ps", "-q"]).lines().count(), 3);
+    ok(&host, &["up", "-d", "--scale", "worker=1", "-t", "1"]);
+    assert_eq!(ok(&host, &["ps", "-q"]).lines().count(), 1);
+    ok(&host, &["--profile", "more", "up", "-d"]);
+    assert_eq!(ok(&host, &["ps", "--services"]), "extra\nworker");
+    write(&host, "services: {worker: {image: box, command: sleep 1000, init: true}}");
+    let up = compose(&host, &["up", "-d"]);
+    assert!(up.err.contains("lab-extra-1") && up.err.contains("--remove-orphans"), "{}", up.err);
+    ok(&host, &["up", "-d", "--remove-orphans", "-t", "1"]);
+    assert_eq!(ok(&host, &["ps", "-a", "--services"]), "worker");
+    ok(&host, &["-p", "lab", "down", "-t", "1"]);
+    assert_eq!(host.leftovers(), "");
+}
+
+fn refused() {
+    let cases = [
+        (
+            "services:\n  a:\n    image: box\n    port: ['80:80']\n",
+            "line 4, key `services.a.port`",
+            "did you mean `ports`?",
+        ),
+        (
+            "services:\n  a: {image: box}\n  b:\n    image: box\n    external_links: [a]\n",
+            "line 5",
+            "services.b.external_links",
+        ),
+        ("services:\n  a:\n    image: box\n    storage_opt: {size: 1G}\n", "line 4", "services.a.storage_opt"),
+        (
+            "services:\n  a:\n    image: box\n    deploy:\n      resources: {reservations: {devices: [{capabilities: [tpu]}]}}\n",
+            "line 4",
+            "GPUs only",
+        ),
+        ("services:\n  a: {image: box, depends_on: [b]}\n  b: {image: box, depends_on: [a]}\n", "line 2", "circle"),
+        ("services:\n  a: {image: box, volumes: ['data:/data']}\n", "line 2", "no volume `data`"),
+        ("services:\n  a:\n    image: ${NO:?no image}\n", "line 3", "no image"),
+        ("services:\n  a:\n   image: box\n  - x\n", "line 4", "cannot use"),
+    ];
+    let host = project("");
+    for (text, place, what) in cases {
+        write(&host, text);
+        let error = fails(&host, &["up", "-d"]);
+        assert!(error.contains(place) && error.contains(what), "{text}: {error}");
+        assert_eq!(host.ok(&["ps", "-aq"]), "", "{text}: nothing is started");
+    }
+    // What has no effect is said once, and does not stop the start.
+    write(&host, "version: '3'\nservices:\n  a:\n    image: box\n    command: 'true'\n    platform: linux/amd64\n");
+    let up = compose(&host, &["up", "-d"]);
+    assert_eq!(up.code, 0, "{}", up.err);
+    assert_eq!(up.err.matches("`services.a.platform` is ignored").count(), 1, "{}", up.err);
+    assert_eq!(up.err.matches("obsolete").count(), 1, "{}", up.err);
+}
+
+fn volumes() {
+    let host = project(
+        "
+services:
+  a: {image: box, command: sh -c 'echo kept >/data/x; echo y >/made/y', volumes: ['data:/data', './made:/made']}
+volumes: {data: }
+",
+    );
+    let up = compose(&host, &["up", "-d"]);
+    assert_eq!(up.code, 0, "{}", up.err);
+    assert!(up.err.contains("created the directory"), "{}", up.err);
+    ok(&host, &["wait", "a"]);
+    assert_eq!(fs::read_to_string(host.dir.join("lab/made/y")).unwrap(), "y\n");
+    let volume = host.dir.join("root/volumes/lab_data");
+    assert!(volume.is_dir());
+    ok(&host, &["down"]);
+    assert!(volume.is_dir(), "`down` alone keeps volumes");
+    ok(&host, &["up", "-d"]);
+    ok(&host, &["down", "-v"]);
+    assert!(!volume.exists());
+}
