@@ -231,6 +231,28 @@ fn profiles(source: &Source, environment: &Environment) -> Vec<String> {
     list.split([',', '\n']).map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect()
 }
 
+/// Returns the resources that a service uses, each with its kind.
+fn resources_of(service: &Node) -> Vec<(&'static str, String)> {
+    let networks = service.get("networks").and_then(Node::as_map).into_iter().flatten();
+    let mut used: Vec<(&'static str, String)> = networks.map(|(name, _)| ("networks", name.clone())).collect();
+    let build = service.get("build").and_then(|build| build.get("secrets"));
+    let lists = [
+        ("volumes", service.get("volumes")),
+        ("secrets", service.get("secrets")),
+        ("secrets", build),
+        ("configs", service.get("configs")),
+    ];
+    for (kind, list) in lists {
+        for item in list.and_then(Node::as_list).unwrap_or_default() {
+            let volume = kind != "volumes" || item.get("type").and_then(Node::as_text) == Some("volume");
+            if volume && let Some(source) = item.get("source").and_then(Node::as_text) {
+                used.push((kind, source.to_owned()));
+            }
+        }
+    }
+    used
+}
+
 fn texts<'a>(node: &'a Node, key: &str) -> Vec<&'a str> {
     node.get(key).and_then(Node::as_list).unwrap_or_default().iter().filter_map(Node::as_text).collect()
 }
@@ -459,26 +481,7 @@ impl Project {
 
     /// Removes the resources that no enabled service uses.
     fn drop_unused(&mut self) {
-        let mut used: BTreeSet<(&'static str, String)> = BTreeSet::new();
-        for service in self.services.values() {
-            let networks = service.get("networks").and_then(Node::as_map).into_iter().flatten();
-            used.extend(networks.map(|(name, _)| ("networks", name.clone())));
-            let build = service.get("build").and_then(|build| build.get("secrets"));
-            let lists = [
-                ("volumes", service.get("volumes")),
-                ("secrets", service.get("secrets")),
-                ("secrets", build),
-                ("configs", service.get("configs")),
-            ];
-            for (kind, list) in lists {
-                for item in list.and_then(Node::as_list).unwrap_or_default() {
-                    let volume = kind != "volumes" || item.get("type").and_then(Node::as_text) == Some("volume");
-                    if volume && let Some(source) = item.get("source").and_then(Node::as_text) {
-                        used.insert((kind, source.to_owned()));
-                    }
-                }
-            }
-        }
+        let used: BTreeSet<(&'static str, String)> = self.services.values().flat_map(resources_of).collect();
         for kind in ["networks", "volumes", "secrets", "configs"] {
             let Some(map) = self.rest.get_mut(kind).and_then(Node::as_map_mut) else { continue };
             map.retain(|name, _| used.contains(&(kind, name.clone())));
@@ -523,21 +526,17 @@ impl Project {
 
     /// Returns the names of all services, enabled or not.
     pub(crate) fn all_service_names(&self) -> Vec<String> {
-        self.services.keys().chain(self.disabled.keys()).cloned().collect()
+        self.every_service().map(|(name, _)| name.to_owned()).collect()
+    }
+
+    /// Returns all services, enabled or not.
+    pub(super) fn every_service(&self) -> impl Iterator<Item = (&str, &Node)> {
+        self.services.iter().chain(&self.disabled).map(|(name, node)| (name.as_str(), node))
     }
 
     /// Returns whether a service names its image.
     pub(crate) fn has_image(&self, service: &str) -> bool {
         self.services.get(service).is_some_and(|node| node.get("image").is_some())
-    }
-
-    /// Returns the names by which other services may reach one, beside its own.
-    pub(crate) fn aliases(&self, service: &str) -> Vec<String> {
-        let Some(node) = self.services.get(service) else { return Vec::new() };
-        let networks = node.get("networks").and_then(Node::as_map).into_iter().flatten();
-        let aliases = networks.flat_map(|(_, network)| texts(network, "aliases"));
-        let own = ["container_name", "hostname"].into_iter().filter_map(|key| node.get(key)?.as_text());
-        aliases.chain(own).map(str::to_owned).collect()
     }
 
     pub(crate) fn volume_names(&self) -> Vec<String> {
@@ -557,18 +556,29 @@ impl Project {
     }
 
     /// Returns the hash of what a service's containers are made from. Equal services have equal hashes, whatever the
-    /// order of their keys in the files; the build, the pull policy and the number of containers do not count.
+    /// order of their keys in the files and whichever services a command names. What `up` itself does with a service
+    /// does not count: its build, its number of containers, the services that it waits for.
     pub(crate) fn hash(&self, service: &str) -> String {
         use sha2::Digest;
         let mut node = self.services.get(service).cloned().unwrap_or_else(|| Node::map(Map::new(), At::default()));
         if let Some(map) = node.as_map_mut() {
-            for key in ["build", "pull_policy", "scale"] {
+            for key in ["build", "pull_policy", "scale", "depends_on", "profiles", "develop", "attach"] {
                 map.remove(key);
             }
             if let Some(deploy) = map.get_mut("deploy").and_then(Node::as_map_mut) {
                 deploy.remove("replicas");
             }
         }
-        hex::encode(sha2::Sha256::digest(emit::service_json(&node)))
+        let mut text = emit::service_json(&node);
+        // Where the resources come from. The contents of files do not count, and nor do the values of secrets.
+        for (kind, name) in resources_of(&node) {
+            let resource = self.rest.get(kind).and_then(|all| all.get(&name));
+            for key in ["name", "file", "environment", "content"] {
+                let value = resource.and_then(|node| node.get(key)).and_then(Node::as_text);
+                text.extend(value.map(|value| format!("\n{kind}.{name}.{key}={value}")));
+            }
+        }
+        text.extend(self.links_to(service).iter().map(|(alias, _)| format!("\nalias={alias}")));
+        hex::encode(sha2::Sha256::digest(text))
     }
 }

@@ -125,7 +125,9 @@ const ONE_OR_LIST: Type = TextList { one: true };
 const WINDOWS: &str = "it is for Windows";
 const SWARM: &str = "it is for swarm";
 const REAL_TIME: &str = "gpurun has no real-time scheduling";
-const NETWORKS: &str = "gpurun has one network, the bridge";
+const BRIDGES: &str = "a network is a bridge of this host, without options";
+const ADDRESSES: &str = "networks have IPv4 addresses only";
+const POOLS: &str = "all addresses of the subnet are assigned";
 const CACHE: &str = "gpurun has its own build cache";
 const HOOKS: &str = "gpurun runs no commands around a container's start and stop";
 
@@ -192,7 +194,7 @@ pub(super) static SERVICE: Object = object(
         key("env_file", Short(&Text, &List(&Short(&Text, &Of(&ENV_FILE))))),
         key("expose", NumberList),
         key("extends", Short(&Text, &Of(&EXTENDS))),
-        refused("external_links", LIST, "gpurun resolves the names of this project's services only"),
+        refused("external_links", LIST, "connect the other container to a network of this project instead"),
         key("extra_hosts", P(Hosts)),
         key("gpus", Short(&Word(&["all"]), &List(&Of(&DEVICE)))),
         key("group_add", NumberList),
@@ -210,7 +212,7 @@ pub(super) static SERVICE: Object = object(
         key("mem_reservation", Size),
         key("memswap_limit", Size),
         key("mem_swappiness", Size),
-        refused("mac_address", Text, "gpurun assigns the addresses"),
+        key("mac_address", Text),
         ignored("models", Any, "gpurun runs no model servers"),
         key("network_mode", Text),
         key("networks", Short(&LIST, &Map(&Empty(&Of(&ATTACHMENT))))),
@@ -426,15 +428,15 @@ static LOGGING: Object = object("`logging`", &[key("driver", Text), key("options
 static ATTACHMENT: Object = object(
     "a network of a service",
     &[
-        ignored("priority", Int, NETWORKS),
+        key("priority", Int),
         key("aliases", LIST),
-        refused("ipv4_address", Text, "gpurun assigns the addresses"),
-        refused("ipv6_address", Text, "gpurun assigns the addresses"),
-        refused("link_local_ips", LIST, "gpurun assigns the addresses"),
-        refused("mac_address", Text, "gpurun assigns the addresses"),
-        ignored("driver_opts", P(Options), NETWORKS),
-        ignored("gw_priority", Int, NETWORKS),
-        ignored("interface_name", Text, NETWORKS),
+        key("ipv4_address", Text),
+        refused("ipv6_address", Text, ADDRESSES),
+        refused("link_local_ips", LIST, "a container has one address on each network"),
+        key("mac_address", Text),
+        ignored("driver_opts", P(Options), BRIDGES),
+        key("gw_priority", Int),
+        ignored("interface_name", Text, "the interfaces are eth0, eth1 and so on"),
     ],
 );
 
@@ -493,23 +495,28 @@ static NETWORK: Object = object(
     "a network",
     &[
         key("name", Text),
-        ignored("driver", Text, NETWORKS),
-        ignored("driver_opts", P(Options), NETWORKS),
-        ignored("ipam", Of(&IPAM), NETWORKS),
+        key("driver", Text),
+        ignored("driver_opts", P(Options), BRIDGES),
+        key("ipam", Of(&IPAM)),
         key("external", Short(&Of(&EXTERNAL), &Bool)),
-        refused("internal", Bool, "the bridge reaches the outside"),
-        ignored("attachable", Bool, SWARM),
-        ignored("labels", P(Labels), NETWORKS),
-        ignored("enable_ipv4", Bool, NETWORKS),
-        ignored("enable_ipv6", Bool, NETWORKS),
+        key("internal", Bool),
+        key("attachable", Bool),
+        key("labels", P(Labels)),
+        ignored("enable_ipv4", Bool, ADDRESSES),
+        ignored("enable_ipv6", Bool, ADDRESSES),
     ],
 );
 static EXTERNAL: Object = object("`external`", &[key("name", Text)]);
 static IPAM: Object =
-    object("`ipam`", &[key("driver", Text), key("config", List(&Of(&POOL))), key("options", P(Options))]);
+    object("`ipam`", &[key("driver", Text), key("config", List(&Of(&POOL))), ignored("options", P(Options), BRIDGES)]);
 static POOL: Object = object(
     "an address pool",
-    &[key("subnet", Text), key("gateway", Text), key("ip_range", Text), key("aux_addresses", P(Labels))],
+    &[
+        key("subnet", Text),
+        key("gateway", Text),
+        ignored("ip_range", Text, POOLS),
+        ignored("aux_addresses", P(Labels), POOLS),
+    ],
 );
 
 static VOLUME: Object = object(

@@ -45,7 +45,9 @@ pub(super) struct Service {
     pub(super) isolation: Option<String>,
     pub(super) label_file: Vec<String>,
     pub(super) labels: BTreeMap<String, String>,
+    pub(super) links: Vec<String>,
     pub(super) logging: Option<Logging>,
+    pub(super) mac_address: Option<String>,
     pub(super) mem_limit: Option<String>,
     pub(super) mem_reservation: Option<String>,
     pub(super) mem_swappiness: Option<String>,
@@ -205,6 +207,36 @@ pub(super) struct Logging {
 #[serde(default)]
 pub(super) struct Attachment {
     pub(super) aliases: Vec<String>,
+    pub(super) ipv4_address: Option<String>,
+    pub(super) mac_address: Option<String>,
+    pub(super) priority: i64,
+    pub(super) gw_priority: i64,
+}
+
+/// A network of the project.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Network {
+    pub(super) name: String,
+    pub(super) external: bool,
+    pub(super) driver: Option<String>,
+    pub(super) internal: bool,
+    pub(super) ipam: Ipam,
+    pub(super) labels: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Ipam {
+    pub(super) driver: Option<String>,
+    pub(super) config: Vec<Pool>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Pool {
+    pub(super) subnet: Option<String>,
+    pub(super) gateway: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

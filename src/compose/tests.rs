@@ -187,13 +187,142 @@ fn the_hash_depends_on_what_a_container_is_made_from() {
         "services: {a: {command: [a, b], environment: [B=2, A=1], image: x}}",
         "services:\n  a:\n    image: x\n    command: a b\n    environment: {B: 2, A: 1}\n    scale: 3\n    pull_policy: always\n",
         "services: {a: {image: x, environment: {A: '1', B: '2'}, command: a b, build: .}}",
+        "services: {a: {image: x, environment: {A: '1', B: '2'}, command: a b, depends_on: [b]}, b: {image: x}}",
+        "services: {a: {image: x, environment: {A: '1', B: '2'}, command: a b}, b: {image: x, links: [a]}}",
+        "networks: {default: {internal: true}}\nservices: {a: {image: x, environment: {A: '1', B: '2'}, command: a b}}",
     ] {
         assert_eq!(hash(same), base, "{same}");
     }
     for other in [
         "services: {a: {image: y, environment: {A: '1', B: '2'}, command: a b}}",
         "services: {a: {image: x, environment: {A: '1', B: '3'}, command: a b}}",
+        "services: {a: {image: x, environment: {A: '1', B: '2'}, command: a b}, b: {image: x, links: ['a:z']}}",
+        "networks: {default: {name: n}}\nservices: {a: {image: x, environment: {A: '1', B: '2'}, command: a b}}",
     ] {
         assert_ne!(hash(other), base, "{other}");
+    }
+}
+
+/// Volumes and configs are named in a service, and described elsewhere.
+#[test]
+fn the_hash_depends_on_where_resources_come_from() {
+    let hash = |resources: &str| {
+        let service = "services: {a: {image: x, volumes: ['v:/v'], configs: [c], secrets: [s]}}";
+        project(&[("compose.yaml", &format!("{service}\n{resources}"))]).expect(resources).1.hash("a")
+    };
+    let base = hash("volumes: {v: }\nconfigs: {c: {content: one}}\nsecrets: {s: {environment: S}}");
+    for other in [
+        "volumes: {v: {external: true}}\nconfigs: {c: {content: one}}\nsecrets: {s: {environment: S}}",
+        "volumes: {v: }\nconfigs: {c: {content: two}}\nsecrets: {s: {environment: S}}",
+        "volumes: {v: }\nconfigs: {c: {content: one}}\nsecrets: {s: {environment: T}}",
+    ] {
+        assert_ne!(hash(other), base, "{other}");
+    }
+    assert_eq!(hash("configs: {c: {content: one}}\nsecrets: {s: {environment: S}}\nvolumes: {v: {name: p_v}}"), base);
+}
+
+/// A command about some services gives them the hashes that they have without it.
+#[test]
+fn the_hash_does_not_depend_on_the_command() {
+    let text = "services:\n  a: {image: x, depends_on: [b]}\n  b: {image: x}\n  c: {image: x, links: ['b:z']}\n";
+    let (dir, all) = project(&[("compose.yaml", text)]).expect("a project");
+    for (names, dependencies) in [(["a"], false), (["a"], true), (["b"], true)] {
+        let names = names.map(str::to_owned);
+        let some = load(&source(dir.path()), &names, dependencies).expect("a project");
+        for name in some.service_names() {
+            assert_eq!(some.hash(name), all.hash(name), "{name} of {names:?}");
+        }
+    }
+}
+
+/// The flags that connect the containers of a service to networks, and those that `compose run` uses.
+fn connections(text: &str) -> Result<(Vec<String>, Vec<String>), String> {
+    let (_dir, project) = project(&[("compose.yaml", text)])?;
+    let plans = project.plans().map_err(|error| error.to_string())?;
+    let connections = &plans.services["a"].connections;
+    let mac = plans.services["a"].flags.iter().filter(|flag| flag.starts_with("--mac-address")).cloned();
+    let flags = connections.iter().map(super::Connection::flag).chain(mac).collect();
+    Ok((flags, connections.iter().map(super::Connection::plain_flag).collect()))
+}
+
+#[test]
+fn networks_become_flags() {
+    let one = |text: &str| text.to_owned();
+    for (text, flags) in [
+        ("services: {a: {image: x}}", vec![one("--network=name=p_default,alias=a")]),
+        (
+            "services: {a: {image: x, network_mode: bridge, mac_address: '02:00:00:00:00:01'}}",
+            vec![one("--mac-address=02:00:00:00:00:01")],
+        ),
+        ("services: {a: {image: x, network_mode: lab}}", vec![]),
+        (
+            "services: {a: {image: x, networks: {n: {aliases: [z, y], ipv4_address: 10.1.2.3}}, mac_address: '02:00:00:00:00:01'}}\nnetworks: {n: }",
+            vec![one("--network=name=p_n,alias=a,alias=y,alias=z,ip=10.1.2.3,mac-address=02:00:00:00:00:01")],
+        ),
+        (
+            "services: {a: {image: x, networks: {n: , m: {priority: 5}, o: {gw_priority: 1}}}}\nnetworks: {n: , m: {name: other}, o: {external: true}}",
+            vec![
+                one("--network=name=o,alias=a"),
+                one("--network=name=other,alias=a"),
+                one("--network=name=p_n,alias=a"),
+            ],
+        ),
+        (
+            "services: {a: {image: x}}\nnetworks: {default: {external: true, name: bridge}}",
+            vec![one("--network=bridge")],
+        ),
+        (
+            "services:\n  a: {image: x, networks: [n, m]}\n  b: {image: x, links: ['a:z', a], networks: [n]}\nnetworks: {n: , m: }",
+            vec![one("--network=name=p_m,alias=a"), one("--network=name=p_n,alias=a,alias=z")],
+        ),
+    ] {
+        assert_eq!(connections(text).map(|(flags, _)| flags), Ok(flags), "{text}");
+    }
+    let (_, plain) =
+        connections("services: {a: {image: x, networks: {n: {aliases: [z]}}}}\nnetworks: {n: }").expect("plans");
+    assert_eq!(plain, ["--network=p_n"]);
+}
+
+#[test]
+fn networks_that_gpurun_does_not_have_are_refused() {
+    for (text, key, reason) in [
+        ("networks: {default: {driver: macvlan}}", "networks.default.driver", "no driver `macvlan`"),
+        ("networks: {default: {ipam: {driver: x}}}", "networks.default.ipam.driver", "no driver `x`"),
+        ("networks: {default: {ipam: {config: [{subnet: 10.0.0.1/8}]}}}", "networks.default.ipam.config", "10.0.0.0/8"),
+        (
+            "networks: {default: {ipam: {config: [{gateway: 10.0.0.1}]}}}",
+            "networks.default.ipam.config",
+            "needs a `subnet`",
+        ),
+        (
+            "networks: {default: {ipam: {config: [{subnet: 10.0.0.0/24, gateway: 10.0.1.1}]}}}",
+            "networks.default.ipam.config",
+            "not an address of",
+        ),
+        (
+            "networks: {default: {ipam: {config: [{subnet: 10.0.0.0/24}, {subnet: 10.0.1.0/24}]}}}",
+            "networks.default.ipam.config",
+            "one IPv4 subnet",
+        ),
+        ("networks: {default: {name: 'a b'}}", "networks.default.name", "not a network's name"),
+    ] {
+        let error = connections(&format!("services: {{a: {{image: x}}}}\n{text}")).expect_err(text);
+        assert!(error.contains(key) && error.contains(reason) && error.contains("line 2"), "{text}: {error}");
+    }
+    for (services, key, reason) in [
+        (
+            "a: {image: x, network_mode: bridge, links: [b]}\n  b: {image: x}",
+            "services.a.links",
+            "network of the project",
+        ),
+        ("a: {image: x}\n  b: {image: x, links: ['a:c']}\n  c: {image: x}", "services.b.links", "name of a service"),
+        (
+            "a: {image: x}\n  b: {image: x}\n  c: {image: x, links: ['a:z']}\n  d: {image: x, links: ['b:z']}",
+            "links",
+            "`z` names both",
+        ),
+    ] {
+        let error = connections(&format!("services:\n  {services}\n")).expect_err(services);
+        assert!(error.contains(key) && error.contains(reason), "{services}: {error}");
     }
 }

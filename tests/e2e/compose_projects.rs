@@ -71,7 +71,7 @@ const PROJECTS: &[Project] = &[
         before: &[&["volume", "create", "ext"]],
         ..runs("17-volumes")
     },
-    refused("18-security", "services.box.mac_address"),
+    refused("18-security", "`privileged` and `cap_drop` cannot be used together"),
     Project { variables: &[("TOKEN", "secret")], ..refused("19-build", "is not a directory of this host") },
     Project { files: &[("one.txt", "one"), ("app.conf", "conf")], variables: &[("TWO", "two")], ..runs("20-secrets") },
     Project {
@@ -88,8 +88,12 @@ const PROJECTS: &[Project] = &[
     refused("27-links", "services.web.pid"),
     refused("28-blkio", "services.io"),
     Project {
-        before: &[&["volume", "create", "shared"], &["volume", "create", "other-name"]],
-        ..refused("29-external", "networks.inside")
+        before: &[
+            &["volume", "create", "shared"],
+            &["volume", "create", "other-name"],
+            &["network", "create", "proxy"],
+        ],
+        ..runs("29-external")
     },
     Project { files: &[("Dockerfile", FROM)], ..runs("30-extension-keys") },
     runs("31-json"),
@@ -211,12 +215,13 @@ impl Stage {
         result?;
         let left = self.host.ok(&["ps", "-aq"]);
         let volumes = self.host.ok(&["volume", "ls", "-q"]);
-        let own = project.before.iter().filter(|args| args[0] == "volume").count();
-        if !left.is_empty() || volumes.lines().count() != own {
-            return Err(format!("left: {left} {volumes}"));
+        let networks = self.host.ok(&["network", "ls", "-q", "--filter", "type=custom"]);
+        let own = |kind: &str| project.before.iter().filter(|args| args[0] == kind).count();
+        if !left.is_empty() || (volumes.lines().count(), networks.lines().count()) != (own("volume"), own("network")) {
+            return Err(format!("left: {left} {volumes} {networks}"));
         }
-        for args in project.before.iter().filter(|args| args[0] == "volume") {
-            self.host.ok(&["volume", "rm", args[2]]);
+        for args in project.before {
+            self.host.ok(&[args[0], "rm", args[2]]);
         }
         match self.host.leftovers() {
             left if left.is_empty() => Ok(()),

@@ -6,7 +6,8 @@ use super::super::resources::seconds;
 use super::super::{Context, print};
 use super::args::{ComposeArgs, Scope};
 use super::containers::{self, Container, stop_order};
-use super::{child, hosts};
+use super::group::{parallel, remove, stop, words};
+use super::{child, networks};
 use crate::report::Report;
 
 #[derive(Debug, Args)]
@@ -81,71 +82,6 @@ pub(super) struct WaitArgs {
     services: Vec<String>,
 }
 
-fn words(words: &[&str]) -> Vec<String> {
-    words.iter().map(|word| (*word).to_owned()).collect()
-}
-
-pub(super) fn stop_one(context: &Context, name: &str, timeout: Option<u64>) -> Result<(), Report> {
-    let mut arguments = words(&["stop"]);
-    arguments.extend(timeout.map(|seconds| format!("--time={seconds}")));
-    arguments.push(name.to_owned());
-    child::run(context, &arguments)?.check().map(drop)
-}
-
-pub(super) fn rm_one(context: &Context, name: &str) -> Result<(), Report> {
-    child::run(context, &words(&["rm", "--force", name]))?.check().map(drop)
-}
-
-/// Does something with all containers of a group at the same time.
-fn parallel(group: &[Container], each: impl Fn(&Container) -> Result<(), Report> + Sync) -> Result<(), Report> {
-    let done: Vec<Result<(), Report>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = group.iter().map(|container| scope.spawn(|| each(container))).collect();
-        let ended = threads.into_iter().map(|thread| {
-            thread.join().unwrap_or_else(|_| Err(Report::new("a thread that handles a container has failed")))
-        });
-        ended.collect()
-    });
-    let mut failed = done.into_iter().filter_map(Result::err);
-    match failed.next() {
-        Some(first) => {
-            failed.for_each(|report| print::say(&report.to_string()));
-            Err(first)
-        }
-        None => Ok(()),
-    }
-}
-
-/// Stops containers, those that depend on others first.
-pub(super) fn stop(context: &Context, containers: Vec<Container>, timeout: Option<u64>) -> Result<(), Report> {
-    let running: Vec<Container> = containers.into_iter().filter(Container::is_running).collect();
-    stop_order(running).iter().try_for_each(|group| {
-        parallel(group, |container| {
-            stop_one(context, container.name(), timeout)?;
-            print::say(&format!(" Container {}  Stopped", container.name()));
-            Ok(())
-        })
-    })
-}
-
-/// Stops and removes containers, those that depend on others first.
-pub(super) fn remove(
-    context: &Context,
-    containers: Vec<Container>,
-    timeout: Option<u64>,
-    kill: bool,
-) -> Result<(), Report> {
-    stop_order(containers).iter().try_for_each(|group| {
-        parallel(group, |container| {
-            if container.is_running() && !kill {
-                stop_one(context, container.name(), timeout)?;
-            }
-            rm_one(context, container.name())?;
-            print::say(&format!(" Container {}  Removed", container.name()));
-            Ok(())
-        })
-    })
-}
-
 pub(super) fn down(args: &DownArgs, compose: &ComposeArgs, context: &Context) -> Result<u8, Report> {
     let scope = compose.scope(&[])?;
     let mut all = containers::every(context, &scope.name)?;
@@ -164,7 +100,8 @@ pub(super) fn down(args: &DownArgs, compose: &ComposeArgs, context: &Context) ->
     } else {
         containers::select(&mut all, &args.services, &scope.services())?;
     }
-    if all.is_empty() && whole && !args.volumes && args.rmi.is_none() {
+    let has_networks = !networks::of(context, &scope.name)?.is_empty();
+    if all.is_empty() && whole && !has_networks && !args.volumes && args.rmi.is_none() {
         print::say(&format!("gpurun: there is nothing to remove for the project `{}`", scope.name));
     }
     let images: Vec<(String, String)> =
@@ -173,6 +110,7 @@ pub(super) fn down(args: &DownArgs, compose: &ComposeArgs, context: &Context) ->
     if !whole {
         return Ok(0);
     }
+    networks::remove(context, &scope.name)?;
     let contents = containers::contents_directory(context, &scope.name);
     match std::fs::remove_dir_all(&contents) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -256,10 +194,10 @@ pub(super) fn start(args: &ServicesArgs, compose: &ComposeArgs, context: &Contex
         return Err(Report::new(format!("the project `{}` has no containers", scope.name))
             .with_hint("create them with `gpurun compose up -d`"));
     }
-    start_all(context, &scope, all)
+    start_all(context, all)
 }
 
-fn start_all(context: &Context, scope: &Scope, all: Vec<Container>) -> Result<u8, Report> {
+fn start_all(context: &Context, all: Vec<Container>) -> Result<u8, Report> {
     let mut groups = stop_order(all);
     groups.reverse();
     for group in &groups {
@@ -271,24 +209,7 @@ fn start_all(context: &Context, scope: &Scope, all: Vec<Container>) -> Result<u8
             Ok(())
         })?;
     }
-    refresh_names(context, scope)?;
     Ok(0)
-}
-
-/// Brings the names of services in all containers up to date.
-fn refresh_names(context: &Context, scope: &Scope) -> Result<(), Report> {
-    let all = containers::of(context, &scope.name)?;
-    let mut names = Vec::new();
-    for container in all.iter().filter(|container| container.is_running()) {
-        let Some(ip) = &container.state.ip else { continue };
-        let aliases = scope.project.as_ref().map(|project| project.aliases(&container.service)).unwrap_or_default();
-        for name in [container.service.clone(), container.name().to_owned()].into_iter().chain(aliases) {
-            names.push(hosts::Name { name, ip: ip.clone() });
-        }
-    }
-    names.sort();
-    names.dedup();
-    hosts::update(&all, &names)
 }
 
 pub(super) fn restart(args: &StopArgs, compose: &ComposeArgs, context: &Context) -> Result<u8, Report> {
@@ -306,7 +227,7 @@ pub(super) fn restart(args: &StopArgs, compose: &ComposeArgs, context: &Context)
         all
     };
     stop(context, of_names(every), args.timeout)?;
-    start_all(context, &scope, of_names(containers::of(context, &scope.name)?))
+    start_all(context, of_names(containers::of(context, &scope.name)?))
 }
 
 pub(super) fn rm(args: &RmArgs, compose: &ComposeArgs, context: &Context) -> Result<u8, Report> {

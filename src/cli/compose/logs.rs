@@ -13,7 +13,7 @@ use super::super::session::take_signals;
 use super::super::{Context, print};
 use super::args::ComposeArgs;
 use super::containers::{self, Container};
-use super::{child, end};
+use super::{child, group};
 use crate::report::Report;
 
 #[derive(Debug, Args)]
@@ -247,7 +247,7 @@ pub(super) fn stop_all(context: &Context, options: &Foreground<'_>) -> Result<()
         }
     };
     print::say("Gracefully stopping... (press ctrl-c again to force)");
-    interruptible(options.signals, kill, || end::stop(context, ours()?, options.timeout)).0
+    interruptible(options.signals, kill, || group::stop(context, ours()?, options.timeout)).0
 }
 
 /// Shows the output of a project's containers until all have ended or a signal stops them.

@@ -6,9 +6,9 @@ use clap::Args;
 
 use super::super::Context;
 use super::args::{CheckRun, ComposeArgs, index};
+use super::child;
 use super::start::{Progress, Recreate, Starter, command};
-use super::{child, containers};
-use crate::compose::Plans;
+use crate::compose::{Connection, Plans};
 use crate::report::Report;
 
 #[derive(Debug, Args)]
@@ -77,6 +77,9 @@ pub(super) struct RunArgs {
     /// Working directory inside the container
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
+    /// Give the container the names of the service on its networks
+    #[arg(long)]
+    use_aliases: bool,
     /// Set a label
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
@@ -138,7 +141,7 @@ pub(super) fn run(args: &RunArgs, compose: &ComposeArgs, context: &Context, chec
     others.images(args.build, false, None)?;
     others.check(check)?;
     others.start(Recreate::Changed, &Progress::default())?;
-    let own = Plans { services: [(args.service.clone(), plan.clone())].into(), notices: Vec::new() };
+    let own = Plans { services: [(args.service.clone(), plan.clone())].into(), ..plans.clone() };
     let starter = Starter { context, project: &project, plans: &own, timeout: None };
     starter.images(args.build, false, None)?;
     if let Some(entrypoint) = &args.entrypoint {
@@ -166,8 +169,9 @@ pub(super) fn run(args: &RunArgs, compose: &ComposeArgs, context: &Context, chec
         all.extend(plan.ports.iter().cloned());
     }
     all.extend(args.publish.iter().map(|text| format!("--publish={text}")));
-    let addresses = starter.names(&containers::of(context, &project.name)?);
-    let mut common = starter.common(&plan, &addresses)?;
+    let connection = if args.use_aliases { Connection::flag } else { Connection::plain_flag };
+    all.extend(plan.connections.iter().map(connection));
+    let mut common = starter.common(&plan)?;
     // What the caller gives takes the place of what the file gives.
     let without = |flag: &str, common: &mut Vec<String>| common.retain(|other| !other.starts_with(flag));
     without("--restart=", &mut common);

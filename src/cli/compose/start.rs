@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use super::super::{Context, print};
 use super::args::CheckRun;
 use super::containers::{self, Container, contents_directory};
-use super::hosts::{self, Name};
-use super::{build, child, end};
-use crate::compose::{Condition, Plan, Plans, Project, PullPolicy, labels};
+use super::{build, child, group, networks};
+use crate::compose::{Condition, Connection, Plan, Plans, Project, PullPolicy, labels};
 use crate::record::{HealthStatus, Phase, State};
 use crate::report::Report;
+use crate::request::IpcMode;
 
 /// Which containers are replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,7 +165,8 @@ impl Starter<'_> {
             let is_missing = |flag: &String| missing.iter().any(|path| flag.contains(&format!("source={path}")));
             let name = format!("--name={}", plan.container(&self.project.name, 1));
             let flags = plan.flags.iter().filter(|flag| !is_missing(flag));
-            let all = std::iter::once(&name).chain(&plan.ports).chain(flags);
+            let connections: Vec<String> = plan.connections.iter().map(Connection::flag).collect();
+            let all = std::iter::once(&name).chain(&plan.ports).chain(flags).chain(&connections);
             let arguments = |flags: Vec<&String>| {
                 let flags = flags.into_iter().cloned();
                 ["run".to_owned()].into_iter().chain(flags).chain([plan.image.clone()]).collect::<Vec<_>>()
@@ -191,7 +192,7 @@ impl Starter<'_> {
             return Ok(());
         }
         if remove {
-            return end::remove(self.context, all, self.timeout, false);
+            return group::remove(self.context, all, self.timeout, false);
         }
         let names: Vec<&str> = all.iter().map(Container::name).collect();
         print::say(&format!(
@@ -206,6 +207,7 @@ impl Starter<'_> {
         for plan in self.plans.services.values() {
             self.prepare(plan)?;
         }
+        networks::create(self.context, &self.project.name, self.plans, self.timeout)?;
         let existing = containers::of(self.context, &self.project.name)?;
         let results = std::thread::scope(|scope| {
             let threads = self.plans.services.values().map(|plan| {
@@ -218,9 +220,7 @@ impl Starter<'_> {
             });
             joined(threads.collect())
         });
-        first_error(results)?;
-        let all = containers::of(self.context, &self.project.name)?;
-        hosts::update(&all, &self.names(&all))
+        first_error(results).map(drop)
     }
 
     /// Starts the containers of one service when its dependencies are ready. A failure of a dependency is reported by
@@ -256,11 +256,6 @@ impl Starter<'_> {
             restart |= dependency.restart && outcome == Outcome::Started;
         }
         self.shrink(plan, existing)?;
-        // A container learns the addresses of those that were started before it.
-        let names = match plan.on_bridge && !(existing.is_empty() && plan.depends_on.is_empty()) {
-            true => self.names(&containers::of(self.context, &self.project.name)?),
-            false => Vec::new(),
-        };
         let tasks: Vec<Task<'_>> = (1..=plan.scale)
             .map(|number| {
                 let old = existing.iter().find(|old| old.service == plan.service && old.number == number);
@@ -268,10 +263,9 @@ impl Starter<'_> {
             })
             .collect();
         let outcomes = match &tasks[..] {
-            [task] => vec![self.one(task, recreate, &names)],
+            [task] => vec![self.one(task, recreate)],
             tasks => std::thread::scope(|scope| {
-                let names = &names;
-                joined(tasks.iter().map(|task| scope.spawn(move || self.one(task, recreate, names))).collect())
+                joined(tasks.iter().map(|task| scope.spawn(move || self.one(task, recreate))).collect())
             }),
         };
         let started = first_error(outcomes)?.contains(&Outcome::Started);
@@ -332,12 +326,12 @@ impl Starter<'_> {
     fn shrink(&self, plan: &Plan, existing: &[Container]) -> Result<(), Report> {
         let extra = existing.iter().filter(|old| old.service == plan.service && old.number > plan.scale);
         extra.map(|old| old.name().to_owned()).try_for_each(|name| {
-            end::stop_one(self.context, &name, self.timeout)?;
-            end::rm_one(self.context, &name)
+            group::stop_one(self.context, &name, self.timeout)?;
+            group::rm_one(self.context, &name)
         })
     }
 
-    fn one(&self, task: &Task<'_>, recreate: Recreate, names: &[Name]) -> Result<Outcome, Report> {
+    fn one(&self, task: &Task<'_>, recreate: Recreate) -> Result<Outcome, Report> {
         let name = task.plan.container(&self.project.name, task.number);
         let under = |report: Report| {
             report.under(format!("cannot start the container `{name}` of service `{}`", task.plan.service))
@@ -348,7 +342,7 @@ impl Starter<'_> {
                 Recreate::None => true,
                 Recreate::All => false,
                 Recreate::Changed => self.is_current(old, task.plan)?,
-            };
+            } && self.can_join(old)?;
             if keep && old.is_running() && !task.restart {
                 said("Running");
                 return Ok(Outcome::Unchanged);
@@ -360,11 +354,11 @@ impl Starter<'_> {
                 return Ok(Outcome::Started);
             }
             if old.is_running() {
-                end::stop_one(self.context, old.name(), self.timeout)?;
+                group::stop_one(self.context, old.name(), self.timeout)?;
             }
-            end::rm_one(self.context, old.name())?;
+            group::rm_one(self.context, old.name())?;
         }
-        let arguments = self.arguments(task.plan, task.number, &name, names)?;
+        let arguments = self.arguments(task.plan, task.number, &name)?;
         let done = child::run(self.context, &arguments)?.check().map_err(under)?;
         done.err.lines().filter(|line| !line.trim().is_empty()).for_each(print::say);
         said(if task.old.is_some() { "Recreated" } else { "Started" });
@@ -378,12 +372,23 @@ impl Starter<'_> {
         Ok(same_image && old.label(labels::HASH) == Some(self.hash(plan).as_str()))
     }
 
+    /// Returns whether the containers still exist whose namespaces a container joins when it starts.
+    fn can_join(&self, old: &Container) -> Result<bool, Report> {
+        let request = &old.entry.record.request;
+        let ipc = match &request.ipc {
+            IpcMode::Container(id) => Some(id),
+            _ => None,
+        };
+        let records = self.context.records()?;
+        Ok(request.network_container.iter().chain(ipc).all(|id| records.find(id).is_ok()))
+    }
+
     fn hash(&self, plan: &Plan) -> String {
         self.project.hash(&plan.service)
     }
 
     /// Returns the command line that makes a container.
-    fn arguments(&self, plan: &Plan, number: u32, name: &str, names: &[Name]) -> Result<Vec<String>, Report> {
+    fn arguments(&self, plan: &Plan, number: u32, name: &str) -> Result<Vec<String>, Report> {
         let mut all = vec!["run".to_owned(), "--detach".to_owned(), format!("--name={name}")];
         all.extend(self.labels(plan, number, false));
         all.extend(plan.ports.iter().cloned());
@@ -393,7 +398,8 @@ impl Starter<'_> {
         if plan.stdin {
             all.push("--interactive".to_owned());
         }
-        all.extend(self.common(plan, names)?);
+        all.extend(plan.connections.iter().map(Connection::flag));
+        all.extend(self.common(plan)?);
         let (entrypoint, command) = command(plan);
         all.extend(entrypoint);
         all.push(plan.image.clone());
@@ -401,12 +407,9 @@ impl Starter<'_> {
         Ok(all)
     }
 
-    /// Returns the flags that all containers of a service have.
-    pub(super) fn common(&self, plan: &Plan, names: &[Name]) -> Result<Vec<String>, Report> {
+    /// Returns the flags that all containers of a service have, without those of its networks.
+    pub(super) fn common(&self, plan: &Plan) -> Result<Vec<String>, Report> {
         let mut all = plan.flags.clone();
-        if plan.on_bridge {
-            all.extend(names.iter().map(|name| format!("--add-host={}:{}", name.name, name.ip)));
-        }
         all.extend(self.contents(plan)?);
         Ok(all)
     }
@@ -451,22 +454,6 @@ impl Starter<'_> {
             flags.push(format!("--mount=type=bind,source={},target={},readonly", path.display(), content.target));
         }
         Ok(flags)
-    }
-
-    /// Returns the names by which containers find the services of this project.
-    pub(super) fn names(&self, containers: &[Container]) -> Vec<Name> {
-        let mut names = Vec::new();
-        let mut add = |name: &str, ip: &str| names.push(Name { name: name.to_owned(), ip: ip.to_owned() });
-        for container in containers.iter().filter(|container| container.is_running()) {
-            let Some(ip) = &container.state.ip else { continue };
-            add(&container.service, ip);
-            add(container.name(), ip);
-            let aliases = self.plans.services.get(&container.service).map(|plan| &plan.aliases);
-            aliases.into_iter().flatten().for_each(|alias| add(alias, ip));
-        }
-        names.sort();
-        names.dedup();
-        names
     }
 
     /// Waits until all services run and are healthy, for `--wait`. A service that has done its work is fine too.

@@ -163,7 +163,7 @@ enum FileSource {
     Text(String),
 }
 
-/// Quotes a field of `--mount` as CSV.
-fn csv(field: &str) -> String {
+/// Quotes a field of `--mount` or `--network` as CSV.
+pub(super) fn csv(field: &str) -> String {
     if field.contains([',', '"']) { format!("\"{}\"", field.replace('"', "\"\"")) } else { field.to_owned() }
 }

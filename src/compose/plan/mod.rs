@@ -6,6 +6,7 @@
 mod files;
 mod keys;
 mod maker;
+mod network;
 mod resources;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use super::service::{DeviceNode, Health, Port, Service};
 use super::value::{Node, Value};
 pub(crate) use maker::Content;
 use maker::{Flags, Maker};
+pub(crate) use network::{Connection, ProjectNetwork};
 
 /// When to pull or build the image of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,10 +79,8 @@ pub(crate) struct Plan {
     pub(crate) pull: PullPolicy,
     pub(crate) build: Option<Vec<String>>,
     pub(crate) depends_on: BTreeMap<String, DependsOn>,
-    /// Names under which other services reach this one, beside the service's.
-    pub(crate) aliases: Vec<String>,
-    /// Whether the containers have an address of their own on the bridge.
-    pub(crate) on_bridge: bool,
+    /// The project's networks that the containers are connected to.
+    pub(crate) connections: Vec<Connection>,
     /// Directories that docker would create.
     pub(crate) create: Vec<PathBuf>,
     pub(crate) contents: Vec<Content>,
@@ -95,17 +95,18 @@ impl Plan {
     }
 }
 
-/// The plans of all enabled services, and notices about keys that have no effect.
+/// The plans of all enabled services and of their networks, and notices about keys that have no effect.
 #[derive(Debug, Clone)]
 pub(crate) struct Plans {
     pub(crate) services: BTreeMap<String, Plan>,
+    pub(crate) networks: Vec<ProjectNetwork>,
     pub(crate) notices: Vec<String>,
 }
 
 impl Project {
     /// Plans all enabled services. A key that gpurun cannot honor is an error.
     pub(crate) fn plans(&self) -> Result<Plans, ComposeError> {
-        let mut plans = Plans { services: BTreeMap::new(), notices: Vec::new() };
+        let mut plans = Plans { services: BTreeMap::new(), networks: Vec::new(), notices: Vec::new() };
         for (name, node) in &self.services {
             let path = format!("services.{name}");
             support(node, &SERVICE, &path, &mut |wrong| self.placed(wrong), &mut plans.notices)?;
@@ -125,6 +126,7 @@ impl Project {
                 support(node, of, &path, &mut |wrong| self.placed(wrong), &mut plans.notices)?;
             }
         }
+        plans.networks = self.networks().map_err(|wrong| self.placed(wrong))?;
         Ok(plans)
     }
 
@@ -223,7 +225,7 @@ impl Maker<'_> {
         self.process(&mut flags, notices)?;
         self.limits(&mut flags, notices)?;
         self.gpus(&mut flags)?;
-        let on_bridge = self.network(&mut flags);
+        let connections = self.network(&mut flags)?;
         let (mut create, mut contents, mut external_volumes) = (Vec::new(), Vec::new(), Vec::new());
         for (index, volume) in service.volumes.iter().enumerate() {
             flags.add("--mount", self.volume(volume, index, &mut create, &mut external_volumes)?);
@@ -234,7 +236,6 @@ impl Maker<'_> {
             .ok()
             .filter(|scale| *scale <= 1000)
             .ok_or_else(|| self.wrong("scale", "a service has from 0 to 1000 containers"))?;
-        let aliases = service.networks.values().flatten().flat_map(|network| network.aliases.clone());
         Ok(Plan {
             service: self.name.to_owned(),
             image: self.project.image(self.name),
@@ -250,8 +251,7 @@ impl Maker<'_> {
             pull: self.pull_policy()?,
             build: service.build.as_ref().map(|build| self.build(build)).transpose()?,
             depends_on: self.depends_on(),
-            aliases: aliases.chain(service.container_name.clone()).chain(service.hostname.clone()).collect(),
-            on_bridge,
+            connections,
             create,
             contents,
             external_volumes,
@@ -387,25 +387,6 @@ impl Maker<'_> {
                 _ => "on-failure".to_owned(),
             }),
             _ => Some("unless-stopped".to_owned()),
-        }
-    }
-
-    fn network(&self, flags: &mut Flags) -> bool {
-        let service = self.service;
-        flags.each("--dns", &service.dns);
-        flags.each("--dns-search", &service.dns_search);
-        flags.each("--dns-option", &service.dns_opt);
-        flags.each("--add-host", service.extra_hosts.iter().map(|line| line.replacen('=', ":", 1)));
-        match service.network_mode.as_deref() {
-            None | Some("bridge" | "default" | "") => true,
-            Some(mode @ ("host" | "none")) => {
-                flags.add("--network", mode);
-                false
-            }
-            Some(mode) => {
-                flags.add("--network", self.namespace(mode));
-                false
-            }
         }
     }
 }
