@@ -100,13 +100,12 @@ impl Explain for LaunchError {
         match self {
             Self::NoJupyter(error) => error.hint(),
             Self::NoArgon2 { .. } => Some("create another hash with `gpurun token --algorithm sha512`".into()),
-            Self::SecretArgument { .. } => {
-                Some("omit it; gpurun creates a token, or takes a password with `--password`, `--password-file`, \
-                      `--password-stdin` or `--password-hash`".into())
-            }
-            Self::OutOfReach { .. } => Some(
-                "publish the port with `-p`; for HTTPS, put a reverse proxy in front of it or use the ssh tunnel that is printed".into(),
+            Self::SecretArgument { .. } => Some(
+                "omit it; gpurun creates a token, or takes a password with `--password`, `--password-file`, \
+                      `--password-stdin` or `--password-hash`"
+                    .into(),
             ),
+            Self::OutOfReach { .. } => Some("publish the port with `-p`; `--tls` serves it over HTTPS".into()),
             Self::Hash(error) => error.hint(),
             Self::Write { .. } => None,
         }
