@@ -76,6 +76,13 @@ impl Pressure {
     }
 }
 
+impl Stats {
+    /// Whether the cgroup no longer existed when the sample was taken.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.cpu_usage_us.is_none() && self.memory_current.is_none() && self.pids_current.is_none()
+    }
+}
+
 impl Cgroup {
     /// Takes a sample. If the cgroup no longer exists, the sample is empty.
     #[must_use]

@@ -1,7 +1,7 @@
 //! Commands that change running containers: update, pause, resume.
 
-use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
+use clap::{Args, FromArgMatches};
 
 use super::containers::{for_each, send_to};
 use super::resources::{ResourceFlags, TimeFlags};
@@ -41,34 +41,69 @@ pub(super) struct PauseArgs {
     containers: Vec<String>,
 }
 
-pub(super) fn update(args: &UpdateArgs, context: &Context) -> Result<u8, Report> {
-    let asked = args.limits.limits()?;
-    let times = Some(args.times.changes()?).filter(|times| *times != TimeLimits::default());
-    let restart = args.restart.as_deref().map(str::parse::<RestartPolicy>).transpose()?;
-    if asked == LimitsRequest::default() && restart.is_none() && times.is_none() {
-        return Err(Report::usage("no limit to update was specified")
-            .with_hint(format!("name one: `gpurun update {} --memory 4g`", args.containers.join(" "))));
+/// What `update` changes.
+pub(super) struct Changes {
+    limits: LimitsRequest,
+    restart: Option<RestartPolicy>,
+    times: Option<TimeLimits>,
+}
+
+impl Changes {
+    fn of(args: &UpdateArgs) -> Result<Self, Report> {
+        let limits = args.limits.limits()?;
+        let times = Some(args.times.changes()?).filter(|times| *times != TimeLimits::default());
+        let restart = args.restart.as_deref().map(str::parse::<RestartPolicy>).transpose()?;
+        if limits == LimitsRequest::default() && restart.is_none() && times.is_none() {
+            return Err(Report::usage("no limit to update was specified")
+                .with_hint(format!("name one: `gpurun update {} --memory 4g`", args.containers.join(" "))));
+        }
+        Ok(Self { limits, restart, times })
     }
+
+    /// Parses the flags of `update` for one container, as typed without the command and the container.
+    pub(super) fn parse(flags: &[&str], container: &str) -> Result<Self, Report> {
+        let words = ["update"].iter().chain(flags).copied().chain(["--", container]);
+        let command = UpdateArgs::augment_args(clap::Command::new("update").disable_help_flag(true));
+        let parsed = command.args_override_self(true).try_get_matches_from(words);
+        let args = parsed.and_then(|matches| UpdateArgs::from_arg_matches(&matches)).map_err(|error| {
+            let text = error.to_string();
+            let line = text.lines().next().unwrap_or_default();
+            Report::usage(line.strip_prefix("error: ").unwrap_or(line))
+                .with_hint("`gpurun update --help` lists the flags")
+        })?;
+        if args.containers != [container] || args.json {
+            return Err(Report::usage("only flags of `gpurun update` for limits can be used here")
+                .with_hint("for example `--memory 4g --cpus 2`"));
+        }
+        Self::of(&args)
+    }
+
+    /// Changes one container. Returns the new limits if it runs, as read back from the kernel.
+    pub(super) fn apply(&self, records: &Records, entry: &Entry) -> Result<Option<Vec<LimitRow>>, Report> {
+        let (limits, restart, times) = (Box::new(self.limits.clone()), self.restart, self.times);
+        if entry.supervisor()?.is_some() {
+            return ask(entry, &ToSupervisor::Update { limits, restart, times }).map(Some);
+        }
+        at_rest(records, entry, &limits, restart, times).map(|()| None)
+    }
+}
+
+pub(super) fn update(args: &UpdateArgs, context: &Context) -> Result<u8, Report> {
+    let changes = Changes::of(args)?;
     let records = context.records()?;
     let mut all = Vec::new();
     let each = |name: &str| {
         let entry = records.find_whole(name)?;
-        let limits = Box::new(asked.clone());
-        let runs = entry.supervisor()?.is_some();
-        let rows = if runs {
-            ask(&entry, &ToSupervisor::Update { limits, restart, times })?
-        } else {
-            at_rest(&records, &entry, &limits, restart, times)?
-        };
-        if context.verbose && runs {
-            print::write_stderr(&limits_text(&rows));
-        } else if context.verbose {
-            let name = &entry.record.name;
-            print::say(&format!(
-                "gpurun: `{name}` is not running: the limits are valid on this host and apply at its next start"
-            ));
+        let rows = changes.apply(&records, &entry)?;
+        match &rows {
+            Some(rows) if context.verbose => print::write_stderr(&limits_text(rows)),
+            None if context.verbose => print::say(&format!(
+                "gpurun: `{}` is not running: the limits are valid on this host and apply at its next start",
+                entry.record.name
+            )),
+            _ => {}
         }
-        all.extend(rows);
+        all.extend(rows.unwrap_or_default());
         Ok(())
     };
     let code = if args.json { quietly(&args.containers, each)? } else { for_each(&args.containers, each)? };
@@ -90,7 +125,7 @@ fn at_rest(
     asked: &LimitsRequest,
     restart: Option<RestartPolicy>,
     times: Option<TimeLimits>,
-) -> Result<Vec<LimitRow>, Report> {
+) -> Result<(), Report> {
     let _lock = records.lock()?;
     records.again(entry)?.change_at_rest(|request| {
         let merged = request.limits.updated_by(asked);
@@ -103,15 +138,20 @@ fn at_rest(
     if !state.limits.is_empty() {
         entry.write_state(&State { limits: Vec::new(), ..state })?;
     }
-    Ok(Vec::new())
+    Ok(())
 }
 
 pub(super) fn pause(args: &PauseArgs, paused: bool, context: &Context) -> Result<u8, Report> {
     let records = context.records()?;
     for_each(&args.containers, |name| {
         let entry = records.find_whole(name)?;
-        ask(&entry, &ToSupervisor::Pause { paused, held: false }).map(drop)
+        pause_one(&entry, paused)
     })
+}
+
+/// Freezes or thaws every process of a container.
+pub(super) fn pause_one(entry: &Entry, paused: bool) -> Result<(), Report> {
+    ask(entry, &ToSupervisor::Pause { paused, held: false }).map(drop)
 }
 
 /// Sends a request to a container's supervisor and waits for the answer.

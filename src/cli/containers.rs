@@ -258,7 +258,8 @@ fn stop_by(entry: &Entry, timeout: Option<u64>, signal: Option<i32>) -> Result<(
     stop_one(entry, Some(0))
 }
 
-fn stop_one(entry: &Entry, timeout: Option<u64>) -> Result<(), Report> {
+/// Stops a container gracefully, and waits until it has ended. Without a timeout, the container's own applies.
+pub(super) fn stop_one(entry: &Entry, timeout: Option<u64>) -> Result<(), Report> {
     let stop = ToSupervisor::Stop { timeout };
     let Some(connection) = connect_living(entry, &stop)? else { return Ok(()) };
     send_to(&connection, &stop)?;

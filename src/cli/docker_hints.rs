@@ -170,6 +170,7 @@ const DIFFERENT: &[(&str, &str)] = &[
     ("stats", "more columns: throttling, pressure, GPUs"),
     ("stop|kill|rm", "`--all`, as in podman"),
     ("system df", "steps of builds are images without a name"),
+    ("top", "without a container, a live screen over all containers"),
     ("volume create", "`local` is the only driver, and it has no options"),
     ("volume prune", "an anonymous volume is never unused, so only `--all` finds any"),
     ("wait", "`--condition`, as in podman"),

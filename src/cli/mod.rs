@@ -164,7 +164,7 @@ enum Command {
     Compose(Box<compose::ComposeCommand>),
     /// Manage images: load, pull, list, inspect, remove and more
     Image(image::ImageArgs),
-    /// Show the processes of a container
+    /// Show a live screen of all running containers, or the processes of one
     Top(top::TopArgs),
     /// Manage containers: docker's longer names, and `prune`
     Container(system::ContainerArgs),

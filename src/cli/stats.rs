@@ -40,7 +40,8 @@ pub(super) struct StatsArgs {
     containers: Vec<String>,
 }
 
-fn interval(text: &str) -> Result<f64, UnitError> {
+/// Parses the seconds between two samples.
+pub(super) fn interval(text: &str) -> Result<f64, UnitError> {
     text.parse()
         .ok()
         .filter(|seconds| (0.1..=3600.0).contains(seconds))

@@ -122,6 +122,13 @@ impl Records {
         Ok((entries, unreadable))
     }
 
+    /// The ids of all containers that have a directory, with and without a readable record, in their order.
+    pub(crate) fn ids_of_all(&self) -> Result<Vec<String>, RecordError> {
+        let mut ids = self.ids(&self.containers)?;
+        ids.sort();
+        Ok(ids)
+    }
+
     /// The steps of running builds. They are in no list, but they still need their images.
     pub(crate) fn steps(&self) -> Result<Vec<Entry>, RecordError> {
         let mut steps = Vec::new();

@@ -379,7 +379,7 @@ fn port_and_top() {
     assert!(text.lines().nth(1).unwrap().trim_start().starts_with(&format!("{pid} sleep")), "{text}");
     assert!(host.fails(2, &["top", "web", "-o", "cmd"]).contains("no column PID"));
     host.fails(2, &["top", "web", "--nosuch"]);
-    assert!(host.fails(2, &["top"]).contains("gpurun top NAME"));
+    assert!(host.fails(2, &["container", "top"]).contains("gpurun top --once"));
     host.ok(&["stop", "-t", "0", "web"]);
     assert!(host.fails(1, &["top", "web"]).contains("is not running"));
     assert_eq!(host.ok(&["port", "web"]), "");

@@ -633,6 +633,14 @@ fn seen() {
     assert!(line("lab").ends_with("0: 11.0 GiB, 93%") && line("plain").ends_with("-"), "{stats}");
     let json: serde_json::Value = serde_json::from_str(&lab.ok(&["stats", "--no-stream", "--json", "lab"])).unwrap();
     assert_eq!(json[0]["gpus"][0]["memory"], 11 * GIB);
+    let json: serde_json::Value = serde_json::from_str(&lab.ok(&["top", "--once", "--json"])).unwrap();
+    assert_eq!(
+        (&json["host"]["gpus"][0]["memory_used"], &json["host"]["gpus"][0]["utilization"]),
+        (&(12 * GIB).into(), &93.into())
+    );
+    let top = lab.ok(&["top", "--once"]);
+    let line = |name: &str| top.lines().find(|line| line.trim_start().starts_with(name)).unwrap();
+    assert!(line("GPU 0").contains("93% 12.0G/") && line("lab").contains("93  11.0G"), "{top}");
     lab.ok(&["rm", "-f", "lab"]);
     assert!(!lab.ok(&["ps"]).contains("GPU") && !lab.ok(&["stats", "--no-stream"]).contains("GPU"));
 

@@ -47,6 +47,7 @@ mod sharing;
 mod storage;
 mod streams;
 mod teach;
+mod top;
 mod trouble;
 mod upgrade;
 
@@ -76,11 +77,17 @@ fn lacks(test: &str) -> Option<&'static str> {
             Some("systemd")
         }
         NEEDS_SWAP if !swap() => Some("swap"),
+        name if top::NEED_TMUX.contains(&name) && !has_program("tmux") => Some("tmux"),
         name if errors::TESTS.iter().any(|(other, _)| *other == name) && !errors::has_snapshots() => {
             Some("a checkout with its snapshots")
         }
         _ => None,
     }
+}
+
+fn has_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(name).exists())
 }
 
 /// Runs a test on a thread of its own. A test that hangs fails by name, and the run goes on.
@@ -133,6 +140,7 @@ fn main() {
         ("recipe", recipe::TESTS),
         ("boot", boot::TESTS),
         ("teach", teach::TESTS),
+        ("top", top::TESTS),
         ("idle", idle::TESTS),
         ("isolation", isolation::TESTS),
         ("calls", calls::TESTS),

@@ -4,31 +4,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use clap::Args;
-
-use super::{Context, print};
 use crate::cgroup::{Cgroup, Host};
+use crate::cli::{Context, print};
 use crate::record::Phase;
 use crate::report::Report;
 
-#[derive(Debug, Args)]
-#[command(
-    after_help = "The PIDs are those of this host. The options are those of ps(1) [default: -ef]; they must show the column PID.\n\nExamples:\n  gpurun top lab\n  gpurun top lab -o pid,rss,cmd"
-)]
-pub(super) struct TopArgs {
-    /// Name or ID of the container
-    #[arg(value_name = "CONTAINER")]
-    container: Option<String>,
-    /// Options of ps(1)
-    #[arg(value_name = "PS OPTIONS")]
-    options: Vec<String>,
-}
-
-pub(super) fn run(args: &TopArgs, context: &Context) -> Result<u8, Report> {
-    let Some(name) = &args.container else {
-        return Err(Report::usage("`gpurun top` shows the processes of a container, and none was named")
-            .with_hint("`gpurun top NAME` shows them; `gpurun stats` shows the usage of all containers"));
-    };
+/// Prints the processes of the container `name`.
+pub(super) fn show(name: &str, options: &[String], context: &Context) -> Result<u8, Report> {
     let entry = context.records()?.find(name)?;
     let (name, state) = (&entry.record.name, entry.state()?);
     let not_running = || {
@@ -42,7 +24,7 @@ pub(super) fn run(args: &TopArgs, context: &Context) -> Result<u8, Report> {
     let host = Host::probe(Path::new("/"))?;
     let cgroup = Cgroup::open(&host, &entry.record.cgroup)?.ok_or_else(not_running)?;
     let pids: BTreeSet<i32> = cgroup.pids()?.into_iter().collect();
-    let text = ps(&args.options)?;
+    let text = ps(options)?;
     let shown = select(&text, &pids).ok_or_else(|| {
         Report::usage("cannot find the container's processes: the output of `ps` has no column PID")
             .with_hint("add it: `gpurun top NAME -o pid,cmd`")

@@ -1,19 +1,27 @@
 //! Samples of the resources that running containers use.
 //!
 //! A sample of a container combines its cgroup's counters, the rates since the previous sample, the traffic of its own
-//! network and its shares of GPUs. A [`Sampler`] keeps only the previous counters; nothing is written.
+//! network and its shares of GPUs. A [`Sampler`] keeps only the previous counters and what it has read of unchanged
+//! records; nothing is written.
 
-use std::collections::BTreeMap;
+mod host;
+mod known;
+mod rates;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+pub(crate) use host::{HostGpu, HostSample, HostSampler};
+use known::Known;
+use rates::{Rates, percent, rates};
 use serde::Serialize;
 
 use crate::cgroup::{Cgroup, Host, Stats};
 use crate::gpu::usage::{self, Share, Usage};
 use crate::gpu::{self, Inventory, lease};
 use crate::launch;
-use crate::record::{Entry, Phase, Records};
+use crate::record::{Entry, Phase, Records, State};
 use crate::report::Report;
 use crate::request::NetworkMode;
 
@@ -49,6 +57,8 @@ pub(crate) struct Sampler<'a> {
     cgroups: Host,
     /// The previous counters of each running container.
     before: BTreeMap<String, (Instant, Stats)>,
+    /// The records, states and cgroups of the running containers, as of the previous sample.
+    known: BTreeMap<String, Known>,
     /// Names of users. A look-up may ask a directory service, so it is not repeated.
     names: BTreeMap<u32, String>,
 }
@@ -56,7 +66,23 @@ pub(crate) struct Sampler<'a> {
 impl<'a> Sampler<'a> {
     pub(crate) fn new(records: &'a Records) -> Result<Self, Report> {
         let cgroups = Host::probe(Path::new("/"))?;
-        Ok(Self { records, cgroups, before: BTreeMap::new(), names: BTreeMap::new() })
+        Ok(Self { records, cgroups, before: BTreeMap::new(), known: BTreeMap::new(), names: BTreeMap::new() })
+    }
+
+    /// Samples all running containers. Records and states that have not changed since the previous sample are not read
+    /// again, so that a screen that is always open costs little.
+    pub(crate) fn all(&mut self) -> Result<Vec<Sample>, Report> {
+        let mut earlier = std::mem::take(&mut self.known);
+        let mut samples = Vec::new();
+        for id in self.records.ids_of_all()? {
+            let Some(known) = Known::read(self.records, &self.cgroups, &id, earlier.remove(&id)) else { continue };
+            let sample = known.cgroup().map(|cgroup| self.sample(known.entry(), known.state(), cgroup));
+            // The cgroup of a container that has just ended is gone.
+            samples.extend(sample.filter(|sample| !sample.stats.is_empty()));
+            self.known.insert(id, known);
+        }
+        self.before.retain(|id, _| samples.iter().any(|sample| sample.id == *id));
+        Ok(samples)
     }
 
     /// Samples the running containers among `names`, or all running ones if there are no names.
@@ -79,13 +105,18 @@ impl<'a> Sampler<'a> {
         if state.phase != Phase::Running {
             return Ok(None);
         }
-        let Some(cgroup) = Cgroup::open(&self.cgroups, &record.cgroup)? else { return Ok(None) };
+        let cgroup = Cgroup::open(&self.cgroups, &record.cgroup)?;
+        Ok(cgroup.map(|cgroup| self.sample(entry, &state, &cgroup)))
+    }
+
+    fn sample(&mut self, entry: &Entry, state: &State, cgroup: &Cgroup) -> Sample {
+        let record = &entry.record;
         let (now, stats) = (Instant::now(), cgroup.stats());
         let earlier = self.before.insert(record.id.clone(), (now, stats.clone()));
         let rates = earlier.map_or_else(Rates::default, |(then, earlier)| rates(&earlier, &stats, now - then));
         let own_network = state.pid.filter(|_| record.request.network == NetworkMode::Bridge);
         let (received, sent) = own_network.and_then(traffic).unzip();
-        Ok(Some(Sample {
+        Sample {
             id: record.id.clone(),
             name: record.name.clone(),
             owner: self.names.entry(record.owner.uid).or_insert_with(|| record.owner.name()).clone(),
@@ -98,50 +129,36 @@ impl<'a> Sampler<'a> {
             stats,
             has_gpus: !state.gpus.is_empty(),
             gpus: Vec::new(),
-        }))
+        }
     }
 
     /// Returns the usage of the host's GPUs. Without a driver that answers, there are none.
     ///
     /// This starts a process that queries the driver, so it costs much more than the other samples.
     pub(crate) fn gpus(&self) -> Result<Vec<Usage>, Report> {
-        let inventory = gpu::inventory(&launch::driver_root()).ok();
-        Ok(inventory.map(|inventory| gpu_usage(&inventory, self.records)).transpose()?.unwrap_or_default())
+        gpus(self.records)
     }
+}
+
+/// Returns the usage of the host's GPUs, like [`Sampler::gpus`].
+pub(crate) fn gpus(records: &Records) -> Result<Vec<Usage>, Report> {
+    let Ok(inventory) = gpu::inventory(&launch::driver_root()) else { return Ok(Vec::new()) };
+    usage_by(&inventory, records, &records.ids_of_all()?.into_iter().collect())
 }
 
 /// Returns the usage of each GPU by containers and processes.
 pub(crate) fn gpu_usage(inventory: &Inventory, records: &Records) -> Result<Vec<Usage>, Report> {
+    usage_by(inventory, records, &records.list()?.into_iter().map(|entry| entry.record.id).collect())
+}
+
+fn usage_by(inventory: &Inventory, records: &Records, ids: &BTreeSet<String>) -> Result<Vec<Usage>, Report> {
     let leases = lease::living(&records.run_dir().join("gpus"))?;
-    let ids = records.list()?.into_iter().map(|entry| entry.record.id).collect();
-    Ok(usage::usage(inventory, &leases, &ids, Path::new("/proc")))
+    Ok(usage::usage(inventory, &leases, ids, Path::new("/proc")))
 }
 
 /// Adds to each container its shares of the GPUs.
 pub(crate) fn share_gpus(samples: &mut [Sample], gpus: &[Usage]) {
     samples.iter_mut().for_each(|sample| sample.gpus = usage::shares(gpus, &sample.id));
-}
-
-#[derive(Debug, Default, PartialEq)]
-struct Rates {
-    cpu_percent: Option<f64>,
-    throttled_percent: Option<f64>,
-}
-
-/// Returns the rates between two samples. A counter that became smaller belongs to a new cgroup, so it has no rate.
-fn rates(earlier: &Stats, now: &Stats, elapsed: Duration) -> Rates {
-    let grown = |of: fn(&Stats) -> Option<u64>| of(now)?.checked_sub(of(earlier)?);
-    let elapsed = elapsed.as_secs_f64() * 1e6;
-    let throttled = grown(|stats| stats.cpu_throttled_periods).zip(grown(|stats| stats.cpu_periods));
-    Rates {
-        cpu_percent: grown(|stats| stats.cpu_usage_us).map(|used| 100.0 * used as f64 / elapsed),
-        throttled_percent: throttled.map(|(throttled, periods)| percent(throttled, periods)),
-    }
-}
-
-/// `part` as a percentage of `whole`, and 0 of nothing.
-fn percent(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
 }
 
 /// Returns the bytes received and sent in a process's network namespace (proc_pid_net(5), `dev`), excluding loopback.
@@ -168,24 +185,5 @@ mod tests {
     fn traffic_without_loopback() {
         let text = "Inter-|   Receive                                                |  Transmit\n face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n    lo:     999       1    0    0    0     0          0         0      999       1    0    0    0     0       0          0\n  eth0:    1200      10    0    0    0     0          0         0      340       4    0    0    0     0       0          0\n";
         assert_eq!(parse_traffic(text), (1200, 340));
-    }
-
-    #[test]
-    fn rates_between_two_samples() {
-        let of = |usage, periods, throttled| Stats {
-            cpu_usage_us: Some(usage),
-            cpu_periods: Some(periods),
-            cpu_throttled_periods: Some(throttled),
-            ..Stats::default()
-        };
-        for (earlier, now, seconds, cpu, throttled) in [
-            (of(0, 0, 0), of(1_500_000, 10, 4), 1, Some(150.0), Some(40.0)),
-            (of(100, 10, 4), of(1_000_100, 10, 4), 2, Some(50.0), Some(0.0)),
-            (of(100, 10, 4), of(50, 1, 0), 1, None, None),
-            (Stats::default(), of(50, 1, 0), 1, None, None),
-        ] {
-            let found = rates(&earlier, &now, Duration::from_secs(seconds));
-            assert_eq!(found, Rates { cpu_percent: cpu, throttled_percent: throttled });
-        }
     }
 }
