@@ -76,6 +76,11 @@ pub trait Explain: std::error::Error {
     fn exit_code(&self) -> u8 {
         EXIT_GPURUN
     }
+
+    /// Whether the same request may succeed later, because it failed only for what others use at the moment.
+    fn is_transient(&self) -> bool {
+        false
+    }
 }
 
 /// A complete error, ready to be printed or sent.
@@ -88,12 +93,22 @@ pub struct Report {
     pub exit_code: u8,
     /// Errors that occurred afterwards, during clean-up. The first error remains the main message.
     pub afterwards: Vec<String>,
+    /// See [`Explain::is_transient`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_transient: bool,
 }
 
 impl Report {
     /// Creates a report from a message, for checks without an error type of their own.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), causes: Vec::new(), hint: None, exit_code: EXIT_GPURUN, afterwards: Vec::new() }
+        Self {
+            message: message.into(),
+            causes: Vec::new(),
+            hint: None,
+            exit_code: EXIT_GPURUN,
+            afterwards: Vec::new(),
+            is_transient: false,
+        }
     }
 
     /// Creates a usage error (exit status 2).
@@ -150,6 +165,7 @@ impl Report {
             hint: error.hint(),
             exit_code: error.exit_code(),
             afterwards: Vec::new(),
+            is_transient: error.is_transient(),
         }
     }
 }

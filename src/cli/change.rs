@@ -4,8 +4,8 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, FromArgMatches};
 
 use super::containers::{for_each, send_to};
+use super::launching::limits_text;
 use super::resources::{ResourceFlags, TimeFlags};
-use super::run::limits_text;
 use super::{Context, print};
 use crate::control::{Connection, FromSupervisor, ToSupervisor};
 use crate::launch;

@@ -11,12 +11,13 @@ use nix::sys::signalfd::SignalFd;
 
 use super::attach::{self, Interrupt, connect};
 use super::detach::DetachKeys;
+use super::launching::Launch;
 use super::resources::seconds;
 use super::session::{Event, Keys, Session, attachment, take_signals};
 use super::waiting::Waiting;
-use super::{Context, gpu_queue, print};
+use super::{Context, print};
 use crate::control::{Connection, FromSupervisor, ToSupervisor};
-use crate::gpu::queue::Ticket;
+use crate::gpu::queue;
 use crate::launch::{self, Spawned};
 use crate::names::ContainerName;
 use crate::record::{Entry, Found, HealthStatus, Phase, RecordError, Records, State, Unreadable, short};
@@ -155,10 +156,10 @@ fn start_attached(args: &StartArgs, entry: &Entry, context: &Context) -> Result<
     let keys = if args.interactive && entry.record.request.interactive { Keys::Typed { tty } } else { Keys::Ignored };
     let signals = take_signals()?;
     let detach = DetachKeys::parse(&args.detach_keys)?;
-    let (spawned, ticket) = spawn(entry, context, &attachment(keys, tty), &signals)?;
+    let first = attachment(keys, tty);
+    let (spawned, launch) = spawn(entry, context, &first, &signals)?;
     let mut session = Session::new(spawned, signals, keys, detach);
-    super::run::wait_running(&mut session, context.verbose)?;
-    drop(ticket);
+    launch.wait_running(&mut session)?;
     session.begin_keys();
     attach::relay(&mut session, Interrupt::of(tty, args.sig_proxy))
 }
@@ -174,29 +175,25 @@ pub(super) fn start_one(entry: &Entry, context: &Context) -> Result<(), Report> 
         std::thread::sleep(LOOK);
     }
     let signals = take_signals()?;
-    let (spawned, _ticket) = spawn(entry, context, &[], &signals)?;
+    let (spawned, launch) = spawn(entry, context, &[], &signals)?;
     let mut session = Session::new(spawned, signals, Keys::Ignored, DetachKeys::parse("")?);
-    super::run::wait_running(&mut session, context.verbose).map(|_| ())
+    launch.wait_running(&mut session).map(drop)
 }
 
 /// Waits for the container's GPUs if it is to wait, and starts its supervisor.
-fn spawn(
+fn spawn<'a>(
     entry: &Entry,
-    context: &Context,
-    first: &[ToSupervisor],
+    context: &'a Context,
+    first: &'a [ToSupervisor],
     signals: &SignalFd,
-) -> Result<(Spawned, Option<Ticket>), Report> {
+) -> Result<(Spawned, Launch<'a>), Report> {
     std::fs::create_dir_all(&entry.run_dir)
         .map_err(|error| Report::new(format!("cannot create `{}`", entry.run_dir.display())).with_cause(error))?;
     let launching = entry.launching()?;
-    match gpu_queue::wait(entry, &context.run_dir, signals) {
-        Ok(ticket) => Ok((launch::spawn(&context.root, &context.run_dir, entry, launching, first)?, ticket)),
-        Err(report) => {
-            // Nothing of the container is in use.
-            launch::clear_run_dir(entry)?;
-            Err(report)
-        }
-    }
+    // The records were cleaned up when this command began.
+    let records = Records::open(&context.root, &context.run_dir)?;
+    let mut launch = Launch::new(context, records, entry.clone(), first, false);
+    Ok((launch.begin(launching, signals)?, launch))
 }
 
 pub(super) fn restart(args: &RestartArgs, context: &Context) -> Result<u8, Report> {
@@ -351,27 +348,54 @@ pub(super) fn rm(args: &RmArgs, context: &Context) -> Result<u8, Report> {
             // This error already contains a hint.
             Found::Unreadable(container) => return Err(container.error.into()),
         };
-        if entry.supervisor()?.is_some() {
-            if !args.force {
-                return Err(Report::new(format!("container `{}` is running", entry.record.name)).with_hint(format!(
-                    "stop it first with `gpurun stop {0}`, or use `gpurun rm -f {0}`",
-                    entry.record.name
-                )));
-            }
-            stop_one(&entry, Some(0))?;
+        match args.force {
+            true => remove_by_force(&records, &entry)?,
+            false => remove_idle(&records, &entry)?,
         }
-        remove(&records, &entry)?;
         all.forget(&entry.record.id);
         Ok(())
     })
 }
 
-/// Ends a container if it runs, and removes it.
+/// Removes a container that neither runs nor waits for its GPUs.
+fn remove_idle(records: &Records, entry: &Entry) -> Result<(), Report> {
+    let name = &entry.record.name;
+    if entry.supervisor()?.is_some() {
+        return Err(Report::new(format!("container `{name}` is running"))
+            .with_hint(format!("stop it first with `gpurun stop {name}`, or use `gpurun rm -f {name}`")));
+    }
+    if queue::waiting(&records.run_dir().join("gpus"))?.iter().any(|waiter| waiter.id == entry.record.id) {
+        return Err(Report::new(format!("container `{name}` waits for idle GPUs"))
+            .with_hint(format!("`gpurun rm -f {name}` ends the command that waits, and removes the container")));
+    }
+    remove(records, entry)
+}
+
+/// Ends a container if it runs, or the command that waits for its GPUs, and removes it.
 pub(super) fn remove_by_force(records: &Records, entry: &Entry) -> Result<(), Report> {
+    end_wait(records, entry)?;
     if entry.supervisor()?.is_some() {
         stop_one(entry, Some(0))?;
     }
     remove(records, entry)
+}
+
+/// Makes the command that waits for the container's GPUs leave the queue, and waits until it has done so. It may have
+/// started the container meanwhile.
+fn end_wait(records: &Records, entry: &Entry) -> Result<(), Report> {
+    let Some(waiter) = queue::evict(&records.run_dir().join("gpus"), &entry.record.id)? else { return Ok(()) };
+    let deadline = Instant::now() + PATIENCE;
+    while !entry.is_idle()? && entry.supervisor()?.is_none() {
+        if Instant::now() >= deadline {
+            let (name, pid) = (&entry.record.name, waiter.pid);
+            return Err(Report::new(format!(
+                "the command that waits for the GPUs of `{name}` (pid {pid}) does not end"
+            ))
+            .with_hint(format!("end it with `kill -9 {pid}`, then try again")));
+        }
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
 }
 
 fn remove(records: &Records, entry: &Entry) -> Result<(), Report> {

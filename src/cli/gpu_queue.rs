@@ -1,7 +1,9 @@
 //! `--wait`: a command waits in the queue for idle GPUs before it starts its container.
 //!
 //! The record exists while the command waits, so that its name is reserved and `ps -a` shows it. The command keeps its
-//! ticket until the supervisor has taken the lease.
+//! ticket until the supervisor has taken the lease. If another process takes the GPUs before that, the command waits
+//! again at the same place. If another command removes the ticket, because it removes the container, the command gives
+//! up.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -29,35 +31,53 @@ const ASK: Duration = Duration::from_secs(5);
 /// The longest sleep. Changes of tickets and leases end it, but a supervisor that is killed leaves its lease unchanged.
 const NAP: Duration = Duration::from_secs(1);
 
-/// Waits until the GPUs of a container are idle and it is the container's turn. Returns the place in the queue, or `None`
-/// if the container does not wait.
-pub(super) fn wait(entry: &Entry, run_dir: &Path, signals: &SignalFd) -> Result<Option<Ticket>, Report> {
-    let record = &entry.record;
-    let (Some(GpuWait(limit)), Some(gpus)) = (record.request.gpu_wait, &record.request.gpus) else { return Ok(None) };
-    let deadline = limit.and_then(|span| Instant::now().checked_add(span.0));
-    let leases = run_dir.join("gpus");
-    let waiter = Waiter {
-        id: record.id.clone(),
-        container: record.name.clone(),
-        user: record.owner.name(),
-        gpus: gpus.to_string(),
-        since: now(),
-        pid: std::process::id(),
-    };
-    let ticket = Ticket::join(&leases, &waiter)?;
-    let changes = Changes::watch(&leases)?;
-    let mut queue =
-        Queue { entry, run_dir, leases: &leases, ticket: &ticket, asked: None, seen: Vec::new(), shown: None };
-    loop {
-        if queue.is_our_turn()? {
-            return Ok(Some(ticket));
-        }
-        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        if let (Some(Duration::ZERO), Some(limit)) = (left, limit) {
-            return Err(queue.timed_out(limit));
-        }
-        if let Some(signal) = changes.sleep(signals, left.map_or(NAP, |left| left.min(NAP)))? {
-            return Err(Report::new("the command left the queue for idle GPUs").with_exit_code(128 + signal as u8));
+/// A place in the queue. Dropping it leaves the queue.
+pub(super) struct Place {
+    ticket: Ticket,
+    limit: Option<Span>,
+    deadline: Option<Instant>,
+}
+
+impl Place {
+    /// Joins the queue if the container is to wait for its GPUs.
+    pub(super) fn join(entry: &Entry, run_dir: &Path) -> Result<Option<Self>, Report> {
+        let record = &entry.record;
+        let (Some(GpuWait(limit)), Some(gpus)) = (record.request.gpu_wait, &record.request.gpus) else {
+            return Ok(None);
+        };
+        let deadline = limit.and_then(|span| Instant::now().checked_add(span.0));
+        let waiter = Waiter {
+            id: record.id.clone(),
+            container: record.name.clone(),
+            user: record.owner.name(),
+            gpus: gpus.to_string(),
+            since: now(),
+            pid: std::process::id(),
+        };
+        Ok(Some(Self { ticket: Ticket::join(&run_dir.join("gpus"), &waiter)?, limit, deadline }))
+    }
+
+    /// Waits until the GPUs of the container are idle and it is the container's turn.
+    pub(super) fn wait(&self, entry: &Entry, run_dir: &Path, signals: &SignalFd) -> Result<(), Report> {
+        let leases = run_dir.join("gpus");
+        let changes = Changes::watch(&leases)?;
+        let ticket = &self.ticket;
+        let mut queue = Queue { entry, run_dir, leases: &leases, ticket, asked: None, seen: Vec::new(), shown: None };
+        loop {
+            if !ticket.is_valid() {
+                let name = &entry.record.name;
+                return Err(Report::new(format!("container `{name}` was removed while it waited for idle GPUs")));
+            }
+            if queue.is_our_turn()? {
+                return Ok(());
+            }
+            let left = self.deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if let (Some(Duration::ZERO), Some(limit)) = (left, self.limit) {
+                return Err(queue.timed_out(limit));
+            }
+            if let Some(signal) = changes.sleep(signals, left.map_or(NAP, |left| left.min(NAP)))? {
+                return Err(Report::new("the command left the queue for idle GPUs").with_exit_code(128 + signal as u8));
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ use super::containers::stop_session;
 use super::detach::DetachKeys;
 use super::flags::ContainerFlags;
 use super::resources::seconds;
-use super::run::{New, check_name, start_new, wait_running};
+use super::run::{New, check_name, start_new};
 use super::session::{Event, Keys, Session, attachment, pass_on, take_signals};
 use super::{Context, prepare, print};
 use crate::control::{FromSupervisor, ToSupervisor};
@@ -112,16 +112,15 @@ pub(super) fn run(args: &JupyterArgs, context: &Context, remove: prepare::Remove
     let signals = take_signals()?;
     let (secrets, first) = (secrets(&auth)?, attachment(Keys::Ignored, false));
     let new = New { name: flags.name.as_deref(), image: image.id, request, secrets: Some(&secrets), first: &first };
-    let (spawned, ticket) = start_new(context, new, hold, &signals)?;
+    let (spawned, launch) = start_new(context, new, hold, &signals)?;
     let keys = if flags.detach || !std::io::stdin().is_terminal() { Keys::Ignored } else { Keys::DetachOnly };
     let id = spawned.id.clone();
     if let Some(cidfile) = &mut cidfile {
         cidfile.write(&id)?;
     }
     let mut session = Session::new(spawned, signals, Keys::Ignored, detach_keys.clone());
-    let state = wait_running(&mut session, context.verbose)?;
+    let state = launch.wait_running(&mut session)?;
     cidfile.into_iter().for_each(prepare::CidFile::keep);
-    drop(ticket);
     let name = super::attach::name_of(context, &id)?;
     let address = jupyter::address(&state, port);
     let base_url = jupyter::base_url(&args.jupyter_arg);

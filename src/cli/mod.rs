@@ -37,6 +37,7 @@ mod inspect;
 mod internal;
 mod jupyter;
 mod lab;
+mod launching;
 mod login;
 mod logs;
 mod moment;

@@ -3,18 +3,17 @@
 use clap::Args;
 use nix::sys::signalfd::SignalFd;
 
+use super::Context;
 use super::attach::{self, Interrupt};
 use super::detach::DetachKeys;
 use super::flags::ContainerFlags;
+use super::launching::Launch;
 use super::prepare::{self, CidFile};
-use super::session::{Event, Keys, Session, attachment, take_signals};
-use super::waiting::Waiting;
-use super::{Context, gpu_queue, print};
-use crate::control::{FromSupervisor, ToSupervisor};
-use crate::gpu::queue::Ticket;
+use super::session::{Keys, Session, attachment, take_signals};
+use crate::control::ToSupervisor;
 use crate::launch::{self, Spawned};
 use crate::names::{self, Digest};
-use crate::record::{Entry, Launching, LimitRow, Owner, Record, RecordError, Records, Secrets, State};
+use crate::record::{Entry, Launching, Owner, Record, RecordError, Records, Secrets};
 use crate::report::Report;
 use crate::request::{Attached, Payload, Request};
 
@@ -71,23 +70,21 @@ pub(super) fn run(args: &RunArgs, context: &Context, remove: prepare::Remove) ->
     let is_detached = flags.detach || (is_silent && keys == Keys::Ignored);
     let first = if is_detached { Vec::new() } else { attachment(keys, tty) };
     let new = New { name: flags.name.as_deref(), image: image.id, request, secrets: None, first: &first };
-    let (spawned, ticket) = start_new(context, new, hold, &signals)?;
+    let (spawned, launch) = start_new(context, new, hold, &signals)?;
     let id = spawned.id.clone();
     if let Some(cidfile) = &mut cidfile {
         cidfile.write(&id)?;
     }
     if is_detached {
         let mut session = Session::new(spawned, signals, Keys::Ignored, detach_keys);
-        wait_running(&mut session, context.verbose)?;
-        drop(ticket);
+        launch.wait_running(&mut session)?;
         cidfile.into_iter().for_each(CidFile::keep);
         super::print::out(&format!("{id}\n"))?;
         return Ok(0);
     }
     let mut session = Session::new(spawned, signals, keys, detach_keys);
     session.show(attached.stdout, attached.stderr);
-    wait_running(&mut session, context.verbose)?;
-    drop(ticket);
+    launch.wait_running(&mut session)?;
     cidfile.into_iter().for_each(CidFile::keep);
     if is_silent {
         super::print::out(&format!("{id}\n"))?;
@@ -113,26 +110,18 @@ pub(super) struct New<'a> {
 }
 
 /// Writes the record of a new container, waits for its GPUs if it is to wait, and starts its supervisor. Drops `hold`,
-/// which prevents the removal of the image, when the record exists. The caller holds the ticket until the container runs.
-pub(super) fn start_new<T>(
-    context: &Context,
-    new: New<'_>,
+/// which prevents the removal of the image, when the record exists.
+pub(super) fn start_new<'a, T>(
+    context: &'a Context,
+    new: New<'a>,
     hold: T,
     signals: &SignalFd,
-) -> Result<(Spawned, Option<Ticket>), Report> {
+) -> Result<(Spawned, Launch<'a>), Report> {
     let records = context.records()?;
     let (entry, launching) = record(&records, new.name, new.image, new.request, new.secrets)?;
     drop(hold);
-    let started = gpu_queue::wait(&entry, &context.run_dir, signals)
-        .and_then(|ticket| Ok((launch::spawn(&context.root, &context.run_dir, &entry, launching, new.first)?, ticket)));
-    match started {
-        Ok(started) => Ok(started),
-        Err(report) => {
-            // No process is running, so the record is removed again.
-            let _ = launch::remove(&records, &entry);
-            Err(report)
-        }
-    }
+    let mut launch = Launch::new(context, records, entry, new.first, true);
+    Ok((launch.begin(launching, signals)?, launch))
 }
 
 /// Writes the record under the requested name, or under an unused random name.
@@ -162,42 +151,4 @@ pub(super) fn record(
         }
     }
     unreachable!("the loop ends with a name")
-}
-
-/// Waits for the end of the launch and prints its notices. With `verbose`, prints the table of limits too.
-pub(super) fn wait_running(session: &mut Session, verbose: bool) -> Result<State, Report> {
-    let mut waiting = Waiting::new(session.run_dir());
-    loop {
-        match session.next(Some(waiting.until()), None)? {
-            Event::TimedOut => waiting.notice(),
-            Event::Message(FromSupervisor::Step(what)) => waiting.begins(what),
-            Event::Message(FromSupervisor::Running(state)) => return Ok(*state),
-            Event::Message(FromSupervisor::Failed(report)) => {
-                session.discard();
-                return Err(report);
-            }
-            Event::Message(FromSupervisor::Notice(line)) => print::say(&format!("gpurun: {line}")),
-            Event::Message(FromSupervisor::Detail(line)) if verbose => print::say(&format!("gpurun: {line}")),
-            Event::Message(FromSupervisor::Limits(rows)) if verbose => print::write_stderr(&limits_text(&rows)),
-            // The exit of a short-lived process may be reported before the launch is.
-            Event::Message(FromSupervisor::Exited(state)) => return Ok(*state),
-            Event::Message(_) | Event::Extra | Event::InputEnded | Event::Detach => {}
-            Event::Signal(_) => session.send(&ToSupervisor::Stop { timeout: Some(0) })?,
-            Event::HungUp => return Err(session.killed("the container's supervisor ended during the launch")),
-        }
-    }
-}
-
-/// Formats one line per limit: flag → file → value.
-pub(super) fn limits_text(rows: &[LimitRow]) -> String {
-    let mut text = String::new();
-    for row in rows {
-        let note = row.note.as_ref().map(|note| format!("  ({note})")).unwrap_or_default();
-        let effective =
-            if row.effective == row.kernel { String::new() } else { format!("  effective {}", row.effective) };
-        // Some files have one line per device or per key.
-        let kernel = row.kernel.replace('\n', ", ");
-        text.push_str(&format!("{} {} → {} = {kernel}{effective}{note}\n", row.flag, row.asked, row.file));
-    }
-    text
 }

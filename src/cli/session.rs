@@ -14,7 +14,7 @@ use super::detach::DetachKeys;
 use super::print;
 use crate::control::{Connection, FromSupervisor, MAX_PACKET, ToSupervisor};
 use crate::launch::Spawned;
-use crate::record::Entry;
+use crate::record::{Entry, Launching};
 use crate::report::Report;
 use crate::supervise::diagnostics;
 use crate::sys::tty::{TerminalMode, window_size};
@@ -194,6 +194,25 @@ impl Session {
             "{}; the next gpurun command cleans up what it left",
             diagnostics::hint(self.connection.diagnostics())
         ))
+    }
+
+    /// Waits for the end of a supervisor whose launch failed. Returns the lock for another launch of its container.
+    pub(super) fn end_launch(&mut self) -> Option<Launching> {
+        match &mut self.connection {
+            Peer::Started(spawned) => spawned.end(),
+            Peer::Found { .. } => None,
+        }
+    }
+
+    /// Continues with another supervisor of the same container.
+    pub(super) fn begin_launch(&mut self, spawned: Spawned) {
+        self.connection = spawned.into();
+        self.waiting.clear();
+    }
+
+    /// The descriptor by which signals arrive.
+    pub(super) fn signals(&self) -> &SignalFd {
+        &self.signals
     }
 
     /// Call this after the supervisor's last message: see [`Spawned::outlive`].

@@ -72,6 +72,10 @@ impl Explain for GpuError {
     fn exit_code(&self) -> u8 {
         self.reason.exit_code()
     }
+
+    fn is_transient(&self) -> bool {
+        matches!(self.reason, Reason::NoneIdle { .. } | Reason::NoneShareable { .. } | Reason::Queued { .. })
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

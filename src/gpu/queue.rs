@@ -14,6 +14,8 @@
 //! reserved for it by that, so that a later ticket for one GPU cannot starve an earlier one for two. A launch without a
 //! ticket does not overtake either: it is refused while the queue is not empty. A container that already has a lease
 //! keeps its place.
+//!
+//! The removal of a ticket by another command tells the waiting one to give up: see [`evict`].
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -102,6 +104,18 @@ pub(super) fn leave(leases: &Path, id: &str) {
     }
 }
 
+/// Removes the ticket of a container, so that its command leaves the queue at once. Returns the command if there is one.
+pub(crate) fn evict(leases: &Path, id: &str) -> Result<Option<Waiter>, LeaseError> {
+    let held = files(leases)?.into_iter().find(|(path, _, other)| other == id && is_held(path));
+    let Some((path, ..)) = held else { return Ok(None) };
+    // The command may end or start its container at any time.
+    let waiter = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    match fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(LeaseError::new("remove", path, source)),
+        _ => Ok(waiter),
+    }
+}
+
 impl Ticket {
     /// Joins the queue at its end.
     pub(crate) fn join(leases: &Path, waiter: &Waiter) -> Result<Self, LeaseError> {
@@ -149,13 +163,18 @@ impl Ticket {
             .collect();
         Ok((held.iter().filter(|number| **number < self.number).count(), held.len()))
     }
+
+    /// Whether the ticket's file is still this one. The launch removes it when it takes the GPUs, and another command may
+    /// have its number then.
+    pub(crate) fn is_valid(&self) -> bool {
+        let own = self.lock.metadata().ok().map(|about| about.ino());
+        own.is_some() && fs::metadata(&self.path).ok().map(|about| about.ino()) == own
+    }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        // The launch has removed the ticket when it took the GPUs, and another command may have this number now.
-        let own = self.lock.metadata().ok().map(|about| about.ino());
-        if own.is_some() && fs::metadata(&self.path).ok().map(|about| about.ino()) == own {
+        if self.is_valid() {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -200,6 +219,10 @@ mod tests {
         let last = Ticket::join(&leases, &waiter("last")).unwrap();
         assert!(!stale.exists());
         assert_eq!(last.position(&leases).unwrap(), (11, 12));
+        // Another command removes a ticket.
+        assert_eq!(evict(&leases, "c5").unwrap().map(|waiter| waiter.container), Some("name-c5".into()));
+        assert!(!tickets[4].is_valid() && tickets[5].is_valid() && evict(&leases, "c5").unwrap().is_none());
+        assert_eq!(last.position(&leases).unwrap(), (10, 11));
         // The launch took the GPUs: the ticket of another command with the same name stays.
         leave(&leases, "last");
         fs::write(&last.path, b"{}").unwrap();

@@ -40,7 +40,7 @@ pub(crate) struct Spawned {
     run_dir: PathBuf,
     /// Held until this command ends or drops it. While the supervisor has no lock of its own yet, this lock keeps other
     /// commands from cleaning up the container.
-    _launching: Launching,
+    launching: Option<Launching>,
 }
 
 /// How long to wait for a supervisor that is about to exit.
@@ -53,6 +53,12 @@ impl Spawned {
         if let Some(supervisor) = &self.supervisor {
             process::wait_pidfd(supervisor, DYING);
         }
+    }
+
+    /// Waits like [`Self::outlive`], and returns the lock for another launch of the container.
+    pub(crate) fn end(&mut self) -> Option<Launching> {
+        self.outlive();
+        self.launching.take()
     }
 
     /// Waits like [`Self::outlive`] after the supervisor reported a failed launch. Then removes a container that never
@@ -97,7 +103,7 @@ pub(crate) fn spawn(
                 supervisor,
                 root,
                 run_dir,
-                _launching: launching,
+                launching: Some(launching),
             })
         }
         Err(error) => {

@@ -159,6 +159,13 @@ impl Supervisor {
             let began = Instant::now();
             let ending = match self.run_once() {
                 Ok(ending) => ending,
+                Err(report) if self.is_tried_again(&report) => {
+                    tracing::info!("{report}");
+                    // The record and the directory in /run stay for the next supervisor.
+                    let _ = std::fs::remove_file(self.entry.control_socket());
+                    self.last_message(&FromSupervisor::Failed(report));
+                    break;
+                }
                 Err(report) => {
                     // A container that has never run has no files and no history, so it is removed, and its name is
                     // free for the next attempt. A container that has run is kept.
@@ -193,6 +200,13 @@ impl Supervisor {
             delay = (delay * 2).min(LONGEST_DELAY);
         }
         self.clients.drain(LAST_WORDS);
+    }
+
+    /// Whether the command that started this supervisor goes back to the queue for GPUs (`--wait`) and starts another
+    /// one. It holds the container's `launching` lock until then.
+    fn is_tried_again(&self, report: &Report) -> bool {
+        let waits = self.entry.record.request.gpu_wait.is_some();
+        waits && report.is_transient && report.afterwards.is_empty() && !self.lived && !self.stopping
     }
 
     /// Sends the last message, including to clients whose connection has not been accepted yet. The socket's name is

@@ -1,13 +1,14 @@
 //! `--wait`: the queue for idle GPUs, on a stand-in of a driver.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::driver::{self, GIB, VERSION, mig_uuid};
+use crate::driver::{self, GIB, LIBRARY_DIR, VERSION, mig_uuid};
 use crate::gpu::{Lab, leased};
 use crate::host::eventually;
 
@@ -18,6 +19,8 @@ pub const TESTS: &[(&str, fn())] = &[
     ("a_gpu_that_becomes_idle_by_itself_is_noticed", by_itself),
     ("a_container_keeps_its_gpu_while_it_restarts", restarts),
     ("start_and_mig_devices_wait_too", start_and_mig),
+    ("a_container_that_waits_can_be_removed", removal),
+    ("a_gpu_that_is_taken_at_the_last_moment_is_waited_for_again", taken),
 ];
 
 /// A command that waits, or that runs its container in the foreground.
@@ -222,4 +225,80 @@ fn start_and_mig() {
     assert_eq!(lab.host.inspect("one")["State"]["Status"], "exited");
     lab.ok(&["rm", "-f", "one", "three", "four"]);
     assert_eq!((leased(&lab), lab.host.leftovers().as_str()), (0, ""));
+}
+
+fn removal() {
+    let lab = Lab::new(1);
+    hold(&lab, "holder");
+    let late = spawn(&lab, "late", &["--gpus", "1", "--wait"], "true");
+    eventually("it waits", || queue(&lab) == ["late"]);
+    let refused = lab.host.fails(125, &["rm", "late"]);
+    assert!(
+        refused.contains("container `late` waits for idle GPUs") && refused.contains("gpurun rm -f late"),
+        "{refused}"
+    );
+    lab.ok(&["rm", "-f", "late"]);
+    let (code, text) = end(late);
+    assert!(code == Some(125) && text.contains("container `late` was removed while it waited"), "{code:?} {text}");
+    assert!(queue(&lab).is_empty());
+    // A container that has run before, and whose `start` waits.
+    lab.ok(&["rm", "-f", "holder"]);
+    lab.ok(&["run", "--name", "old", "--network", "none", "--gpus", "1", "--wait", "box", "true"]);
+    hold(&lab, "holder");
+    let start = lab.command(&["start", "old"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("`start` waits", || queue(&lab) == ["old"]);
+    lab.ok(&["rm", "-f", "old"]);
+    let (code, text) = end(start);
+    assert!(code == Some(125) && text.contains("container `old` was removed"), "{code:?} {text}");
+    assert_eq!(lab.host.ok(&["ps", "-a", "--format", "{{.Names}}"]), "holder");
+    lab.ok(&["rm", "-f", "holder"]);
+    assert_eq!((queue(&lab).len(), leased(&lab), lab.host.leftovers().as_str()), (0, 0, ""));
+}
+
+/// The command finds an idle GPU, the supervisor a busy one.
+fn taken() {
+    let lab = Lab::new(1);
+    let me = std::process::id();
+    let idle = format!("driver {VERSION}\n{}", driver::gpu(0, 0, 0, false));
+    let busy = format!("driver {VERSION}\n{}process 0 {me} {GIB}\n", driver::gpu(0, 20 * GIB, 90, false));
+    let nvml: PathBuf = lab.driver.root.join(LIBRARY_DIR).join("fake-nvml");
+    let out = lab.host.dir.join("out");
+    fs::create_dir(&out).unwrap();
+    let volume = format!("{}:/out", out.display());
+    let wait = ["--gpus", "1", "--wait", "-v", &volume];
+    // A pipe waits for the next query of NVML, so that the answers have an order. Each query has a pipe of its own.
+    let pipe = |path: &Path| {
+        nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR).unwrap();
+    };
+    let next = nvml.with_extension("next");
+    let answer = |text: &str| {
+        let mut query = fs::File::options().write(true).open(&nvml).unwrap();
+        fs::rename(&next, &nvml).unwrap();
+        query.write_all(text.as_bytes()).unwrap();
+    };
+    fs::remove_file(&nvml).unwrap();
+    pipe(&nvml);
+    let said = out.join("said");
+    let head = ["run", "--rm", "--name", "first", "--network", "none"];
+    let mut first = lab.command(&[&head[..], &wait, &["box", "sh", "-c", "echo first >>/out/order"]].concat());
+    let mut first = first.stdout(Stdio::null()).stderr(fs::File::create(&said).unwrap()).spawn().unwrap();
+    pipe(&next);
+    answer(&idle);
+    // After the second query, the GPU stays busy.
+    fs::write(&next, &busy).unwrap();
+    answer(&busy);
+    let text = || fs::read_to_string(&said).unwrap();
+    eventually("it waits again", || text().contains("position 1 of 1"));
+    assert!(text().contains("the GPUs were taken before the container started"), "{}", text());
+    assert!(text().contains(&format!("[{me}] of root")), "{}", text());
+    assert_eq!(lab.host.inspect("first")["State"]["Status"], "created");
+    // It has kept its place.
+    let second = spawn(&lab, "second", &wait, "echo second >>/out/order");
+    eventually("another command waits", || queue(&lab) == ["first", "second"]);
+    lab.driver.nvml(&idle);
+    assert_eq!(first.wait().unwrap().code(), Some(0), "{}", text());
+    let (code, said) = end(second);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(fs::read_to_string(out.join("order")).unwrap(), "first\nsecond\n");
+    assert_eq!((queue(&lab).len(), leased(&lab), lab.host.leftovers().as_str()), (0, 0, ""));
 }
