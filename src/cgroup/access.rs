@@ -17,6 +17,16 @@ pub(super) fn children(dir: &Path) -> Vec<PathBuf> {
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
 }
 
+/// Creates a cgroup, with those above it. It is not an error if it exists.
+pub(super) fn create_dir(dir: &Path) -> Result<(), CgroupError> {
+    let created = match fs::create_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(dir),
+        created => created,
+    };
+    created.map_err(|source| CgroupError::Io { action: "create the cgroup", path: dir.to_path_buf(), source })
+}
+
 pub(super) fn remove_dir(dir: &Path) -> Result<(), CgroupError> {
     let deadline = Instant::now() + Duration::from_secs(5);
     let mut pause = Duration::from_micros(100);
@@ -49,6 +59,10 @@ pub(super) fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
 
 /// Returns the number after a key in a flat-keyed file (`oom_kill 3`).
 pub(crate) fn keyed(path: &Path, key: &str) -> Option<u64> {
-    let text = crate::sys::file::read_text(path).ok()?;
+    value(&crate::sys::file::read_text(path).ok()?, key)
+}
+
+/// Returns the number after a key in the text of such a file.
+pub(super) fn value(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }

@@ -116,12 +116,20 @@ pub(super) fn why_missing(mount: &Path, parent: &Path, name: &str) -> Missing {
 /// Copies the parents' sets down. A new cpuset of version 1 is empty, and no process can enter an empty cpuset.
 pub(super) fn inherit_cpuset(mount: &Path, relative: &Path) -> Result<(), CgroupError> {
     let mut parent = mount.to_path_buf();
+    // The sets of the parent, once they are known.
+    let mut sets = [String::new(), String::new()];
     for component in relative.components() {
         let dir = parent.join(component);
-        for file in ["cpuset.cpus", "cpuset.mems"] {
-            let own = read(&dir.join(file))?;
+        for (file, above) in ["cpuset.cpus", "cpuset.mems"].into_iter().zip(&mut sets) {
+            let path = dir.join(file);
+            let own = read(&path)?;
             if own.is_empty() {
-                write(&dir.join(file), &read(&parent.join(file))?)?;
+                if above.is_empty() {
+                    *above = read(&parent.join(file))?;
+                }
+                write(&path, above)?;
+            } else {
+                *above = own;
             }
         }
         parent = dir;

@@ -7,7 +7,7 @@ use super::access::remove_dir;
 use super::delegation::enabled;
 use super::error::CgroupError;
 use super::host;
-use super::host::{Hierarchy, Host, V1};
+use super::host::{Hierarchy, Host, TASKS, V1};
 
 /// The cgroup of one container.
 #[derive(Debug, Clone)]
@@ -50,13 +50,14 @@ impl Cgroup {
         Ok((!cgroup.dirs.is_empty() || cgroup.v2.is_some()).then_some(cgroup))
     }
 
-    /// Returns the `cgroup.procs` files through which a process enters.
+    /// Returns the files through which a process with one thread enters, by writing `0` (see `entrance`).
     #[must_use]
-    pub fn procs_files(&self) -> Vec<PathBuf> {
+    pub fn entry_files(&self) -> Vec<PathBuf> {
         let mut dirs: Vec<&PathBuf> = self.dirs.values().chain(&self.v2).collect();
         dirs.sort();
         dirs.dedup();
-        dirs.into_iter().map(|dir| dir.join("cgroup.procs")).collect()
+        let name = |dir: &PathBuf| if self.v2.as_ref() == Some(dir) { "cgroup.procs" } else { TASKS };
+        dirs.into_iter().map(|dir| dir.join(name(dir))).collect()
     }
 
     /// Returns the mount of each hierarchy with the container's directory in it. `path` is the container's path in all

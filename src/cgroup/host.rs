@@ -14,6 +14,9 @@ use crate::units::CpuSet;
 /// The controllers in which a container gets a directory under version 1.
 pub(super) const V1: [&str; 8] = ["cpuset", "cpu", "cpuacct", "memory", "pids", "devices", "freezer", "blkio"];
 
+/// Version 1's file for moving a thread.
+pub(super) const TASKS: &str = "tasks";
+
 /// The notice that a launch, `doctor` and the lab print on a host without swap.
 pub(crate) const NO_SWAP: &str = "this host has no swap: `--memory-swap` has no effect";
 
@@ -125,6 +128,13 @@ impl Host {
         dirs.dedup();
         dirs.retain(|dir| dir.is_dir());
         dirs
+    }
+
+    /// Returns the names of the cgroups directly below a directory. For a directory without any, that is one call.
+    #[must_use]
+    pub fn names_below(dir: &Path) -> Vec<String> {
+        let names = super::access::children(dir).into_iter();
+        names.filter_map(|child| Some(child.file_name()?.to_string_lossy().into_owned())).collect()
     }
 
     /// Returns the paths of all cgroups with this name, anywhere in any hierarchy. This finds a container of which only

@@ -15,6 +15,7 @@ mod access;
 mod apply;
 mod delegation;
 mod devices;
+mod entrance;
 mod error;
 mod files;
 mod group;
@@ -31,6 +32,7 @@ use std::fs;
 use std::path::Path;
 
 pub(crate) use apply::Verified;
+pub(crate) use entrance::{Entrance, OpenEntrance};
 pub(crate) use error::CgroupError;
 pub(crate) use error::Missing;
 pub(crate) use files::{OnlyOn, Version, settings};
@@ -81,11 +83,7 @@ impl Host {
                     let Some(mount) = controllers.get(name) else { continue };
                     let dir = mount.join(relative);
                     // cpu and cpuacct may share a mount.
-                    fs::create_dir_all(&dir).map_err(|source| CgroupError::Io {
-                        action: "create the cgroup",
-                        path: dir.clone(),
-                        source,
-                    })?;
+                    access::create_dir(&dir)?;
                     if name == "cpuset" {
                         inherit_cpuset(mount, relative)?;
                     }

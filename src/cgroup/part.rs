@@ -22,8 +22,8 @@ const LISTS: usize = 10;
 /// The files of a part, which a helper process may use as well.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Part {
-    /// The `cgroup.procs` files through which a process enters.
-    pub procs_files: Vec<PathBuf>,
+    /// The files through which a process with one thread enters, by writing `0`.
+    pub entry_files: Vec<PathBuf>,
     dir: PathBuf,
     is_v2: bool,
 }
@@ -41,9 +41,12 @@ impl Cgroup {
             }
             _ => {}
         }
-        let inside = |file: PathBuf| if file.parent() == Some(above) { dir.join("cgroup.procs") } else { file };
-        let procs_files = self.procs_files().into_iter().map(inside).collect();
-        Ok(Part { procs_files, dir, is_v2: self.is_v2 })
+        let inside = |file: PathBuf| match file.strip_prefix(above) {
+            Ok(name) => dir.join(name),
+            Err(_) => file,
+        };
+        let entry_files = self.entry_files().into_iter().map(inside).collect();
+        Ok(Part { entry_files, dir, is_v2: self.is_v2 })
     }
 }
 

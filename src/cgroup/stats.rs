@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::Cgroup;
-use super::access::keyed;
+use super::access::{keyed, value};
 
 /// One sample. Totals count from the creation of the cgroup. `None` means that this kernel does not provide the value.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -87,13 +87,8 @@ impl Cgroup {
     /// Takes a sample. If the cgroup no longer exists, the sample is empty.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let mut stats = Stats::default();
         // The CPU time comes first: a rate is computed with the time at which the caller began.
-        if self.is_v2 {
-            self.cpu_and_io_v2(&mut stats)
-        } else {
-            self.cpu_and_io_v1(&mut stats)
-        }
+        let mut stats = self.cpu_and_io();
         if let Some(dir) = self.dirs.get("memory") {
             if self.is_v2 { memory_v2(dir, &mut stats) } else { memory_v1(dir, &mut stats) }
         }
@@ -105,13 +100,32 @@ impl Cgroup {
         stats
     }
 
+    /// Takes a sample of the CPU time, the I/O and the peak of the memory only.
+    #[must_use]
+    pub(crate) fn totals(&self) -> Stats {
+        let mut stats = self.cpu_and_io();
+        let peak = if self.is_v2 { "memory.peak" } else { "memory.max_usage_in_bytes" };
+        stats.memory_peak = self.dirs.get("memory").and_then(|dir| number(dir, peak));
+        stats
+    }
+
+    fn cpu_and_io(&self) -> Stats {
+        let mut stats = Stats::default();
+        if self.is_v2 {
+            self.cpu_and_io_v2(&mut stats)
+        } else {
+            self.cpu_and_io_v1(&mut stats)
+        }
+        stats
+    }
+
     fn cpu_and_io_v2(&self, stats: &mut Stats) {
         let Some(dir) = &self.v2 else { return };
-        let file = dir.join("cpu.stat");
-        stats.cpu_usage_us = keyed(&file, "usage_usec");
-        stats.cpu_periods = keyed(&file, "nr_periods");
-        stats.cpu_throttled_periods = keyed(&file, "nr_throttled");
-        stats.cpu_throttled_us = keyed(&file, "throttled_usec");
+        let text = crate::sys::file::read_text(dir.join("cpu.stat")).unwrap_or_default();
+        stats.cpu_usage_us = value(&text, "usage_usec");
+        stats.cpu_periods = value(&text, "nr_periods");
+        stats.cpu_throttled_periods = value(&text, "nr_throttled");
+        stats.cpu_throttled_us = value(&text, "throttled_usec");
         // One line per device: `8:0 rbytes=1 wbytes=2 …`.
         if let Ok(text) = crate::sys::file::read_text(dir.join("io.stat")) {
             let sum = |key: &str| {
@@ -130,10 +144,10 @@ impl Cgroup {
             stats.cpu_usage_us = number(dir, "cpuacct.usage").map(|nanos| nanos / 1000);
         }
         if let Some(dir) = self.dirs.get("cpu") {
-            let file = dir.join("cpu.stat");
-            stats.cpu_periods = keyed(&file, "nr_periods");
-            stats.cpu_throttled_periods = keyed(&file, "nr_throttled");
-            stats.cpu_throttled_us = keyed(&file, "throttled_time").map(|nanos| nanos / 1000);
+            let text = crate::sys::file::read_text(dir.join("cpu.stat")).unwrap_or_default();
+            stats.cpu_periods = value(&text, "nr_periods");
+            stats.cpu_throttled_periods = value(&text, "nr_throttled");
+            stats.cpu_throttled_us = value(&text, "throttled_time").map(|nanos| nanos / 1000);
         }
         if let Some(dir) = self.dirs.get("blkio") {
             // Lines of the form `8:0 Read 4096`, and a total at the end.
@@ -157,11 +171,11 @@ fn memory_v2(dir: &Path, stats: &mut Stats) {
     stats.memory_peak = number(dir, "memory.peak");
     stats.memory_limit = number(dir, "memory.max");
     stats.swap_current = number(dir, "memory.swap.current");
-    let events = dir.join("memory.events");
-    stats.events.memory_high = keyed(&events, "high");
-    stats.events.memory_max = keyed(&events, "max");
-    stats.events.oom = keyed(&events, "oom");
-    stats.events.oom_kill = keyed(&events, "oom_kill");
+    let events = crate::sys::file::read_text(dir.join("memory.events")).unwrap_or_default();
+    stats.events.memory_high = value(&events, "high");
+    stats.events.memory_max = value(&events, "max");
+    stats.events.oom = value(&events, "oom");
+    stats.events.oom_kill = value(&events, "oom_kill");
 }
 
 fn memory_v1(dir: &Path, stats: &mut Stats) {

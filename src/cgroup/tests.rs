@@ -46,7 +46,7 @@ fn limits() -> Limits {
 
 /// Runs a shell command in the cgroup and returns its exit code.
 fn run_in(cgroup: &Cgroup, line: &str) -> Option<i32> {
-    let enter: String = cgroup.procs_files().iter().map(|file| format!("echo $$ > {} && ", file.display())).collect();
+    let enter: String = cgroup.entry_files().iter().map(|file| format!("echo $$ > {} && ", file.display())).collect();
     Command::new("sh")
         .args(["-c", &format!("{enter} exec sh -c '{line}'")])
         .stderr(Stdio::null())
@@ -157,7 +157,7 @@ fn everything_in_it_is_killed() {
     let Some(host) = host() else { return };
     let (cgroup, _) = host.create(&path(), &Limits::default(), &device_rules(&[])).unwrap();
     let cgroup = Temporary(cgroup);
-    let enter: String = cgroup.0.procs_files().iter().map(|file| format!("echo $$ > {}; ", file.display())).collect();
+    let enter: String = cgroup.0.entry_files().iter().map(|file| format!("echo $$ > {}; ", file.display())).collect();
     let mut child = Command::new("sh")
         .args(["-c", &format!("{enter} sleep 1000 & sleep 1000 & echo ready; sleep 1000")])
         .stdout(Stdio::piped())
@@ -173,7 +173,7 @@ fn everything_in_it_is_killed() {
     assert!(!killed.unwrap().success());
     assert_eq!(cgroup.0.pids().unwrap(), [] as [i32; 0]);
     cgroup.0.remove().unwrap();
-    assert!(!cgroup.0.procs_files().iter().any(|file| file.exists()));
+    assert!(!cgroup.0.entry_files().iter().any(|file| file.exists()));
 }
 
 #[test]

@@ -253,7 +253,7 @@ fn cgroup_procs(entry: &Entry) -> Result<Vec<PathBuf>, Report> {
     let host = cgroup::Host::probe(Path::new("/"))?;
     let cgroup = cgroup::Cgroup::open(&host, &entry.record.cgroup)?;
     let gone = || Report::new(format!("the cgroup of container `{}` does not exist", entry.record.name));
-    Ok(cgroup.ok_or_else(gone)?.procs_files())
+    Ok(cgroup.ok_or_else(gone)?.entry_files())
 }
 
 fn environment(args: &ExecArgs) -> Result<Vec<(String, String)>, Report> {

@@ -169,7 +169,7 @@ impl Group {
     pub(crate) fn start(&self, payload: &[&str]) -> Result<Running, Report> {
         let mut command = Command::new("/proc/self/exe");
         command.arg("lab-payload");
-        for file in self.cgroup.procs_files() {
+        for file in self.cgroup.entry_files() {
             command.arg("--enter").arg(file);
         }
         command.arg("--").args(payload).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -197,8 +197,7 @@ impl Group {
 /// Removes the cgroups of labs that were killed.
 pub(crate) fn sweep(host: &Host) -> Result<(), Report> {
     for parent in host.directories("/gpurun") {
-        for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
+        for name in Host::names_below(&parent) {
             let owner = name.strip_prefix("lab-").and_then(|rest| rest.split('-').next()).map(PathBuf::from);
             if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
                 && let Some(cgroup) = Cgroup::open(host, &format!("/gpurun/{name}"))?

@@ -256,10 +256,13 @@ fn network(
     discarded_ports(request).into_iter().for_each(|notice| tell(Progress::Notice(notice.into())));
     let state_dir = launch.records.run_dir().join("net");
     let id = launch.entry.record.id.clone();
+    // Only a bridge records the user, whose name may come from a directory service.
+    let is_bridge = request.network == NetworkMode::Bridge;
+    let user = if is_bridge { launch.entry.record.owner.name() } else { String::new() };
     let network = net::setup(&net::Request {
         id: &id,
         name: &launch.entry.record.name,
-        user: &launch.entry.record.owner.name(),
+        user: &user,
         hostname,
         mode: request.network,
         attachments: &request.attachments(),

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use super::plan::Gpus;
 use super::progress::step;
 use super::streams::Streams;
-use super::undo::Undo;
+use super::undo::{KILL, Undo};
 use super::{health, jupyter, keeper, readback};
 use crate::cgroup::{Cgroup, Freeze, OomKill};
 use crate::net;
@@ -342,7 +342,7 @@ impl Container {
     /// The container's total resource usage so far.
     #[must_use]
     pub(crate) fn usage(&self) -> Usage {
-        let stats = self.cgroup.stats();
+        let stats = self.cgroup.totals();
         Usage {
             memory_peak: stats.memory_peak,
             cpu_usage_us: stats.cpu_usage_us,
@@ -369,8 +369,9 @@ impl Container {
     /// Kills the remaining processes and undoes everything that was created. Returns the failures.
     pub(crate) fn clear(mut self) -> Vec<String> {
         // With `--pid host` or exec'ed processes, more than pid 1 may still run.
-        if let Err(error) = self.cgroup.kill_all() {
-            tracing::warn!("{}", Report::from(error));
+        match self.cgroup.kill_all() {
+            Ok(()) => self.undo.forget(KILL),
+            Err(error) => tracing::warn!("{}", Report::from(error)),
         }
         self.signal_pid1(libc::SIGKILL);
         let _ = process::wait_pidfd(&self.pidfd, std::time::Duration::from_secs(10));

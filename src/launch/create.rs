@@ -11,8 +11,9 @@ use super::opens::{self, Opening};
 use super::plan::Plan;
 use super::progress::{Progress, Tell, step};
 use super::streams::{Stream, Streams};
-use super::undo::Undo;
+use super::undo::{KILL, Undo};
 use super::{mounted, propagation, readback, rlimits, scaffold};
+use crate::cgroup::{Cgroup, Entrance, Host};
 use crate::hook;
 use crate::net;
 use crate::record::{Entry, LimitRow, PublishedPort};
@@ -39,7 +40,7 @@ pub(super) fn create(
     write_bundle(entry, &plan)?;
     let (stdio, mut streams) = streams(entry)?;
     let state_root = entry.run_dir.join("libcontainer");
-    let prepared = runtime::prepare(CreateRequest {
+    let wanted = CreateRequest {
         id: &entry.record.id,
         bundle: &entry.run_dir,
         state_root: &state_root,
@@ -47,12 +48,13 @@ pub(super) fn create(
         process: &plan.process,
         program: &program,
         devices: opening.as_ref().map(Opening::check).transpose()?,
-    })?;
+    };
+    let prepared = runtime::prepare(wanted, entrance(&host, &plan))?;
     step("bundle");
     let (rules, while_created) = (plan.device_rules(), plan.creation_rules());
     let (cgroup, _) = host.create(&plan.cgroup_path, &plan.limits, while_created.as_deref().unwrap_or(&rules))?;
     let ours = cgroup.clone();
-    undo.push("end what runs in the container's cgroup", move || Ok(ours.kill_all()?));
+    undo.push(KILL, move || Ok(ours.kill_all()?));
     step("cgroup");
     tell(Progress::Step("creating the container"));
     let mut created = prepared.create().map_err(|error| create_failed(entry, opening.as_ref(), error))?;
@@ -62,6 +64,7 @@ pub(super) fn create(
     if while_created.is_some() {
         cgroup.narrow_devices(&rules)?;
     }
+    verify_cgroup(&cgroup, created.pid, &plan.cgroup_path)?;
     mounted::verify(created.pid, &mounts)?;
     propagation::attach(created.pid, &mounts)?;
     scaffold::note(entry, before.as_ref())?;
@@ -104,6 +107,27 @@ pub(super) fn create(
         runtime: created,
     };
     Ok(Created { container, jupyter })
+}
+
+/// How the process that creates the container enters its cgroup. That is one process more than libcontainer needs, so
+/// the smallest limits have libcontainer's way.
+fn entrance(host: &Host, plan: &spec::Plan) -> Option<Entrance> {
+    let is_tight = plan.limits.pids.flatten().is_some_and(|most| most < LEAST_PROCESSES)
+        || plan.limits.memory.is_some_and(|most| most < LEAST_MEMORY);
+    if is_tight { None } else { host.entrance(&plan.cgroup_path) }
+}
+
+/// The processes in the cgroup while a container is created, and the memory that they need at most.
+const LEAST_PROCESSES: u64 = 3;
+const LEAST_MEMORY: u64 = 16 << 20;
+
+/// Checks that the container's first process is in its cgroup, in every hierarchy.
+fn verify_cgroup(cgroup: &Cgroup, pid: i32, path: &str) -> Result<(), Report> {
+    let outside = cgroup
+        .outside(pid, path)
+        .map_err(|error| Report::new("cannot read the cgroups of the container's process").with_cause(error))?;
+    let Some(dir) = outside else { return Ok(()) };
+    Err(Report::new(format!("cannot create the container: its process is not in its cgroup `{}`", dir.display())))
 }
 
 /// Prefers a hook's own message, which says more than the runtime's.

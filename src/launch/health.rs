@@ -150,7 +150,7 @@ fn run(order: OwnedFd, target: &OwnedFd) -> Result<Answer, Report> {
         Ok((output.into(), Stdio::Fds { stdin, stdout: end.try_clone()?, stderr: end }))
     };
     let (output, stdio) = streams().map_err(failed("create the streams"))?;
-    let request = ExecRequest { target, cgroup_procs: part.procs_files.clone(), process, stdio };
+    let request = ExecRequest { target, cgroup_procs: part.entry_files.clone(), process, stdio };
     let child = runtime::exec(&request)?;
     // From here on, only the check holds the other end of its output.
     drop(request);

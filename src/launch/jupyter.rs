@@ -175,7 +175,7 @@ pub(super) fn exec(
     let (error_read, stderr) = pipe()?;
     let stdin = std::fs::File::open("/dev/null").map_err(failed)?.into();
     let stdio = Stdio::Fds { stdin, stdout, stderr };
-    let child = runtime::exec(&ExecRequest { target, cgroup_procs: cgroup.procs_files(), process, stdio })?;
+    let child = runtime::exec(&ExecRequest { target, cgroup_procs: cgroup.entry_files(), process, stdio })?;
     streams.with_output(out_read, Stream::Stdout).map_err(failed)?;
     streams.with_output(error_read, Stream::Stderr).map_err(failed)?;
     Ok(child)

@@ -227,6 +227,13 @@ fn remove_dirs(records: &Records, id: &str) -> Result<(), Report> {
 fn remove_tree(dir: &Path) -> Result<(), Report> {
     let name = dir.display().to_string();
     let failed = |error: std::io::Error| Report::new(format!("cannot remove `{name}`")).with_cause(error);
+    match crate::sys::tree::remove(dir) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        // Something is mounted on it or in it.
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+        Err(error) => return Err(failed(error)),
+    }
     let dir = match dir.symlink_metadata() {
         Ok(metadata) if !metadata.is_dir() => match std::fs::remove_file(dir) {
             // It is a mount point.

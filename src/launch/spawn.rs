@@ -1,9 +1,9 @@
 //! Starts the supervisor from the command: gpurun executes itself again, through a sealed handle of its executable that
 //! no process can write to.
 //!
-//! Before that, under version 1, this module creates the container's cgroup, still without limits. It then prepares the
-//! kernel for moves into the cgroup, a wait of 4 to 19 ms that runs in parallel with the supervisor's work. The order
-//! matters: the kernel creates no cgroup while such a wait is in progress.
+//! Before that, under version 1, this module creates the container's cgroup, still without limits. Where another process
+//! moves the container's into the cgroup, it then prepares the kernel for that, a wait of 4 to 19 ms that runs in
+//! parallel with the supervisor's work. The order matters: the kernel creates no cgroup while such a wait is in progress.
 //!
 //! The command's first messages (that it is attached, and the size of its window) are in the supervisor's socket before
 //! the supervisor starts. The supervisor reads them before it starts the container's process, so no output byte and no
@@ -86,11 +86,15 @@ pub(crate) fn spawn(
     let cgroup = &entry.record.cgroup;
     // The supervisor repeats a step that fails here, and reports the reason. Under version 2 only the supervisor
     // creates the cgroup, because the available controllers depend on the cgroup of the process.
-    if host.limits_version() == Version::V1 {
+    let is_v1 = host.limits_version() == Version::V1;
+    if is_v1 {
         let _ = host.make(cgroup, &Limits::default());
     }
     super::progress::step("made");
-    prime_moves(host.clone());
+    // Under version 1, only containers with hooks are moved by another process. GPUs may have some.
+    if !is_v1 || entry.record.request.gpus.is_some() {
+        prime_moves(host.clone());
+    }
     match start(root, run_dir, entry, first) {
         Ok((connection, supervisor)) => {
             let (id, control) = (entry.record.id.clone(), entry.control_socket());

@@ -4,6 +4,9 @@ use crate::report::Report;
 
 type Step = Box<dyn FnOnce() -> Result<(), Report>>;
 
+/// The action that ends all processes of a container.
+pub(super) const KILL: &str = "end what runs in the container's cgroup";
+
 #[derive(Default)]
 pub(super) struct Undo(Vec<(&'static str, Step)>);
 
@@ -11,6 +14,11 @@ impl Undo {
     /// Registers the undo action of the step that has just run.
     pub(super) fn push(&mut self, what: &'static str, step: impl FnOnce() -> Result<(), Report> + 'static) {
         self.0.push((what, Box::new(step)));
+    }
+
+    /// Drops an action whose work is done.
+    pub(super) fn forget(&mut self, what: &str) {
+        self.0.retain(|(other, _)| *other != what);
     }
 
     /// Runs all undo actions. Returns the failures, which are left to reconcile.

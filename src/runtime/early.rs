@@ -6,7 +6,8 @@
 //!
 //! A mount is left to libcontainer if it needs a namespace of the container (proc, sysfs, mqueue, cgroup), if it is
 //! below such a mount or below a symbolic link, if it has an option that is not known here, and if anything fails. So
-//! older kernels work as before, and errors are reported in one place. `config.json` lists all mounts, for hooks.
+//! older kernels work as before, and errors are reported in one place. `config.json` lists all mounts, for hooks. A
+//! process that is in the container's network and IPC namespaces also makes sysfs and mqueue (`creator`).
 //!
 //! The root directory is untrusted. Destinations are resolved inside it by the kernel (`rootfs`), and a mount is only
 //! made where the result has the path that the spec names.
@@ -44,13 +45,25 @@ impl Drop for Made {
     }
 }
 
+/// File systems that show the namespaces of the process that mounts them.
+const OF_NAMESPACES: [&str; 2] = ["sysfs", "mqueue"];
+
 /// Makes mounts of `spec`, and removes them from it. The mounts of version 1's cgroups are replaced with one mount of
 /// the directory `cgroups`, which is created.
 pub(super) fn make(spec: &mut Value, cgroups: &Path) -> Made {
+    let gathered = gather_cgroups(spec, cgroups);
+    let mut made = make_kinds(spec, &["bind", "tmpfs", "devpts"]);
+    made.cgroups = gathered;
+    made
+}
+
+/// Makes the mounts that are left, in the container's network and IPC namespaces.
+pub(super) fn make_in_namespaces(spec: &mut Value) -> Made {
+    make_kinds(spec, &[&OF_NAMESPACES[..], &["bind"]].concat())
+}
+
+fn make_kinds(spec: &mut Value, kinds: &[&str]) -> Made {
     let mut made = Made::default();
-    if let Some(dir) = gather_cgroups(spec, cgroups) {
-        made.cgroups = Some(dir);
-    }
     let Some(path) = spec["root"]["path"].as_str().map(PathBuf::from) else { return made };
     let Some(mounts) = spec["mounts"].as_array_mut() else { return made };
     let Ok(root) = rootfs::open_root(&path) else { return made };
@@ -60,7 +73,7 @@ pub(super) fn make(spec: &mut Value, cgroups: &Path) -> Made {
         let destination = PathBuf::from(mount["destination"].as_str().unwrap_or_default());
         let is_below = |above: &[PathBuf]| above.iter().any(|above| destination.starts_with(above));
         let made_now =
-            if is_below(&left) { None } else { Request::parse(mount).and_then(|one| one.make(&root, &base)) };
+            if is_below(&left) { None } else { Request::parse(mount, kinds).and_then(|one| one.make(&root, &base)) };
         let Some(tree) = made_now else {
             left.push(destination);
             return true;
@@ -101,10 +114,10 @@ enum Source<'a> {
 
 impl<'a> Request<'a> {
     /// `None`: libcontainer is to make this mount.
-    fn parse(mount: &'a Value) -> Option<Self> {
+    fn parse(mount: &'a Value, kinds: &[&str]) -> Option<Self> {
         let destination = Path::new(mount["destination"].as_str()?);
         let kind = mount["type"].as_str()?;
-        if !matches!(kind, "bind" | "tmpfs" | "devpts") || destination.parent().is_none() {
+        if !kinds.contains(&kind) || destination.parent().is_none() {
             return None;
         }
         let (mut attr, mut all, mut recursive, mut options) = (Attr::NONE, Attr::NONE, false, Vec::new());
@@ -207,7 +220,7 @@ fn gather_cgroups(spec: &mut Value, dir: &Path) -> Option<PathBuf> {
         destination.is_some_and(|destination| destination.starts_with(CGROUPS) && destination != Path::new(CGROUPS))
     };
     let mut made = Made::default();
-    let options = &Request::parse(&mounts[first])?;
+    let options = &Request::parse(&mounts[first], &["tmpfs"])?;
     let tmpfs = options.source.open(options.attr)?;
     std::fs::create_dir(dir).ok()?;
     let target = rootfs::open_root(dir).ok()?;
@@ -246,6 +259,7 @@ mod tests {
     #[test]
     fn mounts_that_are_made_early() {
         let mount = |kind: &str, options: &[&str]| json!({ "destination": "/a/b", "type": kind, "source": "/s", "options": options });
+        let early = ["bind", "tmpfs", "devpts"];
         let cases: [(&str, &[&str], bool); 14] = [
             ("bind", &["rbind", "ro", "rro", "rprivate"], true),
             ("bind", &["bind", "rw", "nosuid", "nodev", "noexec"], true),
@@ -263,13 +277,19 @@ mod tests {
             ("cgroup", &["ro"], false),
         ];
         for (kind, options, is_early) in cases {
-            assert_eq!(Request::parse(&mount(kind, options)).is_some(), is_early, "{kind} {options:?}");
+            assert_eq!(Request::parse(&mount(kind, options), &early).is_some(), is_early, "{kind} {options:?}");
+        }
+        for (kind, options, in_namespaces) in
+            [("sysfs", ["ro"], true), ("mqueue", ["nodev"], true), ("proc", ["ro"], false)]
+        {
+            let mount = mount(kind, &options);
+            assert_eq!(Request::parse(&mount, &OF_NAMESPACES).is_some(), in_namespaces, "{kind}");
         }
         let mount = mount("bind", &["rbind", "ro", "rro"]);
         let want = Source::Bind { path: Path::new("/s"), recursive: true };
-        let Request { source, attr, all, .. } = Request::parse(&mount).expect("early");
+        let Request { source, attr, all, .. } = Request::parse(&mount, &early).expect("early");
         assert_eq!((source, attr, all), (want, Attr::RDONLY, Attr::RDONLY));
         let root = json!({ "destination": "/", "type": "bind", "source": "/s", "options": [] });
-        assert_eq!(Request::parse(&root), None);
+        assert_eq!(Request::parse(&root, &early), None);
     }
 }

@@ -13,6 +13,26 @@ pub(super) const LOWER_SCORE: &str =
 pub(super) const SCORE_STEP: &str = "set the OOM score";
 pub(super) const OOM_SCORE: &str = "set the container's OOM score";
 
+/// An error of libcontainer, or one that another process has passed on.
+pub(super) type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// An error that another process has passed on as text, with its causes.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(super) struct Relayed {
+    message: String,
+    source: Option<Box<Relayed>>,
+}
+
+impl Relayed {
+    /// Makes an error of its message and those of its causes.
+    pub(super) fn new(chain: Vec<String>) -> Self {
+        let link = |source, message| Some(Box::new(Self { message, source }));
+        let whole = chain.into_iter().rev().fold(None, link);
+        whole.map_or_else(|| Self { message: "the runtime failed without a message".into(), source: None }, |one| *one)
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
     #[error("cannot create a container in a process with {0} threads")]
@@ -24,11 +44,11 @@ pub enum RuntimeError {
     #[error("cannot parse the OCI spec `{}`", path.display())]
     Spec { path: PathBuf, source: serde_json::Error },
     #[error("cannot create the container: {reason}")]
-    Create { reason: String, source: Box<libcontainer::error::LibcontainerError> },
+    Create { reason: String, source: Cause },
     #[error("cannot start the container: {reason}")]
-    Start { reason: String, source: Box<libcontainer::error::LibcontainerError> },
+    Start { reason: String, source: Cause },
     #[error("cannot delete the container `{id}`: {reason}")]
-    Delete { id: String, reason: String, source: Box<libcontainer::error::LibcontainerError> },
+    Delete { id: String, reason: String, source: Cause },
     #[error("cannot execute `{program}`: {why}")]
     Execute { program: String, why: String, not_found: bool },
     #[error("cannot enter the working directory `{}` of the container", path.display())]

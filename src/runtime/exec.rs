@@ -47,7 +47,7 @@ pub const EXEC_HELPER: &str = "exec-helper";
 pub struct ExecRequest<'a> {
     /// The container's pid 1.
     pub target: &'a OwnedFd,
-    /// The `cgroup.procs` files through which the process enters the cgroup.
+    /// The files through which the process enters the cgroup (`Cgroup::entry_files`).
     pub cgroup_procs: Vec<PathBuf>,
     pub process: Process,
     pub stdio: Stdio,

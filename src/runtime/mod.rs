@@ -21,6 +21,7 @@
 //! | the umask of the caller is inherited | `executor` and `exec` set 022, as docker does |
 //! | errors contain little detail | ERROR events of its tracing, also from its children, are captured (`capture`) |
 //! | seventy system calls for each mount | `early` makes those that need no namespace of the container |
+//! | the mount table is scanned for each cgroup controller | `creator` enters the cgroup |
 //! | a failed create leaves zombies, and after an early error the state directory | killed, reaped and removed here |
 //!
 //! On disk, `<state_root>/<id>` is libcontainer's own state, `<state_root>/bundle` is the spec that it reads, and
@@ -29,6 +30,7 @@
 //! because each container has only one supervisor.
 
 mod capture;
+mod creator;
 mod devices;
 mod drain;
 mod early;
@@ -37,23 +39,25 @@ mod error;
 mod error_tests;
 mod exec;
 mod executor;
+mod inner;
 mod pipes;
 mod request;
+mod socket;
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use error::OOM_SCORE;
+use creator::Failed;
 pub use error::RuntimeError;
+use error::{Cause, OOM_SCORE};
+use inner::{Inner, adapt_spec};
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::wait::waitpid;
 use pipes::{pipe, read_failure};
 pub use request::{CreateRequest, Stdio};
-use serde_json::Value;
 
 use capture::{CapturedErrors, capture};
 pub(crate) use devices::{DeviceCheck, DeviceFault, NodeCheck};
@@ -61,6 +65,7 @@ pub(crate) use drain::{EXEC_DRAIN, exec_drain_main, spawn_drain};
 pub use exec::{EXEC_HELPER, ExecChild, ExecRequest, exec, exec_helper_main};
 use executor::Executor;
 
+use crate::cgroup::Entrance;
 use crate::sys::{process, pty};
 
 /// The bytes of gpurun's own init (src/init), which runs as pid 1.
@@ -75,21 +80,27 @@ pub struct Created {
     pub start_time: u64,
     /// The master of its terminal.
     pub pty: Option<OwnedFd>,
-    container: Box<ContainerHandle>,
+    handle: Handle,
     failures: File,
     captured: CapturedErrors,
     program: String,
+    id: String,
     state_root: PathBuf,
-    has_poststop: bool,
 }
 
-struct ContainerHandle(Container);
-
-impl std::fmt::Debug for ContainerHandle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Container")
-    }
+/// How the container is started and deleted.
+#[derive(Debug)]
+enum Handle {
+    /// By libcontainer, which runs the hooks.
+    Container(Box<Container>),
+    /// By a connection to the socket on which pid 1 waits. There are no hooks.
+    Socket,
 }
+
+/// The file name of this socket in libcontainer's directory.
+const NOTIFY: &str = "notify.sock";
+/// Why a connection to it fails.
+const NO_ANSWER: &str = "its first process does not wait for the start any more";
 
 /// Everything that a container needs before its cgroup exists.
 #[derive(Debug)]
@@ -103,17 +114,18 @@ pub(crate) struct Prepared<'a> {
 
 /// Creates the container. Its process waits for [`Created::start`].
 pub fn create(request: CreateRequest<'_>) -> Result<Created, RuntimeError> {
-    prepare(request)?.create()
+    prepare(request, None)?.create()
 }
 
 /// The first half of [`create`], which creates only files. A launch runs it while it waits for the kernel to be ready
-/// for moves between cgroups ([`crate::cgroup::Host::prime_moves`]).
-pub(crate) fn prepare(request: CreateRequest<'_>) -> Result<Prepared<'_>, RuntimeError> {
+/// for moves between cgroups ([`crate::cgroup::Host::prime_moves`]). `entrance` is how to enter the cgroup without
+/// libcontainer, where that is possible (see `creator`).
+pub(crate) fn prepare(request: CreateRequest<'_>, entrance: Option<Entrance>) -> Result<Prepared<'_>, RuntimeError> {
     let threads = process::thread_count();
     if threads != 1 {
         return Err(RuntimeError::Threads(threads));
     }
-    let inner = write_inner_spec(&request)?;
+    let inner = adapt_spec(&request, entrance)?;
     let (failures, failure_end) = pipe()?;
     let executor = Executor::new(&request, &inner.args, failure_end)?;
     let console = match &request.stdio {
@@ -126,28 +138,46 @@ pub(crate) fn prepare(request: CreateRequest<'_>) -> Result<Prepared<'_>, Runtim
 impl Prepared<'_> {
     /// The second half of [`create`], which creates processes.
     pub(crate) fn create(self) -> Result<Created, RuntimeError> {
-        let Self { request, inner, failures, executor, console } = self;
+        let Self { request, mut inner, failures, executor, console } = self;
         let before = process::children();
         // The mount points that libcontainer creates in the image's root must be accessible to the container's user.
         let umask = process::usual_umask();
-        let (built, mut captured) = capture(|| build(&request, &inner.dir, executor, console.as_ref()));
+        let build = |inner: &Inner| build(&request, inner, executor, console.as_ref());
+        let (built, mut captured) = capture(|| match inner.is_apart() {
+            true => {
+                let build = |inner: &Inner| build(inner).map(|container| pid_of(&container));
+                Ok((creator::create(&mut inner, build)?, Handle::Socket))
+            }
+            false => match build(&inner) {
+                Ok(container) => Ok((pid_of(&container), Handle::Container(Box::new(container)))),
+                Err(error) => Err(Failed::Runtime(error)),
+            },
+        });
         nix::sys::stat::umask(umask);
-        let container = match built {
-            Ok(container) => container,
-            Err(source) => {
+        let (pid, handle) = match built {
+            Ok(built) => built,
+            Err(failed) => {
                 end_strays(&before);
                 clear(request.state_root, request.id);
-                return Err(create_error(failures, source, &captured.take(), request.program, &inner.cwd));
+                return Err(match failed {
+                    Failed::Own(error) => error,
+                    Failed::Runtime(source) => {
+                        create_error(failures, source, &captured.take(), request.program, &inner.cwd)
+                    }
+                });
             }
         };
-        let pid = container.pid().map_or(0, |pid| pid.as_raw());
-        finish(&request, container, inner.has_poststop, console, failures, captured).inspect_err(|_| {
+        finish(&request, (pid, handle), console, failures, captured).inspect_err(|_| {
             // Its pid 1 waits for a start that will not happen.
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
             end_strays(&before);
             clear(request.state_root, request.id);
         })
     }
+}
+
+fn pid_of(container: &Container) -> i32 {
+    container.pid().map_or(0, |pid| pid.as_raw())
 }
 
 /// Removes the files of libcontainer and of this module. Errors are ignored, because the files are below /run.
@@ -160,36 +190,31 @@ fn clear(state_root: &Path, id: &str) {
 
 fn build(
     request: &CreateRequest<'_>,
-    inner: &Path,
+    inner: &Inner,
     executor: Executor,
     console: Option<&Console>,
-) -> Result<Container, Box<libcontainer::error::LibcontainerError>> {
+) -> Result<Container, Cause> {
     let mut builder = ContainerBuilder::new(request.id.to_owned(), SyscallType::default())
-        .with_root_path(request.state_root)
-        .map_err(Box::new)?
+        .with_root_path(request.state_root)?
         .with_console_socket(console.map(|console| console.path.clone()))
         .with_executor(executor)
-        .validate_id()
-        .map_err(Box::new)?;
+        .validate_id()?;
     if let Stdio::Fds { stdin, stdout, stderr } = &request.stdio {
-        let copy = |fd: &OwnedFd| {
-            fd.try_clone().map_err(|error| Box::new(libcontainer::error::LibcontainerError::OtherIO(error)))
-        };
-        builder = builder.with_stdin(copy(stdin)?).with_stdout(copy(stdout)?).with_stderr(copy(stderr)?);
+        let (stdin, stdout, stderr) = (stdin.try_clone()?, stdout.try_clone()?, stderr.try_clone()?);
+        builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
     }
-    builder.as_init(inner).with_systemd(false).with_detach(true).build().map_err(Box::new)
+    // Its processes are children of the supervisor, also if a process of the container's cgroup runs this.
+    Ok(builder.as_init(&inner.dir).with_systemd(false).with_detach(true).as_sibling(inner.is_apart()).build()?)
 }
 
 fn finish(
     request: &CreateRequest<'_>,
-    container: Container,
-    has_poststop: bool,
+    (pid, handle): (i32, Handle),
     console: Option<Console>,
     failures: File,
     captured: CapturedErrors,
 ) -> Result<Created, RuntimeError> {
     let sys = |what: &'static str| move |error: std::io::Error| RuntimeError::Sys(what, error);
-    let pid = container.pid().map_or(0, |pid| pid.as_raw());
     let pidfd = process::open_pidfd(pid).map_err(sys("open the container's process"))?;
     let no_start = || std::io::Error::other("its start time cannot be read");
     let start_time = process::start_time(pid).ok_or_else(no_start).map_err(sys("identify the container's process"))?;
@@ -206,21 +231,28 @@ fn finish(
         pidfd,
         start_time,
         pty,
-        container: Box::new(ContainerHandle(container)),
+        handle,
         failures,
         captured,
         program: request.program.to_owned(),
+        id: request.id.to_owned(),
         state_root: request.state_root.to_path_buf(),
-        has_poststop,
     })
 }
 
 impl Created {
     /// Lets pid 1 execute its program, and waits until it has. Hooks of the stage `poststart` have then run, too.
     pub fn start(&mut self) -> Result<(), RuntimeError> {
-        let (started, mut captured) = capture(|| self.container.0.start());
-        if let Err(source) = started {
-            return Err(RuntimeError::Start { reason: reason(&captured.take()), source: Box::new(source) });
+        match &mut self.handle {
+            Handle::Container(container) => {
+                let (started, mut captured) = capture(|| container.start());
+                started.map_err(|source| RuntimeError::Start {
+                    reason: reason(&captured.take()),
+                    source: source.into(),
+                })?;
+            }
+            Handle::Socket => socket::connect(&self.state_root.join(&self.id), NOTIFY)
+                .map_err(|error| RuntimeError::Start { reason: NO_ANSWER.into(), source: error.into() })?,
         }
         // The pipe ends without data when the program is executed or when pid 1 is killed. The pidfd tells the two
         // apart.
@@ -242,92 +274,23 @@ impl Created {
         // first.
         let _ = self.signal(libc::SIGKILL);
         process::wait_pidfd(&self.pidfd, END);
-        let id = self.container.0.id().to_owned();
-        if !self.has_poststop {
-            // Only libcontainer's directory is left. Its own removal takes 1.6 ms, because it reads the mount table a
-            // dozen times.
+        let id = std::mem::take(&mut self.id);
+        let Handle::Container(mut container) = self.handle else {
+            // Only libcontainer's directory is left.
             clear(&self.state_root, &id);
             return Ok(());
-        }
-        let (deleted, mut captured) = capture(|| self.container.0.delete(true));
+        };
+        let (deleted, mut captured) = capture(|| container.delete(true));
         clear(&self.state_root, &id);
-        deleted.map_err(|source| RuntimeError::Delete {
-            id,
-            reason: reason(&captured.take()),
-            source: Box::new(source),
-        })
+        deleted.map_err(|source| RuntimeError::Delete { id, reason: reason(&captured.take()), source: source.into() })
     }
 }
 
 /// How long a killed process may take to end. One in uninterruptible sleep has to wait for its device.
 const END: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// The spec that libcontainer reads.
-#[derive(Debug)]
-struct Inner {
-    dir: PathBuf,
-    /// The process's arguments.
-    args: Vec<String>,
-    cwd: PathBuf,
-    has_poststop: bool,
-    /// Held until the container has its copies of these mounts.
-    _early: early::Made,
-}
-
-/// Writes a copy of the spec for libcontainer, with the changes that work around its bugs.
-fn write_inner_spec(request: &CreateRequest<'_>) -> Result<Inner, RuntimeError> {
-    let path = request.bundle.join("config.json");
-    let io = |action: &'static str, path: &Path| {
-        let path = path.to_path_buf();
-        move |source| RuntimeError::Io { action, path, source }
-    };
-    let bytes = std::fs::read(&path).map_err(io("read", &path))?;
-    let mut spec: Value =
-        serde_json::from_slice(&bytes).map_err(|source| RuntimeError::Spec { path: path.clone(), source })?;
-    let args = spec["process"]["args"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|arg| arg.as_str().map(str::to_owned))
-        .collect();
-    let cwd = spec["process"]["cwd"].as_str().unwrap_or("/").into();
-    let has_poststop = spec["hooks"]["poststop"].as_array().is_some_and(|hooks| !hooks.is_empty());
-    // libcontainer would only warn about the filter. gpurun's executor loads it.
-    if let Some(linux) = spec["linux"].as_object_mut() {
-        linux.remove("seccomp");
-        linux.remove("resources");
-    }
-    if let Some(process) = spec["process"].as_object_mut() {
-        process.remove("oomScoreAdj");
-        if !request.process.no_new_privileges {
-            process.remove("noNewPrivileges");
-            if request.process.seccomp.is_some() {
-                // Loading a filter needs CAP_SYS_ADMIN. The bounding set stays as requested, because hooks may read it.
-                for set in ["effective", "permitted"] {
-                    let held = process["capabilities"][set].as_array_mut();
-                    if let Some(held) = held.filter(|held| !held.iter().any(|name| name == "CAP_SYS_ADMIN")) {
-                        held.push("CAP_SYS_ADMIN".into());
-                    }
-                }
-            }
-        }
-    }
-    let dir = request.state_root.join("bundle");
-    std::fs::create_dir_all(&dir).map_err(io("create the directory", &dir))?;
-    let early = early::make(&mut spec, &request.state_root.join("cgroups"));
-    let copy = dir.join("config.json");
-    std::fs::write(&copy, spec.to_string()).map_err(io("write", &copy))?;
-    Ok(Inner { dir, args, cwd, has_poststop, _early: early })
-}
-
 /// Prefers the executor's own message, then libcontainer's log, then its error.
-fn create_error(
-    mut failures: File,
-    source: Box<libcontainer::error::LibcontainerError>,
-    captured: &[String],
-    program: &str,
-    cwd: &Path,
-) -> RuntimeError {
+fn create_error(mut failures: File, source: Cause, captured: &[String], program: &str, cwd: &Path) -> RuntimeError {
     if let Some(failure) = read_failure(&mut failures) {
         return failure.into_error(program, captured);
     }
@@ -348,8 +311,13 @@ fn no_directory(text: &str) -> Option<nix::Error> {
 /// Joins libcontainer's messages; the first one is the closest to the cause. The `frames` only repeat the failure from
 /// the outer processes, so they are dropped unless there is nothing else.
 fn reason(captured: &[String]) -> String {
-    let frames =
-        ["failed to initialize container process", "failed to run container process", "failed to wait for init ready"];
+    let frames = [
+        "failed to initialize container process",
+        "failed to run container process",
+        "failed to wait for init ready",
+        // It cannot remove the cgroup that it sees (`creator`).
+        "failed to remove cgroup manager",
+    ];
     let relevant: Vec<&str> = captured
         .iter()
         .map(String::as_str)
@@ -383,18 +351,8 @@ struct Console {
 impl Console {
     fn bind(state_root: &Path) -> Result<Self, RuntimeError> {
         let path = &state_root.join(CONSOLE);
-        let make = || -> std::io::Result<std::os::unix::net::UnixListener> {
-            let _ = std::fs::remove_file(path);
-            // Bind through the directory's descriptor: a socket address holds 107 bytes, and the state directory's path
-            // may be longer.
-            let dir = File::open(state_root)?;
-            let short = format!("/proc/self/fd/{}/{CONSOLE}", std::os::fd::AsRawFd::as_raw_fd(&dir));
-            let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-            bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &UnixAddr::new(short.as_str())?)?;
-            listen(&fd, Backlog::new(1)?)?;
-            Ok(fd.into())
-        };
-        let listener = make().map_err(|source| RuntimeError::Io {
+        let _ = std::fs::remove_file(path);
+        let listener = socket::listener(state_root, CONSOLE).map_err(|source| RuntimeError::Io {
             action: "bind the console socket",
             path: path.to_path_buf(),
             source,

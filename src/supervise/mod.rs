@@ -245,9 +245,9 @@ impl Supervisor {
         launch::step("running");
         let ending = self.watch(&mut container);
         self.end_health();
-        self.last_oom_look(&container);
-        self.state.oom_kills += container.oom_kills();
-        self.state.oom_killed = self.ended_by_oom(ending.code, container.oom_kills());
+        let oom_kills = self.last_oom_look(&container);
+        self.state.oom_kills += oom_kills;
+        self.state.oom_killed = self.ended_by_oom(ending.code, oom_kills);
         self.state.usage = Some(container.usage());
         self.paused = false;
         self.clients.end_holds();

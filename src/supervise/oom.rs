@@ -51,13 +51,14 @@ impl Supervisor {
         self.timers.set(Timer::Oom, Some(Instant::now() + PAUSE));
     }
 
-    /// The last check, after the container has ended.
-    pub(super) fn last_oom_look(&mut self, container: &Container) {
+    /// The last check, after the container has ended. Returns the number of kills.
+    pub(super) fn last_oom_look(&mut self, container: &Container) -> u64 {
         let kills = container.oom_kills();
         if kills > self.ooms_told {
             let ooms = self.ooms_since_start(container);
             self.tell_of(container, ooms, kills);
         }
+        kills
     }
 
     /// Whether the container ended because the kernel killed one of its processes for memory. A stop, or a failure long

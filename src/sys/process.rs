@@ -127,7 +127,9 @@ pub(crate) fn start_time(pid: i32) -> Option<u64> {
 /// Identifies the current boot of the host.
 #[must_use]
 pub(crate) fn boot_id() -> Option<String> {
-    super::file::read_text("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
+    static BOOT: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    let read = || super::file::read_text("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned());
+    BOOT.get_or_init(read).clone()
 }
 
 /// Whether a process is stopped (by SIGSTOP, for example).
@@ -259,12 +261,14 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Sets the signal state that a new program expects: no blocked signals, and all signals, including SIGPIPE, at their
-/// defaults.
+/// Sets the signal state that a new program expects: no blocked signals, and no ignored ones, including SIGPIPE.
+/// execve(2) resets the handlers.
 pub fn default_signals() {
     // The kernel's struct sigaction: SIG_DFL, no flags, no restorer, an empty mask.
     let default = [0u64; 4];
-    for number in 1..=64 {
+    // Where /proc does not show this process, every signal may be ignored.
+    let ignored = ignored_signals().unwrap_or(u64::MAX);
+    for number in (1..=64).filter(|number| ignored >> (number - 1) & 1 == 1) {
         // The raw system call is used because the C library refuses 32 and 33, its own signals, which the caller may
         // have ignored as well.
         // SAFETY: rt_sigaction(2) reads one zeroed structure (of at most 32 bytes), with a signal set of 8 bytes.
@@ -273,6 +277,13 @@ pub fn default_signals() {
     }
     let none = nix::sys::signal::SigSet::empty();
     let _ = none.thread_set_mask();
+}
+
+/// The signals that this process ignores: bit 0 is signal 1.
+fn ignored_signals() -> Option<u64> {
+    let status = super::file::read_text("/proc/self/status").ok()?;
+    let digits = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+    u64::from_str_radix(digits.trim(), 16).ok()
 }
 
 /// Ignores a signal.

@@ -35,6 +35,12 @@ struct Level {
 /// `NotFound` if `path` does not exist, and otherwise the kernel's error for the first entry that cannot be removed.
 /// `EBUSY` means that something is mounted in the tree, or that the tree was moved during the walk.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir(path) {
+        // Something is mounted on it.
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Err(error),
+        Ok(()) => return Ok(()),
+        Err(_) => {}
+    }
     let top = match openat(AT_FDCWD, path, DIRECTORY, Mode::empty()) {
         Ok(top) => top,
         Err(Errno::ENOTDIR | Errno::ELOOP) => return std::fs::remove_file(path),
@@ -51,6 +57,12 @@ fn empty(top: OwnedFd) -> io::Result<()> {
     let mut level = Level { name: CString::default(), identity: identity(&here)?, todo: unlink_files(&here)? };
     loop {
         if let Some(name) = level.todo.pop() {
+            // Most directories are empty.
+            match unlinkat(&here, name.as_c_str(), UnlinkatFlags::RemoveDir) {
+                Ok(()) | Err(Errno::ENOENT) => continue,
+                Err(Errno::EBUSY) => return Err(Errno::EBUSY.into()),
+                Err(_) => {}
+            }
             match enter(&here, &name) {
                 Ok(below) => {
                     let next = Level { name, identity: identity(&below)?, todo: unlink_files(&below)? };
