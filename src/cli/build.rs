@@ -79,7 +79,7 @@ pub(super) struct BuildArgs {
     /// Image to use as a cache; it has no effect, because the cache is in the store
     #[arg(long, value_name = "IMAGE")]
     cache_from: Vec<String>,
-    /// Remove intermediate containers, which no build leaves
+    /// Accepted for compatibility: a build leaves no intermediate containers
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", alias = "force-rm")]
     rm: Option<bool>,
     /// Progress output

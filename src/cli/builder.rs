@@ -15,7 +15,7 @@ pub(super) struct BuildxArgs {
 
 #[derive(Debug, Subcommand)]
 enum BuildxCommand {
-    /// Show the version of docker's buildx whose command line `build` has
+    /// Show the version of docker buildx whose command line gpurun follows
     Version,
 }
 

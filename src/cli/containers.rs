@@ -93,7 +93,7 @@ pub(super) struct RmArgs {
     /// Kill a running container first
     #[arg(short, long)]
     force: bool,
-    /// Remove the container's anonymous volumes too; they always are
+    /// Accepted for compatibility: the container's anonymous volumes are always removed
     #[arg(short, long)]
     volumes: bool,
     /// Remove all containers; with --force, also the running ones
@@ -551,7 +551,7 @@ fn wait_removed(records: &Records, name: &str) -> Result<i32, Report> {
 fn receive(connection: &Connection) -> Result<Option<FromSupervisor>, Report> {
     connection
         .receive::<FromSupervisor>()
-        .map_err(|error| Report::new("cannot understand the container's supervisor").with_cause(error))
+        .map_err(|error| Report::new("cannot parse the message of the container's supervisor").with_cause(error))
 }
 
 /// Reads messages until the container has exited for good. Returns `None` if the supervisor closed the connection

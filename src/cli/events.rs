@@ -31,7 +31,7 @@ pub(super) struct EventsArgs {
     /// Select events: event=start, container=NAME, image=NAME, label=KEY[=VALUE], type=container
     #[arg(short, long, value_name = "KEY=VALUE")]
     filter: Vec<String>,
-    /// Begin with the starts and ends since this time that the containers' records still have: 10m, 2026-01-31T12:00:00
+    /// First show recorded starts and ends since this time, as far as the containers still exist: 10m, 2026-01-31T12:00:00
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
     /// End at this time

@@ -38,7 +38,7 @@ pub(super) struct ContainerFlags {
     /// Read environment variables from a file, one `KEY=VALUE` per line
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
-    /// Pass all variables of the caller; the image's override them
+    /// Pass all of the caller's environment variables; the image's variables override them
     #[arg(long)]
     pub env_host: bool,
     /// Unset a variable that the image sets
@@ -275,7 +275,7 @@ pub(super) struct SecurityFlags {
     /// Grant all capabilities, devices and kernel settings: the container can then take over this host
     #[arg(long)]
     pub privileged: bool,
-    /// OCI runtime that a script names: runc and crun mean gpurun's own; with nvidia, the variable NVIDIA_VISIBLE_DEVICES selects the GPUs
+    /// OCI runtime, for scripts that name one: runc and crun select gpurun's own; with nvidia, the variable NVIDIA_VISIBLE_DEVICES selects the GPUs
     #[arg(long, value_name = "NAME")]
     pub runtime: Option<String>,
     /// Isolation technology: default

@@ -89,7 +89,7 @@ pub(super) fn run(args: &LabArgs) -> Result<u8, Report> {
 fn known(name: &str) -> Result<&'static Lab, Report> {
     lab::find(name).ok_or_else(|| {
         let names: Vec<_> = LABS.iter().map(|lab| lab.name).collect();
-        Report::usage(format!("the lab `{name}` does not exist")).with_hint(format!("use one of: {}", names.join(", ")))
+        Report::usage(format!("there is no experiment `{name}`")).with_hint(format!("use one of: {}", names.join(", ")))
     })
 }
 

@@ -30,7 +30,7 @@ pub(super) struct NetworkArgs {
 
 #[derive(Debug, Subcommand)]
 enum NetworkCommand {
-    /// Connect a container to a network, running or not
+    /// Connect a container, running or not, to a network
     Connect(ConnectArgs),
     /// Create a network, on which containers find each other by name
     Create(CreateArgs),
@@ -62,7 +62,7 @@ struct CreateArgs {
     /// This host's address on the network (default: the first one)
     #[arg(long, value_name = "IP")]
     gateway: Option<Ipv4Addr>,
-    /// Without a route to other networks and to this host
+    /// Give the network no route to other networks or to this host
     #[arg(long)]
     internal: bool,
     /// Set a label

@@ -306,7 +306,9 @@ fn volume_name(flag: &'static str, text: &str, name: &str) -> Result<String, Mou
         return Ok(name.to_owned());
     }
     let what = if name.contains('/') {
-        format!("`{name}` is neither a volume's name nor a path: write `./{name}` for a path below here")
+        format!(
+            "`{name}` is neither a volume's name nor a path: write `./{name}` for a path relative to the current directory"
+        )
     } else {
         format!("`{name}` is not a volume's name")
     };

@@ -90,7 +90,7 @@ impl Explain for SourceError {
             Self::Registry(cause) => cause.hint(),
             Self::Document { cause, .. } => cause.hint(),
             Self::Read { cause, .. } if cause.kind() == io::ErrorKind::NotFound => {
-                Some("`gpurun image load` takes the path of a file or directory, or `-` for standard input".into())
+                Some("check the path: it must be an image archive or the directory of an OCI layout".into())
             }
             _ => None,
         }

@@ -30,7 +30,7 @@ pub(crate) struct ComposeArgs {
     /// File with variables for the compose files [default: .env]
     #[arg(long, value_name = "FILE")]
     pub(super) env_file: Vec<PathBuf>,
-    /// Directory that relative paths are below (default: that of the first file)
+    /// Base directory of relative paths (default: that of the first file)
     #[arg(long, value_name = "DIR")]
     pub(super) project_directory: Option<PathBuf>,
 }

@@ -22,7 +22,7 @@ pub(super) struct BuildArgs {
     /// Print nothing but errors
     #[arg(short, long)]
     quiet: bool,
-    /// Build the services too that the named ones depend on
+    /// Also build the services that the named ones depend on
     #[arg(long)]
     with_dependencies: bool,
     /// Use this host's certificates, proxies and pip settings in the builds
@@ -35,7 +35,7 @@ pub(super) struct BuildArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct PullArgs {
-    /// Pull the services too that the named ones depend on
+    /// Also pull the services that the named ones depend on
     #[arg(long)]
     include_deps: bool,
     /// Leave out services that have a build

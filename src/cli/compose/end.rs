@@ -54,7 +54,7 @@ pub(super) struct RmArgs {
     /// Stop the containers first
     #[arg(short, long)]
     stop: bool,
-    /// Remove anonymous volumes too (they always are)
+    /// Accepted for compatibility: anonymous volumes are always removed
     #[arg(short, long)]
     volumes: bool,
     /// Services (default: all)

@@ -39,7 +39,7 @@ pub(super) struct ComposeCommand {
 enum Command {
     /// Build the images of services
     Build(build::BuildArgs),
-    /// Print the files as one, with everything resolved
+    /// Merge and resolve the compose files, and print the result
     #[command(visible_alias = "convert")]
     Config(config::ConfigArgs),
     /// Copy files between a service's container and this host
@@ -76,7 +76,7 @@ enum Command {
     Top(show::TopArgs),
     /// Create and start the containers of a project
     Up(up::UpArgs),
-    /// Show the version of docker's compose whose commands gpurun has
+    /// Show the version of docker compose whose command line gpurun follows
     Version(show::VersionArgs),
     /// Wait until the containers of services have ended
     Wait(end::WaitArgs),

@@ -40,7 +40,7 @@ pub(crate) struct LsArgs {
     /// Print as JSON
     #[arg(long, conflicts_with = "quiet")]
     pub json: bool,
-    /// Show the images of this repository alone
+    /// Show only the images of this repository
     #[arg(value_name = "REPOSITORY[:TAG]")]
     pub repository: Option<String>,
 }
@@ -88,7 +88,7 @@ pub(crate) struct HistoryArgs {
     /// Print only IDs
     #[arg(short, long)]
     pub quiet: bool,
-    /// Print sizes and times for people; `false` prints bytes and RFC 3339
+    /// Print sizes and times in human-readable form; `false` prints bytes and RFC 3339
     #[arg(short = 'H', long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub human: bool,
     /// Print a table of chosen fields (`table {{.CreatedBy}}\t{{.Size}}`), JSON lines (`json`), or a Go template for each step

@@ -242,7 +242,7 @@ pub(super) fn verify(store: &Store, args: &VerifyArgs, mounts: &Mounts<'_>) -> R
             count(verified.images, "image"),
             count(verified.layers, "layer"),
             size(verified.bytes),
-            if verified.faults.is_empty() { "all whole".into() } else { count(verified.faults.len(), "fault") },
+            if verified.faults.is_empty() { "no damage found".into() } else { count(verified.faults.len(), "fault") },
         ));
         print(&out)?;
     }

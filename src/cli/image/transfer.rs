@@ -28,7 +28,7 @@ pub(crate) struct LoadArgs {
     /// `oci-archive:FILE[:TAG]`, `docker-archive:FILE[:NAME]`, `docker://NAME`
     #[arg(value_name = "SOURCE")]
     pub source: Option<Source>,
-    /// Archive to load, as docker's flag
+    /// Archive to load: docker's form of SOURCE
     #[arg(short, long, value_name = "FILE", conflicts_with = "source")]
     pub input: Option<PathBuf>,
     /// Additional name of the image

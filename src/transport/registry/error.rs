@@ -130,8 +130,8 @@ impl Explain for RegistryError {
                  no TLS"
             )),
             Self::NoTls { .. } => Some(
-                "allow plain HTTP with `--tls-verify=false`, or with `insecure` in \
-                      `/etc/gpurun/registries.json`"
+                "allow plain HTTP with `--tls-verify=false`, or with `insecure` in the section [registries] of \
+                 `/etc/gpurun/config.toml`"
                     .into(),
             ),
             Self::Wait { seconds, cause } => Some(format!(
@@ -142,9 +142,9 @@ impl Explain for RegistryError {
             Self::NotFound { .. } => {
                 Some("check the name and the tag; a private image is visible only after a login".into())
             }
-            Self::Denied { credentials: Some(origin), .. } => {
-                Some(format!("log in again with `podman login` or `docker login`; the credentials came from {origin}"))
-            }
+            Self::Denied { host, credentials: Some(origin), .. } => Some(format!(
+                "check the credentials, which came from {origin}, or log in again with `gpurun login {host}`"
+            )),
             Self::Denied { host, .. } => Some(format!(
                 "log in with `gpurun login {host}`, or use `--creds USER`; the registry \
                  also refuses names that do not exist"
