@@ -8,7 +8,7 @@ use std::num::IntErrorKind;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-pub(crate) use duration::{format_duration, parse_duration, parse_long_duration};
+pub(crate) use duration::{format_duration, parse_duration};
 
 use crate::report::{EXIT_USAGE, Explain};
 

@@ -14,6 +14,7 @@ use super::budget::Budget;
 use super::cache::{Cache, Key, Made};
 use super::context::Context;
 use super::copy::now;
+use super::options::NamedContext;
 use super::parse::{self, Instruction, Line};
 use super::run::{interruption, take_interrupt};
 use super::stages::{self, Base, Stages};
@@ -59,6 +60,8 @@ pub(super) struct Engine<'a> {
     pull: Pull<'a>,
     /// The finished stages, by index.
     finished: BTreeMap<usize, State>,
+    /// The directories that are further contexts, by name.
+    pub contexts: BTreeMap<String, State>,
     bases: BTreeMap<String, ImageDocument>,
     /// Pins every layer that the build uses. Pinned layers stay in the store even if their image is removed.
     pins: Rc<Pins<'a>>,
@@ -96,7 +99,9 @@ pub(crate) fn build(
     };
     let file = parse::parse(&options.file.text).map_err(syntax)?;
     let given = |name: &str| options.args.get(name).cloned().or_else(|| platform_arg(name));
-    let stages = stages::read(&file, &given, &Platform::host()).map_err(syntax)?;
+    let mut stages = stages::read(&file, &given, &Platform::host()).map_err(syntax)?;
+    stages.replace(options);
+    let stages = stages;
     let target = match &options.target {
         None => stages.all.len() - 1,
         Some(name) => stages.find(name, stages.all.len()).ok_or_else(|| no_stage(options, name, &stages))?,
@@ -118,15 +123,17 @@ pub(crate) fn build(
         escape: file.escape,
         pull,
         finished: BTreeMap::new(),
+        contexts: BTreeMap::new(),
         bases: BTreeMap::new(),
         pins: Rc::new(store.pins()?),
         trees: Vec::new(),
         network: Network::default(),
         budget: Budget::default(),
         number: 0,
-        total: needed.iter().map(steps).sum(),
+        total: needed.iter().map(steps).sum::<usize>() + options.directories(),
         cached: 0,
     };
+    engine.load_contexts()?;
     for at in &needed {
         let state = engine.stage(&stages, *at)?;
         engine.budget.keep(&state)?;
@@ -179,12 +186,13 @@ impl Engine<'_> {
         let base = match &stage.base {
             Base::Scratch => "scratch",
             Base::Stage(base) => &stages.all[*base].label,
-            Base::Image(name) => name,
+            Base::Image(name) | Base::Context(name) => name,
         };
         self.begin(stages, at, &format!("FROM {base}{name}"));
         let document = match &stage.base {
             Base::Scratch => from_scratch(),
             Base::Stage(base) => self.finished[base].document.clone(),
+            Base::Context(name) => self.contexts[name].document.clone(),
             Base::Image(name) => {
                 let document = self.base(name).and_then(|document| runs_here(name, document));
                 document.map_err(|report| self.failed(stage.from, report))?
@@ -282,6 +290,13 @@ impl Engine<'_> {
         report.under(place).with_exit_code(1)
     }
 
+    /// Begins the step that loads a further context.
+    pub(super) fn begin_context(&mut self, name: &str) {
+        self.number += 1;
+        let text = format!("context {name}");
+        self.output.begin(&StepName { number: self.number, total: self.total, stage: "", text: &text });
+    }
+
     fn begin(&mut self, stages: &Stages<'_>, at: usize, text: &str) {
         self.number += 1;
         let stage = if stages.all.len() > 1 { stages.all[at].label.as_str() } else { "" };
@@ -374,11 +389,17 @@ impl Engine<'_> {
         if let Some(stage) = current.stages.find(name, current.at) {
             return Ok(self.finished[&stage].document.diff_ids.clone());
         }
-        // A number always means a stage. An image with such a name could come from any registry.
-        if !name.is_empty() && name.len() < 6 && name.bytes().all(|byte| byte.is_ascii_digit()) {
+        // Without a context of this name, a number always means a stage. An image with such a name could come from any registry.
+        let is_context = self.options.named(name).is_some();
+        if !is_context && !name.is_empty() && name.len() < 6 && name.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(Report::new(format!("cannot find stage {name} before this one: the first stage is 0")));
         }
-        Ok(self.base(name)?.diff_ids)
+        let image = match self.options.named(name) {
+            Some((name, NamedContext::Directory(_))) => return Ok(self.contexts[name].document.diff_ids.clone()),
+            Some((_, NamedContext::Image(image))) => image,
+            None => name,
+        };
+        Ok(self.base(image)?.diff_ids)
     }
 
     pub(super) fn expand(&self, state: &State, text: &str) -> Result<String, Report> {

@@ -17,6 +17,8 @@ pub(crate) struct Options {
     pub file: Containerfile,
     /// The context directory, or `None` if only a Containerfile was given.
     pub context: Option<PathBuf>,
+    /// Further contexts, by name.
+    pub contexts: BTreeMap<String, NamedContext>,
     pub names: Vec<Reference>,
     pub args: BTreeMap<String, String>,
     pub target: Option<String>,
@@ -34,6 +36,38 @@ pub(crate) struct Options {
     pub host_ca: bool,
     /// SOURCE_DATE_EPOCH: no time in the image is later than this.
     pub clamp: Option<i64>,
+}
+
+/// What the name of a context stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NamedContext {
+    Image(String),
+    Directory(PathBuf),
+}
+
+impl NamedContext {
+    /// Parses `NAME=DIR` or `NAME=docker-image://IMAGE`.
+    pub(crate) fn parse(text: &str) -> Result<(String, Self), Report> {
+        let wrong = |why: &str| {
+            Report::usage(format!("cannot use `--build-context {text}`: {why}"))
+                .with_hint("write `--build-context NAME=DIR` or `--build-context NAME=docker-image://IMAGE`")
+        };
+        let (name, value) = text.split_once('=').ok_or_else(|| wrong("it is not `NAME=CONTEXT`"))?;
+        if name.is_empty() || value.is_empty() {
+            return Err(wrong("a part of it is empty"));
+        }
+        if let Some(image) = value.strip_prefix("docker-image://") {
+            return Ok((name.to_owned(), Self::Image(image.to_owned())));
+        }
+        if value.contains("://") || value.starts_with("git@") {
+            return Err(wrong("a context is a directory of this host or an image"));
+        }
+        let path = PathBuf::from(value);
+        if !path.is_dir() {
+            return Err(wrong("the directory does not exist"));
+        }
+        Ok((name.to_owned(), Self::Directory(path)))
+    }
 }
 
 /// Gets a base image from the store, or from a registry if the store has none or the caller asked for a newer one.

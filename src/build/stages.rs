@@ -24,6 +24,8 @@ pub(super) enum Base {
     /// An earlier stage, by index.
     Stage(usize),
     Image(String),
+    /// A directory, by the name of its context.
+    Context(String),
 }
 
 /// All stages, and the arguments declared before the first one.
@@ -31,6 +33,8 @@ pub(super) enum Base {
 pub(super) struct Stages<'a> {
     pub globals: Variables,
     pub all: Vec<Stage<'a>>,
+    /// The names of contexts, in lower case. They take the place of stages with the same names.
+    pub contexts: BTreeSet<String>,
 }
 
 /// Reads the `FROM` lines. `given` returns the arguments of the command line and of the platform.
@@ -91,7 +95,7 @@ pub(super) fn read<'a>(
             _ => {}
         }
     }
-    Ok(Stages { globals, all })
+    Ok(Stages { globals, all, contexts: BTreeSet::new() })
 }
 
 /// The reason why a `--platform` cannot be built on this host. Names are normalized as in containerd's platforms
@@ -110,6 +114,9 @@ impl Stages<'_> {
     #[must_use]
     pub(super) fn find(&self, name: &str, end: usize) -> Option<usize> {
         let lower = name.to_ascii_lowercase();
+        if self.contexts.contains(&lower) {
+            return None;
+        }
         let named = self.all[..end].iter().position(|stage| stage.name.as_deref() == Some(&*lower));
         named.or_else(|| name.parse().ok().filter(|number| *number < end))
     }
@@ -185,6 +192,9 @@ mod tests {
         assert_eq!(stages.needed(3), [0, 2, 3].into());
         assert_eq!(stages.needed(1), [1].into());
         assert_eq!((stages.find("TOOLS", 4), stages.find("1", 4), stages.find("4", 4)), (Some(2), Some(1), None));
+        let mut stages = stages;
+        stages.contexts.insert("tools".into());
+        assert_eq!((stages.find("Tools", 4), stages.needed(3)), (None, [0, 3].into()), "a context has its name");
         let newer = |name: &str| (name == "V").then(|| "13".to_owned()).or_else(|| given(name));
         let stages = read(&file, &newer, &amd64()).expect("read");
         assert_eq!(stages.all[0].base, Base::Image("debian:13".into()));

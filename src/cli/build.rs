@@ -11,7 +11,7 @@ use super::build_result::{self, Target};
 use super::image::{PullPolicy, RegistryFlags, provide};
 use super::resources::{self, ResourceFlags};
 use super::{Context, moment, print};
-use crate::build::{self, Containerfile, Options, Output};
+use crate::build::{self, Containerfile, NamedContext, Options, Output};
 use crate::image::Platform;
 use crate::names::Reference;
 use crate::report::Report;
@@ -37,6 +37,9 @@ pub(super) struct BuildArgs {
     /// Set an `ARG`; `KEY` alone passes on the caller's value. Proxy variables need no `ARG` and never reach the image
     #[arg(long, value_name = "KEY[=VALUE]")]
     build_arg: Vec<String>,
+    /// Add a context for `FROM`, `COPY --from` and `RUN --mount=…,from=`: a directory or docker-image://IMAGE
+    #[arg(long, value_name = "NAME=CONTEXT")]
+    build_context: Vec<String>,
     /// Build this stage instead of the last one
     #[arg(long, value_name = "STAGE")]
     target: Option<String>,
@@ -233,6 +236,7 @@ fn options(args: &BuildArgs, context: &Context) -> Result<Options, Report> {
         root: context.root.clone(),
         file,
         context: (!from_stdin).then(|| args.context.clone()),
+        contexts: args.build_context.iter().map(|text| NamedContext::parse(text)).collect::<Result<_, _>>()?,
         names: args.tag.clone(),
         args: build_args,
         target: args.target.clone(),

@@ -115,7 +115,6 @@ const FLAGS: &[(&str, &str)] = &[
         "build --cache-to|build --no-cache-filter",
         "omit it: steps are cached in the store, and `--no-cache` builds all of them again",
     ),
-    ("build --build-context", "copy the files into the build context, or use a stage: `COPY --from=STAGE`"),
     (
         "build --provenance|build --sbom|build --attest|build --annotation|build --allow|build --builder|build --call|build --check",
         "omit it: gpurun builds without a builder process and without attestations",

@@ -189,8 +189,36 @@ fn build(node: &mut Node, directory: &Path) {
     if !text.contains("://") && !remote.iter().any(|prefix| text.starts_with(prefix)) {
         absolute(context, directory);
     }
+    for key in ["additional_contexts", "ssh"] {
+        if let Some(pairs) = map.get_mut(key) {
+            absolute_values(pairs, directory);
+        }
+    }
     if let Some(secrets) = map.get_mut("secrets") {
         file_mounts(secrets, false);
+    }
+}
+
+/// Each value of `KEY=VALUE` is a path, unless it has a scheme or names a service.
+fn absolute_values(node: &mut Node, directory: &Path) {
+    let path = |text: &str| match text.contains("://") || text.starts_with("service:") {
+        true => text.to_owned(),
+        false => absolute_path(text, directory).to_string_lossy().into_owned(),
+    };
+    match &mut node.value {
+        Value::Map(map) => map.values_mut().for_each(|value| {
+            if let Value::Text(text) = &mut value.value {
+                *text = path(text);
+            }
+        }),
+        Value::List(list) => list.iter_mut().for_each(|item| {
+            if let Value::Text(text) = &mut item.value
+                && let Some((name, value)) = text.split_once('=')
+            {
+                *text = format!("{name}={}", path(value));
+            }
+        }),
+        _ => {}
     }
 }
 

@@ -59,6 +59,8 @@ pub(super) enum Pairs {
     Hosts,
     /// Options of a driver: a mapping only.
     Options,
+    /// `id=socket`, printed as a list of `id: socket`.
+    Agents,
 }
 
 #[derive(Debug)]
@@ -92,7 +94,7 @@ pub(super) enum Run {
     Refused(&'static str),
 }
 
-use Pairs::{Environment, Hosts, Labels, Options};
+use Pairs::{Agents, Environment, Hosts, Labels, Options};
 use Type::{
     Any, Bool, Command, Count, Duration, Empty, Int, IntText, List, Map, NumberList, Object as Of, Pairs as P, Short,
     Single, Size, Test, Text, TextList, TextOrNumber, Ulimit, Word,
@@ -260,12 +262,12 @@ static BUILD: Object = object(
         key("dockerfile_inline", Text),
         ignored("entitlements", LIST, "gpurun has no BuildKit"),
         key("args", P(Environment)),
-        ignored("ssh", P(Labels), "gpurun forwards no SSH agent"),
+        key("ssh", P(Agents)),
         key("labels", P(Labels)),
         ignored("cache_from", ONE_OR_LIST, CACHE),
         ignored("cache_to", ONE_OR_LIST, CACHE),
         key("no_cache", Bool),
-        refused("additional_contexts", P(Labels), "gpurun build has one context"),
+        key("additional_contexts", P(Labels)),
         key("pull", Bool),
         ignored("provenance", Any, "gpurun writes no attestations"),
         ignored("sbom", Any, "gpurun writes no attestations"),
@@ -274,7 +276,7 @@ static BUILD: Object = object(
         key("network", Text),
         key("target", Text),
         key("secrets", List(&Short(&Text, &Of(&FILE)))),
-        ignored("shm_size", Size, "a build has docker's default"),
+        key("shm_size", Size),
         key("tags", ONE_OR_LIST),
         ignored("ulimits", Map(&Ulimit), "a build has gpurun's own limits"),
         ignored("platforms", ONE_OR_LIST, "gpurun builds for this machine's platform"),

@@ -86,6 +86,7 @@ pub(super) struct Service {
 #[serde(default)]
 pub(super) struct Build {
     pub(super) context: String,
+    pub(super) additional_contexts: BTreeMap<String, String>,
     pub(super) dockerfile: Option<String>,
     pub(super) dockerfile_inline: Option<String>,
     pub(super) args: BTreeMap<String, Option<String>>,
@@ -96,6 +97,9 @@ pub(super) struct Build {
     pub(super) network: Option<String>,
     pub(super) target: Option<String>,
     pub(super) secrets: Vec<FileMount>,
+    pub(super) shm_size: Option<String>,
+    /// Each as `ID` or `ID: SOCKET`.
+    pub(super) ssh: Vec<String>,
     pub(super) tags: Vec<String>,
 }
 

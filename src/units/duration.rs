@@ -4,23 +4,10 @@
 const UNITS: [(&str, f64); 8] =
     [("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("μs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
 
-/// The units that compose files have beside Go's.
-const LONG_UNITS: [(&str, f64); 2] = [("d", 86_400e9), ("w", 604_800e9)];
-
 /// Parses a duration without a sign. Returns nanoseconds, or `None` for another notation and for more than Go's longest
 /// duration (292 years).
 #[must_use]
 pub(crate) fn parse_duration(text: &str) -> Option<u64> {
-    parse(text, &[])
-}
-
-/// Parses a duration that may also have days and weeks: `1w2d12h`. See [`parse_duration`].
-#[must_use]
-pub(crate) fn parse_long_duration(text: &str) -> Option<u64> {
-    parse(text, &LONG_UNITS)
-}
-
-fn parse(text: &str, more: &[(&str, f64)]) -> Option<u64> {
     if text == "0" {
         return Some(0);
     }
@@ -28,7 +15,7 @@ fn parse(text: &str, more: &[(&str, f64)]) -> Option<u64> {
     while !rest.is_empty() {
         let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let number: f64 = rest[..end].parse().ok()?;
-        let (unit, nanos) = UNITS.iter().chain(more).find(|(unit, _)| rest[end..].starts_with(unit))?;
+        let (unit, nanos) = UNITS.iter().find(|(unit, _)| rest[end..].starts_with(unit))?;
         total += number * nanos;
         rest = &rest[end + unit.len()..];
     }
@@ -88,8 +75,6 @@ mod tests {
             assert_eq!(parse_duration(text), Some(nanos), "{text}");
             assert_eq!(format_duration(nanos), shown, "{text}");
         }
-        assert_eq!(parse_long_duration("1w2d12h"), Some((9 * 24 + 12) * 3600 * SECOND));
-        assert_eq!(parse_duration("1d"), None);
         for wrong in ["", "5", "s", "-5s", "5 s", "1x", "1.2.3s", "5s ", "3000000h", "1e3s", "."] {
             assert_eq!(parse_duration(wrong), None, "{wrong}");
         }

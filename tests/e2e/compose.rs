@@ -93,6 +93,8 @@ fn life() {
     let list: serde_json::Value = serde_json::from_str(&ok(&host, &["ls", "--format", "json"])).unwrap();
     assert_eq!(list[0]["Name"], "lab");
     assert!(list[0]["ConfigFiles"].as_str().unwrap().ends_with("lab/compose.yaml"), "{list}");
+    assert_eq!(ok(&host, &["ls", "-q", "--filter", "name=la"]), "lab");
+    assert_eq!(ok(&host, &["ls", "-q", "--filter", "name=other"]), "");
     let logs = ok(&host, &["logs"]);
     assert!(logs.contains("api-1     | ready") && logs.contains("migrate-1 | migrated"), "{logs}");
     ok(&host, &["stop", "-t", "1"]);
@@ -312,8 +314,20 @@ services:
       dockerfile_inline: |
         FROM box
         CMD [\"echo\", \"inline\"]
+  far:
+    build:
+      context: app
+      additional_contexts: {shared: ./shared, base: 'docker-image://box'}
+      dockerfile_inline: |
+        FROM base
+        COPY --from=shared one /one
+        RUN --mount=type=bind,from=shared,target=/mnt cp /mnt/sub/two /two
+        CMD [\"cat\", \"/one\", \"/two\"]
 ",
     );
+    fs::create_dir_all(host.dir.join("lab/shared/sub")).unwrap();
+    fs::write(host.dir.join("lab/shared/one"), "one\n").unwrap();
+    fs::write(host.dir.join("lab/shared/sub/two"), "two\n").unwrap();
     fs::create_dir(host.dir.join("lab/app")).unwrap();
     fs::write(
         host.dir.join("lab/app/Dockerfile"),
@@ -322,14 +336,20 @@ services:
     .unwrap();
     ok(&host, &["build"]);
     ok(&host, &["up", "-d"]);
+    ok(&host, &["wait", "app", "named", "far"]);
     let first = ok(&host, &["logs", "--no-log-prefix", "app"]);
     assert!(first.starts_with("lab\n"), "{first}");
     assert_eq!(ok(&host, &["logs", "--no-log-prefix", "named"]), "inline");
+    assert_eq!(ok(&host, &["logs", "--no-log-prefix", "far"]), "one\ntwo");
     assert!(host.ok(&["image", "ls"]).contains("lab-app"));
     // The cache gives the same image, and the container stays.
     let before = id(&host, "lab-app-1");
     ok(&host, &["up", "-d", "--build"]);
     assert_eq!(id(&host, "lab-app-1"), before);
+    fs::write(host.dir.join("lab/shared/one"), "three\n").unwrap();
+    ok(&host, &["up", "-d", "--build", "far"]);
+    ok(&host, &["wait", "far"]);
+    assert_eq!(ok(&host, &["logs", "--no-log-prefix", "far"]), "three\ntwo", "the directory has changed");
     ok(&host, &["build", "--no-cache", "app"]);
     ok(&host, &["up", "-d"]);
     assert_ne!(id(&host, "lab-app-1"), before, "a new image makes a new container");

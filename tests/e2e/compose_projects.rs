@@ -71,7 +71,10 @@ const PROJECTS: &[Project] = &[
         before: &[&["volume", "create", "ext"]],
         ..runs("17-volumes")
     },
-    refused("18-security", "`privileged` and `cap_drop` cannot be used together"),
+    Project {
+        instead: &[("/dev/snd", "/dev/full"), ("/dev/fuse", "/dev/zero")],
+        ..refused("18-security", "`privileged` and `cap_drop` cannot be used together")
+    },
     Project { variables: &[("TOKEN", "secret")], ..refused("19-build", "is not a directory of this host") },
     Project { files: &[("one.txt", "one"), ("app.conf", "conf")], variables: &[("TWO", "two")], ..runs("20-secrets") },
     Project {
@@ -114,6 +117,7 @@ const PROJECTS: &[Project] = &[
         files: &[("tf2/Dockerfile", FROM), ("pytorch/Dockerfile", FROM)],
         ..runs("38-recipe")
     },
+    Project { files: &[("Dockerfile", FROM)], ..runs("39-contexts") },
 ];
 
 /// Programs that stay.

@@ -3,6 +3,7 @@
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use super::super::filter::Filters;
 use super::super::versions::COMPOSE_VERSION;
 use super::super::{Context, format, print};
 use super::args::{ComposeArgs, index};
@@ -47,6 +48,9 @@ pub(super) struct LsArgs {
     /// Show stopped projects too
     #[arg(short, long)]
     all: bool,
+    /// Select projects: name=TEXT
+    #[arg(long, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
     /// Print only names
     #[arg(short, long)]
     quiet: bool,
@@ -285,8 +289,12 @@ pub(super) fn ps(args: &PsArgs, compose: &ComposeArgs, context: &Context) -> Res
 }
 
 pub(super) fn ls(args: &LsArgs, context: &Context) -> Result<u8, Report> {
+    let filters = Filters::parse(&args.filter, &["name"])?;
     let mut rows = Vec::new();
     for (name, all) in containers::all(context)? {
+        if !filters.any("name", |text| name.contains(text)) {
+            continue;
+        }
         let count = |wanted: &str| all.iter().filter(|container| state(container) == wanted).count();
         let kinds = ["created", "exited", "paused", "restarting", "running"];
         let status: Vec<String> =

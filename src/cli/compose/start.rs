@@ -379,8 +379,12 @@ impl Starter<'_> {
             IpcMode::Container(id) => Some(id),
             _ => None,
         };
+        let mut others = request.network_container.iter().chain(ipc).peekable();
+        if others.peek().is_none() {
+            return Ok(true);
+        }
         let records = self.context.records()?;
-        Ok(request.network_container.iter().chain(ipc).all(|id| records.find(id).is_ok()))
+        Ok(others.all(|id| records.find(id).is_ok()))
     }
 
     fn hash(&self, plan: &Plan) -> String {

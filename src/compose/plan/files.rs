@@ -135,6 +135,16 @@ impl Maker<'_> {
         }
         flags.each("--label", build.labels.iter().map(|(key, value)| format!("{key}={value}")));
         flags.each("--add-host", build.extra_hosts.iter().map(|line| line.replacen('=', ":", 1)));
+        for (name, context) in &build.additional_contexts {
+            if context.starts_with("service:") || (context.contains("://") && !context.starts_with("docker-image://")) {
+                return Err(self
+                    .wrong("build", format!("the context `{name}` is neither a directory of this host nor an image"))
+                    .with_hint("name an image that exists with `docker-image://IMAGE`"));
+            }
+            flags.add("--build-context", format!("{name}={context}"));
+        }
+        flags.each("--ssh", build.ssh.iter().map(|agent| agent.replacen(": ", "=", 1)));
+        flags.option("--shm-size", build.shm_size.as_ref());
         flags.option("--network", build.network.as_ref());
         flags.option("--target", build.target.as_ref());
         flags.switch("--no-cache", build.no_cache);
