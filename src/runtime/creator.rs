@@ -55,6 +55,9 @@ pub(super) enum Failed {
 /// single-threaded.
 pub(super) fn create(inner: &mut Inner, work: impl FnOnce(&Inner) -> Result<i32, Cause>) -> Result<i32, Failed> {
     let sys = |what: &'static str| move |error: io::Error| Failed::Own(RuntimeError::Sys(what, error));
+    // As libcontainer does to the process in which it runs: no process of the container can read the supervisor's
+    // memory.
+    process::set_undumpable().map_err(sys("hide gpurun's own process"))?;
     let (mut reader, writer) = pipes::pipe().map_err(Failed::Own)?;
     let supervisor = nix::unistd::getpid();
     match process::fork(false).map_err(sys("start the process that creates the container"))? {
@@ -122,7 +125,8 @@ fn prepare(inner: &mut Inner, supervisor: Pid) -> Result<(), (&'static str, io::
 
 /// Makes libcontainer find a cgroup of version 2 in which it can put a process without any effect.
 fn hide_cgroups() -> io::Result<()> {
-    // The supervisor's mounts are slaves of the host's, and so are their copies: nothing propagates to other namespaces.
+    // The supervisor's mounts are slaves of the host's, and so are their copies: nothing propagates to other
+    // namespaces.
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
     let none = None::<&Path>;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
