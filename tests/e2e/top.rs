@@ -35,11 +35,12 @@ impl Terminal {
         let exports: String = environment.map(|(key, value)| format!("export {key}='{value}'\n")).collect();
         let words = words.map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
         let dir = host.dir.clone();
-        // A shell with jobs, so that ctrl-z stops only this one. It waits for a line before it continues the job.
+        // A shell with jobs, so that ctrl-z stops only this one. It waits for a line before it continues the job. It sets
+        // its own modes meanwhile, as an interactive shell does when a job stops.
         let script = format!(
             "set -m\nexport LC_ALL=C.UTF-8 {variables}\nunset SUDO_UID SUDO_GID GPURUN_KILL_AT\n{exports}cd '{}'\n\
             stty -g >before\necho text of before\nsh -c 'echo $$ >pid; exec \"$@\"' sh {words}\ncode=$?\n\
-            while [ $code = 147 ] || [ $code = 148 ]; do echo; echo stopped with $code; read line; fg; code=$?; done\n\
+            while [ $code = 147 ] || [ $code = 148 ]; do echo; echo stopped with $code; read line; stty \"$(cat before)\"; fg; code=$?; done\n\
             echo ended with $code\nstty -g >after.new; mv after.new after\nexec sleep 1000\n",
             dir.display()
         );
