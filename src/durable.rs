@@ -10,7 +10,7 @@
 //!   every child that inherits the descriptor (libcontainer's init is one). A record lock belongs to a single process.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,21 @@ pub(crate) fn write_atomic_by(temp: &Path, path: &Path, bytes: &[u8]) -> io::Res
 /// reboot.
 pub(crate) fn write_atomic_volatile(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write(&temporary(path)?, path, bytes, false)
+}
+
+/// The largest file that [`read_bounded`] reads, in bytes. Records and leases have some kilobytes.
+const MOST: u64 = 16 << 20;
+
+/// Reads a whole file. A file of more than 16 MiB is an error, so that one bad file cannot use up the memory or the time
+/// of every command.
+pub(crate) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(file.metadata()?.len().min(MOST)).unwrap_or_default() + 1);
+    file.take(MOST + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MOST {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 16 MiB"));
+    }
+    Ok(bytes)
 }
 
 /// Returns the path of the temporary file. The pid makes the name unique among processes. The leftover of a killed
@@ -190,5 +205,21 @@ fn whole_file(kind: i32) -> libc::flock {
         l_start: 0,
         l_len: 0,
         l_pid: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_any_size_takes_little_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        assert_eq!(read_bounded(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
+        std::fs::write(&path, "text").unwrap();
+        assert_eq!(read_bounded(&path).unwrap(), b"text");
+        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        assert_eq!(read_bounded(&path).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
     }
 }

@@ -16,8 +16,8 @@ use super::places::{Places, combine};
 use super::progress::{Progress, Tell, step};
 use super::undo::Undo;
 use super::{
-    files, gpus, home, hooks, host_ca, image_mounts, ipc, jupyter, mounts, nested, process, propagation, scaffold,
-    secrets,
+    files, gpus, home, hooks, host_ca, hostname, image_mounts, ipc, jupyter, mounts, nested, process, propagation,
+    scaffold, secrets,
 };
 use crate::cgroup;
 use crate::gpu;
@@ -25,7 +25,7 @@ use crate::hook;
 use crate::image::Config;
 use crate::net;
 use crate::network::Networks;
-use crate::record::{Entry, short};
+use crate::record::Entry;
 use crate::report::{EXIT_GPURUN, Report};
 use crate::request::{ExposedPort, NetworkMode, Payload, PortSpec, Request, UserSpec};
 use crate::rootfs::{self, users};
@@ -95,7 +95,7 @@ pub(super) fn acquire(launch: Launch<'_>, tell: Tell<'_>, undo: &mut Undo) -> Re
     let user = users::lookup(&root, &user_of(request, &image))?;
     let mut added_groups = added_groups(&root, &request.group_add)?;
     let peer = peer(launch)?;
-    let hostname = hostname(entry, peer.as_ref());
+    let hostname = hostname::of(launch.records, entry);
     tell(Progress::Step("setting up the container's network"));
     let network = match &peer {
         Some(peer) => peer.network()?,
@@ -222,24 +222,9 @@ fn mount_root(launch: Launch<'_>, tell: Tell<'_>, undo: &mut Undo) -> Result<(Im
     Ok((image, rootfs))
 }
 
-/// The host's own name.
-fn own_hostname() -> String {
-    nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |name| name.to_string_lossy().into_owned())
-}
-
 /// The container whose network is shared with `--network container:…`, if there is one.
 fn peer(launch: Launch<'_>) -> Result<Option<Peer>, Report> {
     launch.request().network_container.as_deref().map(|id| Peer::find(launch.records, id)).transpose()
-}
-
-fn hostname(entry: &Entry, peer: Option<&Peer>) -> String {
-    let request = &entry.record.request;
-    let own = request.hostname.clone().or_else(|| peer.and_then(Peer::hostname));
-    own.unwrap_or_else(|| match request.network {
-        _ if request.uts_host => own_hostname(),
-        NetworkMode::Host => own_hostname(),
-        NetworkMode::Bridge | NetworkMode::None => short(&entry.record.id).to_owned(),
-    })
 }
 
 /// Sets up the network. Outside the bridge network there is nothing to publish. As in docker, the launch continues then,

@@ -12,7 +12,7 @@ use super::plan::Gpus;
 use super::progress::step;
 use super::streams::Streams;
 use super::undo::{KILL, Undo};
-use super::{health, jupyter, keeper, readback};
+use super::{health, hostname, jupyter, keeper, readback};
 use crate::cgroup::{Cgroup, Freeze, OomKill};
 use crate::net;
 use crate::network::Networks;
@@ -237,13 +237,13 @@ impl Container {
     ) -> Result<Vec<String>, Report> {
         let request = &entry.record.request;
         let namespace = own_network(&self.network, entry)?;
-        let hostname = std::fs::read_to_string(entry.dir.join("hostname")).unwrap_or_default();
+        let hostname = hostname::of(records, entry);
         let (endpoints, notes) = net::connect(
             &net::Request {
                 id: &entry.record.id,
                 user: &entry.record.owner.name(),
                 name: &entry.record.name,
-                hostname: hostname.trim(),
+                hostname: &hostname,
                 mode: request.network,
                 attachments: &[],
                 networks: &Networks::new(root),

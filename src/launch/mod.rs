@@ -29,6 +29,7 @@ mod health;
 mod home;
 mod hooks;
 mod host_ca;
+mod hostname;
 mod image_mounts;
 pub(crate) mod inherit;
 mod inside;

@@ -1,6 +1,6 @@
 //! The container whose network another one shares (`--network container:NAME`).
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::PathBuf;
 
 use crate::net;
@@ -48,10 +48,5 @@ impl Peer {
     /// The container's own file of this name, such as `hosts`.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.dir.join(name)
-    }
-
-    pub(super) fn hostname(&self) -> Option<String> {
-        let text = fs::read_to_string(self.file("hostname")).ok()?;
-        Some(text.trim().to_owned()).filter(|name| !name.is_empty())
     }
 }

@@ -275,8 +275,10 @@ impl Place<'_> {
         }
         let short = &self.id[..SHORT_ID.min(self.id.len())];
         let mut names = vec![name.to_owned()];
+        // Only what cannot be taken for something else in a hosts file: no space, no line break, no `#`.
+        let is_name = |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
         for name in attachment.aliases.iter().map(String::as_str).chain([short, self.hostname]) {
-            if !name.is_empty() && !names.iter().any(|known| known == name) {
+            if is_name(name) && !names.iter().any(|known| known == name) {
                 names.push(name.to_owned());
             }
         }

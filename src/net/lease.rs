@@ -131,7 +131,7 @@ pub(super) fn exists(state_dir: &Path, id: &str) -> Result<bool, NetError> {
 
 pub(super) fn read(state_dir: &Path, id: &str) -> Result<Option<Lease>, NetError> {
     let path = path(state_dir, id);
-    match fs::read(&path) {
+    match durable::read_bounded(&path) {
         // A lease is renamed into place, so it is never half-written. A lease of another version counts as none.
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

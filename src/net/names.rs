@@ -95,6 +95,9 @@ fn write(path: &Path, change: impl FnOnce(&str) -> String) -> io::Result<()> {
     while new.len() < old.len() {
         new.push('\n');
     }
+    if new.len() as u64 >= MAX {
+        return Err(io::Error::other("the names of the containers make it too large"));
+    }
     if new != old { file.write_all_at(new.as_bytes(), 0) } else { Ok(()) }
 }
 

@@ -37,7 +37,7 @@ pub(super) fn get<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>
 }
 
 pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, RecordError> {
-    match fs::read(path) {
+    match durable::read_bounded(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(RecordError::Io { action: "read", path: path.to_path_buf(), source }),

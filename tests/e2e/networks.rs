@@ -18,6 +18,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("twenty_starts_at_once_get_addresses_of_their_own", at_once),
     ("a_network_survives_a_killed_supervisor_and_a_reboot", survives),
     ("a_network_is_not_removed_under_a_start", removal_race),
+    ("a_container_cannot_write_into_the_names_of_another", hostile_names),
 ];
 
 /// What a TCP server answers a container. A refused connection and an unknown name end at once.
@@ -455,4 +456,28 @@ fn waiters(holder: u32) -> Option<usize> {
     let lines: Vec<Vec<&str>> = locks.lines().map(|line| line.split_whitespace().collect()).collect();
     let held = lines.iter().find(|line| line[1] == "FLOCK" && line[4] == holder.to_string())?;
     Some(lines.iter().filter(|line| line[0] == held[0] && line[1] == "->").count())
+}
+
+/// A container's /etc/hostname is its own file. What it writes there reaches no other container.
+fn hostile_names() {
+    let host = Host::with_box();
+    host.ok(&["network", "create", "lab"]);
+    host.ok(&["run", "-d", "--name", "victim", "--network", "lab", "box", "sleep", "600"]);
+    let write = r#"printf 'x\n# end of the containers\n6.6.6.6 db\n' > /etc/hostname; touch /ready; sleep 600"#;
+    host.ok(&["run", "-d", "--name", "evil", "box", "sh", "-c", write]);
+    eventually("the file is written", || host.run(&["exec", "evil", "test", "-e", "/ready"]).code == 0);
+    host.ok(&["network", "connect", "lab", "evil"]);
+    let seen = host.ok(&["exec", "victim", "cat", "/etc/hosts"]);
+    assert!(seen.contains("evil") && !seen.contains("6.6.6.6"), "{seen}");
+    let joined = ["run", "--rm", "--network", "container:evil", "box", "sh", "-c", "hostname; cat /etc/hostname"];
+    let short = host.inspect("evil")["Id"].as_str().unwrap()[..12].to_owned();
+    assert_eq!(host.ok(&joined).lines().collect::<Vec<_>>(), [&*short, &*short]);
+
+    // A file of 64 MiB is not read either.
+    host.ok(&["exec", "evil", "truncate", "-s", "64M", "/etc/hostname"]);
+    host.ok(&["network", "disconnect", "lab", "evil"]);
+    host.ok(&["network", "connect", "lab", "evil"]);
+    let records = format!("find {} -name '*.json' -size +1M", host.dir.display());
+    assert_eq!(sh(&records), "");
+    assert!(host.ok(&["exec", "victim", "cat", "/etc/hosts"]).len() < 4096);
 }
