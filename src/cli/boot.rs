@@ -17,6 +17,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::boot_unit::{UNIT, UNIT_DIR, has_systemd, is_enabled};
+use super::own_program::own_program;
 use super::{Context, containers, print};
 use crate::launch;
 use crate::record::{Entry, Records};
@@ -79,9 +80,7 @@ fn unit_path() -> PathBuf {
 }
 
 /// The line that a host without systemd can run at boot.
-fn command_line(context: &Context) -> Result<Vec<String>, Report> {
-    let program =
-        std::env::current_exe().map_err(|error| Report::new("cannot find gpurun's own path").with_cause(error))?;
+fn command_line(program: &Path, context: &Context) -> Vec<String> {
     let mut words = vec![program.display().to_string()];
     for (flag, dir, usual) in
         [("--root", &context.root, "/var/lib/gpurun"), ("--run-dir", &context.run_dir, "/run/gpurun")]
@@ -91,22 +90,25 @@ fn command_line(context: &Context) -> Result<Vec<String>, Report> {
         }
     }
     words.push("boot".to_owned());
-    Ok(words)
+    words
 }
 
 fn need_systemd(context: &Context, what: &str) -> Result<(), Report> {
     if has_systemd() {
         return Ok(());
     }
-    let line = command_line(context)?.join(" ");
+    let program =
+        std::env::current_exe().map_err(|error| Report::new("cannot find gpurun's own path").with_cause(error))?;
+    let line = command_line(&program, context).join(" ");
     Err(Report::new(format!("cannot {what}: systemd does not run on this host"))
         .with_hint(format!("run `{line} start` at boot, for example through root's crontab: `@reboot {line} start`")))
 }
 
 fn enable(context: &Context) -> Result<u8, Report> {
     need_systemd(context, "enable the start at boot")?;
+    let program = own_program("enable the start at boot", "at every boot", "boot enable")?;
     let path = unit_path();
-    let text = unit(&command_line(context)?, &context.root);
+    let text = unit(&command_line(&program, context), &context.root);
     crate::durable::write_atomic(&path, text.as_bytes())
         .and_then(|()| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)))
         .map_err(|error| Report::new(format!("cannot write `{}`", path.display())).with_cause(error))?;

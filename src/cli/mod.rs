@@ -43,6 +43,7 @@ mod logs;
 mod moment;
 mod network;
 mod network_ids;
+mod own_program;
 mod port;
 mod prepare;
 mod print;
@@ -72,6 +73,7 @@ use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
 
+use clap::builder::ArgPredicate;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use context::need_root;
@@ -274,10 +276,15 @@ fn configured(command: clap::Command, config: &Config) -> clap::Command {
     });
     config.flags().into_iter().fold(command, |command, (flag, value)| {
         let value = forever(value);
-        let launch = command.mut_arg(flag, |arg| arg.default_value(value));
-        ["run", "create"].into_iter().fold(launch, |launch, name| {
-            launch.mut_subcommand(name, |run| run.mut_arg(flag, |arg| arg.default_value(value)))
-        })
+        let with_default = |arg: clap::Arg| match flag {
+            // The total of memory and swap belongs to the configured memory, not to another one.
+            "memory_swap" => arg.default_value_if("memory", ArgPredicate::IsPresent, None::<&str>).default_value(value),
+            _ => arg.default_value(value),
+        };
+        let launch = command.mut_arg(flag, with_default);
+        ["run", "create"]
+            .into_iter()
+            .fold(launch, |launch, name| launch.mut_subcommand(name, |run| run.mut_arg(flag, with_default)))
     })
 }
 

@@ -8,11 +8,12 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
+use super::own_program::own_program;
 use super::print;
 use super::versions::{COMPOSE_VERSION, DOCKER_VERSION};
 use crate::report::Report;
@@ -109,7 +110,7 @@ fn local(docker_host: Option<&str>) -> Result<(), Report> {
 }
 
 fn install(dir: &Path) -> Result<u8, Report> {
-    let program = program()?;
+    let program = own_program("install the shim", "as `docker`", "shim install")?;
     if !dir.is_dir() {
         return Err(Report::usage(format!("`{}` is not a directory", dir.display()))
             .with_hint("name a directory of PATH: `gpurun shim install --dir /usr/local/bin`"));
@@ -192,29 +193,6 @@ fn status(dir: &Path) -> Result<u8, Report> {
         print::out(&format!("{name:<15} {text}\n"))?;
     }
     Ok(code)
-}
-
-/// Returns the path of gpurun for the links. root runs what they point to, so no one else may be able to replace it.
-fn program() -> Result<PathBuf, Report> {
-    let program = std::env::current_exe()
-        .and_then(|path| path.canonicalize())
-        .map_err(|error| Report::new("cannot find the executable of gpurun").with_cause(error))?;
-    for path in program.ancestors() {
-        let metadata = fs::metadata(path)
-            .map_err(|error| Report::new(format!("cannot read `{}`", path.display())).with_cause(error))?;
-        // In a sticky directory, such as /var/tmp, only the owner of a file replaces it.
-        let is_shared = metadata.mode() & 0o022 != 0 && !(metadata.is_dir() && metadata.mode() & 0o1000 != 0);
-        if metadata.uid() != 0 || is_shared {
-            return Err(Report::new(format!(
-                "cannot install the shim: other users can replace `{}`, which root would run as `docker`",
-                path.display()
-            ))
-            .with_hint(
-                "install gpurun first, with its package or `sudo ./install`, and run `sudo gpurun shim install`",
-            ));
-        }
-    }
-    Ok(program)
 }
 
 /// Returns the programs of this name that are not gpurun, in PATH and in a directory.
