@@ -26,6 +26,15 @@ impl Filters {
         texts.iter().map(one).collect::<Result<_, _>>().map(Self)
     }
 
+    /// Refuses values of a key other than `known`.
+    pub(super) fn only(&self, key: &str, known: &[&str]) -> Result<(), Report> {
+        match self.values(key).find(|value| !known.contains(value)) {
+            None => Ok(()),
+            Some(value) => Err(Report::usage(format!("`--filter {key}={value}` never matches"))
+                .with_hint(format!("use one of: {}", known.join(", ")))),
+        }
+    }
+
     /// The values of a key.
     pub(super) fn values<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
         self.0.iter().filter(move |(known, _)| known == key).map(|(_, value)| value.as_str())
@@ -89,6 +98,12 @@ mod tests {
 
         hint: the filters are label, status, dangling
         ");
+        insta::assert_snapshot!(parsed(&["status=up"]).unwrap().only("status", &["created", "running"]).unwrap_err(), @r"
+        error: `--filter status=up` never matches
+
+        hint: use one of: created, running
+        ");
+        assert_eq!(filters.only("status", &["created", "exited"]), Ok(()));
         assert!(parsed(&["label"]).unwrap_err().contains("`--filter label` is not `KEY=VALUE`"));
         assert!(parsed(&["dangling=x"]).unwrap().truth("dangling").is_err());
     }

@@ -140,3 +140,21 @@ fn short_and_long_help_work_everywhere() {
         }
     }
 }
+
+#[test]
+fn a_configured_total_of_swap_belongs_to_the_configured_memory() {
+    let config = crate::config::Config::parse("[limits]\nmemory = \"1g\"\nmemory-swap = \"2g\"").unwrap();
+    let parsed = |args: &[&str]| {
+        let args = args.iter().map(std::ffi::OsString::from).collect();
+        let command = parse(&config, args).unwrap().command;
+        let Some(super::Command::Run(run)) = command else { panic!("not a run") };
+        run.check().unwrap().limits
+    };
+    let bytes = |limits: &crate::request::LimitsRequest| limits.memory.as_ref().map(|size| size.bytes);
+    let configured = parsed(&["run", "box"]);
+    assert_eq!((bytes(&configured), configured.memory_swap.is_some()), (Some(1 << 30), true));
+    let given = parsed(&["run", "--memory", "8g", "box"]);
+    assert_eq!((bytes(&given), given.memory_swap), (Some(8 << 30), None));
+    let both = parsed(&["run", "--memory", "8g", "--memory-swap", "9g", "box"]);
+    assert_eq!((bytes(&both), both.memory_swap.is_some()), (Some(8 << 30), true));
+}

@@ -56,6 +56,9 @@ const FILTERS: [&str; 14] = [
     "health", "user",
 ];
 
+/// docker's states, and podman's word for an exited container.
+const STATES: [&str; 8] = ["created", "running", "paused", "restarting", "exited", "removing", "dead", "stopped"];
+
 const TITLES: &Titles = &[
     ("ID", "CONTAINER ID"),
     ("Names", "NAMES"),
@@ -123,6 +126,8 @@ struct Shown {
 pub(super) fn run(args: &PsArgs, context: &Context) -> Result<u8, Report> {
     let format = Format::of(args.format.as_deref())?;
     let filters = Filters::parse(&args.filter, &FILTERS)?;
+    filters.only("status", &STATES)?;
+    filters.only("health", &["none", "starting", "healthy", "unhealthy"])?;
     let records = context.records()?;
     let (entries, unreadable) = records.list_all()?;
     let most = if args.latest { 1 } else { args.last };
@@ -321,12 +326,13 @@ fn row(view: &View<'_>, whole: bool, with_size: bool) -> Row {
     let (entry, state) = (view.entry, view.state);
     let request = &entry.record.request;
     let command = view.command().map_or_else(|| "(image's)".to_owned(), |words| words.join(" "));
-    let ports = state
-        .ports
+    // A container that has ended keeps its ports on record for its next start, and publishes none.
+    let published = if matches!(state.phase, Phase::Running) { state.ports.as_slice() } else { &[] };
+    let ports = published
         .iter()
         .map(|port| format!("{}:{}->{}/{}", port.host_ip, port.host_port, port.container_port, port.protocol))
         .collect();
-    let mut shown_ports = port_ranges(&state.ports);
+    let mut shown_ports = port_ranges(published);
     if state.phase == Phase::Running && request.network == NetworkMode::Bridge {
         let is_published = |port: &String| {
             state.ports.iter().any(|known| format!("{}/{}", known.container_port, known.protocol) == *port)

@@ -154,8 +154,18 @@ fn value(error: &clap::Error) -> Option<Report> {
         }
     }
     // clap's form is `--memory <SIZE>` or `--tls-verify[=<BOOL>]`.
-    let flag = text(ContextKind::InvalidArg)?.split([' ', '[', '=']).next().filter(|typed| typed.starts_with('-'))?;
+    let typed = text(ContextKind::InvalidArg)?.split([' ', '[', '=']).next()?;
     let value = text(ContextKind::InvalidValue)?;
+    if let Some(ContextValue::Strings(values)) = error.get(ContextKind::ValidValue)
+        && !values.is_empty()
+        && typed.starts_with('<')
+    {
+        return Some(
+            Report::usage(format!("`{value}` is not one of the possible values"))
+                .with_hint(format!("use one of: {}", values.join(", "))),
+        );
+    }
+    let flag = Some(typed).filter(|typed| typed.starts_with('-'))?;
     if value.is_empty() {
         let values = match error.get(ContextKind::ValidValue) {
             Some(ContextValue::Strings(values)) if !values.is_empty() => format!(" ({})", values.join(", ")),

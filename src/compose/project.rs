@@ -56,6 +56,10 @@ pub(crate) struct Project {
 pub(crate) fn load(source: &Source, selected: &[String], dependencies: bool) -> Result<Project, ComposeError> {
     let (files, directory, environment) = find(source)?;
     let mut loader = Loader::default();
+    if let Some(missing) = files.iter().find(|file| file.as_os_str() != "-" && !file.exists()) {
+        let hint = "check the path after `-f`, or the variable COMPOSE_FILE";
+        return Err(whole(format!("the compose file `{}` does not exist", missing.display())).hinted(hint));
+    }
     let (name, fixed) = early_name(source, &environment, &directory)?;
     let mut environment = environment;
     environment.entry("COMPOSE_PROJECT_NAME".to_owned()).or_insert_with(|| name.clone());

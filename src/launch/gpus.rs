@@ -165,6 +165,11 @@ fn now() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// The directory of a path, for a hint.
+fn parent(path: &Path) -> String {
+    path.parent().unwrap_or(Path::new("/dev")).display().to_string()
+}
+
 /// The host device nodes of `--device`. A directory means all nodes below it, as in docker.
 fn nodes(request: &Request) -> Result<Vec<Device>, Report> {
     let mut nodes = Vec::new();
@@ -175,8 +180,10 @@ fn nodes(request: &Request) -> Result<Vec<Device>, Report> {
             let refused = format!("`--device {}:{}` cannot be used", host.display(), container.display());
             Report::from(error).under(refused).with_hint("choose another path below /dev")
         })?;
-        add_nodes(host, container, access, &mut nodes)
-            .map_err(|error| Report::new(format!("`--device {}` cannot be used", host.display())).with_cause(error))?;
+        add_nodes(host, container, access, &mut nodes).map_err(|error| {
+            let hint = format!("list this host's device nodes with `ls -l {}`", parent(host));
+            Report::new(format!("`--device {}` cannot be used", host.display())).with_cause(error).with_hint(hint)
+        })?;
         if nodes.len() == before {
             return Err(Report::new(format!("`--device {}` is not a device node", host.display()))
                 .with_hint("mount files and directories with `-v`"));

@@ -62,11 +62,9 @@ pub enum RuntimeError {
 impl Explain for RuntimeError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Execute { not_found: true, .. } => Some(
-                "check that it is in the image and in its PATH; `gpurun run --rm IMAGE ls /bin` lists a \
-                      directory"
-                    .into(),
-            ),
+            Self::Execute { not_found: true, .. } => {
+                Some("check that it is in the image and in its PATH; many images have `sh`, but not `bash`".into())
+            }
             Self::Sys(OOM_SCORE, source) if source.raw_os_error() == Some(libc::EACCES) => Some(LOWER_SCORE.into()),
             Self::Enter { step, source }
                 if step.contains(SCORE_STEP) && source.raw_os_error() == Some(libc::EACCES) =>

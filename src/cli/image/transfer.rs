@@ -466,10 +466,10 @@ impl Other {
 /// image in the store.
 fn not_there(store: &Store, name: &str, pull: Report) -> Report {
     let Err(missing) = store.resolve(name) else { return pull };
-    let missing = Report::from(missing);
-    let hint = match (pull.hint.clone(), missing.hint) {
-        (Some(pull), Some(missing)) => Some(format!("{missing}; {pull}")),
-        (pull, missing) => missing.or(pull),
+    // A pull has been tried, so that the advice to try one would lead nowhere.
+    let hint = match (pull.hint.clone(), missing.hint_in_store()) {
+        (Some(pull), Some(missing)) => Some(format!("{pull}; {missing}")),
+        (pull, missing) => pull.or(missing),
     };
-    Report { hint, ..pull.under(missing.message) }
+    Report { hint, ..pull.under(Report::from(missing).message) }
 }
