@@ -5,16 +5,21 @@
 //! <root>/build/locks/<xx>          flock by the first two digits of the key: two builds make a shared step once
 //! <root>/build/mounts/<hash>       directory of a `RUN --mount=type=cache`
 //! <root>/build/mounts/<hash>.lock  flock of such a directory, if its sharing mode is `private` or `locked`
+//! <root>/build/mounts.lock         flock: shared by the steps that use a cache mount, exclusive for their removal
 //! ```
+//!
+//! The modification time of a record is the time when a build used it last.
 //!
 //! A record is only a hint. It counts as long as an image in the store holds the layers, and each step leaves an
 //! intermediate image that does. The record is written after that image. So a record never names an incomplete layer,
 //! no matter when a build is killed.
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -90,10 +95,14 @@ impl Cache {
             .map_err(|error| Report::new(format!("cannot lock `{}`", path.display())).with_cause(error))
     }
 
-    /// The recorded result of a step, if there is one. A damaged record counts as missing.
+    /// The recorded result of a step, if there is one. A damaged record counts as missing. The record counts as used.
     #[must_use]
     pub(crate) fn find(&self, key: &Digest) -> Option<Made> {
-        serde_json::from_slice(&fs::read(self.record(key)).ok()?).ok()
+        let path = self.record(key);
+        let made = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+        // Only the order of removal depends on the time.
+        let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        Some(made)
     }
 
     pub(crate) fn remember(&self, key: &Digest, made: &Made) -> Result<(), Report> {
@@ -111,6 +120,89 @@ impl Cache {
     #[must_use]
     pub(crate) fn mount(&self, id: &str) -> PathBuf {
         self.dir.join("mounts").join(hex::encode(&Sha256::digest(id)[..16]))
+    }
+
+    /// Keeps the cache mounts from being removed.
+    pub(crate) fn share_mounts(&self) -> io::Result<FileLock> {
+        FileLock::shared(&self.dir.join("mounts.lock"))
+    }
+
+    /// Returns when a build used each result last, in nanoseconds since 1970. The keys are the digests in [`Made`].
+    pub(crate) fn last_used(&self) -> io::Result<BTreeMap<String, u64>> {
+        let mut all = BTreeMap::new();
+        for (path, made) in self.records()? {
+            if let Made::Layer(digest) | Made::Image(digest) = made {
+                let used = modified(&path);
+                all.entry(digest).and_modify(|known: &mut u64| *known = used.max(*known)).or_insert(used);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Removes the records whose result is gone.
+    pub(crate) fn forget(&self, is_there: &dyn Fn(&str) -> bool) -> io::Result<()> {
+        for (path, made) in self.records()? {
+            match made {
+                Made::Layer(digest) | Made::Image(digest) if !is_there(&digest) => gone(fs::remove_file(&path))?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The directories of the cache mounts, with the time of their last change in nanoseconds since 1970.
+    pub(crate) fn mounts(&self) -> io::Result<Vec<(PathBuf, u64)>> {
+        let mut all = Vec::new();
+        for entry in fs::read_dir(self.dir.join("mounts"))? {
+            let path = entry?.path();
+            if path.is_dir() {
+                let used = modified(&path);
+                all.push((path, used));
+            }
+        }
+        all.sort();
+        Ok(all)
+    }
+
+    /// Removes directories of cache mounts. Returns whether it did: while a build uses any of them, all are kept.
+    pub(crate) fn remove_mounts(&self, paths: &[&Path]) -> io::Result<bool> {
+        let Some(_lock) = FileLock::try_exclusive(&self.dir.join("mounts.lock"))? else { return Ok(false) };
+        for path in paths {
+            // A directory that is partly removed must not be used as a filled cache.
+            let doomed = path.with_extension("removed");
+            if *path != doomed {
+                gone(crate::sys::tree::remove(&doomed))?;
+                gone(fs::rename(path, &doomed))?;
+                gone(fs::remove_file(path.with_extension("lock")))?;
+            }
+            gone(crate::sys::tree::remove(&doomed))?;
+        }
+        Ok(true)
+    }
+
+    /// All records that can be read.
+    fn records(&self) -> io::Result<Vec<(PathBuf, Made)>> {
+        let mut all = Vec::new();
+        for entry in fs::read_dir(self.dir.join("cache"))? {
+            let path = entry?.path();
+            let made = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            all.extend(made.map(|made| (path, made)));
+        }
+        Ok(all)
+    }
+}
+
+/// The modification time in nanoseconds since 1970. It is 0 for a file that is gone.
+fn modified(path: &Path) -> u64 {
+    let time = fs::metadata(path).and_then(|metadata| metadata.modified()).unwrap_or(UNIX_EPOCH);
+    time.duration_since(UNIX_EPOCH).map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Accepts that a file is gone already.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -142,5 +234,36 @@ mod tests {
         assert_eq!(cache.find(&key), Some(Made::Nothing));
         fs::write(cache.record(&key), "{").expect("written");
         assert_eq!(cache.find(&key), None);
+    }
+
+    #[test]
+    fn a_record_knows_its_last_use_and_is_forgotten_with_its_result() {
+        let base = tempfile::tempdir().expect("a directory");
+        let cache = Cache::open(base.path()).expect("opened");
+        let (kept, gone) = (Key::new("kept").digest(), Key::new("gone").digest());
+        for (key, made) in [(&kept, Made::Layer("a".into())), (&gone, Made::Image("b".into()))] {
+            cache.remember(key, &made).expect("written");
+            File::open(cache.record(key)).expect("open").set_modified(UNIX_EPOCH).expect("set");
+        }
+        assert!(cache.find(&kept).is_some());
+        let used = cache.last_used().expect("read");
+        assert!(used["a"] > 0 && used["b"] == 0, "{used:?}");
+        cache.forget(&|digest| digest == "a").expect("removed");
+        assert!(cache.find(&kept).is_some() && cache.find(&gone).is_none());
+    }
+
+    #[test]
+    fn cache_mounts_are_removed_unless_a_step_uses_one() {
+        let base = tempfile::tempdir().expect("a directory");
+        let cache = Cache::open(base.path()).expect("opened");
+        let path = cache.mount("pip");
+        fs::create_dir_all(path.join("wheels")).expect("made");
+        fs::write(path.with_extension("lock"), "").expect("written");
+        let step = cache.share_mounts().expect("locked");
+        assert!(!cache.remove_mounts(&[&path]).expect("tried") && path.exists());
+        drop(step);
+        assert_eq!(cache.mounts().expect("read").len(), 1);
+        assert!(cache.remove_mounts(&[&path]).expect("removed"));
+        assert_eq!(fs::read_dir(path.parent().expect("a parent")).expect("read").count(), 0);
     }
 }

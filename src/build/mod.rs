@@ -56,6 +56,7 @@ mod steps;
 mod words;
 
 pub(crate) use bootstrap::{Bootstrap, bootstrap};
+pub(crate) use cache::Cache;
 pub(crate) use commit::{Change, Commit, changes, commit, export, import, write_files};
 pub(crate) use containerfile::Containerfile;
 pub(crate) use engine::build;

@@ -92,6 +92,10 @@ impl Engine<'_> {
         draft: &mut Draft<'_>,
     ) -> Result<Mounted, Report> {
         let mut mounted = Mounted::default();
+        if mounts.iter().any(|mount| matches!(mount, Mount::Cache { .. })) {
+            let failed = |error| Report::new("cannot lock the cache mounts").with_cause(error);
+            mounted.locks.push(self.cache.share_mounts().map_err(failed)?);
+        }
         for mount in mounts {
             match mount {
                 Mount::Tmpfs { target, size } => mounted.requests.push(MountRequest {

@@ -19,6 +19,7 @@ mod context;
 mod copy;
 mod create;
 mod detach;
+mod disk_usage;
 mod docker_hints;
 mod doctor;
 mod events;
@@ -161,6 +162,8 @@ enum Command {
     Export(commit::ExportArgs),
     /// Build an image from a Containerfile
     Build(Box<build::BuildArgs>),
+    /// Manage the build cache: disk usage, prune
+    Builder(builder::BuilderArgs),
     /// Build images under docker's other name for it
     Buildx(builder::BuildxArgs),
     /// Define and run services with compose files
@@ -419,6 +422,7 @@ fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
         Command::Diff(args) => commit::diff(&args, context),
         Command::Export(args) => commit::export(&args, context),
         Command::Build(args) => build::run(&args, context),
+        Command::Builder(args) => builder::run(&args, context),
         Command::Buildx(args) => builder::buildx(&args),
         Command::Compose(args) => compose::run(&args, context, check_run),
         Command::Image(args) => image::run(&args, context),

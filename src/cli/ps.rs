@@ -175,6 +175,21 @@ pub(super) fn run(args: &PsArgs, context: &Context) -> Result<u8, Report> {
     Ok(0)
 }
 
+/// The fields of every container for `gpurun system df --verbose`, the newest first.
+pub(super) fn usage_rows(context: &Context) -> Result<Vec<Value>, Report> {
+    let images = Images::new(context.store().ok());
+    let mut rows = Vec::new();
+    for entry in context.records()?.list()? {
+        let state = entry.state_shown()?;
+        let view = View::new(&entry, &state, &images, &context.root);
+        let mut row = row(&view, false, false);
+        row.shown.size = image::size(view::size_of(&entry.dir));
+        rows.push(fields(&row, short(&row.id).to_owned()));
+    }
+    rows.reverse();
+    Ok(rows)
+}
+
 /// Prints docker's table, with a column for GPUs if a container has any, and one for users if a container belongs to
 /// another user than root.
 fn table(rows: &[Row], id: impl Fn(&Row) -> String, with_size: bool) -> Result<(), Report> {

@@ -1,18 +1,16 @@
 //! `gpurun system df | prune`, and `gpurun container prune`.
 
 use clap::{Args, Subcommand};
-use serde_json::json;
 
 use super::confirm::confirm;
+use super::disk_usage::{self, DfArgs};
 use super::filter::Filters;
-use super::format::{self, Format, Titles};
 use super::view::{Images, View};
-use super::{Context, image, moment, print, view, volume};
+use super::{Context, image, moment, network, print, view, volume};
 use crate::launch;
 use crate::record::{Phase, State};
 use crate::report::Report;
 use crate::supervise::diagnostics;
-use crate::template::Value;
 
 #[derive(Debug, Args)]
 pub(super) struct SystemArgs {
@@ -22,21 +20,10 @@ pub(super) struct SystemArgs {
 
 #[derive(Debug, Subcommand)]
 enum SystemCommand {
-    /// Show the disk usage of images, containers and volumes
+    /// Show the disk usage of images, containers, volumes and the build cache
     Df(DfArgs),
-    /// Remove containers that do not run, and unused images
+    /// Remove containers that do not run, unused networks and images, and the build cache
     Prune(PruneArgs),
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "`gpurun image df` shows what the image store consists of.")]
-struct DfArgs {
-    /// Print a table of chosen fields, JSON lines (`json`), or a Go template for each row
-    #[arg(long, value_name = "FORMAT")]
-    format: Option<String>,
-    /// Print a JSON array, in bytes
-    #[arg(long, conflicts_with = "format")]
-    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -50,7 +37,7 @@ struct PruneArgs {
     /// Remove unused volumes too; with `--all`, also those with a name
     #[arg(long)]
     volumes: bool,
-    /// Select containers: until=TIME, label=KEY[=VALUE]
+    /// Select what is removed: until=TIME, label=KEY[=VALUE]
     #[arg(long, value_name = "KEY=VALUE")]
     filter: Vec<String>,
 }
@@ -79,7 +66,7 @@ struct ContainerPruneArgs {
 
 pub(super) fn run(args: &SystemArgs, context: &Context) -> Result<u8, Report> {
     match &args.command {
-        SystemCommand::Df(args) => df(args, context),
+        SystemCommand::Df(args) => disk_usage::df(args, context),
         SystemCommand::Prune(args) => prune(args, context),
     }
 }
@@ -134,101 +121,38 @@ fn is_up(state: &State) -> bool {
 }
 
 fn prune(args: &PruneArgs, context: &Context) -> Result<u8, Report> {
+    let filters = Filters::parse(&args.filter, &["until", "label"])?;
+    if args.volumes && filters.has("until") {
+        return Err(Report::usage(
+            "`--filter until` and `--volumes` cannot be used together: a volume has no last use",
+        )
+        .with_hint("omit one of them"));
+    }
     if !args.force {
         let images = if args.all { "all images without a container" } else { "all images without a name" };
         let volumes = if args.volumes { ", all unused volumes" } else { "" };
-        confirm(&format!("all containers that do not run{volumes} and {images}"), "gpurun system prune --force")?;
+        let what =
+            format!("all containers that do not run, all unused networks{volumes}, {images} and the build cache");
+        confirm(&what, "gpurun system prune --force")?;
     }
     let (ids, mut bytes) = prune_containers(&args.filter, context)?;
     deleted("Containers", &ids)?;
+    deleted("Networks", &network::prune_unused(&args.filter, context)?)?;
     if args.volumes {
-        let volumes = volume::PruneArgs { all: args.all, force: true, filter: Vec::new() };
+        let volumes = volume::PruneArgs { all: args.all, force: true, filter: args.filter.clone() };
         let (names, freed) = volume::prune_unused(&volumes, context)?;
         deleted("Volumes", &names)?;
         bytes += freed;
     }
-    bytes += image::prune_for_system(context, args.all)?;
+    bytes += image::prune_for_system(context, args.all, &args.filter)?;
+    // As in docker, a part of the build cache has no labels.
+    if !filters.has("label") && !filters.has("label!") {
+        let until = filters.values("until").last().map(|text| moment::parse("--filter until", text)).transpose()?;
+        let selection = image::CacheSelection { all: args.all, until, ..image::CacheSelection::default() };
+        let (parts, freed) = image::prune_cache(context, &selection)?;
+        deleted("build cache objects", &parts)?;
+        bytes += freed;
+    }
     print::out(&format!("Total reclaimed space: {}\n", image::size(bytes)))?;
-    Ok(0)
-}
-
-const TITLES: &Titles = &[
-    ("Type", "TYPE"),
-    ("TotalCount", "TOTAL"),
-    ("Active", "ACTIVE"),
-    ("Size", "SIZE"),
-    ("Reclaimable", "RECLAIMABLE"),
-];
-
-struct Row {
-    kind: &'static str,
-    total: usize,
-    active: usize,
-    /// Bytes.
-    size: u64,
-    reclaimable: u64,
-}
-
-impl Row {
-    fn reclaimable(&self) -> String {
-        let share = (self.size > 0).then(|| format!(" ({}%)", self.reclaimable * 100 / self.size));
-        format!("{}{}", image::size(self.reclaimable), share.unwrap_or_default())
-    }
-}
-
-fn df(args: &DfArgs, context: &Context) -> Result<u8, Report> {
-    let format = Format::of(args.format.as_deref())?;
-    let records = context.records()?;
-    let mut containers = Row { kind: "Containers", total: 0, active: 0, size: 0, reclaimable: 0 };
-    for entry in records.list()? {
-        let size = view::size_of(&entry.dir);
-        containers.total += 1;
-        containers.size += size;
-        match is_up(&entry.state_shown()?) {
-            true => containers.active += 1,
-            false => containers.reclaimable += size,
-        }
-    }
-    let mut volumes = Row { kind: "Local Volumes", total: 0, active: 0, size: 0, reclaimable: 0 };
-    for (used, size) in volume::sizes(context, &records)? {
-        volumes.total += 1;
-        volumes.size += size;
-        volumes.active += usize::from(used);
-        volumes.reclaimable += if used { 0 } else { size };
-    }
-    let (total, active, size, reclaimable) = image::usage_for_system(context)?;
-    let images = Row { kind: "Images", total, active, size, reclaimable };
-    // Steps are cached as images without a name, which are counted above.
-    let cache = Row { kind: "Build Cache", total: 0, active: 0, size: 0, reclaimable: 0 };
-    let rows = [images, containers, volumes, cache];
-    if args.json {
-        let list = rows.iter().map(|row| {
-            json!({ "Type": row.kind, "TotalCount": row.total, "Active": row.active, "Size": row.size, "Reclaimable": row.reclaimable })
-        });
-        print::json(&list.collect::<Vec<_>>())?;
-    } else if matches!(format, Format::Table) {
-        let cells: Vec<Vec<String>> = rows
-            .iter()
-            .map(|row| {
-                let (total, active) = (row.total.to_string(), row.active.to_string());
-                vec![row.kind.to_owned(), total, active, image::size(row.size), row.reclaimable()]
-            })
-            .collect();
-        print::show_table(&["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"], &cells)?;
-    } else {
-        let values: Vec<Value> = rows
-            .iter()
-            .map(|row| {
-                format::row([
-                    ("Type", row.kind.into()),
-                    ("TotalCount", row.total.to_string().into()),
-                    ("Active", row.active.to_string().into()),
-                    ("Size", image::size(row.size).into()),
-                    ("Reclaimable", row.reclaimable().into()),
-                ])
-            })
-            .collect();
-        format.print(TITLES, &values)?;
-    }
     Ok(0)
 }

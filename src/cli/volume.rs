@@ -194,6 +194,12 @@ pub(super) fn sizes(context: &Context, records: &Records) -> Result<Vec<(bool, u
     Ok(all.iter().map(|used| (!used.users.is_empty(), view::size_of(&used.volume.path))).collect())
 }
 
+/// The fields of every volume for `gpurun system df --verbose`.
+pub(super) fn usage_rows(context: &Context, records: &Records) -> Result<Vec<template::Value>, Report> {
+    let (all, _) = all(context, records)?;
+    Ok(all.iter().map(|used| fields(used, true)).collect())
+}
+
 /// Finds a volume for `inspect`.
 pub(super) fn find(context: &Context, name: &str) -> Result<Value, Report> {
     let (all, _) = all(context, &context.records()?)?;

@@ -401,9 +401,9 @@ mod tests {
         assert_eq!((looked.images, looked.faults), (1, vec![]));
         let again = render(&store, &open()).unwrap();
         assert_ne!(again, dir);
-        store.prune(false, &|_| Some(crate::store::User::Container("x".into()))).unwrap();
+        store.prune(&crate::store::Image::is_dangling, &|_| Some(crate::store::User::Container("x".into()))).unwrap();
         assert!(dir.exists() && again.exists());
-        store.prune(false, &|_| None).unwrap();
+        store.prune(&crate::store::Image::is_dangling, &|_| None).unwrap();
         assert!(!dir.exists() && !again.exists(), "nobody can use them any more");
         drop(other);
     }

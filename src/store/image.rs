@@ -40,6 +40,11 @@ impl Image {
         self.names.first().map_or_else(|| self.short_id(), Reference::familiar)
     }
 
+    /// Whether it is an image without a name that is not a step of a build.
+    pub(crate) fn is_dangling(&self) -> bool {
+        self.names.is_empty() && !self.intermediate
+    }
+
     /// Returns the platform of the image. Old images have none.
     pub(crate) fn platform(&self) -> Option<Platform> {
         (!self.architecture.is_empty()).then(|| Platform::new(&self.os, &self.architecture, Some(&self.variant)))

@@ -68,4 +68,5 @@ pub(crate) use progress::Progress;
 pub(crate) use remove::{Removed, User};
 pub(crate) use root::Store;
 pub(crate) use save::{Format, Sink, ToSave};
+pub(crate) use usage::Usage;
 pub(crate) use verify::{Fault, Repair};

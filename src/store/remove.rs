@@ -149,17 +149,17 @@ impl Store {
         Ok(freed)
     }
 
-    /// Removes the images that are not used and have no name. With `all`, also those with names, and the steps of
-    /// builds. Returns the removed images, and the total number of bytes freed.
+    /// Removes the images that the caller selects and that are not used, with all their names. Returns the removed
+    /// images, and the total number of bytes freed.
     pub(crate) fn prune(
         &self,
-        all: bool,
+        is_selected: &dyn Fn(&Image) -> bool,
         in_use: &dyn Fn(&Digest) -> Option<User>,
     ) -> Result<(Vec<Removed>, u64), StoreError> {
         let _lock = self.lock()?;
         self.forget_archives(&|id| in_use(id).is_some())?;
         let mut images = self.list()?;
-        images.retain(|image| (all || (image.names.is_empty() && !image.intermediate)) && in_use(&image.id).is_none());
+        images.retain(|image| is_selected(image) && in_use(&image.id).is_none());
         let mut names = self.names()?;
         for name in images.iter().flat_map(|image| &image.names) {
             names.remove(name);

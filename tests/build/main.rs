@@ -3,6 +3,7 @@
 //! The instruction cases share one store; what looks into a whole store, or kills, has a place of its own.
 
 mod bound;
+mod cache;
 mod cases;
 mod container;
 mod copies;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         .chain(container::TESTS)
         .chain(copies::TESTS)
         .chain(bound::TESTS)
+        .chain(cache::TESTS)
         .chain(network::TESTS)
         .chain(outputs::TESTS)
         .chain(ended::TESTS)

@@ -536,6 +536,18 @@ fn prune() {
         host.ok(&["system", "df", "--format", "{{.Type}} {{.TotalCount}} {{.Active}}"]),
         "Images 1 1\nContainers 3 1\nLocal Volumes 1 1\nBuild Cache 0 0"
     );
+    let df = host.ok(&["system", "df", "-v"]);
+    let sections =
+        ["Images space usage:", "Containers space usage:", "Local Volumes space usage:", "Build cache usage: 0B"];
+    let found: Vec<&str> = df.lines().filter(|line| line.contains(" usage:")).collect();
+    assert_eq!(found, sections, "{df}");
+    let row = df.lines().find(|line| line.ends_with(" ended")).unwrap();
+    assert!(row.starts_with(&ended[..12]) && row.contains("   1   "), "{row}");
+    assert!(df.lines().any(|line| line.starts_with("named ") && line.contains("   1   ")), "{df}");
+    assert_eq!(
+        host.ok(&["system", "df", "-v", "--format", "{{range .Images}}{{.Repository}} {{.Containers}}{{end}}"]),
+        "box 3"
+    );
     assert!(host.fails(2, &["container", "prune"]).contains("gpurun container prune --force"));
     let pruned = host.ok(&["container", "prune", "-f", "--filter", "label!=keep"]);
     assert!(pruned.starts_with(&format!("Deleted Containers:\n{ended}\n\nTotal reclaimed space: ")), "{pruned}");

@@ -1,4 +1,4 @@
-//! `gpurun image ls | inspect | history | df`.
+//! `gpurun image ls | inspect | history`.
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -101,16 +101,6 @@ pub(crate) struct HistoryArgs {
     pub registry: RegistryFlags,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct DfArgs {
-    /// Show each image too
-    #[arg(short, long)]
-    pub images: bool,
-    /// Print as JSON, in bytes
-    #[arg(long)]
-    pub json: bool,
-}
-
 pub(super) fn ls(store: &Store, args: &LsArgs, users: &Usages<'_>) -> Result<(), Report> {
     let format = Format::of(args.format.as_deref())?;
     let filters = Filters::parse(&args.filter, &FILTERS)?;
@@ -172,13 +162,13 @@ fn table_of(images: &[(&Image, Vec<&Reference>)], args: &LsArgs, id: impl Fn(&Im
 }
 
 /// The rows of an image: one for each name, or one without a name.
-fn shown<'a>(names: &'a [&'a Reference]) -> impl Iterator<Item = (String, String, Option<Digest>)> + 'a {
+pub(super) fn shown<'a>(names: &'a [&'a Reference]) -> impl Iterator<Item = (String, String, Option<Digest>)> + 'a {
     let none = || ("<none>".to_owned(), "<none>".to_owned(), None);
     names.iter().map(|name| row_name(name)).chain(names.is_empty().then(none))
 }
 
 /// The time of an image's creation, in nanoseconds since 1970.
-fn created(image: &Image) -> Option<u64> {
+pub(super) fn created(image: &Image) -> Option<u64> {
     let time = chrono::DateTime::parse_from_rfc3339(&image.created).ok()?;
     u64::try_from(time.timestamp_nanos_opt()?).ok()
 }
@@ -188,7 +178,12 @@ fn created_ago(image: &Image) -> String {
 }
 
 /// The fields of an image for `--format`, with docker's names.
-fn fields(image: &Image, name: (String, String, Option<Digest>), id: String, in_use: bool) -> template::Value {
+pub(super) fn fields(
+    image: &Image,
+    name: (String, String, Option<Digest>),
+    id: String,
+    in_use: bool,
+) -> template::Value {
     let (repository, tag, digest) = name;
     let digest = digest.or(image.manifest_digest).map_or_else(|| "<none>".to_owned(), |digest| digest.to_string());
     format::row([
@@ -397,53 +392,6 @@ fn steps(history: &[History], diff_ids: &[Digest], sizes: &[u64]) -> Vec<Step> {
     steps.extend(layers.map(|layer| (History::default(), Some(layer))));
     steps.reverse();
     steps
-}
-
-pub(super) fn df(store: &Store, args: &DfArgs, users: &Usages<'_>) -> Result<(), Report> {
-    let images = store.list()?;
-    // Look up the users of each image once.
-    let in_use: Vec<bool> = images.iter().map(|image| users(&image.id).is_some()).collect();
-    let used: Vec<&Image> = images.iter().zip(&in_use).filter(|(_, used)| **used).map(|(image, _)| image).collect();
-    // Must follow the lookup of containers, which creates their directory if it does not exist.
-    let usage = store.usage()?;
-    let reclaimable = usage.only_outside(&used);
-    let rows = [
-        ("Layers", usage.layer_count, usage.layers, reclaimable),
-        ("Indexes", 0, usage.indexes, 0),
-        ("Documents", images.len(), usage.documents, 0),
-        ("Unpacked trees", 0, usage.rendered, 0),
-        ("In progress", 0, usage.in_progress, 0),
-        ("Containers", 0, usage.containers, 0),
-        ("Volumes", 0, usage.volumes, 0),
-        ("Other", 0, usage.other, 0),
-        ("Total", 0, usage.total(), reclaimable),
-    ];
-    if args.json {
-        let per_image =
-            images.iter().zip(usage.of_images(&images)).zip(&in_use).map(|((image, (all, unique)), used)| {
-                json!({"Id": image.id.to_string(), "Names": names(&image.names), "Size": all, "UniqueSize": unique,
-                "SharedSize": all - unique, "InUse": used})
-            });
-        let rows: serde_json::Map<String, Value> =
-            rows.iter().map(|(name, _, bytes, _)| (name.replace(' ', ""), json!(bytes))).collect();
-        return print_json(
-            &json!({"Bytes": rows, "Reclaimable": reclaimable, "Images": per_image.collect::<Vec<_>>()}),
-        );
-    }
-    let mut text = vec![["TYPE".to_string(), "COUNT".into(), "SIZE".into(), "RECLAIMABLE".into()]];
-    let or_dash = |number: u64, shown: String| if number == 0 { "-".into() } else { shown };
-    for (name, count, bytes, free) in rows {
-        text.push([name.into(), or_dash(count as u64, count.to_string()), size(bytes), or_dash(free, size(free))]);
-    }
-    let mut out = table(&text);
-    if args.images {
-        let mut rows = vec![["IMAGE".to_string(), "IMAGE ID".into(), "SIZE".into(), "SHARED".into(), "UNIQUE".into()]];
-        for (image, (all, unique)) in images.iter().zip(usage.of_images(&images)) {
-            rows.push([image.label(), image.short_id(), size(all), size(all - unique), size(unique)]);
-        }
-        out = format!("{out}\n{}", table(&rows));
-    }
-    print(&out)
 }
 
 #[cfg(test)]

@@ -8,10 +8,12 @@ use super::text::{names, print, print_json};
 use super::transfer::{PullPolicy, RegistryFlags, provide};
 use super::users::{Mounts, NewUsages, Usages};
 use crate::cli::confirm::confirm;
+use crate::cli::filter::Filters;
+use crate::cli::moment;
 use crate::names::{Digest, Reference};
 use crate::report::Report;
 use crate::rootfs::images;
-use crate::store::{Fault, Removed, Repair, ResolveError, Store};
+use crate::store::{Fault, Image, Removed, Repair, ResolveError, Store};
 
 #[derive(Debug, Args)]
 pub(crate) struct RmArgs {
@@ -37,6 +39,9 @@ pub(crate) struct PruneArgs {
     /// Do not prompt for confirmation
     #[arg(short, long)]
     pub force: bool,
+    /// Select images: until=TIME, label=KEY[=VALUE], dangling=false (as --all)
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub filter: Vec<String>,
     /// Print the result as JSON, without a prompt
     #[arg(long)]
     pub json: bool,
@@ -123,35 +128,66 @@ fn describe(removed: &Removed) -> String {
     out
 }
 
+/// Which unused images `prune` removes.
+pub(super) struct Selection {
+    /// Whether images with names are removed too, and the steps of builds.
+    all: bool,
+    filters: Filters,
+    until: Option<u64>,
+}
+
+impl Selection {
+    pub(super) fn parse(all: bool, filters: &[String]) -> Result<Self, Report> {
+        let filters = Filters::parse(filters, &["until", "label", "dangling"])?;
+        let until = filters.values("until").last().map(|text| moment::parse("--filter until", text)).transpose()?;
+        Ok(Self { all: all || filters.truth("dangling")? == Some(false), filters, until })
+    }
+
+    fn takes(&self, image: &Image) -> bool {
+        (self.all || image.is_dangling())
+            && self.filters.labels(&image.config.labels)
+            && self.until.is_none_or(|until| super::list::created(image).unwrap_or(0) < until)
+    }
+}
+
 pub(super) fn prune(store: &Store, args: &PruneArgs, mounts: &Mounts<'_>, users: &Usages<'_>) -> Result<(), Report> {
+    let selection = Selection::parse(args.all, &args.filter)?;
     if !args.force && !args.json {
-        let which = if args.all { "all images that no container uses" } else { "all images without a name" };
+        let which = if selection.all { "all images that no container uses" } else { "all images without a name" };
         confirm(which, "gpurun image prune --force")?;
     }
-    let (removed, freed) = remove_unused(store, args.all, mounts, users)?;
+    let (removed, freed) = remove_selected(store, &|image| selection.takes(image), mounts, users)?;
     if args.json {
         let list = removed.iter().map(|one| json!({"Untagged": names(&one.untagged), "Deleted": one.deleted}));
         return print_json(&json!({"Removed": list.collect::<Vec<_>>(), "Freed": freed}));
     }
-    let mut out: String = removed.iter().map(describe).collect();
-    if !out.is_empty() {
-        out = format!("Deleted Images:\n{out}\n");
-    }
-    print(&(out + &format!("Total reclaimed space: {}\n", size(freed))))
+    print_removed(&removed)?;
+    print(&format!("Total reclaimed space: {}\n", size(freed)))
 }
 
 /// Removes unused images for `gpurun system prune`, and prints them. Returns the freed bytes.
-pub(super) fn prune_unused(store: &Store, all: bool, mounts: &Mounts<'_>, users: &Usages<'_>) -> Result<u64, Report> {
-    let (removed, freed) = remove_unused(store, all, mounts, users)?;
-    if !removed.is_empty() {
-        print(&format!("Deleted Images:\n{}\n", removed.iter().map(describe).collect::<String>()))?;
-    }
+pub(super) fn prune_unused(
+    store: &Store,
+    selection: &Selection,
+    mounts: &Mounts<'_>,
+    users: &Usages<'_>,
+) -> Result<u64, Report> {
+    let (removed, freed) = remove_selected(store, &|image| selection.takes(image), mounts, users)?;
+    print_removed(&removed)?;
     Ok(freed)
 }
 
-fn remove_unused(
+fn print_removed(removed: &[Removed]) -> Result<(), Report> {
+    if removed.is_empty() {
+        return Ok(());
+    }
+    print(&format!("Deleted Images:\n{}\n", removed.iter().map(describe).collect::<String>()))
+}
+
+/// Removes the selected images that are not in use. Returns them, and the freed bytes.
+pub(super) fn remove_selected(
     store: &Store,
-    all: bool,
+    is_selected: &dyn Fn(&Image) -> bool,
     mounts: &Mounts<'_>,
     users: &Usages<'_>,
 ) -> Result<(Vec<Removed>, u64), Report> {
@@ -164,7 +200,7 @@ fn remove_unused(
         }
         user
     };
-    let (removed, freed) = store.prune(all, &told_users)?;
+    let (removed, freed) = store.prune(is_selected, &told_users)?;
     if let Some(why) = unknown.into_inner() {
         tracing::warn!("some images are kept, because gpurun cannot find out whether they are in use: {why}");
     }

@@ -1,6 +1,7 @@
 //! `gpurun image …`: each file contains one group of commands.
 
 mod bootstrap;
+mod cache;
 mod files;
 mod list;
 mod manage;
@@ -8,13 +9,16 @@ mod output;
 mod progress;
 mod text;
 mod transfer;
+mod usage;
 mod users;
 
+pub(crate) use cache::{Part as CachePart, Selection as CacheSelection, parts as cache_parts, prune as prune_cache};
 pub(crate) use files::{FormatFlag, save_images, write_atomically};
 pub(crate) use list::inspect_json;
 pub(super) use manage::in_store;
 pub(crate) use text::size;
 pub(crate) use transfer::{ImageFlags, PullPolicy, RegistryFlags, provide, push_image};
+pub(crate) use usage::Usage;
 use users::Mounts;
 
 use std::cell::OnceCell;
@@ -25,11 +29,11 @@ use super::Context;
 use crate::launch;
 use crate::names::Digest;
 use crate::report::Report;
-use crate::store::Image;
 use files::{MountArgs, SaveArgs, UnmountArgs, UnpackArgs};
-use list::{DfArgs, HistoryArgs, InspectArgs, LsArgs};
+use list::{HistoryArgs, InspectArgs, LsArgs};
 use manage::{PruneArgs, RmArgs, TagArgs, VerifyArgs};
 use transfer::{LoadArgs, PullArgs, PushArgs};
+use usage::DfArgs;
 
 #[derive(Debug, Args)]
 pub(super) struct ImageArgs {
@@ -100,7 +104,7 @@ pub(super) fn run(args: &ImageArgs, context: &Context) -> Result<u8, Report> {
         ImageCommand::History(args) => list::history(&store, args),
         ImageCommand::Tag(args) => manage::tag(&store, args),
         ImageCommand::Prune(args) => manage::prune(&store, args, &mounts, &users()),
-        ImageCommand::Df(args) => list::df(&store, args, &users()),
+        ImageCommand::Df(args) => usage::df(&store, args, &users()),
         ImageCommand::Verify(args) => return manage::verify(&store, args, &mounts),
         ImageCommand::Save(args) => files::save(&store, args),
         ImageCommand::Mount(args) => files::mount(&store, args, &mounts),
@@ -111,24 +115,13 @@ pub(super) fn run(args: &ImageArgs, context: &Context) -> Result<u8, Report> {
 }
 
 /// Removes unused images for `gpurun system prune`, and prints them. Returns the freed bytes.
-pub(super) fn prune_for_system(context: &Context, all: bool) -> Result<u64, Report> {
+pub(super) fn prune_for_system(context: &Context, all: bool, filters: &[String]) -> Result<u64, Report> {
+    let selection = manage::Selection::parse(all, filters)?;
     let store = context.store()?;
     let mounts = Mounts { images: context.run_dir.join("images"), context };
     launch::sweep_images(&context.run_dir);
     let users = OnceCell::new();
-    manage::prune_unused(&store, all, &mounts, &|id: &Digest| users.get_or_init(|| mounts.users(&store)).of(id))
-}
-
-/// The number of images, the number of those in use, their bytes, and the bytes of those that are not in use.
-pub(super) fn usage_for_system(context: &Context) -> Result<(usize, usize, u64, u64), Report> {
-    let store = context.store()?;
-    let mounts = Mounts { images: context.run_dir.join("images"), context };
-    let users = mounts.users(&store);
-    let images = store.list()?;
-    let used: Vec<&Image> = images.iter().filter(|image| users.of(&image.id).is_some()).collect();
-    let usage = store.usage()?;
-    let size = usage.layers + usage.indexes + usage.documents + usage.rendered;
-    Ok((images.len(), used.len(), size, usage.only_outside(&used)))
+    manage::prune_unused(&store, &selection, &mounts, &|id: &Digest| users.get_or_init(|| mounts.users(&store)).of(id))
 }
 
 #[cfg(test)]

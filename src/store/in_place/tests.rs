@@ -51,7 +51,7 @@ fn plain_archives_and_layouts_are_used_in_place() {
         let inode = fs::metadata(&record).expect("there").ino();
         open(&store, path, true).expect("read").expect("in place");
         assert_eq!(fs::metadata(&record).expect("there").ino(), inode);
-        store.prune(false, &|_| None).expect("pruned");
+        store.prune(&crate::store::Image::is_dangling, &|_| None).expect("pruned");
         assert!(ls(&store.root().join("archives")).is_empty());
     }
 }
@@ -129,6 +129,6 @@ fn digests_are_checked_unless_that_is_declined_and_changes_are_noticed() {
     let loaded = open(&store, &path, true).expect("read").expect("loaded");
     assert!(loaded.in_place.is_none());
     // An image in use stays.
-    store.prune(false, &|_| Some(crate::store::User::Mount)).expect("pruned");
+    store.prune(&crate::store::Image::is_dangling, &|_| Some(crate::store::User::Mount)).expect("pruned");
     assert_eq!(ls(&store.root().join("archives")).len(), 1);
 }
