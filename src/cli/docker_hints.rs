@@ -132,7 +132,6 @@ const FLAGS: &[(&str, &str)] = &[
     ("gpurun --config", "set DOCKER_CONFIG, or use `--authfile FILE`, for the logins of registries"),
     ("gpurun --debug|gpurun -D|gpurun --log-level", "set GPURUN_LOG, for example to `debug`"),
     ("image import --platform", "omit it: the image is for this host's platform"),
-    ("image pull --all-tags|image pull -a|image push --all-tags|image push -a", "name the tags, one after the other"),
     ("image ls --tree", "omit it: an image here is for one platform"),
     ("cp --no-dereference", "omit it: links are copied as links unless `-L` is given"),
     ("update --blkio-weight-device", "use `--blkio-weight N`"),

@@ -11,6 +11,8 @@ use crate::test_image::{Packing, TestImage};
 
 pub const TESTS: &[Test] = &[
     ("push_and_pull_in_every_packing", &["docker-registry"], every_packing),
+    ("all_tags_are_pushed_and_pulled", &["docker-registry"], all_tags),
+    ("a_build_is_pushed_under_its_names", &["docker-registry", "skopeo"], built),
     ("what_others_push_and_what_they_pull_of_ours", &["docker-registry", "skopeo", "podman"], others),
     ("a_certificate_must_be_trusted", &["docker-registry", "openssl"], certificates),
     ("trust_in_a_registry_is_not_for_others", &["docker-registry", "openssl"], scope),
@@ -51,6 +53,68 @@ fn every_packing() {
         fixture.ok(&["image", "rm", "-f", &id]);
         fixture.assert_whole();
     }
+}
+
+fn all_tags() {
+    let fixture = Fixture::new();
+    let registry = Registry::start(&fixture.dir, false, false);
+    let (one, two, other) = (registry.name("t:1"), registry.name("t:2"), registry.name("other:1"));
+    TestImage::new(1, 2).layout(&fixture.path("layout"), &one, Packing::Gzip);
+    fixture.ok(&["image", "load", "layout"]);
+    fixture.ok(&["tag", &one, &two]);
+    fixture.ok(&["tag", &one, &other]);
+    let repository = registry.name("t");
+    let pushed = fixture.ok(&["push", "--all-tags", &repository]);
+    assert_eq!(
+        pushed.lines().map(|line| line.rsplit_once(": sha256:").unwrap().0).collect::<Vec<_>>(),
+        [format!("Pushed {one}"), format!("Pushed {two}")]
+    );
+    fixture.ok(&["image", "rm", &one, &two, &other]);
+    let pulled = fixture.ok(&["pull", "-a", &repository]);
+    assert_eq!(pulled, format!("Loaded image: {one}\nLoaded image: {two}"));
+    assert!(fixture.fails(&["pull", "-a", &other]).contains("was not found"));
+    for command in ["pull", "push"] {
+        let error = fixture.fails(&[command, "-a", &one]);
+        assert!(error.contains("cannot use `--all-tags`") && error.contains("names a tag"), "{error}");
+    }
+    assert!(fixture.fails(&["push", "-a", &registry.name("nosuch")]).contains("the store has none"));
+    fixture.assert_whole();
+}
+
+fn built() {
+    let fixture = Fixture::new();
+    let registry = Registry::start(&fixture.dir, false, false);
+    let (one, two) = (registry.name("built:1"), registry.name("more/built:2"));
+    fs::create_dir(fixture.path("context")).unwrap();
+    fs::write(fixture.path("context/file"), "content").unwrap();
+    fs::write(fixture.path("context/Dockerfile"), "FROM scratch\nLABEL a=b\nCOPY file /\n").unwrap();
+    let build = |args: &[&str]| fixture.ok(&[&["build", "-q"], args, &["context"]].concat());
+    let inspected = |name: &str| {
+        let text = sh(&format!("skopeo inspect --tls-verify=false docker://{name}"));
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let metadata = fixture.path("metadata.json");
+    build(&["-t", &one, "-t", &two, "--push", "--metadata-file", metadata.to_str().unwrap()]);
+    let metadata: serde_json::Value = serde_json::from_str(&fs::read_to_string(metadata).unwrap()).unwrap();
+    for name in [&one, &two] {
+        let found = inspected(name);
+        assert_eq!((&found["Digest"], &found["Labels"]["a"]), (&metadata["containerimage.digest"], &"b".into()));
+    }
+    // docker's other ways to say so.
+    for (output, name) in [
+        (format!("type=registry,name={}", registry.name("o:1")), "o:1"),
+        (format!("type=image,name={},push=true", registry.name("o:2")), "o:2"),
+    ] {
+        build(&["--output", &output]);
+        assert_eq!(inspected(&registry.name(name))["Labels"]["a"], "b");
+    }
+    // What was pushed runs from the registry on another host.
+    let other = Fixture::new();
+    other.ok(&["pull", "-q", &one]);
+    assert_eq!(other.json(&["image", "inspect", &one])[0]["Config"]["Labels"]["a"], "b");
+    // A name without a registry is that of Docker Hub, and nothing is pushed if the registry is not there.
+    let error = fixture.fails(&["build", "-q", "-t", "127.0.0.1:1/x:1", "--push", "context"]);
+    assert!(error.contains("127.0.0.1:1"), "{error}");
 }
 
 fn others() {

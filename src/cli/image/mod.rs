@@ -7,6 +7,7 @@ mod list;
 mod manage;
 mod output;
 mod progress;
+mod push;
 mod text;
 mod transfer;
 mod usage;
@@ -16,8 +17,9 @@ pub(crate) use cache::{Part as CachePart, Selection as CacheSelection, parts as 
 pub(crate) use files::{FormatFlag, save_images, write_atomically};
 pub(crate) use list::inspect_json;
 pub(super) use manage::in_store;
+pub(crate) use push::push_image;
 pub(crate) use text::size;
-pub(crate) use transfer::{ImageFlags, PullPolicy, RegistryFlags, provide, push_image};
+pub(crate) use transfer::{ImageFlags, PullPolicy, RegistryFlags, provide};
 pub(crate) use usage::Usage;
 use users::Mounts;
 
@@ -32,7 +34,8 @@ use crate::report::Report;
 use files::{MountArgs, SaveArgs, UnmountArgs, UnpackArgs};
 use list::{HistoryArgs, InspectArgs, LsArgs};
 use manage::{PruneArgs, RmArgs, TagArgs, VerifyArgs};
-use transfer::{LoadArgs, PullArgs, PushArgs};
+use push::PushArgs;
+use transfer::{LoadArgs, PullArgs};
 use usage::DfArgs;
 
 #[derive(Debug, Args)]
@@ -97,7 +100,7 @@ pub(super) fn run(args: &ImageArgs, context: &Context) -> Result<u8, Report> {
         ImageCommand::Import(args) => files::import(&store, args),
         ImageCommand::Bootstrap(args) => bootstrap::run(&store, args),
         ImageCommand::Pull(args) => transfer::pull(&store, args),
-        ImageCommand::Push(args) => transfer::push(&store, args),
+        ImageCommand::Push(args) => push::push(&store, args),
         ImageCommand::Ls(args) => list::ls(&store, args, &users()),
         ImageCommand::Rm(args) => manage::rm(&store, args, &mounts, &|| Box::new(users())),
         ImageCommand::Inspect(args) => list::inspect(&store, args),

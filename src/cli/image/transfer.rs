@@ -1,4 +1,4 @@
-//! `gpurun image load | pull | push`, and the implicit pull of `run`.
+//! `gpurun image load | pull`, and the implicit pull of `run`.
 
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ use crate::cli::print::say;
 use crate::cli::resources::seconds;
 use crate::durable::FileLock;
 use crate::image::Platform;
-use crate::names::{Digest, Reference};
+use crate::names::Reference;
 use crate::report::Report;
 use crate::store::{Image, LoadOptions, Loaded, Source, Store};
 use crate::sys::tty::Hidden;
-use crate::transport::registry::{self, Credentials, Pushed, Settings};
+use crate::transport::registry::{self, Credentials, Settings};
 
 /// The configuration file that lists mirrors.
 const SETTINGS: &str = "/etc/gpurun/registries.json";
@@ -49,34 +49,13 @@ pub(crate) struct PullArgs {
     /// Names of images: `debian:12`, `quay.io/jupyter/base-notebook`, `registry.lab:5000/torch@sha256:…`
     #[arg(required = true, value_name = "NAME[:TAG|@DIGEST]")]
     pub images: Vec<String>,
+    /// Pull all tags of the repositories
+    #[arg(short, long)]
+    pub all_tags: bool,
     /// Maximum number of seconds for the whole pull (default: no limit)
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
     pub timeout: Option<u64>,
     /// Print only IDs
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// Print the result as JSON
-    #[arg(long, conflicts_with = "quiet")]
-    pub json: bool,
-    #[command(flatten)]
-    pub registry: RegistryFlags,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct PushArgs {
-    /// Name or ID of an image, or a source in skopeo's notation
-    #[arg(value_name = "IMAGE")]
-    pub image: String,
-    /// Destination, a name with its registry (default: IMAGE)
-    #[arg(value_name = "NAME[:TAG]")]
-    pub target: Option<String>,
-    /// Compression of layers that the registry does not have yet
-    #[arg(long, value_name = "gzip|zstd|none", default_value = "gzip")]
-    pub compression: Packing,
-    /// Maximum number of seconds for the whole push (default: no limit)
-    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
-    pub timeout: Option<u64>,
-    /// Print only the manifest's digest
     #[arg(short, long)]
     pub quiet: bool,
     /// Print the result as JSON
@@ -132,7 +111,7 @@ impl RegistryFlags {
     }
 
     /// Returns the registry options. Notices are passed to `shown`.
-    fn options(
+    pub(super) fn options(
         &self,
         timeout: Option<u64>,
         shown: Option<&std::sync::Arc<Shown>>,
@@ -251,66 +230,41 @@ fn report_loaded(loaded: &[Loaded], quiet: bool, json: bool) -> Result<(), Repor
 pub(super) fn pull(store: &Store, args: &PullArgs) -> Result<(), Report> {
     let mut loaded = Vec::new();
     for name in &args.images {
-        let reference = reference(name)?;
-        // Show the registry before the pull starts, so that the caller can see which one is trusted.
-        if !args.quiet {
-            say(&format!("gpurun: pulling {reference}"));
+        let references = if args.all_tags { tags_of(name, args)? } else { vec![reference(name)?] };
+        for reference in references {
+            // Show the registry before the pull starts, so that the caller can see which one is trusted.
+            if !args.quiet {
+                say(&format!("gpurun: pulling {reference}"));
+            }
+            loaded.extend(take(store, &Source::Registry(reference), &[], args.timeout, &args.registry, args.quiet)?);
         }
-        loaded.extend(take(store, &Source::Registry(reference), &[], args.timeout, &args.registry, args.quiet)?);
     }
     report_loaded(&loaded, args.quiet, args.json)
 }
 
+/// Returns the name with each tag that the registry has of it.
+fn tags_of(name: &str, args: &PullArgs) -> Result<Vec<Reference>, Report> {
+    let repository = repository(name)?;
+    let found = registry::tags(&repository, &args.registry.options(args.timeout, None)?)?;
+    if found.is_empty() {
+        return Err(Report::new(format!("cannot pull all tags of `{name}`: the repository has none")));
+    }
+    Ok(found)
+}
+
+/// Parses the name of a repository for `--all-tags`, which excludes a tag and a digest.
+pub(super) fn repository(name: &str) -> Result<Reference, Report> {
+    let bare = name.strip_prefix("docker://").unwrap_or(name);
+    if bare.contains('@') || bare.rsplit('/').next().is_some_and(|last| last.contains(':')) {
+        return Err(Report::usage(format!("cannot use `--all-tags` with `{name}`: it names a tag or a digest"))
+            .with_hint("name the repository alone, such as `registry.lab:5000/torch`"));
+    }
+    reference(name)
+}
+
 /// Parses the name of an image in a registry. skopeo's prefix `docker://` is accepted.
-fn reference(name: &str) -> Result<Reference, Report> {
+pub(super) fn reference(name: &str) -> Result<Reference, Report> {
     Ok(name.strip_prefix("docker://").unwrap_or(name).parse::<Reference>()?)
-}
-
-pub(super) fn push(store: &Store, args: &PushArgs) -> Result<(), Report> {
-    let target = reference(args.target.as_deref().unwrap_or(&args.image))?;
-    let image = store.resolve(&provide(store, &args.image, PullPolicy::Never, &args.registry)?)?;
-    let pushed = send(store, &image, &target, args.compression, args.timeout, &args.registry, args.quiet)?;
-    if args.json {
-        return print_json(
-            &json!({"Name": target.familiar(), "Digest": pushed.manifest_digest, "SentLayers": pushed.sent}),
-        );
-    }
-    let digest = pushed.manifest_digest;
-    print(&if args.quiet { format!("{digest}\n") } else { format!("Pushed {}: {digest}\n", target.familiar()) })
-}
-
-fn send(
-    store: &Store,
-    image: &Image,
-    target: &Reference,
-    compression: Packing,
-    timeout: Option<u64>,
-    registry: &RegistryFlags,
-    quiet: bool,
-) -> Result<Pushed, Report> {
-    let shown = (!quiet).then(|| Shown::new("pushing"));
-    let options = registry.options(timeout, shown.as_ref())?;
-    if !quiet {
-        say(&format!("gpurun: pushing {} to {target}", image.short_id()));
-    }
-    Ok(match &shown {
-        Some(shown) => {
-            shown.begin_push(&store.layers(image)?);
-            store.push(image, target, compression.into(), &options, &**shown)
-        }
-        None => store.push(image, target, compression.into(), &options, &()),
-    }?)
-}
-
-/// Pushes an image for another command. Returns the digest of its manifest.
-pub(crate) fn push_image(
-    store: &Store,
-    image: &Image,
-    target: &Reference,
-    registry: &RegistryFlags,
-    quiet: bool,
-) -> Result<Digest, Report> {
-    Ok(send(store, image, target, Packing::Gzip, None, registry, quiet)?.manifest_digest)
 }
 
 /// When a container's image is taken from its registry: docker's `--pull`.

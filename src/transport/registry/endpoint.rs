@@ -227,6 +227,10 @@ impl Endpoint {
 
     /// Reads a whole small document. Repeats the request if the connection breaks.
     fn document(&self, spec: &RequestSpec<'_>) -> Result<Vec<u8>, RegistryError> {
+        self.document_and_head(spec).map(|(bytes, _)| bytes)
+    }
+
+    fn document_and_head(&self, spec: &RequestSpec<'_>) -> Result<(Vec<u8>, Response<Body>), RegistryError> {
         let (host, what) = (&self.host, spec.what);
         let response = self.http.retry(|| {
             let mut response = match self.attempt(spec, &[]) {
@@ -248,8 +252,17 @@ impl Endpoint {
                 let (host, what) = (host.clone(), what.to_owned());
                 Err(RegistryError::Digest { host, what, expected, found: digest_of(&bytes) })
             }
-            _ => Ok(bytes),
+            _ => Ok((bytes, response)),
         }
+    }
+
+    /// Returns a page of a list in this repository, and the path of the next page (RFC 5988's `Link`).
+    pub(super) fn page(&self, path: &str) -> Result<(Vec<u8>, Option<String>), RegistryError> {
+        let what = format!("{}/{path}", self.repository);
+        let spec = RequestSpec { method: "GET", path, what: &what, small: true, ..RequestSpec::default() };
+        let (bytes, response) = self.document_and_head(&spec)?;
+        let link = response.headers().get("link").and_then(|value| value.to_str().ok());
+        Ok((bytes, link.and_then(next_page)))
     }
 
     /// Returns a manifest or an index, by tag or digest.
@@ -280,6 +293,13 @@ impl Endpoint {
             ..RequestSpec::default()
         })
     }
+}
+
+/// Returns the target of a `Link` header to the next page. It must be a path, so that no other host is asked.
+fn next_page(link: &str) -> Option<String> {
+    let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
+    let is_next = parameters.split(';').any(|one| matches!(one.trim(), r#"rel="next""# | "rel=next"));
+    (is_next && target.starts_with('/') && !target.starts_with("//")).then(|| target.to_owned())
 }
 
 /// Returns the digest that a registry declares for its response, if it is a digest of the supported kind.
@@ -348,4 +368,20 @@ fn unreachable(host: &str, cause: ureq::Error) -> RegistryError {
 fn is_loopback(host: &str) -> bool {
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::next_page;
+
+    #[test]
+    fn the_next_page_is_at_the_same_host() {
+        let next = |link: &str| next_page(link);
+        let path = Some("/v2/t/tags/list?last=b&n=2".to_owned());
+        assert_eq!(next("</v2/t/tags/list?last=b&n=2>; rel=\"next\""), path);
+        assert_eq!(next("</v2/t/tags/list?last=b&n=2>;rel=next"), path);
+        for other in ["</v2/x>; rel=\"prev\"", "<//evil/x>; rel=next", "<https://evil/x>; rel=next", "", "</x"] {
+            assert_eq!(next(other), None, "{other}");
+        }
+    }
 }

@@ -39,6 +39,7 @@ mod parts;
 mod push;
 mod settings;
 mod slots;
+mod tags;
 mod tls;
 mod upload;
 
@@ -52,6 +53,7 @@ pub(crate) use options::Credentials;
 pub(crate) use options::{Notice, Options};
 pub(crate) use push::{PushImage, PushLayer, PushProgress, Pushed, push};
 pub(crate) use settings::Settings;
+pub(crate) use tags::tags;
 
 use super::budget::Budget;
 use super::choose::{Documents, Search};
