@@ -45,6 +45,7 @@ mod moment;
 mod network;
 mod network_ids;
 mod own_program;
+mod new_container;
 mod port;
 mod prepare;
 mod print;
@@ -319,7 +320,7 @@ fn check_run(args: &[String]) -> Result<(), Report> {
     let args: Vec<OsString> = args.iter().map(OsString::from).collect();
     let config = Config::load()?;
     match parse(&config, args.clone()) {
-        Ok(Cli { command: Some(Command::Run(run)), .. }) => run.check().map(drop),
+        Ok(Cli { command: Some(Command::Run(run)), .. }) => run.check(),
         Ok(_) => Ok(()),
         Err(error) => Err(usage_errors::explain(&error, &args, &Cli::command()).unwrap_or_else(|| {
             let text = error.to_string();

@@ -6,62 +6,39 @@ use nix::sys::signalfd::SignalFd;
 use super::Context;
 use super::attach::{self, Interrupt};
 use super::detach::DetachKeys;
-use super::flags::ContainerFlags;
 use super::launching::Launch;
+use super::new_container::{NewContainer, Prepared};
 use super::prepare::{self, CidFile};
 use super::session::{Keys, Session, attachment, take_signals};
 use crate::control::ToSupervisor;
-use crate::launch::{self, Spawned};
+use crate::launch::Spawned;
 use crate::names::{self, Digest};
 use crate::record::{Entry, Launching, Owner, Record, RecordError, Records, Secrets};
 use crate::report::Report;
-use crate::request::{Attached, Payload, Request};
+use crate::request::{Attached, Request};
 
 #[derive(Debug, Args)]
-#[command(disable_help_flag = true)]
 pub(super) struct RunArgs {
-    /// Print help
-    #[arg(long, action = clap::ArgAction::Help)]
-    help: Option<bool>,
     #[command(flatten)]
-    flags: ContainerFlags,
-    /// Image: a name, an ID, or `./FILE.tar`, a docker-archive or OCI layout that is run in place without a copy in the store
-    #[arg(value_name = "IMAGE")]
-    image: String,
-    /// Command and its arguments; everything after IMAGE belongs to it (default: the image's command)
-    command: Vec<String>,
+    new: NewContainer,
 }
 
 impl RunArgs {
-    /// Returns the request. All errors in the flags are reported here, before an image is pulled.
-    pub(super) fn check(&self) -> Result<Request, Report> {
-        let payload = Payload::Command(self.command.clone());
-        let request = super::request::build(&self.flags, &self.image, payload)?;
-        Attached::parse(&self.flags.attach, request.interactive)?;
-        launch::check(&request)?;
-        check_name(self.flags.name.as_deref())?;
-        Ok(request)
+    /// Checks the flags.
+    pub(super) fn check(&self) -> Result<(), Report> {
+        self.new.check().map(drop)
     }
 }
 
 pub(super) fn run(args: &RunArgs, context: &Context, remove: prepare::Remove) -> Result<u8, Report> {
-    let flags = &args.flags;
-    let mut request = args.check()?;
-    super::boot_unit::notice(request.restart);
+    let flags = &args.new.flags;
+    let request = args.new.check()?;
     let attached = Attached::parse(&flags.attach, request.interactive)?;
     let detach_keys = DetachKeys::parse(&flags.detach_keys)?;
     if request.tty && request.interactive && attached.stdin && !flags.detach {
         attach::need_terminal()?;
     }
-    super::network_ids::resolve(&mut request, context)?;
-    prepare::resolve_others(flags, &mut request, context)?;
-    let mut cidfile = CidFile::create(request.cidfile.as_deref())?;
-    let store = context.store()?;
-    // Held until the record of the container exists. Until then, the lock prevents the removal of the image.
-    let (hold, image) = flags.image.provide(&store, &args.image, flags.quiet)?;
-    prepare::select_gpus(&mut request, &image.config)?;
-    prepare::resolve_images(&mut request, &store)?;
-    prepare::replace(flags, context, remove)?;
+    let Prepared { request, image, hold, mut cidfile } = args.new.prepare(request, context, remove)?;
     let signals = take_signals()?;
     let tty = flags.tty;
     let keys = if flags.interactive && attached.stdin { Keys::Typed { tty } } else { Keys::Ignored };
@@ -69,7 +46,7 @@ pub(super) fn run(args: &RunArgs, context: &Context, remove: prepare::Remove) ->
     let is_silent = !attached.stdout && !attached.stderr;
     let is_detached = flags.detach || (is_silent && keys == Keys::Ignored);
     let first = if is_detached { Vec::new() } else { attachment(keys, tty) };
-    let new = New { name: flags.name.as_deref(), image: image.id, request, secrets: None, first: &first };
+    let new = New { name: flags.name.as_deref(), image, request, secrets: None, first: &first };
     let (spawned, launch) = start_new(context, new, hold, &signals)?;
     let id = spawned.id.clone();
     if let Some(cidfile) = &mut cidfile {
@@ -91,12 +68,6 @@ pub(super) fn run(args: &RunArgs, context: &Context, remove: prepare::Remove) ->
     }
     session.begin_keys();
     attach::relay(&mut session, Interrupt::of(tty, flags.sig_proxy))
-}
-
-/// Rejects a name that no container can have.
-pub(super) fn check_name(name: Option<&str>) -> Result<(), Report> {
-    name.map(str::parse::<names::ContainerName>).transpose()?;
-    Ok(())
 }
 
 /// A container to start.
