@@ -23,6 +23,7 @@ mod flags;
 mod freeze;
 mod gpu;
 mod gpu_filter;
+mod gpu_leases;
 mod gpu_matrix;
 mod gpu_toolkit;
 mod health;
@@ -43,6 +44,7 @@ mod race;
 mod recipe;
 mod run;
 mod run_flags;
+mod run_shared;
 mod sharing;
 mod storage;
 mod streams;
@@ -123,6 +125,7 @@ fn main() {
         ("freeze", freeze::TESTS),
         ("flags", flags::TESTS),
         ("run_flags", run_flags::TESTS),
+        ("run_shared", run_shared::TESTS),
         ("limits", limits::TESTS),
         ("oom", oom::TESTS),
         ("oracle", oracle::TESTS),
@@ -148,6 +151,7 @@ fn main() {
         ("network", network::TESTS),
         ("networks", networks::TESTS),
         ("gpu", gpu::TESTS),
+        ("gpu_leases", gpu_leases::TESTS),
         ("gpu_filter", gpu_filter::TESTS),
         ("gpu_matrix", gpu_matrix::TESTS),
         ("gpu_toolkit", gpu_toolkit::TESTS),

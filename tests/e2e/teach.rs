@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::driver::{self, GIB, VERSION, uuid};
+use crate::gpu::Lab;
 use crate::host::{Host, cgroups_of, eventually};
 
 pub const TESTS: &[(&str, fn())] = &[
@@ -12,6 +14,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("a_killed_lab_leaves_nothing", killed_lab),
     ("ctrl_c_ends_a_lab_and_leaves_nothing", interrupted_lab),
     ("doctor_finds_this_host_fit", doctor),
+    ("explain_says_what_gpus_become", explained),
 ];
 
 fn dry() {
@@ -234,4 +237,77 @@ fn doctor() {
     assert!(long.is_empty(), "longer than 80 columns: {long:?}");
     students();
     assert_eq!(host.leftovers(), "");
+}
+
+fn explained() {
+    let lab = Lab::new(2);
+    let look = |args: &[&str]| {
+        let all: serde_json::Value = serde_json::from_str(&lab.ok(&[&["explain", "--json"], args].concat())).unwrap();
+        let one = all.as_array().unwrap().iter().find(|one| one["flag"] == "--gpus").unwrap().clone();
+        let lines = |key: &str| -> Vec<String> {
+            one[key].as_array().unwrap().iter().map(|line| line.as_str().unwrap_or_default().to_owned()).collect()
+        };
+        (lines("oci"), lines("now").join("\n"), one["files"].as_array().unwrap().clone())
+    };
+    // Without a hook: the driver's own files, the nodes and their rules.
+    let (oci, now, files) = look(&["--gpus", "1", "--memory", "64m"]);
+    assert!(now.contains("native injection") && now.contains("exclusive to this container"), "{now}");
+    assert!(oci.contains(&format!("process.env: NVIDIA_VISIBLE_DEVICES={}", uuid(0))), "{oci:?}");
+    assert!(oci.iter().any(|line| line.starts_with("linux.devices: /dev/nvidia0 c 195:0")), "{oci:?}");
+    assert!(!oci.iter().any(|line| line.contains("/dev/nvidia1 ")), "{oci:?}");
+    assert!(oci.iter().any(|line| line.starts_with("mounts, the driver's files: ")), "{oci:?}");
+    let rule = |version: &str| files.iter().find(|file| file["version"] == version).unwrap()["value"].clone();
+    assert!(
+        rule("v1").as_str().unwrap().starts_with("c 195:") && rule("v2").as_str().unwrap().starts_with("allow c 195:")
+    );
+    // It took nothing: the same GPU is idle still, for a container that then has it.
+    assert!(!lab.host.dir.join("run/gpus").exists());
+    let device = ["--device", "/dev/full:/dev/other"];
+    lab.ok(&[
+        &["run", "-d", "--name", "lab", "--network", "none", "--gpus", "1"],
+        &device[..],
+        &["box", "sleep", "1000"],
+    ]
+    .concat());
+    let (oci, ..) = look(&["--gpus", "1"]);
+    assert!(oci.contains(&format!("process.env: NVIDIA_VISIBLE_DEVICES={}", uuid(1))), "{oci:?}");
+    // A running container tells what it has, and how it came in.
+    lab.driver.nvml(&format!(
+        "driver {VERSION}\ncuda 12040\n{}{}",
+        driver::gpu(0, 3 * GIB, 40, false),
+        driver::gpu(1, 0, 0, false)
+    ));
+    let (oci, now, files) = look(&["lab"]);
+    assert!(oci.contains(&format!("process.env: NVIDIA_VISIBLE_DEVICES={}", uuid(0))), "{oci:?}");
+    assert!(oci.contains(&"linux.devices: /dev/nvidia0 c 195:0".to_owned()), "{oci:?}");
+    assert!(!oci.iter().any(|line| line.contains("/dev/nvidia1 ") || line.contains("/dev/other")), "{oci:?}");
+    assert!(files.iter().any(|file| file["version"] == "v2" && file["value"] == "allow c 195:0 rwm"), "{files:?}");
+    assert!(now.contains("by native injection"), "{now}");
+    assert!(
+        now.contains("this container uses 0.0 GiB of the memory of GPU 0; its utilization by all users is 40 %"),
+        "{now}"
+    );
+    let text = lab.ok(&["explain", "lab"]);
+    assert!(text.starts_with("--gpus\n"), "it has no limits, and a GPU: {text}");
+    // What cannot be had is refused as a launch would be.
+    let asked = lab.run(&["explain", "--gpus", "2"]);
+    let launched = lab.run(&["run", "--rm", "--network", "none", "--gpus", "2", "box", "true"]);
+    // For how long `lab` has had its GPU grows between the two.
+    let reported = |err: &str| {
+        regex::Regex::new(r"for (less than a second|\d+ seconds?)").unwrap().replace(err, "for a while").into_owned()
+    };
+    assert_eq!((asked.code, reported(&asked.err)), (125, reported(&launched.err)));
+    let error = lab.run(&["explain", "--gpus", "all", "lab"]);
+    assert!(error.code == 2 && error.err.contains("cannot be changed after the start"), "{}", error.err);
+    lab.ok(&["rm", "-f", "lab"]);
+    lab.driver.hook("true");
+    let (oci, now, files) = look(&["--gpus", "device=1"]);
+    assert!(
+        oci[0].starts_with("hooks.prestart: ") && oci[0].ends_with("nvidia-container-runtime-hook prestart"),
+        "{oci:?}"
+    );
+    assert!(now.contains("NVIDIA's prestart hook") && files.is_empty(), "{now} {files:?}");
+    let text = lab.ok(&["explain", "--gpus", "device=1", "--gpu-mode", "native"]);
+    assert!(text.contains("--gpus\n") && text.contains("devices.allow = c 195:1"), "{text}");
+    assert_eq!(lab.host.leftovers(), "");
 }
