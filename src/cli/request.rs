@@ -8,13 +8,13 @@ use super::resources::{each, value};
 use crate::config::Config;
 use crate::report::Report;
 use crate::request::{
-    self, ExposedPort, HealthConfig, HealthError, IpcMode, LogOptions, MountRequest, NetworkError, NetworkMode,
-    Networking, Payload, PortSpec, Request, RestartPolicy, Seccomp, SecretRequest, SecurityOption, UserSpec,
-    check_duplicates, check_isolation, check_sysctl, check_user_mode, check_volume_driver, check_wait,
-    parse_annotation, parse_cgroup_mode, parse_cgroup_parent, parse_device, parse_dns_option, parse_dns_search,
-    parse_domainname, parse_env, parse_env_file, parse_hostname, parse_label, parse_label_file, parse_mount,
-    parse_name_server, parse_pid_mode, parse_shm_size, parse_signal, parse_sysctl, parse_time_zone, parse_tmpfs,
-    parse_ulimits, parse_umask, parse_uts_mode, parse_volume, parse_workdir,
+    self, AttachError, Attached, ExposedPort, HealthConfig, HealthError, IpcMode, LogOptions, MountRequest,
+    NetworkError, NetworkMode, Networking, Payload, PortSpec, Request, RestartPolicy, Seccomp, SecretRequest,
+    SecurityOption, UserSpec, check_duplicates, check_isolation, check_sysctl, check_user_mode, check_volume_driver,
+    check_wait, parse_annotation, parse_cgroup_mode, parse_cgroup_parent, parse_device, parse_dns_option,
+    parse_dns_search, parse_domainname, parse_env, parse_env_file, parse_hostname, parse_label, parse_label_file,
+    parse_mount, parse_name_server, parse_pid_mode, parse_shm_size, parse_signal, parse_sysctl, parse_time_zone,
+    parse_tmpfs, parse_ulimits, parse_umask, parse_uts_mode, parse_volume, parse_workdir,
 };
 
 /// Maximum size of an environment file.
@@ -63,6 +63,7 @@ pub(super) fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Re
         cidfile: flags.cidfile.as_ref().map(|path| cwd.join(path)),
         tty: flags.tty,
         interactive: flags.interactive,
+        attached: attached(flags)?,
         auto_remove: flags.rm,
         restart,
         stop_signal: flags.stop_signal.as_deref().map(parse_signal).transpose()?,
@@ -71,6 +72,7 @@ pub(super) fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Re
         health: health(&flags.health)?,
         init: flags.init,
         mounts: mounts(flags, &cwd)?,
+        volumes_from: flags.files.volumes_from.clone(),
         read_only: flags.files.read_only,
         shm_size: flags.limits.shm_size.as_deref().map(parse_shm_size).transpose()?.flatten(),
         limits: flags.limits.cgroup.limits()?,
@@ -140,9 +142,6 @@ fn check_contradictions(flags: &ContainerFlags, request: &Request) -> Result<(),
     if request.uts_host && request.domainname.is_some() {
         return both("--uts host", "--domainname");
     }
-    if request.privileged && !request.cap_drop.is_empty() {
-        return both("--privileged", "--cap-drop");
-    }
     if request.ipc == IpcMode::None && flags.limits.shm_size.is_some() {
         return both("--ipc none", "--shm-size");
     }
@@ -152,6 +151,11 @@ fn check_contradictions(flags: &ContainerFlags, request: &Request) -> Result<(),
         check_sysctl(key, own_ipc, own_network, !request.uts_host)?;
     }
     Ok(())
+}
+
+/// The streams of `--attach`. As in docker, a container in the background has none.
+fn attached(flags: &ContainerFlags) -> Result<Attached, AttachError> {
+    if flags.detach { Ok(Attached::default()) } else { Attached::parse(&flags.attach, flags.interactive) }
 }
 
 /// The labels of files, then those of `--label`, which win.

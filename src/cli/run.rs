@@ -15,7 +15,7 @@ use crate::launch::Spawned;
 use crate::names::{self, Digest};
 use crate::record::{Entry, Launching, Owner, Record, RecordError, Records, Secrets};
 use crate::report::Report;
-use crate::request::{Attached, Request};
+use crate::request::Request;
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -33,7 +33,7 @@ impl RunArgs {
 pub(super) fn run(args: &RunArgs, context: &Context, remove: prepare::Remove) -> Result<u8, Report> {
     let flags = &args.new.flags;
     let request = args.new.check()?;
-    let attached = Attached::parse(&flags.attach, request.interactive)?;
+    let attached = request.attached;
     let detach_keys = DetachKeys::parse(&flags.detach_keys)?;
     if request.tty && request.interactive && attached.stdin && !flags.detach {
         attach::need_terminal()?;

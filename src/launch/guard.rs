@@ -28,8 +28,9 @@ pub(super) fn applies(request: &Request) -> bool {
 
 /// The capabilities of the container's processes, including those of `exec`.
 pub(crate) fn capabilities(request: &Request) -> Capabilities {
-    let all = match request.privileged {
-        true => Capabilities::resolve(&[CapabilityName::All], &[]),
+    let drops_all = request.cap_drop.iter().any(|name| matches!(name, CapabilityName::All));
+    let all = match request.privileged && !drops_all {
+        true => Capabilities::resolve(&[CapabilityName::All], &request.cap_drop),
         false => Capabilities::resolve(&request.cap_add, &request.cap_drop),
     };
     if !applies(request) || request.privileged {

@@ -1,9 +1,11 @@
 //! Parses `--attach`, the streams that a command shows or feeds.
 
+use serde::{Deserialize, Serialize};
+
 use crate::report::{EXIT_USAGE, Explain};
 
 /// The streams to attach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Attached {
     pub stdin: bool,
     pub stdout: bool,

@@ -46,7 +46,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use attach::Attached;
+pub(crate) use attach::{AttachError, Attached};
 pub(crate) use cdi_name::{CdiName, is_class as is_cdi_class, is_device as is_cdi_device, is_vendor as is_cdi_vendor};
 pub(crate) use csv::fields as csv_fields;
 pub(crate) use destination::{Mounted, check_destination, check_node, clean};
@@ -140,6 +140,9 @@ pub(crate) struct Request {
 
     pub tty: bool,
     pub interactive: bool,
+    /// The streams of the command that created the container, for display.
+    #[serde(default)]
+    pub attached: Attached,
     pub auto_remove: bool,
     pub restart: RestartPolicy,
     /// Signal number. `None` means the image's STOPSIGNAL, or SIGTERM.
@@ -155,6 +158,9 @@ pub(crate) struct Request {
     pub init: bool,
 
     pub mounts: Vec<MountRequest>,
+    /// `--volumes-from`, for display. `mounts` has what it stands for.
+    #[serde(default)]
+    pub volumes_from: Vec<String>,
     pub read_only: bool,
     /// Size of /dev/shm in bytes. `None` means 64 MiB, or half of the memory for a container with GPUs.
     pub shm_size: Option<u64>,
@@ -307,6 +313,7 @@ impl Request {
             cidfile: None,
             tty: false,
             interactive: false,
+            attached: Attached::default(),
             auto_remove: false,
             restart: RestartPolicy::No,
             stop_signal: None,
@@ -315,6 +322,7 @@ impl Request {
             health: Some(HealthConfig::none()),
             init: false,
             mounts: Vec::new(),
+            volumes_from: Vec::new(),
             read_only: false,
             shm_size: None,
             limits: LimitsRequest::default(),

@@ -237,6 +237,26 @@ fn shown() {
         (&json!("host"), &json!({"Type": "none", "Config": {}}))
     );
     assert_eq!(host_config["ContainerIDFile"], host.dir.join("id").to_str().unwrap());
+    assert_eq!(host_config["VolumesFrom"], json!(null));
+    for (number, (args, streams)) in [
+        (&["create"][..], [false, true, true, false, false]),
+        (&["create", "-i"], [true, true, true, true, true]),
+        (&["create", "-i", "-a", "stdout"], [false, true, false, true, false]),
+        (&["run", "-d", "-i"], [false, false, false, true, false]),
+        (&["run"], [false, true, true, false, false]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("streams{number}");
+        let more = ["--name", &name, "--network", "none", "--volumes-from", "lab:ro", "box", "true"];
+        host.ok(&[args, &more].concat());
+        let all = host.inspect(&name);
+        let shown = ["AttachStdin", "AttachStdout", "AttachStderr", "OpenStdin", "StdinOnce"]
+            .map(|key| all["Config"][key].clone());
+        assert_eq!(shown, streams.map(|on| json!(on)), "{args:?}");
+        assert_eq!(all["HostConfig"]["VolumesFrom"], json!(["lab:ro"]));
+    }
 }
 
 /// Flags, and what the sentence and the hint must say.
@@ -254,7 +274,6 @@ const REFUSED: &[(&[&str], &str, &str)] = &[
     (&["--isolation", "hyperv"], "Windows", "default"),
     (&["--storage-opt", "size=1g"], "no flag `--storage-opt`", "quota"),
     (&["--uts", "host", "-h", "x"], "`--uts host` and `--hostname`", "omit one"),
-    (&["--privileged", "--cap-drop", "ALL"], "`--privileged` and `--cap-drop`", "omit one"),
     (&["--ipc", "none", "--shm-size", "1g"], "`--ipc none` and `--shm-size`", "omit one"),
     (&["-a", "stdout", "-d"], "`--attach <STREAM>` cannot be combined with `--detach`", "omit one"),
     (&["-a", "out"], "`--attach out` is not a stream", "stderr"),
@@ -318,6 +337,10 @@ fn privileged() {
     let has = |line: &str| said.out.lines().any(|known| known.split_whitespace().collect::<Vec<_>>().join(" ") == line);
     assert!(has("Seccomp: 0") && has("NoNewPrivs: 0"), "{}", said.out);
     assert!(said.out.ends_with("\n0\n"), "the cgroup is writable: {}", said.out);
+    // Of these, `--cap-drop` takes away what it names.
+    let dropped = host.ok(&[&RUN[..], &["--privileged", "--cap-drop", "ALL", "box", "sh", "-c", script]].concat());
+    let none = format!("CapBnd:\t{}", "0".repeat(16));
+    assert!(dropped.contains(&none) && dropped.contains("unmasked"), "{dropped}");
     // What is not asked for is not there.
     let plain = host.run(&[&RUN[..], &["box", "sh", "-c", script]].concat());
     for absent in ["rw", "unmasked", "open", &bounding] {
