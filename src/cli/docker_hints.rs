@@ -100,7 +100,6 @@ const FLAGS: &[(&str, &str)] = &[
     ("run --retry|run --retry-delay", "omit it: a failed download is tried again"),
     ("run --passwd-entry|run --passwd", "omit it; `--user UID:GID` works without an entry in /etc/passwd"),
     ("run --pod|run --pod-id-file|run --group-entry|run --sdnotify", "omit it: gpurun has no pods and no units"),
-    ("logs --details", "omit it; `gpurun inspect NAME` shows the labels"),
     ("rm --link|rm -l", "omit it: gpurun has no links"),
     ("start --all|restart --all|restart -a|pause --all|pause -a", EVERY),
     ("start --checkpoint|start --checkpoint-dir", "omit it: gpurun has no checkpoints"),

@@ -110,7 +110,7 @@ pub(super) struct ContainerFlags {
     /// Log driver: json-file, local, or none (keep no log)
     #[arg(long, value_name = "DRIVER")]
     pub log_driver: Option<String>,
-    /// Log option: max-size=SIZE of a file [default: 16m], max-file=N files [default: 2]
+    /// Log option: max-size=SIZE of a file [default: 16m], max-file=N files [default: 2]; for `logs --details`, labels=KEYS and env=KEYS
     #[arg(long, value_name = "KEY=VALUE", value_parser = Text::new())]
     pub log_opt: Vec<String>,
     /// Keys that detach from the container and leave it running

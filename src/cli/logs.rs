@@ -9,6 +9,7 @@ use clap::Args;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
+use super::view::{Images, View};
 use super::{Context, moment, print};
 use crate::control::{Connection, FromSupervisor};
 use crate::record::Entry;
@@ -24,6 +25,9 @@ pub(super) struct LogsArgs {
     /// Show the time of each line
     #[arg(short, long)]
     timestamps: bool,
+    /// Show the labels and variables that `--log-opt labels=` and `env=` named when the container was created
+    #[arg(long)]
+    details: bool,
     /// Number of lines to show from the end, or `all`
     #[arg(short = 'n', long, value_name = "N", default_value = "all", allow_negative_numbers = true)]
     tail: String,
@@ -54,7 +58,8 @@ pub(super) fn run(args: &LogsArgs, context: &Context) -> Result<u8, Report> {
         return Err(Report::new(format!("container `{name}` keeps no log: it has `--log-driver none`"))
             .with_hint(format!("see its output with `gpurun attach {name}`")));
     }
-    match show(args, &entry, tail, between) {
+    let details = args.details.then(|| details(&entry, context)).transpose()?;
+    match show(args, &entry, tail, (between, details)) {
         // The reader of standard output has closed it. Exit as `docker logs`, `cat` and `tail -f` do.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(128 + libc::SIGPIPE as u8),
         Err(error) => {
@@ -95,17 +100,35 @@ impl Between {
     }
 }
 
-fn show(args: &LogsArgs, entry: &Entry, tail: usize, between: Between) -> io::Result<()> {
+/// docker's details: `KEY=VALUE,…`, encoded as in the query of a URL.
+fn details(entry: &Entry, context: &Context) -> Result<String, Report> {
+    let (state, images) = (entry.state_shown()?, Images::new(context.store().ok()));
+    let view = View::new(entry, &state, &images, &context.root);
+    let found = entry.record.request.log.details.of(&view.labels(), &view.env());
+    Ok(found.iter().map(|(key, value)| format!("{}={}", encoded(key), encoded(value))).collect::<Vec<_>>().join(","))
+}
+
+fn encoded(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b' ' => "+".to_owned(),
+        b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+        byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    };
+    text.bytes().map(byte).collect()
+}
+
+fn show(args: &LogsArgs, entry: &Entry, tail: usize, (between, details): (Between, Option<String>)) -> io::Result<()> {
     let path = entry.log();
     // The watch is created before the first read so that no output in between is missed.
     let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
     let what = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
     watch.add_watch(&entry.dir, what)?;
-    let mut printer = Printer::new(args.timestamps, between);
+    let mut printer = Printer::new(args.timestamps, details, between);
     let kept = Kept::open_all(&path)?;
     let (first, skip) = tail_start(&kept, tail)?;
     if let Some(oldest) = kept.first().filter(|oldest| oldest.before > 0 && first == 0 && skip.is_none()) {
-        let (lines, options) = (oldest.before, entry.record.request.log);
+        let (lines, options) = (oldest.before, &entry.record.request.log);
         let size = crate::units::format_memory(options.max_size);
         print::say(&format!(
             "gpurun: the first {lines} lines were removed: the log keeps {} files of {size} (`--log-opt max-size=`, \
@@ -257,6 +280,7 @@ const BATCH: usize = 1 << 16;
 
 struct Printer {
     timestamps: bool,
+    details: Option<String>,
     between: Between,
     mid_line: bool,
     stream: Stream,
@@ -264,8 +288,9 @@ struct Printer {
 }
 
 impl Printer {
-    fn new(timestamps: bool, between: Between) -> Self {
-        Self { timestamps, between, mid_line: false, stream: Stream::Stdout, waiting: Vec::with_capacity(BATCH) }
+    fn new(timestamps: bool, details: Option<String>, between: Between) -> Self {
+        let waiting = Vec::with_capacity(BATCH);
+        Self { timestamps, details, between, mid_line: false, stream: Stream::Stdout, waiting }
     }
 
     fn print(&mut self, record: &LogRecord<'_>) -> io::Result<()> {
@@ -278,6 +303,10 @@ impl Printer {
         }
         if self.timestamps && !self.mid_line {
             self.waiting.extend_from_slice(record.time.as_bytes());
+            self.waiting.push(b' ');
+        }
+        if let Some(details) = self.details.as_ref().filter(|_| !self.mid_line) {
+            self.waiting.extend_from_slice(details.as_bytes());
             self.waiting.push(b' ');
         }
         self.waiting.extend_from_slice(record.text);

@@ -79,6 +79,16 @@ impl<'a> View<'a> {
         labels
     }
 
+    /// The variables of the image and of the container, which win, as `KEY=VALUE`.
+    pub(super) fn env(&self) -> Vec<String> {
+        let mut env = self.config().env;
+        for (name, value) in &self.entry.record.request.env {
+            env.retain(|line| line.split('=').next() != Some(name));
+            env.push(format!("{name}={value}"));
+        }
+        env
+    }
+
     /// docker's `NetworkMode`: the first network.
     pub(super) fn network(&self) -> String {
         let request = &self.entry.record.request;

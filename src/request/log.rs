@@ -1,4 +1,9 @@
-//! Parses `--log-driver` and `--log-opt`, which limit how much container output is kept. The names are docker's.
+//! Parses `--log-driver` and `--log-opt`, which limit how much container output is kept, and say what `logs --details`
+//! shows with it. The names are docker's.
+
+use std::collections::BTreeMap;
+
+use regex::Regex;
 
 use serde::{Deserialize, Serialize};
 
@@ -30,8 +35,40 @@ impl LogDriver {
     }
 }
 
-/// The size limit of a log file and the number of files that are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// The labels and variables that `logs --details` shows. An expression without text matches none.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct LogDetails {
+    pub labels: Vec<String>,
+    pub labels_regex: String,
+    pub env: Vec<String>,
+    pub env_regex: String,
+}
+
+impl LogDetails {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Returns the details of a container, sorted by name.
+    pub(crate) fn of(&self, labels: &BTreeMap<String, String>, env: &[String]) -> BTreeMap<String, String> {
+        let selects = |names: &[String], pattern: &str| {
+            let pattern = Some(pattern).filter(|text| !text.is_empty()).and_then(|text| Regex::new(text).ok());
+            let names = names.to_vec();
+            move |name: &str| {
+                names.iter().any(|one| one == name) || pattern.as_ref().is_some_and(|form| form.is_match(name))
+            }
+        };
+        let is_label = selects(&self.labels, &self.labels_regex);
+        let is_variable = selects(&self.env, &self.env_regex);
+        let labels = labels.iter().filter(|(name, _)| is_label(name)).map(|(name, value)| (&**name, &**value));
+        let variables = env.iter().filter_map(|line| line.split_once('=')).filter(|(name, _)| is_variable(name));
+        labels.chain(variables).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+}
+
+/// The size limit of a log file, the number of files that are kept, and the details of its lines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LogOptions {
     #[serde(default)]
     pub driver: LogDriver,
@@ -39,11 +76,13 @@ pub(crate) struct LogOptions {
     pub max_size: u64,
     /// Number of files to keep, including the current one.
     pub max_file: u32,
+    #[serde(default, skip_serializing_if = "LogDetails::is_empty")]
+    pub details: LogDetails,
 }
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { driver: LogDriver::default(), max_size: 16 << 20, max_file: 2 }
+        Self { driver: LogDriver::default(), max_size: 16 << 20, max_file: 2, details: LogDetails::default() }
     }
 }
 
@@ -59,6 +98,8 @@ pub(crate) enum LogError {
     Size(String),
     #[error("`--log-opt {0}`: the number of files is not valid")]
     Files(String),
+    #[error("`--log-opt {0}`: the expression is not valid")]
+    Pattern(String),
 }
 
 impl Explain for LogError {
@@ -70,7 +111,10 @@ impl Explain for LogError {
                     .into()
             }
             Self::NoLog(_) => "omit one of them".into(),
-            Self::Unknown(_) => "use `max-size=SIZE` or `max-file=N`".into(),
+            Self::Unknown(_) => {
+                "use `max-size=SIZE`, `max-file=N`, or for `gpurun logs --details` `labels=KEYS` or `env=KEYS`".into()
+            }
+            Self::Pattern(_) => "write a regular expression such as `labels-regex=^com\\.example\\.`".into(),
             Self::Size(_) => "write a size such as `max-size=10m`, or `max-size=-1` for no limit".into(),
             Self::Files(_) => format!("write a number from 1 to {MAX_FILES}, such as `max-file=3`"),
         })
@@ -105,11 +149,25 @@ impl LogOptions {
                     let parsed = number.parse().ok().filter(|number| (1..=MAX_FILES).contains(number));
                     options.max_file = parsed.ok_or_else(|| LogError::Files(text.clone()))?;
                 }
+                Some(("labels", names)) => options.details.labels = list(names),
+                Some(("env", names)) => options.details.env = list(names),
+                Some(("labels-regex", form)) => options.details.labels_regex = expression(form, text)?,
+                Some(("env-regex", form)) => options.details.env_regex = expression(form, text)?,
+                // This is what gpurun does.
+                Some(("compress", "false") | ("mode", "blocking")) => {}
                 _ => return Err(LogError::Unknown(text.clone())),
             }
         }
         Ok(options)
     }
+}
+
+fn list(names: &str) -> Vec<String> {
+    names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+fn expression(form: &str, text: &str) -> Result<String, LogError> {
+    Regex::new(form).map(|_| form.to_owned()).map_err(|_| LogError::Pattern(text.to_owned()))
 }
 
 #[cfg(test)]
@@ -127,6 +185,25 @@ mod tests {
         for wrong in ["max-size=0", "max-size=x", "max-file=0", "max-file=-1", "max-file=1001", "tag=x", "max-size"] {
             assert!(parse(&[wrong]).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn details_are_labels_and_variables_by_name_or_expression() {
+        let labels = [("a", "1"), ("b.x", "2")].map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let env = ["A=1=2", "PATH=/bin"].map(str::to_owned);
+        let details = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+            let found = LogOptions::parse(None, &texts).unwrap().details.of(&labels, &env);
+            found.iter().map(|(key, value)| format!("{key}:{value}")).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(details(&[]), "");
+        assert_eq!(details(&["labels=a,nosuch", "env=A"]), "A:1=2 a:1");
+        assert_eq!(details(&["labels-regex=^b\\.", "env-regex=^P"]), "PATH:/bin b.x:2");
+        let wrong = LogOptions::parse(None, &["env-regex=(".to_owned()]);
+        assert_eq!(wrong, Err(LogError::Pattern("env-regex=(".into())));
+        // A record without details is as in earlier releases.
+        let stored = serde_json::to_string(&LogOptions::default()).unwrap();
+        assert_eq!(stored, r#"{"driver":"json-file","max_size":16777216,"max_file":2}"#);
     }
 
     #[test]

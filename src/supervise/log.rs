@@ -255,13 +255,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let options = LogOptions { max_size: 100, max_file: 3, ..LogOptions::default() };
-        let mut log = Log::open(&path, options).unwrap();
+        let mut log = Log::open(&path, options.clone()).unwrap();
         for round in 0..10 {
             log.write(Stream::Stdout, &[b'x'; 80]).unwrap();
             log.write(Stream::Stdout, b" end\n").unwrap();
             if round % 3 == 2 {
                 // This is what a restarted supervisor does.
-                log = Log::open(&path, options).unwrap();
+                log = Log::open(&path, options.clone()).unwrap();
             }
         }
         let kept = Kept::open_all(&path).unwrap();

@@ -120,7 +120,8 @@ impl Supervisor {
                 known()?
             }
         };
-        let log = Log::open(&entry.log(), entry.record.request.log).map_err(failed("open the container's log"))?;
+        let log =
+            Log::open(&entry.log(), entry.record.request.log.clone()).map_err(failed("open the container's log"))?;
         let last = entry.state()?;
         let (ran, kept) = (last.has_run(), last.kept);
         Ok(Self {

@@ -13,6 +13,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("a_container_is_created_and_started_later", create),
     ("ports_and_processes_are_listed", port_and_top),
     ("logs_of_a_time", logs),
+    ("logs_have_details_that_were_asked_for", log_details),
     ("containers_are_stopped_by_signal_and_all_at_once", stop),
     ("a_state_is_waited_for", wait),
     ("volumes_are_made_listed_and_removed", volumes),
@@ -400,6 +401,23 @@ fn logs() {
     run(&host, &["--name", "long", "box", "sh", "-c", "while true; do echo x; sleep 0.1; done"]);
     let until = (std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 2).to_string();
     assert!(host.ok(&["logs", "-f", "--until", &until, "long"]).starts_with("x\nx"));
+}
+
+fn log_details() {
+    let host = Host::with_box();
+    let options = ["--log-opt", "labels=course,nosuch", "--log-opt", "env-regex=^GREET"];
+    let rest = ["-l", "course=a b", "-l", "other=1", "-e", "GREETING=x=y", "--name", "lab", "box", "echo", "hello"];
+    host.ok(&[&["run"], &NO_NET[..], &options, &rest].concat());
+    // docker encodes names and values as in the query of a URL.
+    assert_eq!(host.ok(&["logs", "--details", "lab"]), "GREETING=x%3Dy,course=a+b hello");
+    let line = host.ok(&["logs", "--details", "-t", "lab"]);
+    assert!(line.ends_with("Z GREETING=x%3Dy,course=a+b hello"), "{line}");
+    assert_eq!(host.ok(&["logs", "lab"]), "hello");
+    let shown = host.inspect("lab")["HostConfig"]["LogConfig"]["Config"].clone();
+    assert_eq!((&shown["labels"], &shown["env-regex"]), (&"course,nosuch".into(), &"^GREET".into()));
+    host.ok(&["run", "--network", "none", "--name", "plain", "box", "echo", "hello"]);
+    assert_eq!(host.run(&["logs", "--details", "plain"]).out, " hello\n");
+    assert!(host.fails(125, &["run", "--log-opt", "env-regex=(", "box"]).contains("the expression is not valid"));
 }
 
 fn stop() {

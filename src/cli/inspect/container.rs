@@ -138,11 +138,6 @@ fn set<'a>(keys: impl Iterator<Item = &'a String>) -> Value {
 
 fn config(view: &View<'_>) -> Value {
     let (request, image) = (&view.entry.record.request, view.config());
-    let mut env: Vec<String> = image.env.clone();
-    for (name, value) in &request.env {
-        env.retain(|line| line.split('=').next() != Some(name));
-        env.push(format!("{name}={value}"));
-    }
     let entrypoint = request.entrypoint.clone().unwrap_or_else(|| image.entrypoint.clone());
     let command = view.command().unwrap_or_default();
     let or_null = |words: &[String]| if words.is_empty() { Value::Null } else { json!(words) };
@@ -163,7 +158,7 @@ fn config(view: &View<'_>) -> Value {
         "Tty": request.tty,
         "OpenStdin": request.interactive,
         "StdinOnce": request.interactive && request.attached.stdin,
-        "Env": env,
+        "Env": view.env(),
         "Cmd": or_null(command.get(entrypoint.len()..).unwrap_or_default()),
         "Image": request.image,
         "Volumes": if image.volumes.is_empty() { Value::Null } else { set(image.volumes.iter()) },
@@ -302,7 +297,7 @@ fn host_config(view: &View<'_>, mounts: &[Shown]) -> Value {
     let mut all = json!({
         "Binds": binds.collect::<Vec<_>>(),
         "ContainerIDFile": request.cidfile.clone().unwrap_or_default(),
-        "LogConfig": { "Type": request.log.driver.name(), "Config": log_config(request.log) },
+        "LogConfig": { "Type": request.log.driver.name(), "Config": log_config(&request.log) },
         "NetworkMode": view.network(),
         "PortBindings": ports_asked(view),
         "RestartPolicy": { "Name": policy, "MaximumRetryCount": retries },
@@ -360,11 +355,24 @@ fn host_config(view: &View<'_>, mounts: &[Shown]) -> Value {
     all
 }
 
-fn log_config(log: LogOptions) -> Value {
-    match log.driver {
-        LogDriver::None => json!({}),
-        _ => json!({ "max-size": log.max_size.to_string(), "max-file": log.max_file.to_string() }),
+fn log_config(log: &LogOptions) -> Value {
+    if log.driver == LogDriver::None {
+        return json!({});
     }
+    let mut all = json!({ "max-size": log.max_size.to_string(), "max-file": log.max_file.to_string() });
+    let details = &log.details;
+    let given = [
+        ("labels", details.labels.join(",")),
+        ("labels-regex", details.labels_regex.clone()),
+        ("env", details.env.join(",")),
+        ("env-regex", details.env_regex.clone()),
+    ];
+    if let Some(object) = all.as_object_mut() {
+        object.extend(
+            given.into_iter().filter(|(_, text)| !text.is_empty()).map(|(key, text)| (key.to_owned(), text.into())),
+        );
+    }
+    all
 }
 
 /// The ports that were asked for. Before the first start, their numbers on the host are not known.
