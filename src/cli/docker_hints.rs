@@ -96,7 +96,6 @@ const FLAGS: &[(&str, &str)] = &[
         "omit it: name an image by digest to pin its content",
     ),
     ("run --cpu-count|run --cpu-percent|run --io-maxbandwidth|run --io-maxiops|build --isolation", WINDOWS),
-    ("run --rmi", "remove the image afterwards: `gpurun image rm IMAGE`"),
     ("run --retry|run --retry-delay", "omit it: a failed download is tried again"),
     ("run --passwd-entry|run --passwd", "omit it; `--user UID:GID` works without an entry in /etc/passwd"),
     ("run --pod|run --pod-id-file|run --group-entry|run --sdnotify", "omit it: gpurun has no pods and no units"),

@@ -26,6 +26,9 @@ pub(super) struct ContainerFlags {
     /// Remove the container and its anonymous volumes when it ends
     #[arg(long)]
     pub rm: bool,
+    /// Remove the image too, unless something else uses it; implies --rm
+    #[arg(long)]
+    pub rmi: bool,
     /// Keep standard input open
     #[arg(short, long)]
     pub interactive: bool,

@@ -25,8 +25,11 @@ const PROFILE_MAX: u64 = 4 << 20;
 /// Builds the request. `image` is the image reference from the command line.
 pub(super) fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Result<Request, Report> {
     let restart: RestartPolicy = flags.restart.parse()?;
-    if flags.rm && restart != RestartPolicy::No {
-        return Err(Report::usage("`--rm` and `--restart` cannot be used together").with_hint("omit one of them"));
+    if (flags.rm || flags.rmi) && restart != RestartPolicy::No {
+        let flag = if flags.rmi { "--rmi" } else { "--rm" };
+        return Err(
+            Report::usage(format!("`{flag}` and `--restart` cannot be used together")).with_hint("omit one of them")
+        );
     }
     if flags.detach && flags.rm && flags.interactive && !flags.tty {
         tracing::debug!("`-d` and `-i` are both set: standard input stays open without input");
@@ -64,7 +67,8 @@ pub(super) fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Re
         tty: flags.tty,
         interactive: flags.interactive,
         attached: attached(flags)?,
-        auto_remove: flags.rm,
+        auto_remove: flags.rm || flags.rmi,
+        remove_image: flags.rmi,
         restart,
         stop_signal: flags.stop_signal.as_deref().map(parse_signal).transpose()?,
         stop_timeout: flags.stop_timeout,

@@ -144,6 +144,9 @@ pub(crate) struct Request {
     #[serde(default)]
     pub attached: Attached,
     pub auto_remove: bool,
+    /// `--rmi`: the image is removed with the container.
+    #[serde(default)]
+    pub remove_image: bool,
     pub restart: RestartPolicy,
     /// Signal number. `None` means the image's STOPSIGNAL, or SIGTERM.
     pub stop_signal: Option<i32>,
@@ -315,6 +318,7 @@ impl Request {
             interactive: false,
             attached: Attached::default(),
             auto_remove: false,
+            remove_image: false,
             restart: RestartPolicy::No,
             stop_signal: None,
             stop_timeout: STOP_TIMEOUT,

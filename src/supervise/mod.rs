@@ -318,6 +318,11 @@ impl Supervisor {
             // Keep the directory: it makes the next command clean up the rest.
             (false, false) => Ok(()),
         };
+        let with_image = self.remove && self.lived && self.entry.record.request.remove_image;
+        let removed = removed.and_then(|()| match with_image {
+            true => launch::remove_image(&self.root, self.records.run_dir(), &self.entry),
+            false => Ok(()),
+        });
         if let Err(report) = removed {
             tracing::warn!("{report}");
         }

@@ -18,6 +18,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("ports_of_a_range_and_exposed_ports_are_published", ports),
     ("a_log_of_none_is_none", no_log),
     ("a_container_is_replaced", replace),
+    ("the_image_goes_with_its_last_container", rmi),
     ("exec_has_dockers_flags", exec),
 ];
 
@@ -274,6 +275,7 @@ const REFUSED: &[(&[&str], &str, &str)] = &[
     (&["--isolation", "hyperv"], "Windows", "default"),
     (&["--storage-opt", "size=1g"], "no flag `--storage-opt`", "quota"),
     (&["--uts", "host", "-h", "x"], "`--uts host` and `--hostname`", "omit one"),
+    (&["--rmi", "--restart", "always"], "`--rmi` and `--restart`", "omit one"),
     (&["--ipc", "none", "--shm-size", "1g"], "`--ipc none` and `--shm-size`", "omit one"),
     (&["-a", "stdout", "-d"], "`--attach <STREAM>` cannot be combined with `--detach`", "omit one"),
     (&["-a", "out"], "`--attach out` is not a stream", "stderr"),
@@ -481,6 +483,25 @@ fn no_log() {
     let log = host.inspect("lab")["LogPath"].as_str().unwrap().to_owned();
     assert!(std::fs::metadata(&log).map_or(0, |about| about.size()) == 0, "{log}");
     host.ok(&["rm", "lab"]);
+}
+
+fn rmi() {
+    let host = Host::with_box();
+    let names = || host.ok(&["images", "--format", "{{.Repository}}"]);
+    let run = |image: &str| host.ok(&["run", "--rmi", "--network", "none", image, "echo", "ran"]);
+    host.ok(&["tag", "box", "other"]);
+    assert_eq!((run("other"), names()), ("ran".into(), "box".into()), "a name of several");
+    assert_eq!(host.ok(&["ps", "-aq"]), "", "it implies --rm");
+    host.ok(&["create", "--name", "user", "--network", "none", "box"]);
+    assert_eq!((run("box"), names()), ("ran".into(), "box".into()), "another container uses it");
+    host.ok(&["rm", "user"]);
+    // A start that fails removes nothing.
+    host.fails(127, &["run", "--rmi", "--network", "none", "box", "nosuch"]);
+    assert_eq!(names(), "box");
+    host.ok(&["run", "-d", "--rmi", "--name", "lab", "--network", "none", "box", "sleep", "1000"]);
+    host.ok(&["stop", "-t", "0", "lab"]);
+    eventually("the image is removed", || names().is_empty());
+    assert_eq!(host.leftovers(), "");
 }
 
 fn replace() {

@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use super::users::{Mounts, Users};
+use super::users::Mounts;
 use crate::build;
 use crate::cli::{Context, view};
-use crate::launch;
+use crate::launch::{self, ImageUsers};
 use crate::names::Digest;
 use crate::report::Report;
 use crate::store::{Image, Store, Usage};
@@ -54,7 +54,7 @@ pub(crate) fn parts(context: &Context) -> Result<Vec<Part>, Report> {
     list(&store, &mounts.users(&store), &store.usage()?)
 }
 
-pub(super) fn list(store: &Store, users: &Users, usage: &Usage) -> Result<Vec<Part>, Report> {
+pub(super) fn list(store: &Store, users: &ImageUsers, usage: &Usage) -> Result<Vec<Part>, Report> {
     let cache = build::Cache::open(store.root())?;
     let failed = |error: std::io::Error| Report::new("cannot read the build cache").with_cause(error);
     let used = cache.last_used().map_err(failed)?;
