@@ -120,7 +120,9 @@ impl Cgroup {
         for (mut setting, path) in self.located(held)? {
             let device = |setting: &Setting| setting.value.split(' ').next().map(str::to_owned);
             let stays = |(other, file): &(Setting, PathBuf)| {
-                *file == path && (setting.kind != Kind::Device || device(other) == device(&setting))
+                *file == path
+                    && other.kind == setting.kind
+                    && (setting.kind != Kind::Device || device(other) == device(&setting))
             };
             if !wanted.iter().any(stays) && setting.kind != Kind::Any {
                 setting.value = raised(&setting, &path, self.is_v2)?;
@@ -303,6 +305,7 @@ fn raised(setting: &Setting, path: &Path, is_v2: bool) -> Result<String, CgroupE
             let (device, key) = setting.value.split_once(' ').unwrap_or_default();
             match key.split_once('=') {
                 Some((key, _)) => format!("{device} {key}=max"),
+                None if is_weight(setting) => format!("{device} default"),
                 None => format!("{device} 0"),
             }
         }
@@ -315,6 +318,11 @@ fn raised(setting: &Setting, path: &Path, is_v2: bool) -> Result<String, CgroupE
     })
 }
 
+/// Whether the setting is the weight of a device.
+fn is_weight(setting: &Setting) -> bool {
+    setting.file.contains("bfq.weight")
+}
+
 /// Returns the value to write so that the file reads as `before` again.
 fn restore(setting: &Setting, before: &str, is_v2: bool) -> String {
     match setting.kind {
@@ -323,6 +331,7 @@ fn restore(setting: &Setting, before: &str, is_v2: bool) -> String {
             let was = before.lines().find(|line| line.split(' ').next() == Some(device));
             match (was, is_v2) {
                 (Some(line), _) => line.to_owned(),
+                (None, _) if is_weight(setting) => format!("{device} default"),
                 (None, true) => format!("{device} rbps=max wbps=max riops=max wiops=max"),
                 (None, false) => format!("{device} 0"),
             }
@@ -331,7 +340,7 @@ fn restore(setting: &Setting, before: &str, is_v2: bool) -> String {
             .lines()
             .find_map(|line| line.strip_prefix(key))
             .map_or_else(|| "0".to_owned(), |value| value.trim().to_owned()),
-        Kind::Weight => before.strip_prefix("default ").unwrap_or(before).to_owned(),
+        Kind::Weight => before.lines().next().unwrap_or(before).trim_start_matches("default ").to_owned(),
         _ => before.to_owned(),
     }
 }

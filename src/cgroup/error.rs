@@ -112,6 +112,9 @@ impl Explain for CgroupError {
             Self::NoFile { flag: "--cgroup-conf", .. } => {
                 "list the available files with `ls` in a container's cgroup".into()
             }
+            Self::NoFile { flag: "--blkio-weight-device", .. } => {
+                "load the scheduler bfq with `modprobe bfq`, or omit the flag".into()
+            }
             Self::NoFile { .. } => "omit the flag, or use a newer kernel".into(),
             Self::OnlyOn { .. } => "omit the flag; `gpurun explain` shows the limits that this host can enforce".into(),
             Self::InUse { used, .. } => {
@@ -121,6 +124,9 @@ impl Explain for CgroupError {
                 if flag.starts_with("--device-") && source.raw_os_error() == Some(libc::ENODEV) =>
             {
                 "name the whole disk, not a partition; `lsblk` lists the disks".into()
+            }
+            Self::Refused { flag: "--blkio-weight-device", .. } => {
+                "set the disk's scheduler to bfq: `echo bfq > /sys/block/DISK/queue/scheduler`".into()
             }
             Self::Refused { flag: "--memory", source, .. } if source.raw_os_error() == Some(libc::EBUSY) => {
                 "set a larger limit, or end some of the container's processes first".into()

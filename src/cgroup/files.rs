@@ -222,6 +222,12 @@ impl Table {
             self.same("--blkio-weight", "blockIO.weight", controller, file, weight.to_string(), Kind::Weight).instead =
                 Some(instead);
         }
+        for one in &limits.device_weights {
+            // Only bfq has weights of devices. Version 2 keeps them in the file of the default weight.
+            let file = if v2 { "io.bfq.weight" } else { "blkio.bfq.weight_device" };
+            let value = format!("{}:{} {}", one.major, one.minor, one.weight);
+            self.same("--blkio-weight-device", "blockIO.weightDevice", controller, file, value, Kind::Device);
+        }
         for limit in &limits.io {
             let (oci, key, file) = match limit.kind {
                 IoKind::ReadBps => ("blockIO.throttleReadBpsDevice", "rbps", "blkio.throttle.read_bps_device"),
@@ -257,7 +263,8 @@ pub(super) fn agrees(kind: Kind, asked: &str, kernel: &str, page: u64) -> bool {
             _ => false,
         },
         Kind::Number | Kind::Quota => asked == kernel,
-        Kind::Weight => kernel.strip_prefix("default ").unwrap_or(kernel) == asked,
+        // The lines after the first one are for single devices.
+        Kind::Weight => kernel.lines().next().unwrap_or(kernel).trim_start_matches("default ") == asked,
         Kind::Switch(key) => kernel.lines().any(|line| line == format!("{key} {asked}")),
         Kind::Device => {
             let mut asked = asked.split(' ');
@@ -343,6 +350,7 @@ mod tests {
             cpu_quota_given: true,
             cpu_shares: Some(512),
             blkio_weight: Some(300),
+            device_weights: vec![crate::spec::DeviceWeight { major: 8, minor: 0, weight: 200 }],
             io: vec![crate::spec::IoLimit { kind: IoKind::ReadIops, major: 8, minor: 16, rate: 50 }],
             ..Limits::default()
         };
@@ -350,6 +358,7 @@ mod tests {
             ("--cpu-quota", ("cpu.cfs_quota_us", "5000"), ("cpu.max", "5000 10000")),
             ("--cpu-shares", ("cpu.shares", "512"), ("cpu.weight", "59")),
             ("--blkio-weight", ("blkio.bfq.weight", "300"), ("io.bfq.weight", "300")),
+            ("--blkio-weight-device", ("blkio.bfq.weight_device", "8:0 200"), ("io.bfq.weight", "8:0 200")),
             ("--device-read-iops", ("blkio.throttle.read_iops_device", "8:16 50"), ("io.max", "8:16 riops=50")),
         ] {
             let own = |(file, value): (&str, &str)| (file.to_owned(), value.to_owned());
@@ -380,6 +389,9 @@ mod tests {
             (Kind::Number, "max", "100", false),
             (Kind::Weight, "100", "default 100", true),
             (Kind::Weight, "100", "100", true),
+            (Kind::Weight, "100", "default 100\n8:0 300", true),
+            (Kind::Device, "8:0 300", "default 100\n8:0 300", true),
+            (Kind::Device, "8:0 300", "default 300", false),
             (Kind::Device, "8:0 rbps=1024", "8:16 rbps=1024 wbps=max\n8:0 rbps=1024 wbps=5", true),
             (Kind::Device, "8:0 rbps=1024", "8:16 rbps=1024", false),
             (Kind::Switch("oom_kill_disable"), "1", "oom_kill_disable 1\nunder_oom 0", true),

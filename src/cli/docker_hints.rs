@@ -70,10 +70,6 @@ const FLAGS: &[(&str, &str)] = &[
         "run --link|network connect --link",
         "create a network: `gpurun network create NAME`, and run both containers with `--network NAME`",
     ),
-    (
-        "run --blkio-weight-device",
-        "use `--blkio-weight N`, or a limit of one device: `--device-read-bps /dev/sda:10mb`",
-    ),
     ("run --cpu-rt-period|run --cpu-rt-runtime|build --cpu-rt-period", REAL_TIME),
     ("run --kernel-memory|update --kernel-memory", "use `--memory SIZE`, which counts the kernel's memory too"),
     ("run --health-on-failure", "omit it, and act on `gpurun wait --condition unhealthy NAME`"),
@@ -132,7 +128,6 @@ const FLAGS: &[(&str, &str)] = &[
     ("image import --platform", "omit it: the image is for this host's platform"),
     ("image ls --tree", "omit it: an image here is for one platform"),
     ("cp --no-dereference", "omit it: links are copied as links unless `-L` is given"),
-    ("update --blkio-weight-device", "use `--blkio-weight N`"),
     ("update --cpu-rt-period|update --cpu-rt-runtime", REAL_TIME),
 ];
 
@@ -141,7 +136,7 @@ const FLAGS: &[(&str, &str)] = &[
 const DIFFERENT: &[(&str, &str)] = &[
     (
         "run|create",
-        "a host path in `-v` must exist; no-new-privileges is on unless `--security-opt no-new-privileges=false` is given; `--cap-drop` also takes a capability away from a `--privileged` container; `--log-driver` is json-file, local or none; `--runtime` names gpurun's own; `--userns` is host; `--link` and `--storage-opt` are refused; when a health check ends, all processes that it has started are killed",
+        "a host path in `-v` must exist; no-new-privileges is on unless `--security-opt no-new-privileges=false` is given; `-p` publishes on IPv4 addresses only; `--cap-drop` also takes a capability away from a `--privileged` container; `--log-driver` is json-file, local or none; `--runtime` names gpurun's own; `--userns` is host; `--link` and `--storage-opt` are refused; when a health check ends, all processes that it has started are killed",
     ),
     (
         "build",

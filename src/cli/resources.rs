@@ -78,6 +78,9 @@ pub(super) struct ResourceFlags {
     /// Relative share of disk time while the disk is contended, 10 to 1000
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = number(BLKIO_WEIGHTS))]
     pub blkio_weight: Option<i64>,
+    /// Share of one disk's time, 10 to 1000, where its scheduler is bfq: /dev/sda:300
+    #[arg(long, value_name = "DEVICE:WEIGHT", value_parser = Text::new())]
+    pub blkio_weight_device: Vec<String>,
     /// Limit reads from a device in bytes per second: /dev/sda:10mb
     #[arg(long, value_name = "DEVICE:RATE", value_parser = Text::new())]
     pub device_read_bps: Vec<String>,
@@ -116,6 +119,7 @@ impl ResourceFlags {
             cpu_quota: self.cpu_quota,
             cpu_shares: self.cpu_shares,
             blkio_weight: self.blkio_weight,
+            device_weights: each(&self.blkio_weight_device, str::parse)?,
             io: Throttles::parse(throttles.map(Vec::as_slice))?,
             cgroup_conf: each(&self.cgroup_conf, str::parse)?,
         })

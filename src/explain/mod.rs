@@ -142,7 +142,7 @@ fn now(flag: &str, stats: &Stats) -> Vec<String> {
             let refused = stats.events.pids_max.unwrap_or(0);
             lines.push(format!("{} now, {refused} forks refused", stats.pids_current.unwrap_or(0)));
         }
-        _ if flag.starts_with("--device-") || flag == "--blkio-weight" => {
+        _ if flag.starts_with("--device-") || flag.starts_with("--blkio-weight") => {
             lines.push(format!("{} read, {} written", size(stats.io_read_bytes), size(stats.io_write_bytes)));
             lines.extend(pressure("I/O", stats.io_pressure));
         }
@@ -220,6 +220,7 @@ mod tests {
             cpuset_cpus: Some("0".parse().unwrap()),
             cpuset_mems: Some("0".parse().unwrap()),
             blkio_weight: Some(10),
+            device_weights: vec![crate::spec::DeviceWeight { major: 8, minor: 0, weight: 10 }],
             conf: vec![("a.b".into(), "1".into())],
             io: crate::spec::IoKind::ALL
                 .map(|kind| crate::spec::IoLimit { kind, major: 8, minor: 0, rate: 1 })

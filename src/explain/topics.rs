@@ -135,6 +135,12 @@ pub(crate) const TOPICS: &[Topic] = &[
         source: "…/cgroup-v2.rst, \"io.weight\"; Documentation/block/bfq-iosched.rst",
     },
     Topic {
+        flag: "--blkio-weight-device",
+        why: "The share of the time of one disk, instead of --blkio-weight. The kernel has it only for disks whose \
+              scheduler is bfq.",
+        source: "Documentation/block/bfq-iosched.rst",
+    },
+    Topic {
         flag: "--device-read-bps",
         why: "Bytes per second read from one disk, which is named by the major and minor number of the whole disk. \
               Reads from the page cache are not counted.",

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::limits_error::LimitsError;
+use super::limits_error::{BLKIO_WEIGHTS, LimitsError};
 use super::text::{self, stored_as_text};
 use crate::report::Report;
 use crate::spec::IoKind;
@@ -37,6 +37,8 @@ pub(crate) struct LimitsRequest {
     pub cpu_quota: Option<i64>,
     pub cpu_shares: Option<i64>,
     pub blkio_weight: Option<i64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub device_weights: Vec<WeightOf>,
     pub io: Throttles,
     pub cgroup_conf: Vec<ConfEntry>,
 }
@@ -126,6 +128,37 @@ impl Throttle {
     }
 }
 
+/// The weight of one block device: `DEVICE:WEIGHT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct WeightOf {
+    pub device: PathBuf,
+    pub weight: u64,
+    pub text: String,
+}
+
+impl FromStr for WeightOf {
+    type Err = LimitsError;
+
+    fn from_str(text: &str) -> Result<Self, LimitsError> {
+        let flag = "--blkio-weight-device";
+        let parts = text.rsplit_once(':').and_then(|(device, weight)| Some((device, weight.parse::<i64>().ok()?)));
+        let (device, value) = parts.ok_or_else(|| LimitsError::DeviceWeight(text.to_owned()))?;
+        let (least, most) = (*BLKIO_WEIGHTS.start(), *BLKIO_WEIGHTS.end());
+        match u64::try_from(value) {
+            Ok(weight) if BLKIO_WEIGHTS.contains(&value) => {
+                Ok(Self { device: device.into(), weight, text: text.to_owned() })
+            }
+            _ => Err(LimitsError::Range { flag, value, least, most, unit: "" }),
+        }
+    }
+}
+
+impl fmt::Display for WeightOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 /// The limits for block devices. A record stores them as one list of texts for each kind, in the order of
 /// [`IoKind::ALL`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -195,7 +228,7 @@ impl fmt::Display for ConfEntry {
     }
 }
 
-stored_as_text!(Size, SwapSize, Cpus, CpuSet, ConfEntry);
+stored_as_text!(Size, SwapSize, Cpus, CpuSet, ConfEntry, WeightOf);
 
 impl LimitsRequest {
     /// Returns these limits with every limit that `update` sets replaced. A device throttle replaces the one for the
@@ -228,6 +261,10 @@ impl LimitsRequest {
         replace(&mut merged.cpu_shares, &update.cpu_shares);
         replace(&mut merged.blkio_weight, &update.blkio_weight);
         replace(&mut merged.oom_kill_disable, &update.oom_kill_disable);
+        for new in &update.device_weights {
+            merged.device_weights.retain(|old| old.device != new.device);
+            merged.device_weights.push(new.clone());
+        }
         for new in &update.io.0 {
             merged.io.0.retain(|old| (old.kind, &old.device) != (new.kind, &new.device));
             merged.io.0.push(new.clone());
@@ -261,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_record_keeps_the_texts_of_the_flags() {
-        let json = r#"{"memory":"1.5g","memory_swap":"-1","cpus":"1.5","cpuset_cpus":"0-2,7","io":[["/dev/sda:10mb"],[],[],["/dev/sda:7"]],"cgroup_conf":["memory.oom.group=1"]}"#;
+        let json = r#"{"memory":"1.5g","memory_swap":"-1","cpus":"1.5","cpuset_cpus":"0-2,7","device_weights":["/dev/sda:300"],"io":[["/dev/sda:10mb"],[],[],["/dev/sda:7"]],"cgroup_conf":["memory.oom.group=1"]}"#;
         let limits = limits(json);
         assert_eq!(limits.memory.as_ref().unwrap().bytes, 3 << 29);
         assert_eq!(limits.io.0.iter().map(|one| one.rate).collect::<Vec<_>>(), [10 << 20, 7]);
@@ -290,6 +327,16 @@ mod tests {
         let merged = before.updated_by(&update);
         assert_eq!(serde_json::to_value(&merged).unwrap(), serde_json::to_value(&after).unwrap());
         assert_eq!(before.updated_by(&LimitsRequest::default()), before);
+    }
+
+    #[test]
+    fn a_weight_of_a_device_is_in_dockers_range() {
+        let weight = |text: &str| text.parse::<WeightOf>().map(|one| (one.device.display().to_string(), one.weight));
+        assert_eq!(weight("/dev/sda:300"), Ok(("/dev/sda".into(), 300)));
+        assert_eq!(weight("/dev/disk/by-path/pci-0000:00:1:10"), Ok(("/dev/disk/by-path/pci-0000:00:1".into(), 10)));
+        for wrong in ["/dev/sda", "/dev/sda:", "/dev/sda:x", "/dev/sda:9", "/dev/sda:1001", "/dev/sda:-1"] {
+            assert!(weight(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

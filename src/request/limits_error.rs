@@ -54,6 +54,8 @@ pub(crate) enum LimitsError {
     Range { flag: &'static str, value: i64, least: i64, most: i64, unit: &'static str },
     #[error("`{flag} {text}` is not `DEVICE:RATE`")]
     DeviceRate { flag: &'static str, text: String },
+    #[error("`--blkio-weight-device {0}` is not `DEVICE:WEIGHT`")]
+    DeviceWeight(String),
     #[error("`{flag} {text}` names no block device: {why}")]
     Device { flag: &'static str, text: String, why: String },
     #[error("`{flag} {text}` is more than the kernel counts, {} a second", u32::MAX)]
@@ -90,6 +92,7 @@ impl Explain for LimitsError {
             Self::Range { least, most, .. } => format!("use a number from {least} to {most}"),
             Self::DeviceRate { flag, .. } if flag.ends_with("bps") => format!("for example `{flag} /dev/sda:10mb`"),
             Self::DeviceRate { flag, .. } => format!("for example `{flag} /dev/sda:1000`"),
+            Self::DeviceWeight(_) => "for example `--blkio-weight-device /dev/sda:300`".into(),
             Self::TooOften { flag, .. } => format!("omit `{flag}`: it would limit nothing"),
             Self::Twice { .. } => "omit one of them".into(),
             Self::Device { .. } => "`lsblk` lists them; a throttle needs the whole disk, not a partition".into(),

@@ -11,7 +11,7 @@ use super::limits_error::{
     BLKIO_WEIGHTS, CPU_PERIOD_US, CPU_PERIODS_US, CPU_QUOTAS_US, CPU_SHARES, LimitsError, MINIMUM_MEMORY,
     MINIMUM_QUOTA_US, PIDS, SWAPPINESS,
 };
-use crate::spec::{IoLimit, Limits, Swap};
+use crate::spec::{DeviceWeight, IoLimit, Limits, Swap};
 use crate::units::{CpuSet, Cpus};
 
 /// The properties of the host that the flags are checked against.
@@ -69,6 +69,7 @@ impl LimitsRequest {
             })?,
             pids: self.pids()?.map(|limit| u64::try_from(limit).ok().filter(|limit| *limit > 0)),
             blkio_weight: in_range("--blkio-weight", set(self.blkio_weight, 0), &BLKIO_WEIGHTS, "")?,
+            device_weights: self.weights(host)?,
             io: self.io_limits(host)?,
             conf: self.conf()?,
         })
@@ -151,6 +152,24 @@ impl LimitsRequest {
             limits.push(IoLimit { kind, major, minor, rate: throttle.rate });
         }
         Ok(limits)
+    }
+
+    fn weights(&self, host: &HostFacts) -> Result<Vec<DeviceWeight>, LimitsError> {
+        let flag = "--blkio-weight-device";
+        let mut weights: Vec<DeviceWeight> = Vec::new();
+        for one in &self.device_weights {
+            let (major, minor) = (host.block_device)(&one.device).map_err(|why| LimitsError::Device {
+                flag,
+                text: one.text.clone(),
+                why,
+            })?;
+            if let Some(before) = weights.iter().position(|known| (known.major, known.minor) == (major, minor)) {
+                let (one, other) = (self.device_weights[before].text.clone(), one.text.clone());
+                return Err(LimitsError::Twice { flag, one, other });
+            }
+            weights.push(DeviceWeight { major, minor, weight: one.weight });
+        }
+        Ok(weights)
     }
 
     fn swap(&self, memory: Option<u64>) -> Result<Option<Swap>, LimitsError> {

@@ -24,6 +24,15 @@ pub struct IoLimit {
     pub rate: u64,
 }
 
+/// The weight of one block device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceWeight {
+    pub major: u64,
+    pub minor: u64,
+    /// 10 to 1000.
+    pub weight: u64,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IoKind {
     ReadBps,
@@ -77,6 +86,8 @@ pub struct Limits {
     pub pids: Option<Option<u64>>,
     /// 10 to 1000 (`blkio.weight`, or `io.bfq.weight`, or `io.weight` by runc's formula).
     pub blkio_weight: Option<u64>,
+    /// Weights of single devices (`blkio.bfq.weight_device`, or `io.bfq.weight`).
+    pub device_weights: Vec<DeviceWeight>,
     pub io: Vec<IoLimit>,
     /// Names of cgroup files and the values to write to them, as given on the command line.
     pub conf: Vec<(String, String)>,

@@ -17,7 +17,7 @@ pub(crate) use capabilities::CapabilityName;
 pub use device::DeviceRule;
 pub(crate) use device::{Device, device_rules};
 pub use limits::Limits;
-pub(crate) use limits::{IoKind, IoLimit, Swap};
+pub(crate) use limits::{DeviceWeight, IoKind, IoLimit, Swap};
 pub(crate) use plan::{HookEntry, Ipc, Mount, Network, Plan, Stage, oci_spec};
 pub use process::{Process, Rlimit};
 pub(crate) use resources::{cpu_weight, io_weight};

@@ -80,6 +80,12 @@ fn cpu(limits: &Limits) -> Map<String, Value> {
 fn block_io(limits: &Limits) -> Map<String, Value> {
     let mut block = Map::new();
     put(&mut block, "weight", limits.blkio_weight);
+    let weights: Vec<Value> = limits
+        .device_weights
+        .iter()
+        .map(|one| json!({ "major": one.major, "minor": one.minor, "weight": one.weight }))
+        .collect();
+    put(&mut block, "weightDevice", (!weights.is_empty()).then_some(weights));
     for (kind, key) in IoKind::ALL.into_iter().zip([
         "throttleReadBpsDevice",
         "throttleWriteBpsDevice",

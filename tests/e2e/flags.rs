@@ -327,6 +327,14 @@ const REFUSED: &[(&[&str], i32, &[&str], &str)] = &[
     (&["--pids-limit", "1"], 125, &["`--pids-limit 1` is too low"], "`--pids-limit 2`"),
     (&["--blkio-weight", "9"], 125, &["`--blkio-weight 9` is outside of 10 to 1000"], "from 10 to 1000"),
     (
+        &["--blkio-weight-device", "/dev/null:300"],
+        125,
+        &["`--blkio-weight-device /dev/null:300` names no block device"],
+        "`lsblk`",
+    ),
+    (&["--blkio-weight-device", "DISK:9"], 125, &["`--blkio-weight-device 9` is outside of 10 to 1000"], "from 10"),
+    (&["--blkio-weight-device", "DISK"], 125, &["`--blkio-weight-device DISK` is not `DEVICE:WEIGHT`"], "/dev/sda:300"),
+    (
         &["--device-read-bps", "/dev/nope:1mb"],
         125,
         &["`--device-read-bps /dev/nope:1mb` names no block device"],

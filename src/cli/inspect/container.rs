@@ -329,6 +329,8 @@ fn host_config(view: &View<'_>, mounts: &[Shown]) -> Value {
         "Runtime": request.runtime.as_ref().map_or_else(|| "gpurun".to_owned(), ToString::to_string),
         "Init": request.init,
     });
+    let weights: Vec<Value> =
+        request.limits.device_weights.iter().map(|one| json!({ "Path": one.device, "Weight": one.weight })).collect();
     let resources = json!({
         "CpuShares": number("cpu_shares"),
         "Memory": bytes("memory"),
@@ -341,6 +343,7 @@ fn host_config(view: &View<'_>, mounts: &[Shown]) -> Value {
         "CpusetCpus": text("cpuset_cpus"),
         "CpusetMems": text("cpuset_mems"),
         "BlkioWeight": number("blkio_weight"),
+        "BlkioWeightDevice": weights,
         "OomKillDisable": limits["oom_kill_disable"],
         "PidsLimit": limits["pids_limit"],
         "CgroupParent": request.cgroup_parent.clone().unwrap_or_default(),
