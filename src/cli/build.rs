@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 
 use super::build_output::{Fancy, Plain, Quiet};
 use super::build_result::{self, Target};
-use super::image::{PullPolicy, RegistryFlags, provide};
+use super::image::{Packing, PullPolicy, RegistryFlags, provide};
 use super::resources::{self, ResourceFlags};
 use super::{Context, moment, print};
 use crate::build::{self, Containerfile, NamedContext, Options, Output};
@@ -126,10 +126,11 @@ pub(super) fn run(args: &BuildArgs, context: &Context) -> Result<u8, Report> {
     targets.iter().try_for_each(Target::check)?;
     let mut options = options(args, context)?;
     let mut is_pushed = args.push;
+    let mut packing = Packing::Gzip;
     for target in &targets {
-        if let Target::Store { names, is_pushed: push } = target {
-            options.names.extend(names.iter().cloned());
-            is_pushed |= push;
+        options.names.extend(target.names().iter().cloned());
+        if let Some(chosen) = target.pushed() {
+            (is_pushed, packing) = (true, chosen);
         }
     }
     if is_pushed && options.names.is_empty() {
@@ -161,12 +162,13 @@ pub(super) fn run(args: &BuildArgs, context: &Context) -> Result<u8, Report> {
     drop(output);
     let names: Vec<String> = options.names.iter().map(Reference::familiar).collect();
     let image = store.image_of(built.id)?;
-    let saved = if names.is_empty() { vec![built.id.to_string()] } else { names.clone() };
     for target in &targets {
-        target.write(&store, &image, &saved)?;
+        target.write(&store, &image, &options.names)?;
     }
-    let pushed =
-        if is_pushed { build_result::push(&store, &image, &options.names, &args.registry, quiet)? } else { None };
+    let pushed = match is_pushed {
+        true => build_result::push(&store, &image, &options.names, packing, &args.registry, quiet)?,
+        false => None,
+    };
     if let Some(path) = &args.iidfile {
         write_file(path, &built.id.to_string())?;
     }

@@ -11,7 +11,7 @@ use crate::names::{Digest, Reference};
 use crate::record::Owner;
 use crate::report::Report;
 use crate::request::csv_fields;
-use crate::store::{Image, Store};
+use crate::store::{Image, Store, ToSave};
 use crate::sys::process::CallerUmask;
 
 /// A parsed `--output`.
@@ -21,11 +21,23 @@ pub(super) enum Target {
     Directory(PathBuf),
     /// The files of the image as a tar; `None` is standard output.
     Tar(Option<PathBuf>),
-    /// The image in an archive or layout; `None` is standard output.
-    Image { format: image::FormatFlag, path: Option<PathBuf> },
+    /// The image in an archive or layout, under more names; `None` is standard output.
+    Image { format: image::FormatFlag, path: Option<PathBuf>, packing: image::Packing, names: Vec<Reference> },
     /// The image in the store, where each build puts it, under more names, and in a registry if wanted.
-    Store { names: Vec<Reference>, is_pushed: bool },
+    Store { names: Vec<Reference>, is_pushed: bool, packing: image::Packing },
 }
+
+/// Fields of an output whose values say what gpurun does anyway.
+const AS_IT_IS: [(&str, &str); 8] = [
+    ("oci-mediatypes", "true"),
+    ("store", "true"),
+    ("unpack", "false"),
+    ("force-compression", "false"),
+    ("push-by-digest", "false"),
+    ("name-canonical", "false"),
+    ("platform-split", "false"),
+    ("buildinfo", "false"),
+];
 
 impl Target {
     /// Parses `DIR`, `-`, or fields such as `type=oci,dest=FILE`.
@@ -42,6 +54,7 @@ impl Target {
         };
         let fields = csv_fields(text).map_err(|why| usage(&format!("cannot be parsed: {why}")))?;
         let (mut kind, mut dest, mut names, mut is_pushed, mut is_tar) = (None, None, Vec::new(), false, true);
+        let mut packing = None;
         for field in &fields {
             match field.split_once('=') {
                 Some(("type", value)) => kind = Some(value),
@@ -53,11 +66,22 @@ impl Target {
                 }
                 Some(("push", "true" | "false")) => is_pushed = field.ends_with("true"),
                 Some(("tar", "true" | "false")) => is_tar = field.ends_with("true"),
+                Some(("compression", "gzip")) => packing = Some(image::Packing::Gzip),
+                Some(("compression", "zstd")) => packing = Some(image::Packing::Zstd),
+                Some(("compression", "uncompressed")) => packing = Some(image::Packing::None),
+                Some(known) if AS_IT_IS.contains(&known) => {}
                 _ => return Err(usage(&format!("has the unknown field `{field}`"))),
             }
         }
         let path = dest.filter(|dest| *dest != "-").map(PathBuf::from);
-        let format = |format| Ok(Self::Image { format, path: path.clone() });
+        let stored = |is_pushed| {
+            let packing = packing.unwrap_or(image::Packing::Gzip);
+            Ok(Self::Store { names: names.clone(), is_pushed, packing })
+        };
+        let format = |format| {
+            let packing = packing.unwrap_or(image::Packing::None);
+            Ok(Self::Image { format, path: path.clone(), packing, names: names.clone() })
+        };
         match kind {
             Some("local") => path.clone().map(Self::Directory).ok_or_else(|| usage("names no directory (`dest=DIR`)")),
             Some("tar") => Ok(Self::Tar(path)),
@@ -65,11 +89,28 @@ impl Target {
             Some("oci") if path.is_some() => format(image::FormatFlag::OciDir),
             Some("oci") => Err(usage("names no directory (`dest=DIR`)")),
             Some("docker") if dest.is_some() => format(image::FormatFlag::DockerArchive),
-            Some("docker") => Ok(Self::Store { names, is_pushed: false }),
-            Some("image") => Ok(Self::Store { names, is_pushed }),
-            Some("registry") => Ok(Self::Store { names, is_pushed: true }),
+            // The store is the cache.
+            Some("docker" | "cacheonly") => stored(false),
+            Some("image") => stored(is_pushed),
+            Some("registry") => stored(true),
             Some(other) => Err(usage(&format!("has the unknown type `{other}`"))),
             None => Err(usage("names no type")),
+        }
+    }
+
+    /// The names that the output gives to the image.
+    pub(super) fn names(&self) -> &[Reference] {
+        match self {
+            Self::Image { names, .. } | Self::Store { names, .. } => names,
+            Self::Directory(_) | Self::Tar(_) => &[],
+        }
+    }
+
+    /// How layers are packed for a registry, if the output is one.
+    pub(super) fn pushed(&self) -> Option<image::Packing> {
+        match self {
+            Self::Store { is_pushed: true, packing, .. } => Some(*packing),
+            _ => None,
         }
     }
 
@@ -92,8 +133,8 @@ impl Target {
         }
     }
 
-    /// Writes the image. `names` are its names, or its ID.
-    pub(super) fn write(&self, store: &Store, image: &Image, names: &[String]) -> Result<(), Report> {
+    /// Writes the image, with the names of this build.
+    pub(super) fn write(&self, store: &Store, image: &Image, names: &[Reference]) -> Result<(), Report> {
         match self {
             Self::Directory(dir) => files(store, image, dir),
             Self::Tar(None) => {
@@ -103,7 +144,10 @@ impl Target {
             Self::Tar(Some(path)) => image::write_atomically(path, &mut |file| {
                 finish(build::write_files(store, image, BufWriter::with_capacity(1 << 20, file))?, path)
             }),
-            Self::Image { format, path } => image::save_images(store, names, path.clone(), *format),
+            Self::Image { format, path, packing, .. } => {
+                let image = ToSave { image: image.clone(), names: names.to_vec() };
+                image::save_image(store, image, path.as_deref(), *format, *packing)
+            }
             Self::Store { .. } => Ok(()),
         }
     }
@@ -136,12 +180,13 @@ pub(super) fn push(
     store: &Store,
     image: &Image,
     names: &[Reference],
+    packing: image::Packing,
     registry: &RegistryFlags,
     quiet: bool,
 ) -> Result<Option<Digest>, Report> {
     let mut digest = None;
     for name in names {
-        digest = Some(image::push_image(store, image, name, registry, quiet)?);
+        digest = Some(image::push_image(store, image, name, packing, registry, quiet)?);
     }
     Ok(digest)
 }
@@ -180,31 +225,47 @@ mod tests {
 
     #[test]
     fn outputs_are_dockers() {
-        use image::FormatFlag::{DockerArchive, OciArchive, OciDir};
+        use image::FormatFlag::{self, DockerArchive, OciArchive, OciDir};
+        use image::Packing::{Gzip, None as Plain, Zstd};
         let file = |name: &str| Some(PathBuf::from(name));
         let store = |names: &[&str], is_pushed| Target::Store {
             names: names.iter().map(|name| name.parse().unwrap()).collect(),
             is_pushed,
+            packing: Gzip,
         };
+        let image = |format: FormatFlag, path| Target::Image { format, path, packing: Plain, names: Vec::new() };
         for (text, want) in [
             ("-", Target::Tar(None)),
             ("out/dir", Target::Directory("out/dir".into())),
             ("type=local,dest=out", Target::Directory("out".into())),
             ("type=tar,dest=x.tar", Target::Tar(file("x.tar"))),
             ("type=tar", Target::Tar(None)),
-            ("type=oci,dest=x.tar", Target::Image { format: OciArchive, path: file("x.tar") }),
-            ("type=oci", Target::Image { format: OciArchive, path: None }),
-            ("type=oci,tar=false,dest=x", Target::Image { format: OciDir, path: file("x") }),
-            ("type=docker,dest=-", Target::Image { format: DockerArchive, path: None }),
+            ("type=oci,dest=x.tar", image(OciArchive, file("x.tar"))),
+            ("type=oci", image(OciArchive, None)),
+            ("type=oci,tar=false,dest=x", image(OciDir, file("x"))),
+            ("type=docker,dest=-", image(DockerArchive, None)),
             ("type=docker", store(&[], false)),
             ("type=image,name=a:1,push=true", store(&["a:1"], true)),
             ("type=image,\"name=a:1,b:2\"", store(&["a:1", "b:2"], false)),
             ("type=registry", store(&[], true)),
+            ("type=cacheonly", store(&[], false)),
+            ("type=image,name=a:1,oci-mediatypes=true,unpack=false", store(&["a:1"], false)),
+            ("type=registry,compression=zstd", Target::Store { names: Vec::new(), is_pushed: true, packing: Zstd }),
+            (
+                "type=docker,name=a:1,dest=x.tar,compression=gzip",
+                Target::Image {
+                    format: DockerArchive,
+                    path: file("x.tar"),
+                    packing: Gzip,
+                    names: vec!["a:1".parse().unwrap()],
+                },
+            ),
         ] {
             assert_eq!(Target::parse(text).unwrap(), want, "{text}");
         }
         for (text, want) in [
-            ("type=cacheonly", "the unknown type `cacheonly`"),
+            ("type=inline", "the unknown type `inline`"),
+            ("type=image,compression=lz4", "the unknown field `compression=lz4`"),
             ("type=local", "names no directory"),
             ("type=oci,tar=false", "names no directory"),
             ("dest=x", "names no type"),

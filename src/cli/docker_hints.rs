@@ -136,7 +136,7 @@ const FLAGS: &[(&str, &str)] = &[
 const DIFFERENT: &[(&str, &str)] = &[
     (
         "run|create",
-        "a host path in `-v` must exist; no-new-privileges is on unless `--security-opt no-new-privileges=false` is given; `-p` publishes on IPv4 addresses only; `--cap-drop` also takes a capability away from a `--privileged` container; `--log-driver` is json-file, local or none; `--runtime` names gpurun's own; `--userns` is host; `--link` and `--storage-opt` are refused; when a health check ends, all processes that it has started are killed",
+        "a host path in `-v` must exist; no-new-privileges is on unless `--security-opt no-new-privileges=false` is given; `-p` publishes on IPv4 addresses only; `--cap-drop` applies to a `--privileged` container too; `--log-driver` is json-file, local or none; `--runtime` names gpurun's own; `--userns` is host; `--link` and `--storage-opt` are refused; when a health check ends, all processes that it has started are killed",
     ),
     (
         "build",

@@ -82,6 +82,13 @@ fn archives() {
     built(&["-t", "named:1", "-o", "type=oci,tar=false,dest=layout"]);
     assert!(fixture.dir.join("layout/oci-layout").exists());
     built(&["-o", "type=image,\"name=more:1,more:2\"", "-t", "more:3"]);
+    built(&["-o", "type=cacheonly"]);
+    built(&["-o", "type=docker,name=saved:1,dest=saved.tar,compression=gzip"]);
+    fixture.ok(&["rmi", "saved:1"]);
+    assert!(fixture.ok(&["load", "-i", "saved.tar"]).contains("saved:1"));
+    // An image that other builds have named gets none of these names.
+    built(&["-o", "type=docker,dest=unnamed.tar"]);
+    assert!(fixture.ok(&["load", "-i", "unnamed.tar"]).starts_with("Loaded image ID: sha256:"));
     for name in ["more:1", "more:2", "more:3"] {
         fixture.ok(&["image", "inspect", name]);
     }
@@ -115,7 +122,7 @@ fn refused() {
     for (args, want) in [
         (&["--push"][..], "cannot push the image: it has no name"),
         (&["-o", "type=registry"], "cannot push the image: it has no name"),
-        (&["-o", "type=cacheonly"], "the unknown type `cacheonly`"),
+        (&["-o", "type=inline"], "the unknown type `inline`"),
         (&["-o", "/etc/passwd"], "it is not a directory"),
         (&["--ssh", "key=/etc/passwd"], "is not a socket"),
         (&["--shm-size", "much"], "--shm-size"),

@@ -339,7 +339,7 @@ fn privileged() {
     let has = |line: &str| said.out.lines().any(|known| known.split_whitespace().collect::<Vec<_>>().join(" ") == line);
     assert!(has("Seccomp: 0") && has("NoNewPrivs: 0"), "{}", said.out);
     assert!(said.out.ends_with("\n0\n"), "the cgroup is writable: {}", said.out);
-    // Of these, `--cap-drop` takes away what it names.
+    // `--cap-drop` applies to it too.
     let dropped = host.ok(&[&RUN[..], &["--privileged", "--cap-drop", "ALL", "box", "sh", "-c", script]].concat());
     let none = format!("CapBnd:\t{}", "0".repeat(16));
     assert!(dropped.contains(&none) && dropped.contains("unmasked"), "{dropped}");

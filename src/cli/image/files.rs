@@ -137,43 +137,54 @@ pub(super) fn save(store: &Store, args: &SaveArgs) -> Result<(), Report> {
             None => list.push(ToSave { image, names }),
         }
     }
-    let packing = args.compression.into();
+    let hint = || format!("write it to a file: `gpurun image save -o FILE {}`", args.images.join(" "));
+    write_images(store, &list, args.output.as_deref(), args.format, args.compression, &hint)
+}
+
+/// Saves one image for another command, with these names alone.
+pub(crate) fn save_image(
+    store: &Store,
+    image: ToSave,
+    output: Option<&Path>,
+    format: FormatFlag,
+    compression: Packing,
+) -> Result<(), Report> {
+    let hint = || "name a file: `--output type=docker,dest=FILE`".to_owned();
+    write_images(store, &[image], output, format, compression, &hint)
+}
+
+/// Writes images to a file or directory, or to standard output.
+fn write_images(
+    store: &Store,
+    list: &[ToSave],
+    output: Option<&Path>,
+    format: FormatFlag,
+    compression: Packing,
+    no_terminal: &dyn Fn() -> String,
+) -> Result<(), Report> {
+    let packing = compression.into();
     let failed =
         |path: &Path, error: io::Error| Report::new(format!("cannot write `{}`", path.display())).with_cause(error);
-    match (&args.output, args.format) {
-        (Some(dir), FormatFlag::OciDir) => {
-            Ok(store.save(&list, Format::OciDirectory, packing, Sink::Directory(dir))?)
-        }
+    match (output, format) {
+        (Some(dir), FormatFlag::OciDir) => Ok(store.save(list, Format::OciDirectory, packing, Sink::Directory(dir))?),
         (None, FormatFlag::OciDir) => Err(Report::usage("an OCI layout is a directory: name it with `--output DIR`")),
         (None, format) => {
             if io::stdout().is_terminal() {
-                return Err(Report::usage("cannot write an image to a terminal")
-                    .with_hint(format!("write it to a file: `gpurun image save -o FILE {}`", args.images.join(" "))));
+                return Err(Report::usage("cannot write an image to a terminal").with_hint(no_terminal()));
             }
-            Ok(store.save(&list, archive(format), packing, Sink::Stream(&mut io::stdout().lock()))?)
+            Ok(store.save(list, archive(format), packing, Sink::Stream(&mut io::stdout().lock()))?)
         }
         // A pipe or a device is written to directly.
         (Some(path), format) if output::is_stream(path) => {
             let mut out = File::options().write(true).open(path).map_err(|error| failed(path, error))?;
-            Ok(store.save(&list, archive(format), packing, Sink::Stream(&mut out))?)
+            Ok(store.save(list, archive(format), packing, Sink::Stream(&mut out))?)
         }
         (Some(path), format) => {
             let mut out = Output::begin(path).map_err(|error| failed(path, error))?;
-            store.save(&list, archive(format), packing, Sink::Stream(out.file()))?;
+            store.save(list, archive(format), packing, Sink::Stream(out.file()))?;
             out.rename_into_place().map_err(|error| failed(path, error))
         }
     }
-}
-
-/// Saves images for another command, under the names that are given.
-pub(crate) fn save_images(
-    store: &Store,
-    images: &[String],
-    output: Option<PathBuf>,
-    format: FormatFlag,
-) -> Result<(), Report> {
-    let (images, registry) = (images.to_vec(), RegistryFlags::default());
-    save(store, &SaveArgs { images, output, format, compression: Packing::None, registry })
 }
 
 /// Writes a file that is replaced atomically.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::manage::in_store;
 use super::size;
-use super::text::{columns, names, print, print_json, repository_and_tag, table};
+use super::text::{columns, created, names, print, print_json, repository_and_tag, table};
 use super::transfer::{PullPolicy, RegistryFlags, provide};
 use super::users::Usages;
 use crate::cli::filter::Filters;
@@ -165,12 +165,6 @@ fn table_of(images: &[(&Image, Vec<&Reference>)], args: &LsArgs, id: impl Fn(&Im
 pub(super) fn shown<'a>(names: &'a [&'a Reference]) -> impl Iterator<Item = (String, String, Option<Digest>)> + 'a {
     let none = || ("<none>".to_owned(), "<none>".to_owned(), None);
     names.iter().map(|name| row_name(name)).chain(names.is_empty().then(none))
-}
-
-/// The time of an image's creation, in nanoseconds since 1970.
-pub(super) fn created(image: &Image) -> Option<u64> {
-    let time = chrono::DateTime::parse_from_rfc3339(&image.created).ok()?;
-    u64::try_from(time.timestamp_nanos_opt()?).ok()
 }
 
 fn created_ago(image: &Image) -> String {

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::size;
-use super::text::{names, print, print_json};
+use super::text::{created, names, print, print_json};
 use super::transfer::{PullPolicy, RegistryFlags, provide};
 use super::users::{Mounts, NewUsages, Usages};
 use crate::cli::confirm::confirm;
@@ -146,7 +146,7 @@ impl Selection {
     fn takes(&self, image: &Image) -> bool {
         (self.all || image.is_dangling())
             && self.filters.labels(&image.config.labels)
-            && self.until.is_none_or(|until| super::list::created(image).unwrap_or(0) < until)
+            && self.until.is_none_or(|until| created(image).unwrap_or(0) < until)
     }
 }
 

@@ -14,12 +14,12 @@ mod usage;
 mod users;
 
 pub(crate) use cache::{Part as CachePart, Selection as CacheSelection, parts as cache_parts, prune as prune_cache};
-pub(crate) use files::{FormatFlag, save_images, write_atomically};
+pub(crate) use files::{FormatFlag, save_image, write_atomically};
 pub(crate) use list::inspect_json;
 pub(super) use manage::in_store;
 pub(crate) use push::push_image;
 pub(crate) use text::size;
-pub(crate) use transfer::{ImageFlags, PullPolicy, RegistryFlags, provide};
+pub(crate) use transfer::{ImageFlags, Packing, PullPolicy, RegistryFlags, provide};
 pub(crate) use usage::Usage;
 use users::Mounts;
 

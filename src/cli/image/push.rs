@@ -115,8 +115,9 @@ pub(crate) fn push_image(
     store: &Store,
     image: &Image,
     target: &Reference,
+    packing: Packing,
     registry: &RegistryFlags,
     quiet: bool,
 ) -> Result<Digest, Report> {
-    Ok(send(store, image, target, Packing::Gzip, None, registry, quiet)?.manifest_digest)
+    Ok(send(store, image, target, packing, None, registry, quiet)?.manifest_digest)
 }

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::names::Reference;
 use crate::report::{Report, printable_line};
+use crate::store::Image;
 
 pub(super) fn names(references: &[Reference]) -> Vec<String> {
     references.iter().map(Reference::familiar).collect()
@@ -16,6 +17,12 @@ pub(super) fn repository_and_tag(name: &Reference) -> (String, String) {
     let tag = name.tag.clone().unwrap_or_else(|| "<none>".into());
     let repository = familiar.split('@').next().unwrap_or_default();
     (repository.strip_suffix(&format!(":{tag}")).unwrap_or(repository).to_string(), tag)
+}
+
+/// The time of an image's creation, in nanoseconds since 1970.
+pub(super) fn created(image: &Image) -> Option<u64> {
+    let time = chrono::DateTime::parse_from_rfc3339(&image.created).ok()?;
+    u64::try_from(time.timestamp_nanos_opt()?).ok()
 }
 
 /// Formats a size in decimal units, as docker does for images.

@@ -29,7 +29,8 @@ pub(crate) fn tags(repository: &Reference, options: &Options) -> Result<Vec<Refe
         let list: Value = serde_json::from_slice(&bytes).map_err(|error| nonsense(error.to_string()))?;
         // A repository whose last tag was removed has `null`.
         for tag in list["tags"].as_array().into_iter().flatten() {
-            let tag = tag.as_str().ok_or_else(|| nonsense("its list of tags has a value that is no text".into()))?;
+            let tag =
+                tag.as_str().ok_or_else(|| nonsense("its list of tags has a value that is not a string".into()))?;
             let name = format!("{}/{}:{tag}", repository.domain, repository.path);
             tags.insert(name.parse::<Reference>().map_err(|error| nonsense(error.to_string()))?);
         }
