@@ -16,6 +16,8 @@ pub(super) fn parse(flag: &str, text: &str) -> Result<u64, Report> {
 }
 
 fn read(text: &str, now: u64) -> Option<u64> {
+    // `date --iso-8601=ns` writes a comma before the fraction.
+    let text = &*text.replace(',', ".");
     // As in docker, `0` is the beginning of 1970.
     if let Some(back) = parse_duration(text).filter(|_| text != "0") {
         return now.checked_sub(back);
@@ -78,6 +80,7 @@ mod tests {
             ("2023-11-14T22:13:20Z", Some(1_700_000_000 * SECOND)),
             ("2023-11-14T23:13:20+01:00", Some(1_700_000_000 * SECOND)),
             ("2023-11-14T22:13:20.000000001Z", Some(1_700_000_000 * SECOND + 1)),
+            ("2023-11-14T22:13:20,000000001+00:00", Some(1_700_000_000 * SECOND + 1)),
             ("2023-11-14Z", Some(1_699_920_000 * SECOND)),
             ("", None),
             ("yesterday", None),
