@@ -9,7 +9,7 @@ use clap::{Args, Parser};
 
 use super::lab;
 use crate::report::Report;
-use crate::{launch, runtime, supervise};
+use crate::{launch, net, runtime, supervise};
 
 #[derive(Debug, Parser)]
 #[command(name = "gpurun", bin_name = "gpurun", disable_help_subcommand = true)]
@@ -23,9 +23,10 @@ enum Internal {
     ExecDrain(Descriptors),
     HealthCheck(Descriptors),
     WatchProbe(SuperviseArgs),
+    Resolve(ResolveArgs),
 }
 
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "supervise",
     "lab-payload",
     "hook-shim",
@@ -35,6 +36,7 @@ const NAMES: [&str; 9] = [
     runtime::EXEC_DRAIN,
     launch::HEALTH_CHECK,
     supervise::probe::SUBCOMMAND,
+    net::RESOLVE,
 ];
 
 /// Returns whether this process runs an internal command.
@@ -57,6 +59,7 @@ pub(super) fn main() -> Result<u8, Report> {
         Internal::ExecDrain(args) => Ok(runtime::exec_drain_main(&args.fds)),
         Internal::HealthCheck(args) => Ok(launch::health_check_main(&args.fds)),
         Internal::WatchProbe(args) => supervise::probe::main(&args.root, &args.run_dir, &args.id),
+        Internal::Resolve(args) => net::resolve_main(&args.fds, args.servers),
         Internal::GpuParams => crate::gpu::nvidia::params::main().map(|()| 0),
     }
 }
@@ -87,6 +90,13 @@ fn supervise(args: &SuperviseArgs) -> Result<u8, Report> {
 #[derive(Debug, Args)]
 struct Descriptors {
     fds: Vec<i32>,
+}
+
+#[derive(Debug, Args)]
+struct ResolveArgs {
+    #[arg(long = "fd")]
+    fds: Vec<i32>,
+    servers: Vec<std::net::IpAddr>,
 }
 
 #[derive(Debug, Args)]

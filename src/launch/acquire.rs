@@ -256,6 +256,7 @@ fn network(
         ports: &ports,
         state_dir: &state_dir,
         subnet: crate::config::Config::load()?.network.subnet.map(|subnet| subnet.0),
+        servers: &files::name_servers(request),
     })
     // A network may have been removed since the command found it.
     .map_err(|error| Report::from(error).with_exit_code(EXIT_GPURUN))?;

@@ -142,6 +142,8 @@ impl Container {
                 {
                     tracing::error!("{report}");
                 }
+            } else if self.network.reaped(pid, self.ending.is_none()) {
+                // The resolver, which has been started again if it is needed.
             } else if pid == self.pid {
                 self.ending = Some(ending);
             } else if self.jupyter.as_ref().is_some_and(|child| child.pid == pid) {
@@ -251,6 +253,7 @@ impl Container {
                 ports: &[],
                 state_dir: &records.run_dir().join("net"),
                 subnet: crate::config::Config::load()?.network.subnet.map(|subnet| subnet.0),
+                servers: &[],
             },
             namespace,
             attachment,

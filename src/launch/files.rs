@@ -1,7 +1,7 @@
 //! The files that every container gets from gpurun: resolv.conf, hosts, and hostname.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,19 @@ use crate::request::{Mounted, NetworkMode, Request};
 use crate::rootfs::MountpointKind;
 use crate::spec::Mount;
 
+const HOST_DNS: &str = "/etc/resolv.conf";
+/// The upstream servers of systemd-resolved.
+const RESOLVED_DNS: &str = "/run/systemd/resolve/resolv.conf";
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// The name servers to which the container's resolver forwards.
+pub(super) fn name_servers(request: &Request) -> Vec<IpAddr> {
+    net::files::upstreams(&read(HOST_DNS), &read(RESOLVED_DNS), &request.dns)
+}
+
 /// Writes the files beside the record and returns their mounts.
 pub(super) fn mounts(
     entry: &Entry,
@@ -25,17 +38,17 @@ pub(super) fn mounts(
     tell: Tell<'_>,
 ) -> Result<Vec<Mount>, Report> {
     let request = &entry.record.request;
-    let host = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let is_asked = !(request.dns.is_empty() && request.dns_search.is_empty() && request.dns_options.is_empty());
     let resolv_conf = match (request.network, is_asked) {
-        (NetworkMode::Host, false) => host("/etc/resolv.conf"),
+        (NetworkMode::Host, false) => read(HOST_DNS),
         _ => {
-            let asked = net::files::Resolver {
+            let asked = net::files::DnsSettings {
                 servers: &request.dns,
                 search: &request.dns_search,
                 options: &request.dns_options,
+                has_resolver: network.resolver.is_some(),
             };
-            net::files::resolv_conf(&host("/etc/resolv.conf"), &host("/run/systemd/resolve/resolv.conf"), &asked)
+            net::files::resolv_conf(&read(HOST_DNS), &read(RESOLVED_DNS), &asked)
         }
     };
     // The whole name is the first one, which `hostname -f` looks for.
@@ -44,7 +57,7 @@ pub(super) fn mounts(
         None => hostname.to_owned(),
     };
     let hosts = match request.network {
-        NetworkMode::Host => net::files::add_hosts(&host("/etc/hosts"), &request.add_hosts, Some(Ipv4Addr::LOCALHOST)),
+        NetworkMode::Host => net::files::add_hosts(&read("/etc/hosts"), &request.add_hosts, Some(Ipv4Addr::LOCALHOST)),
         _ => net::files::hosts(&names, network.ip, network.gateway, &request.add_hosts),
     };
     let texts = [("resolv.conf", resolv_conf), ("hosts", hosts), ("hostname", format!("{hostname}\n"))];

@@ -22,6 +22,8 @@ pub enum NetError {
     Nft { reason: String },
     #[error("cannot run `nft`")]
     NoNft(#[source] io::Error),
+    #[error("cannot start the resolver of the container's network")]
+    Resolver(#[source] io::Error),
     #[error("cannot publish port {port}: it is in use{by}")]
     PortInUse { port: String, by: String },
     #[error("cannot publish port {port}")]

@@ -2,27 +2,55 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use super::dns;
 use crate::request::HostEntry;
 
 /// What a container's resolv.conf has instead of the host's.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Resolver<'a> {
+pub(crate) struct DnsSettings<'a> {
     pub servers: &'a [IpAddr],
     /// `.` alone means no search list.
     pub search: &'a [String],
     pub options: &'a [String],
+    /// Whether the container has a resolver.
+    pub has_resolver: bool,
+}
+
+/// docker's servers for a host that has none.
+const PUBLIC: [&str; 2] = ["8.8.8.8", "8.8.4.4"];
+
+/// The address in a line of resolv.conf that names a server.
+fn server(line: &str) -> Option<&str> {
+    line.trim().strip_prefix("nameserver").map(str::trim)
+}
+
+/// The servers to which a container's resolver forwards: those that were asked for, or the host's. It reaches those on
+/// the host's loopback too. Servers on the loopback of the container, which `--dns` may name, are not reached from there.
+#[must_use]
+pub(crate) fn upstreams(host: &str, systemd_resolved: &str, asked: &[IpAddr]) -> Vec<IpAddr> {
+    let outside: Vec<IpAddr> = asked.iter().filter(|server| !server.is_loopback()).copied().collect();
+    let of = |text: &str| text.lines().filter_map(server).filter_map(|ip| ip.parse().ok()).collect();
+    let public = || PUBLIC.iter().filter_map(|ip| ip.parse().ok()).collect();
+    let lists = [outside, of(host), of(systemd_resolved)];
+    lists.into_iter().find(|list| !list.is_empty()).unwrap_or_else(public)
 }
 
 /// The container's resolv.conf: the host's, without name servers on the host's loopback. If no server remains, it uses
 /// the upstream servers of systemd-resolved (from its own file) or, as docker does, public ones. What was asked for
 /// replaces the host's servers, search list or options.
+///
+/// With a resolver, only that is named, unless a server on the container's own loopback was asked for: such a server may
+/// forward to the resolver. As in docker, names without a dot are looked up as they are first.
 #[must_use]
-pub(crate) fn resolv_conf(host: &str, systemd_resolved: &str, asked: &Resolver<'_>) -> String {
-    let server = |line: &str| line.trim().strip_prefix("nameserver").map(|ip| ip.trim().to_owned());
+pub(crate) fn resolv_conf(host: &str, systemd_resolved: &str, asked: &DnsSettings<'_>) -> String {
     let usable = |text: &str| -> Vec<String> {
-        text.lines().filter_map(server).filter(|ip| !ip.starts_with("127.") && ip != "::1").collect()
+        let servers = text.lines().filter_map(server).filter(|ip| !ip.starts_with("127.") && *ip != "::1");
+        servers.map(str::to_owned).collect()
     };
     let mut servers: Vec<String> = asked.servers.iter().map(ToString::to_string).collect();
+    if asked.has_resolver && !asked.servers.iter().any(IpAddr::is_loopback) {
+        servers = vec![dns::ADDRESS.to_string()];
+    }
     if servers.is_empty() {
         servers = usable(host);
     }
@@ -30,7 +58,7 @@ pub(crate) fn resolv_conf(host: &str, systemd_resolved: &str, asked: &Resolver<'
         servers = usable(systemd_resolved);
     }
     if servers.is_empty() {
-        servers = vec!["8.8.8.8".into(), "8.8.4.4".into()];
+        servers = PUBLIC.map(str::to_owned).to_vec();
     }
     let replaced = |line: &str| match line.split_whitespace().next() {
         Some("search" | "domain") => !asked.search.is_empty(),
@@ -49,6 +77,10 @@ pub(crate) fn resolv_conf(host: &str, systemd_resolved: &str, asked: &Resolver<'
     }
     if !asked.options.is_empty() {
         text.push_str(&format!("options {}\n", asked.options.join(" ")));
+    }
+    let mut options = text.lines().filter(|line| line.trim().starts_with("options"));
+    if asked.has_resolver && !options.any(|line| line.contains("ndots:")) {
+        text.push_str("options ndots:0\n");
     }
     text
 }
@@ -85,7 +117,7 @@ mod tests {
 
     #[test]
     fn loopback_name_servers_are_replaced() {
-        let none = Resolver::default();
+        let none = DnsSettings::default();
         let resolved = "nameserver 10.0.0.53\nsearch lab.example\n";
         assert_eq!(
             resolv_conf("# c\nsearch a.b\nnameserver 127.0.0.53\n", resolved, &none),
@@ -94,9 +126,31 @@ mod tests {
         assert_eq!(resolv_conf("nameserver 192.0.2.1\nnameserver 127.0.0.1\n", "", &none), "nameserver 192.0.2.1\n");
         assert_eq!(resolv_conf("", "", &none), "nameserver 8.8.8.8\nnameserver 8.8.4.4\n");
         assert_eq!(
-            resolv_conf("nameserver 192.0.2.1\n", "", &Resolver { servers: &["1.1.1.1".parse().unwrap()], ..none }),
+            resolv_conf("nameserver 192.0.2.1\n", "", &DnsSettings { servers: &["1.1.1.1".parse().unwrap()], ..none }),
             "nameserver 1.1.1.1\n"
         );
+    }
+
+    #[test]
+    fn a_resolver_stands_between_the_container_and_the_servers() {
+        let own: IpAddr = "127.0.0.1".parse().unwrap();
+        let asked: [IpAddr; 2] = ["1.1.1.1".parse().unwrap(), "2606::1".parse().unwrap()];
+        let text = |host: &str, servers: &[IpAddr], options: &[String]| {
+            resolv_conf(host, "", &DnsSettings { servers, options, has_resolver: true, ..DnsSettings::default() })
+        };
+        let host = "search a.b\noptions edns0\nnameserver 127.0.0.53\nnameserver fe80::1%eth0\n";
+        let resolver = "search a.b\noptions edns0\nnameserver 127.0.0.11\noptions ndots:0\n";
+        assert_eq!(text(host, &[], &[]), resolver);
+        assert_eq!(text(host, &asked, &[]), resolver);
+        assert_eq!(text("", &[], &["ndots:2".into()]), "nameserver 127.0.0.11\noptions ndots:2\n");
+        // A server in the container itself.
+        assert_eq!(text("", &[own], &[]), "nameserver 127.0.0.1\noptions ndots:0\n");
+        assert_eq!(upstreams(host, "", &[]), ["127.0.0.53".parse::<IpAddr>().unwrap()]);
+        assert_eq!(upstreams(host, "", &asked), asked);
+        assert_eq!(upstreams(host, "", &[own, asked[0]]), asked[..1]);
+        assert_eq!(upstreams(host, "", &[own]), upstreams(host, "", &[]));
+        assert_eq!(upstreams("", "nameserver 10.0.0.53\n", &[]), ["10.0.0.53".parse::<IpAddr>().unwrap()]);
+        assert_eq!(upstreams("", "", &[]).len(), 2);
     }
 
     #[test]
@@ -104,7 +158,11 @@ mod tests {
         let host = "search a.b\ndomain a\noptions rotate\nnameserver 192.0.2.1\n";
         let text = |search: &[&str], options: &[&str]| {
             let own = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
-            resolv_conf(host, "", &Resolver { servers: &[], search: &own(search), options: &own(options) })
+            resolv_conf(
+                host,
+                "",
+                &DnsSettings { search: &own(search), options: &own(options), ..DnsSettings::default() },
+            )
         };
         assert_eq!(text(&[], &[]), host);
         assert_eq!(text(&["x.y", "z"], &[]), "options rotate\nnameserver 192.0.2.1\nsearch x.y z\n");

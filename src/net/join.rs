@@ -136,7 +136,7 @@ pub(crate) fn disconnect(
         announce(&netfilter, id, &lease)?;
     }
     netfilter.keep();
-    names::left(state_dir, &lease, &endpoint)?;
+    names::left(state_dir, id, &lease, &endpoint)?;
     names::publish(state_dir, &[endpoint])?;
     Ok(lease.endpoints)
 }

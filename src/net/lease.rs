@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::dns::table;
 use super::{Bridge, Endpoint, NetError, Published};
 use crate::durable::{self, Owner};
 use crate::request::Subnet;
@@ -145,12 +146,12 @@ pub(super) fn write(state_dir: &Path, id: &str, lease: &Lease) -> Result<(), Net
     durable::write_atomic_volatile(&path, &bytes).map_err(io_error("write", &path))
 }
 
+/// Removes a lease, and the file with the container's names before it.
 pub(super) fn remove(state_dir: &Path, id: &str) -> Result<(), NetError> {
-    let path = path(state_dir, id);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path)(error)),
+    [table::path(state_dir, id), path(state_dir, id)].iter().try_for_each(|path| match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error)),
         _ => Ok(()),
-    }
+    })
 }
 
 /// The next free address of the network after `last`. The gateway is in `taken`.

@@ -8,6 +8,7 @@
 //!                 subnet      the default bridge's network, chosen once so that it overlaps no route of the host
 //!                 last*       the address allocated last, on each bridge
 //!                 ID.json     one container's lease: owner (pid, start time), addresses, ports, devices
+//!                 ID.names    the names that its resolver answers, removed before the lease
 //! ```
 //!
 //! The namespace and the veth pairs are held by the supervisor's descriptor. When the supervisor dies, the kernel
@@ -27,7 +28,8 @@
 //! Containers of different networks do not reach each other, except through published ports. Those of an internal
 //! network reach neither other networks nor this host, and they have no default route.
 //!
-//! The containers of a named network find each other by name ([`names`]). On the default bridge they have no names.
+//! The containers of a named network find each other by name: through their hosts files ([`names`]) and a resolver
+//! ([`dns`]). On the default bridge they have no names.
 //!
 //! 127.0.0.0/8 is not opened to neighbors. `route_localnet` is set only on gpurun's bridges, packets with a loopback
 //! address that come from a bridge are dropped, and ports published on 127.0.0.1 only accept connections from this
@@ -40,6 +42,7 @@
 
 mod bridge;
 mod conntrack;
+mod dns;
 mod error;
 pub(crate) mod files;
 mod firewalls;
@@ -56,6 +59,7 @@ mod types;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
+pub(crate) use dns::{RESOLVE, Resolver, main as resolve_main};
 pub use error::NetError;
 pub(crate) use join::{connect, disconnect, rename};
 pub(crate) use manage::{NewNetwork, connected, create, remove};
@@ -79,11 +83,14 @@ pub fn setup(request: &Request<'_>) -> Result<Network, NetError> {
             // The ports come first, so that a port in use is detected before anything is created.
             let (ports, holders) = holders::hold(request)?;
             let namespace = netns::create().map_err(NetError::Namespace)?;
-            match join::join(request, &namespace, &ports) {
-                Ok(joined) => {
-                    let join::Joined { endpoints, notes } = joined;
-                    let mut network =
-                        Network { namespace: Some(namespace), endpoints, ports, holders, notes, ..Network::default() };
+            let joined = join::join(request, &namespace, &ports).and_then(|joined| {
+                let resolver = Resolver::start(request.state_dir, request.id, &namespace, request.servers)?;
+                Ok((joined, resolver))
+            });
+            match joined {
+                Ok((join::Joined { endpoints, notes }, resolver)) => {
+                    let mut network = Network { namespace: Some(namespace), endpoints, ports, ..Network::default() };
+                    (network.holders, network.notes, network.resolver) = (holders, notes, resolver);
                     let first = network.first().cloned();
                     network.ip = first.as_ref().map(|first| first.ip);
                     network.gateway = first.filter(|first| !first.bridge.internal).map(|first| first.bridge.gateway);

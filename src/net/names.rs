@@ -1,5 +1,5 @@
-//! The names of containers on named networks: a block in the hosts file of each container, which is kept up to date
-//! while containers start and stop.
+//! The names of containers on named networks: a block in the hosts file of each container, and the table of its
+//! resolver ([`super::dns`]). Both are kept up to date while containers start and stop.
 //!
 //! A process that changes a lease calls [`publish`] under the lock. The whole file is replaced by one write of at least the old
 //! length: a reader never sees a part of it, which a truncated file would show, and a renamed file would not be visible
@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::bridge::{live, lock};
+use super::dns::table::{self, Host, Table};
 use super::lease::Lease;
 use super::{Bridge, Endpoint, NetError};
 
@@ -30,9 +31,9 @@ pub(super) fn publish(state_dir: &Path, endpoints: &[Endpoint]) -> Result<(), Ne
         return Ok(());
     }
     let leases = live(state_dir)?;
-    for (_, lease) in &leases {
+    for (id, lease) in &leases {
         if lease.endpoints.iter().any(|one| networks.iter().any(|network| network.device == one.bridge.device)) {
-            update(lease, &leases);
+            update(state_dir, id, lease, &leases);
         }
     }
     Ok(())
@@ -42,23 +43,36 @@ pub(super) fn publish(state_dir: &Path, endpoints: &[Endpoint]) -> Result<(), Ne
 pub(super) fn write_own(state_dir: &Path, id: &str) -> Result<(), NetError> {
     let _lock = lock(state_dir)?;
     let leases = live(state_dir)?;
-    if let Some((_, lease)) = leases.iter().find(|(other, _)| other == id) {
-        update(lease, &leases);
+    if let Some((id, lease)) = leases.iter().find(|(other, _)| other == id) {
+        update(state_dir, id, lease, &leases);
     }
     Ok(())
 }
 
 /// Removes from a container's own hosts file what belongs to a network that it has left. The caller holds the lock.
-pub(super) fn left(state_dir: &Path, lease: &Lease, endpoint: &Endpoint) -> Result<(), NetError> {
-    let leases = live(state_dir)?;
-    let lines = lines(lease, &leases);
-    change(lease, |old| with_block(&moved(old, endpoint, lease.first()), &lines));
+pub(super) fn left(state_dir: &Path, id: &str, lease: &Lease, endpoint: &Endpoint) -> Result<(), NetError> {
+    let hosts = hosts(lease, &live(state_dir)?);
+    change(lease, |old| with_block(&moved(old, endpoint, lease.first()), &hosts));
+    tell_resolver(state_dir, id, lease, hosts);
     Ok(())
 }
 
-fn update(lease: &Lease, leases: &[(String, Lease)]) {
-    let lines = lines(lease, leases);
-    change(lease, |old| with_block(old, &lines));
+fn update(state_dir: &Path, id: &str, lease: &Lease, leases: &[(String, Lease)]) {
+    let hosts = hosts(lease, leases);
+    change(lease, |old| with_block(old, &hosts));
+    tell_resolver(state_dir, id, lease, hosts);
+}
+
+/// Writes the names for the container's resolver. A container that has left its named networks keeps its resolver.
+fn tell_resolver(state_dir: &Path, id: &str, lease: &Lease, hosts: Vec<Host>) {
+    let path = table::path(state_dir, id);
+    if lease.endpoints.iter().all(|endpoint| endpoint.bridge.id.is_none()) && !path.exists() {
+        return;
+    }
+    let own = lease.endpoints.iter().map(|endpoint| endpoint.ip).collect();
+    if let Err(error) = (Table { forward: lease.target().is_some(), own, hosts }).write(&path) {
+        tracing::warn!("cannot write the names of containers to `{}`: {error}", path.display());
+    }
 }
 
 fn change(lease: &Lease, change: impl FnOnce(&str) -> String) {
@@ -71,15 +85,20 @@ fn change(lease: &Lease, change: impl FnOnce(&str) -> String) {
     }
 }
 
-/// The addresses and names that a container sees: those of all containers on its named networks, its own included.
-fn lines(lease: &Lease, leases: &[(String, Lease)]) -> Vec<(Ipv4Addr, Vec<String>)> {
+/// The containers that a container sees: all on its named networks, itself included.
+fn hosts(lease: &Lease, leases: &[(String, Lease)]) -> Vec<Host> {
     let is_seen = |endpoint: &&Endpoint| {
         endpoint.bridge.id.is_some() && lease.endpoints.iter().any(|own| own.bridge.device == endpoint.bridge.device)
     };
     let all = leases.iter().flat_map(|(_, other)| &other.endpoints).filter(is_seen);
-    let mut lines: Vec<_> = all.map(|endpoint| (endpoint.ip, endpoint.names.clone())).collect();
-    lines.sort();
-    lines
+    let host = |Endpoint { ip, bridge, names, .. }: &Endpoint| Host {
+        ip: *ip,
+        network: bridge.network.clone(),
+        names: names.clone(),
+    };
+    let mut hosts: Vec<Host> = all.map(host).collect();
+    hosts.sort();
+    hosts
 }
 
 fn write(path: &Path, change: impl FnOnce(&str) -> String) -> io::Result<()> {
@@ -118,7 +137,7 @@ fn moved(old: &str, left: &Endpoint, now: Option<&Endpoint>) -> String {
 
 /// Replaces the block in the text of a hosts file. Names that other lines have keep their addresses: those of
 /// `--add-host` win. The result is never shorter than the text.
-fn with_block(old: &str, lines: &[(Ipv4Addr, Vec<String>)]) -> String {
+fn with_block(old: &str, hosts: &[Host]) -> String {
     let (mut text, mut inside) = (String::new(), false);
     for line in old.lines() {
         match line {
@@ -142,9 +161,9 @@ fn with_block(old: &str, lines: &[(Ipv4Addr, Vec<String>)]) -> String {
         .filter_map(|words| Some((words.first()?.clone(), words[1..].to_vec())))
         .flat_map(|(ip, names)| names.into_iter().map(move |name| (ip.clone(), name)))
         .collect();
-    if !lines.is_empty() {
+    if !hosts.is_empty() {
         text.push_str(&format!("\n{BEGIN}\n"));
-        for (ip, names) in lines {
+        for Host { ip, names, .. } in hosts {
             let ip = ip.to_string();
             let is_free = |name: &&String| !known.iter().any(|(other, known)| known == *name && *other != ip);
             let names: Vec<&str> = names.iter().filter(is_free).map(String::as_str).collect();
@@ -165,20 +184,23 @@ fn with_block(old: &str, lines: &[(Ipv4Addr, Vec<String>)]) -> String {
 mod tests {
     use super::*;
 
-    fn lines(texts: &[(&str, &str)]) -> Vec<(Ipv4Addr, Vec<String>)> {
-        texts.iter().map(|(ip, names)| (ip.parse().unwrap(), names.split(' ').map(str::to_owned).collect())).collect()
+    fn hosts(texts: &[(&str, &str)]) -> Vec<Host> {
+        let names = |names: &str| names.split(' ').map(str::to_owned).collect();
+        let host =
+            |(ip, all): &(&str, &str)| Host { ip: ip.parse().unwrap(), network: "lab".into(), names: names(all) };
+        texts.iter().map(host).collect()
     }
 
     #[test]
     fn the_block_is_replaced_and_never_shortens_the_file() {
         let base = "127.0.0.1\tlocalhost\n10.0.0.2\tme\n192.0.2.7\tdb\n";
-        let one = with_block(base, &lines(&[("10.0.0.2", "me m"), ("10.0.0.3", "db postgres"), ("10.0.0.4", "api")]));
+        let one = with_block(base, &hosts(&[("10.0.0.2", "me m"), ("10.0.0.3", "db postgres"), ("10.0.0.4", "api")]));
         assert!(one.starts_with(base.trim_end()), "{one}");
         assert!(one.contains("10.0.0.2\tme m\n10.0.0.3\tpostgres\n10.0.0.4\tapi\n"), "`db` is the user's: {one}");
-        let two = with_block(&one, &lines(&[("10.0.0.5", "api")]));
+        let two = with_block(&one, &hosts(&[("10.0.0.5", "api")]));
         assert!(two.len() >= one.len() && two.contains("10.0.0.5\tapi\n") && !two.contains("postgres"), "{two}");
         assert_eq!((two.matches(BEGIN).count(), two.matches(END).count()), (1, 1));
-        assert_eq!(with_block(&two, &lines(&[("10.0.0.5", "api")])), two, "nothing changes");
+        assert_eq!(with_block(&two, &hosts(&[("10.0.0.5", "api")])), two, "nothing changes");
         let none = with_block(&two, &[]);
         assert!(none.starts_with(base.trim_end()) && none.len() >= two.len() && !none.contains('#'), "{none}");
     }
@@ -200,7 +222,7 @@ mod tests {
     #[test]
     fn a_block_that_the_container_has_damaged_is_replaced() {
         for text in [BEGIN.to_owned(), format!("{END}\n"), format!("{BEGIN}\n{BEGIN}\n\u{fffd}\n"), String::new()] {
-            let new = with_block(&text, &lines(&[("10.0.0.5", "api")]));
+            let new = with_block(&text, &hosts(&[("10.0.0.5", "api")]));
             assert_eq!((new.matches(BEGIN).count(), new.matches(END).count()), (1, 1), "{text:?}");
             assert!(new.contains("10.0.0.5\tapi\n"));
         }

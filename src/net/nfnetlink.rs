@@ -102,7 +102,8 @@ impl Netfilter {
         }
     }
 
-    fn new() -> io::Result<Self> {
+    /// A socket in the current network, which need not be this process's own.
+    pub(super) fn new() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;

@@ -1,12 +1,13 @@
 //! The networks that a container requests and those that it has.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::dns::Resolver;
 use crate::network::{self, Networks};
 use crate::request::{Attachment, DEFAULT_NETWORK, Mac, NetworkMode, PortSpec, Protocol, Subnet};
 
@@ -34,6 +35,8 @@ pub struct Request<'a> {
     pub state_dir: &'a Path,
     /// The default bridge's network from the host's configuration: a /24.
     pub subnet: Option<Ipv4Addr>,
+    /// The name servers to which the container's resolver forwards.
+    pub servers: &'a [IpAddr],
 }
 
 /// A published port.
@@ -126,11 +129,18 @@ pub struct Network {
     pub ports: Vec<Published>,
     /// The sockets that hold the published ports.
     pub holders: Vec<OwnedFd>,
+    /// The resolver of a container on a named network.
+    pub(crate) resolver: Option<Resolver>,
     /// Notices for the caller about changes to the host and about firewalls that block the bridge.
     pub notes: Vec<String>,
 }
 
 impl Network {
+    /// Whether the child that the supervisor has reaped was the resolver.
+    pub(crate) fn reaped(&mut self, pid: i32, is_needed: bool) -> bool {
+        self.resolver.as_mut().is_some_and(|resolver| resolver.reaped(pid, is_needed))
+    }
+
     /// The endpoint to which published ports lead or, without such a network, the first one.
     #[must_use]
     pub(crate) fn first(&self) -> Option<&Endpoint> {

@@ -42,6 +42,7 @@ mod oracle;
 mod queue;
 mod race;
 mod recipe;
+mod resolver;
 mod run;
 mod run_flags;
 mod run_shared;
@@ -78,6 +79,7 @@ fn lacks(test: &str) -> Option<&'static str> {
         name if NEEDS_SYSTEMD.contains(&name) && !std::path::Path::new("/run/systemd/system").exists() => {
             Some("systemd")
         }
+        "real_programs_find_containers" if resolver::lacks_programs() => Some("dig, node and musl-gcc"),
         NEEDS_SWAP if !swap() => Some("swap"),
         name if top::NEED_TMUX.contains(&name) && !has_program("tmux") => Some("tmux"),
         name if errors::TESTS.iter().any(|(other, _)| *other == name) && !errors::has_snapshots() => {
@@ -150,6 +152,7 @@ fn main() {
         ("mounts", mounts::TESTS),
         ("network", network::TESTS),
         ("networks", networks::TESTS),
+        ("resolver", resolver::TESTS),
         ("gpu", gpu::TESTS),
         ("gpu_leases", gpu_leases::TESTS),
         ("gpu_filter", gpu_filter::TESTS),

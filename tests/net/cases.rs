@@ -541,6 +541,7 @@ fn modes() {
             ports,
             state_dir: &state_dir,
             subnet,
+            servers: &[],
         })
         .unwrap()
     };

@@ -65,6 +65,7 @@ impl World {
             ports: &ports,
             state_dir,
             subnet: None,
+            servers: &[],
         })
     }
 
