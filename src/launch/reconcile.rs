@@ -71,7 +71,7 @@ pub(crate) fn reconcile(records: &Records) -> Result<(), Report> {
     }
     let host = cgroup::Host::probe(Path::new("/"))?;
     let released: Vec<(&String, bool)> = dead.iter().map(|id| (id, done(id, release(records, &host, id)))).collect();
-    let network = living(records).and_then(|living| net::reconcile(&records.run_dir().join("net"), &living));
+    let network = living(records).and_then(|living| net::reconcile(&records.run_dir().join("net"), &living, &dead));
     if let Err(report) = network {
         tracing::warn!("{}", report.under("cannot clean up the networks of containers that have ended"));
     }

@@ -143,12 +143,13 @@ pub fn repair(state_dir: &Path) -> Result<Vec<String>, NetError> {
 
 /// Removes the network resources of containers that are no longer alive. Idempotent.
 ///
-/// A lease whose owner is alive is kept even if its container is not in `live`, because it may have been started
-/// after that list was made.
-pub fn reconcile(state_dir: &Path, live: &[String]) -> Result<(), Report> {
+/// `dead` are containers whose supervisor has released its locks. Its process may still be there: the kernel closes the
+/// files of a killed process before it ends. A lease whose owner is alive is kept even if its container is neither in
+/// `dead` nor in `live`, because it may have been started after those lists were made.
+pub fn reconcile(state_dir: &Path, live: &[String], dead: &[String]) -> Result<(), Report> {
     for id in lease::all(state_dir)? {
         if !live.contains(&id) {
-            join::leave(state_dir, &id, |lease| !lease.owner.lives())?;
+            join::leave(state_dir, &id, |lease| dead.contains(&id) || !lease.owner.lives())?;
         }
     }
     Ok(())

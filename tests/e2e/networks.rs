@@ -392,6 +392,19 @@ fn survives() {
     host.ok(&["network", "inspect", "lab"]);
     host.ok(&["start", "one"]);
     eventually("it answers again", || fetch(&host, "two", "one 80").as_deref() == Some("one"));
+    // A killed process may release its locks before it ends. This one is stopped in between.
+    let (supervisor, id) = (host.inspect("one")["Supervisor"]["Pid"].clone(), host.inspect("one")["Id"].clone());
+    let id = id.as_str().unwrap();
+    sh(&format!(
+        "kill -STOP {supervisor}; cd {}/{id}; rm alive forks; touch alive forks",
+        host.dir.join("run").display()
+    ));
+    host.ok(&["ps"]);
+    assert!(!host.dir.join(format!("run/net/{id}.json")).exists(), "the address is free again");
+    assert!(!hosts_of(neighbor).contains("\tone "), "{}", hosts_of(neighbor));
+    sh(&format!("kill -KILL {supervisor}"));
+    host.ok(&["start", "one"]);
+    eventually("it answers once more", || fetch(&host, "two", "one 80").as_deref() == Some("one"));
     // A removed bridge and flushed rules are restored by the next command.
     let device = format!("gpurun-{}", &inspect(&host, "lab")["Id"].as_str().unwrap()[..8]);
     for ruin in [format!("ip link delete {device}"), "nft flush ruleset".into()] {

@@ -464,7 +464,7 @@ fn run_directories() {
     }
     // Clean-up in one run directory leaves the devices and ports of the other alone.
     net::teardown(&other, &id("c1")).unwrap();
-    net::reconcile(&other, &[]).unwrap();
+    net::reconcile(&other, &[], &[]).unwrap();
     reach(None, (LOOPBACK, 8002), &containers[2].tcp(80));
     // After a flush each run directory's next command restores its own ports, and keeps the other's.
     sh("nft flush ruleset");

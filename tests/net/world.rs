@@ -81,7 +81,7 @@ impl World {
 
     pub fn reconcile(&self, living: &[&str]) {
         let living: Vec<String> = living.iter().map(|name| id(name)).collect();
-        net::reconcile(&self.state_dir(), &living).unwrap();
+        net::reconcile(&self.state_dir(), &living, &[]).unwrap();
     }
 
     /// Leases, published ports and devices of containers that stand.
