@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::report::Explain;
-use crate::request::LogOptions;
+use crate::request::{self, LogOptions};
 use crate::transport::registry::Settings;
 
 /// Where the file is, unless GPURUN_CONFIG names another.
@@ -42,7 +42,10 @@ pub(crate) struct Config {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Network {
+    /// The default bridge's network.
     pub subnet: Option<Subnet>,
+    /// Where `network create` takes free networks from.
+    pub range: Option<Range>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -122,6 +125,21 @@ impl TryFrom<String> for Subnet {
     }
 }
 
+/// A range of networks: a private /24 or larger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Range(pub request::Subnet);
+
+impl TryFrom<String> for Range {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a private range of the form `10.89.0.0/16`, of /8 to /24");
+        let range: request::Subnet = text.parse().map_err(|_| wrong())?;
+        let is_private = range.address.is_private() && range.last().is_private();
+        (is_private && range.prefix <= 24).then_some(Self(range)).ok_or_else(wrong)
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
     #[error("cannot read the configuration `{}`", path.display())]
@@ -177,6 +195,7 @@ impl Config {
         let mut lines: Vec<String> =
             dirs.into_iter().filter_map(|(key, dir)| Some(format!("{key} = {}", dir.as_ref()?.display()))).collect();
         lines.extend(self.network.subnet.map(|subnet| format!("subnet = {}/24", subnet.0)));
+        lines.extend(self.network.range.map(|range| format!("range = {}", range.0)));
         lines.extend(self.flags().into_iter().map(|(flag, value)| format!("--{} {value}", flag.replace('_', "-"))));
         lines.extend(self.log.options().into_iter().map(|option| format!("--log-opt {option}")));
         lines.extend(self.registries.mirrors.iter().map(|(name, all)| format!("mirrors of {name}: {}", all.join(" "))));
@@ -235,12 +254,13 @@ mod tests {
         let config = Config::parse(&every_key()).unwrap();
         let Config { root, run_dir, network, gpus, limits, log, registries, exists: _ } = &config;
         assert!(root.is_some() && run_dir.is_some() && network.subnet.is_some() && gpus.mode.is_some(), "{config:?}");
+        assert!(network.range.is_some(), "{network:?}");
         let Limits { memory, memory_swap, cpus, cpuset_cpus, pids_limit, shm_size } = limits;
         for limit in [memory, memory_swap, cpus, cpuset_cpus, pids_limit, shm_size] {
             assert!(limit.is_some(), "{limits:?}");
         }
         assert!(log.max_size.is_some() && log.max_file.is_some(), "{log:?}");
-        assert_eq!(config.summary().len(), 14, "{:?}", config.summary());
+        assert_eq!(config.summary().len(), 15, "{:?}", config.summary());
         assert!(!registries.mirrors.is_empty() && !registries.insecure.is_empty(), "{registries:?}");
     }
 
@@ -260,6 +280,8 @@ mod tests {
             ("root = \"data\"", "`root` must be an absolute path"),
             ("[network]\nsubnet = \"10.0.0.0/16\"", "is not a private network of the form `10.89.0.0/24`"),
             ("[network]\nsubnet = \"8.8.8.0/24\"", "is not a private network"),
+            ("[network]\nrange = \"10.0.0.0/25\"", "is not a private range of the form `10.89.0.0/16`"),
+            ("[network]\nrange = \"172.16.0.0/8\"", "is not a private range"),
             ("[limits\n", "line 1: "),
             ("[log]\nmax-size = \"much\"", "section `[log]`: `max-size=much`: the size is not valid"),
             ("[log]\nmax-file = 0", "section `[log]`: `max-file=0`: the number of files is not valid"),

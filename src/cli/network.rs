@@ -322,7 +322,7 @@ fn create(args: &CreateArgs, context: &Context) -> Result<u8, Report> {
             gateway: args.gateway,
             internal: args.internal,
             labels,
-            range: None,
+            range: config.network.range.map(|range| range.0),
             default: config.network.subnet.map(|subnet| subnet.0),
         },
     )?;

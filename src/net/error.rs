@@ -30,6 +30,8 @@ pub enum NetError {
     Port { port: String, source: io::Error },
     #[error("cannot choose a network for the bridge: the host has routes to every private network")]
     NoSubnet,
+    #[error("cannot create the network `{network}`: all networks of the range {range} are in use")]
+    RangeInUse { network: String, range: Subnet },
     #[error("cannot use the configured network {0}/24 for the bridge: a route of the host overlaps it")]
     SubnetInUse(Ipv4Addr),
     #[error("cannot assign an address: all addresses of the network `{0}` are in use")]
@@ -110,6 +112,11 @@ impl Explain for NetError {
             }
             Self::SubnetInUse(_) => {
                 "set another `subnet` in `/etc/gpurun/config.toml`; `ip route` shows the host's routes".into()
+            }
+            Self::RangeInUse { .. } => {
+                "choose addresses with `--subnet`, or remove networks with `gpurun network prune`; \
+                                        `range` is set in `/etc/gpurun/config.toml`"
+                    .into()
             }
             Self::NoSubnet | Self::NoAddress(_) => "use `--network host`, or remove containers".into(),
             Self::Nft { .. } | Self::Filter { .. } => {

@@ -92,7 +92,10 @@ fn choose(
         (netns::index(BRIDGE) == 0).then(|| lease::free_subnet(None, &taken)).flatten().map(|net| net.address)
     });
     taken.extend(default.map(|default| (default, 24)));
-    lease::free_subnet(range, &taken).ok_or(NetError::NoSubnet)
+    lease::free_subnet(range, &taken).ok_or_else(|| match range {
+        Some(range) => NetError::RangeInUse { network: name.to_owned(), range },
+        None => NetError::NoSubnet,
+    })
 }
 
 /// Removes a network, its bridge and its rules, if no running container is connected to it.

@@ -102,6 +102,17 @@ fn managed() {
 
 fn refused() {
     let host = Host::with_box();
+    // The configured range has two networks.
+    std::fs::write(host.dir.join("config.toml"), "[network]\nrange = \"10.45.6.0/23\"\n").unwrap();
+    let create = |name: &str| {
+        let config = host.dir.join("config.toml");
+        answer(host.command(&["network", "create", name]).env("GPURUN_CONFIG", config).output().unwrap())
+    };
+    assert_eq!([create("one"), create("another")].map(|answer| answer.code), [0, 0]);
+    assert_eq!(inspect(&host, "one")["IPAM"]["Config"][0]["Subnet"], "10.45.6.0/24");
+    assert_eq!(inspect(&host, "another")["IPAM"]["Config"][0]["Subnet"], "10.45.7.0/24");
+    let error = create("third").err;
+    assert!(error.contains("all networks of the range 10.45.6.0/23 are in use"), "{error}");
     for name in ["bridge", "host", "none"] {
         assert!(host.fails(1, &["network", "create", name]).contains("there is a network of this name"));
         assert!(host.fails(1, &["network", "rm", name]).contains("every host has it"));

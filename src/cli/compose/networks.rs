@@ -62,7 +62,7 @@ fn create_one(context: &Context, project: &str, network: &ProjectNetwork) -> Res
         gateway: network.gateway,
         internal: network.internal,
         labels: network.labels.clone(),
-        range: None,
+        range: config.network.range.map(|range| range.0),
         default: config.network.subnet.map(|subnet| subnet.0),
     };
     for (label, value) in [
