@@ -320,7 +320,7 @@ fn check_run(args: &[String]) -> Result<(), Report> {
     let args: Vec<OsString> = args.iter().map(OsString::from).collect();
     let config = Config::load()?;
     match parse(&config, args.clone()) {
-        Ok(Cli { command: Some(Command::Run(run)), .. }) => run.check(),
+        Ok(Cli { command: Some(Command::Run(run)), .. }) => run.check().map(drop),
         Ok(_) => Ok(()),
         Err(error) => Err(usage_errors::explain(&error, &args, &Cli::command()).unwrap_or_else(|| {
             let text = error.to_string();

@@ -24,9 +24,9 @@ pub(super) struct RunArgs {
 }
 
 impl RunArgs {
-    /// Checks the flags.
-    pub(super) fn check(&self) -> Result<(), Report> {
-        self.new.check().map(drop)
+    /// Checks the flags, and returns the request that they make.
+    pub(super) fn check(&self) -> Result<Request, Report> {
+        self.new.check()
     }
 }
 
