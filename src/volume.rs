@@ -6,12 +6,14 @@
 //!     .NAME.json        the labels of a volume that `gpurun volume create` made with labels
 //!     .NAME.new         a volume that `gpurun volume create` made and that no container has used: its first use fills
 //!                       it with the image's files
-//!     .NAME.PID.tmp     a volume that a launch is filling with the image's files
+//!     .NAME.lock        held while a volume is created, see [`lock`]
+//!     .NAME.PID.tmp     a volume that a launch is filling with the image's files, under that lock
 //!     .removed.PID.NAME a volume that is being removed
 //! ```
 //!
-//! Lock: [`Records::lock`](crate::record::Records::lock). A record is created under it, so a caller that holds it and
-//! finds no record with a volume can remove the volume. A removal renames the directory first, so that a volume exists
+//! Locks: [`Records::lock`](crate::record::Records::lock). A record is created under it, so a caller that holds it and
+//! finds no record with a volume can remove the volume, and its lock file: only a launch, which has a record, waits for
+//! that. A caller that holds the records' lock never waits for a volume's lock, because a fill may take long. A removal renames the directory first, so that a volume exists
 //! as a whole or not at all. [`Volumes::sweep`], which every command that reads records calls, finishes the removals of
 //! dead processes.
 //!
@@ -24,7 +26,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use crate::durable;
+use crate::durable::{self, FileLock};
 use crate::report::{EXIT_USAGE, Explain};
 
 /// The volumes of one root.
@@ -146,6 +148,11 @@ impl Volumes {
             let text = serde_json::to_vec(labels).map_err(|error| failed(error.into()))?;
             durable::write_atomic(&self.labels(name), &text).map_err(failed)?;
         }
+        // A launch that has the lock is creating the volume.
+        let lock = FileLock::try_exclusive(&lock_path(&self.dir.join(name))).map_err(failed)?;
+        if lock.is_none() || self.find(name)?.is_some() {
+            return Ok(());
+        }
         // The mark comes first: a volume without it counts as used.
         fs::write(new_mark(&self.dir.join(name)), "").map_err(failed)?;
         match fs::DirBuilder::new().mode(0o755).create(self.dir.join(name)) {
@@ -160,7 +167,7 @@ impl Volumes {
         let failed = |source| VolumeError::Io { action: "remove", name: name.to_owned(), source };
         let aside = self.dir.join(format!("{REMOVED}{}.{name}", std::process::id()));
         fs::rename(&volume.path, &aside).map_err(failed)?;
-        for beside in [self.labels(name), new_mark(&volume.path)] {
+        for beside in [self.labels(name), new_mark(&volume.path), lock_path(&volume.path)] {
             match fs::remove_file(beside) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
                 _ => {}
@@ -186,7 +193,20 @@ impl Volumes {
 
 /// The path of the mark of a volume that no container has used.
 pub(crate) fn new_mark(volume: &Path) -> PathBuf {
-    volume.with_file_name(format!(".{}.new", volume.file_name().unwrap_or_default().to_string_lossy()))
+    beside(volume, "new")
+}
+
+/// Waits for the lock under which a volume is created and filled. The volume need not exist, but its directory must.
+pub(crate) fn lock(volume: &Path) -> io::Result<FileLock> {
+    FileLock::exclusive(&lock_path(volume))
+}
+
+fn lock_path(volume: &Path) -> PathBuf {
+    beside(volume, "lock")
+}
+
+fn beside(volume: &Path, what: &str) -> PathBuf {
+    volume.with_file_name(format!(".{}.{what}", volume.file_name().unwrap_or_default().to_string_lossy()))
 }
 
 const REMOVED: &str = ".removed.";

@@ -23,6 +23,7 @@ mod create;
 mod entering;
 mod facts;
 mod files;
+mod filling;
 mod gpus;
 mod guard;
 mod health;

@@ -3,9 +3,9 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use super::filling::fill_volume;
 use super::image_mounts;
 use super::places::{Origins, Places};
 use super::progress::{Progress, Tell};
@@ -346,52 +346,4 @@ fn tmpfs_options(size: Option<u64>, mode: Option<u32>, asked: &[String], read_on
         options.push("ro".into());
     }
     options
-}
-
-/// Fills a new volume with a copy of the image's directory at its destination, as docker does. The copy is made beside
-/// the volume and then renamed, so that a volume is either complete or absent. The image's directory is read by
-/// descriptor, so no link can lead out of the container's root.
-fn fill_volume(volume: &Path, image_side: Option<&OwnedFd>) -> Result<(), Report> {
-    let failed = |error: std::io::Error| {
-        Report::new(format!("cannot create the volume `{}`", volume.display())).with_cause(error)
-    };
-    // `gpurun volume create` makes an empty volume, which its first use fills.
-    let mark = crate::volume::new_mark(volume);
-    let is_new = mark.try_exists().map_err(failed)?;
-    if volume.try_exists().map_err(failed)? && !is_new {
-        return Ok(());
-    }
-    let parent = volume.parent().unwrap_or(volume);
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(failed)?;
-    let name = volume.file_name().unwrap_or_default().to_string_lossy();
-    let temp = parent.join(format!(".{name}.{}.tmp", std::process::id()));
-    let _ = crate::sys::tree::remove(&temp);
-    fs::create_dir(&temp).map_err(failed)?;
-    if let Some(image_side) = image_side {
-        // The path uses this process's pid because /proc/self in cp(1) is cp itself.
-        let path = format!("/proc/{}/fd/{}/.", std::process::id(), image_side.as_raw_fd());
-        rootfs::copy_tree(Path::new(&path), &temp).map_err(failed)?;
-    }
-    if is_new && fs::read_dir(&temp).map_err(failed)?.next().is_none() {
-        // Another container may have mounted the empty volume a moment ago, so it is not replaced by an empty one.
-        fs::remove_dir(&temp).map_err(failed)?;
-        return forget(&mark).map_err(failed);
-    }
-    match fs::rename(&temp, volume) {
-        Ok(()) => forget(&mark).map_err(failed),
-        // Another container created the volume in the meantime, and that one is used.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOTEMPTY)) => {
-            let _ = crate::sys::tree::remove(&temp);
-            forget(&mark).map_err(failed)
-        }
-        Err(error) => Err(failed(error)),
-    }
-}
-
-/// Removes the mark of an unused volume, if there is one.
-fn forget(mark: &Path) -> std::io::Result<()> {
-    match fs::remove_file(mark) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }

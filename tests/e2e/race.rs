@@ -25,6 +25,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("hostile_hooks", hostile_hooks),
     ("a_wait_for_the_network_is_announced", slow_network),
     ("a_container_that_ends_beside_its_stop_is_no_error", ends_beside),
+    ("first_users_of_a_volume_share_one_directory", first_users),
 ];
 
 fn process(pid: i32) -> Option<(String, String, i32)> {
@@ -543,4 +544,51 @@ fn ends_beside() {
         host.run(&["rm", "-f", "one"]);
     }
     assert_eq!(host.leftovers(), "");
+}
+
+/// A container whose image has files for the volume is slow to create it, and one without such files is fast.
+fn first_users() {
+    let host = Host::with_box();
+    let archive = host.dir.join("full.tar");
+    let mut full = crate::archive::busybox();
+    full.name = "full".into();
+    full.layer(crate::archive::Layer::default().file("data/file", 0o644, b"of the image")).write(&archive);
+    host.ok(&["image", "load", archive.to_str().unwrap()]);
+    host.ok(&["volume", "create", "made"]);
+    for volume in ["fresh", "made"] {
+        let dir = host.dir.join("root/volumes").join(volume);
+        let (slow, fast, mount) = (format!("{volume}-slow"), format!("{volume}-fast"), format!("{volume}:/data"));
+        let run =
+            |name, image| ["run", "-d", "--network", "none", "--name", name, "-v", &mount, image, "sleep", "1000"];
+        let path = dir.to_str().unwrap();
+        let inject = ["-e", "trace=renameat2", "-e", "inject=renameat2:delay_enter=1500000"];
+        let strace = [&["strace", "-f", "-qq", "-o", "/dev/null", "-P", path][..], &inject].concat();
+        let mut child = host.behind(&strace, &run(&slow, "full")).stdout(Stdio::null()).spawn().unwrap();
+        eventually("the copy is made", || {
+            let all = fs::read_dir(dir.parent().unwrap()).into_iter().flatten().flatten();
+            all.into_iter().any(|entry| {
+                entry.file_name().to_string_lossy().starts_with(&format!(".{volume}."))
+                    && entry.path().join("file").exists()
+            })
+        });
+        host.ok(&run(&fast, "box"));
+        eventually("the slow one runs", || host.inspect(&slow)["State"]["Running"] == true);
+        let sh = |name: &str, script: &str| host.ok(&["exec", name, "sh", "-c", script]);
+        for name in [&slow, &fast] {
+            assert_eq!(
+                sh(name, "cat /data/file; grep -c deleted /proc/self/mountinfo || true"),
+                "of the image0",
+                "{name}"
+            );
+        }
+        sh(&fast, "echo shared > /data/new");
+        assert_eq!(sh(&slow, "cat /data/new"), "shared");
+        host.ok(&["rm", "-f", &slow, &fast]);
+        // strace ends with the container.
+        child.wait().unwrap();
+        host.ok(&["volume", "rm", volume]);
+    }
+    assert_eq!(host.leftovers(), "");
+    let left: Vec<_> = fs::read_dir(host.dir.join("root/volumes")).unwrap().flatten().map(|e| e.file_name()).collect();
+    assert!(left.is_empty(), "{left:?}");
 }
