@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::filling::fill_volume;
 use super::image_mounts;
-use super::places::{Origins, Places};
+use super::nested;
+use super::places::{Origins, Place, Places};
 use super::progress::{Progress, Tell};
 use super::shared;
 use super::shared::Writer;
@@ -59,14 +60,7 @@ pub(super) fn plan(
             }
             Err(report) => return Err(report),
         };
-        let source = volume(store_root, entry, number, request);
-        if let MountSource::VolumeOf { container, .. } = &request.source {
-            check_volume_of(source.as_deref(), container, &request.destination)?;
-        } else if let Some(volume) = &source {
-            let copies = place.in_image && !matches!(request.source, MountSource::Volume { nocopy: true, .. });
-            let image_side = if copies { rootfs::resolve_in_root(places.root(), &place.path)? } else { None };
-            fill_volume(volume, image_side.as_ref())?;
-        }
+        let source = filled(store_root, entry, number, request, places, &place)?;
         let source = match &request.source {
             MountSource::Image { .. } => Some(image_mounts::point(entry, &request.destination)),
             _ => source,
@@ -127,44 +121,46 @@ pub(crate) fn listed_mounts(
     asked.map(source).collect()
 }
 
-/// Mounts the volumes and host directories of a stopped container, so that its files can be accessed. Sources that no
-/// longer exist are skipped, and so are tmpfs mounts. The mounts are made in this process's private mount namespace.
+/// Mounts the volumes and host directories of a stopped container, so that its files can be accessed. The destinations
+/// follow the rules of a launch. Sources that no longer exist are skipped, and so are tmpfs mounts and images. The
+/// mounts are made in this process's private mount namespace.
 pub(super) fn at_rest(
     store_root: &Path,
     entry: &Entry,
     root: &OwnedFd,
     image_volumes: &[String],
 ) -> Result<(), Report> {
+    let mut places = Places::new(root);
+    let mut mounts = Vec::new();
+    // All links of the image are resolved before the first mount is made, as in a launch.
     for (number, Asked { request, by_image }) in requests(entry, image_volumes).iter().enumerate() {
-        match &request.source {
-            MountSource::Tmpfs { .. } | MountSource::Image { .. } => continue,
-            MountSource::Bind { path, .. } if !path.exists() => continue,
-            MountSource::VolumeOf { .. }
-                if volume(store_root, entry, number, request).is_none_or(|dir| !dir.is_dir()) =>
-            {
-                continue;
-            }
-            _ => {}
-        }
-        // The mounts above this one already exist. So the path is resolved through them, and the mount is made on the
-        // result.
-        let kind = mountpoint_kind(request)?;
-        let path = rootfs::make_mountpoint_in_root(root, &request.destination, kind)?;
-        if *by_image && check_destination(&path, Mounted::of(request)).is_err() {
+        if !is_at_rest(store_root, entry, number, request) {
             continue;
         }
-        let Some(target) = rootfs::resolve_in_root(root, &path)? else { continue };
-        let source = volume(store_root, entry, number, request);
-        if let Some(volume) = &source {
-            fill_volume(volume, Some(&target))?;
-        }
-        let source = inner(entry, number, request, source)?;
-        let mount = one(request, source, path)?;
-        crate::sys::mount::bind(&mount.source, target.as_fd(), request.read_only).map_err(|error| {
-            Report::new(format!("cannot mount `{}` for a look inside", mount.source.display())).with_cause(error)
-        })?;
+        let place = match places.at(&request.destination, mountpoint_kind(request)?, Mounted::of(request)) {
+            Ok(place) => place,
+            Err(_) if *by_image => continue,
+            Err(report) => return Err(report),
+        };
+        let source = filled(store_root, entry, number, request, &places, &place)?;
+        let mount = one(request, inner(entry, number, request, source)?, place.path)?;
+        places.place(&mount, matches!(request.source, MountSource::Bind { .. }));
+        mounts.push(mount);
     }
-    Ok(())
+    mounts.sort_by_key(|mount| mount.destination.components().count());
+    nested::attach_all(root, &mounts)
+}
+
+/// Whether a mount is made for a look at a stopped container.
+fn is_at_rest(store_root: &Path, entry: &Entry, number: usize, request: &MountRequest) -> bool {
+    match &request.source {
+        MountSource::Tmpfs { .. } | MountSource::Image { .. } => false,
+        MountSource::Bind { path, .. } => path.exists(),
+        MountSource::VolumeOf { .. } => {
+            volume(store_root, entry, number, request).is_some_and(|volume| volume.is_dir())
+        }
+        MountSource::Volume { .. } => true,
+    }
 }
 
 /// Creates a working directory below a mount, if the container could create it itself. docker also creates it after the
@@ -198,6 +194,27 @@ fn volume(store_root: &Path, entry: &Entry, number: usize, request: &MountReques
         }
         MountSource::Bind { .. } | MountSource::Image { .. } | MountSource::Tmpfs { .. } => None,
     }
+}
+
+/// The directory of a volume, as [`volume`] returns it. A new one is filled with the image's files, unless another mount
+/// covers the destination or the request has `nocopy`.
+fn filled(
+    store_root: &Path,
+    entry: &Entry,
+    number: usize,
+    request: &MountRequest,
+    places: &Places<'_>,
+    place: &Place,
+) -> Result<Option<PathBuf>, Report> {
+    let source = volume(store_root, entry, number, request);
+    if let MountSource::VolumeOf { container, .. } = &request.source {
+        check_volume_of(source.as_deref(), container, &request.destination)?;
+    } else if let Some(volume) = &source {
+        let copies = place.in_image && !matches!(request.source, MountSource::Volume { nocopy: true, .. });
+        let image_side = if copies { rootfs::resolve_in_root(places.root(), &place.path)? } else { None };
+        fill_volume(volume, image_side.as_ref())?;
+    }
+    Ok(source)
 }
 
 /// Returns the directory in a volume that `volume-subpath` names. The container may have written links to the volume, so

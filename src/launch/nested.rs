@@ -35,6 +35,35 @@ pub(super) fn assemble(run_dir: &Path, mounts: &[Mount]) -> Result<Vec<Mount>, R
     Ok(made)
 }
 
+/// Makes bind mounts in `root` for this process. `mounts` are sorted by depth, and no destination has a link of the
+/// image. A mount point below an earlier mount is opened in that mount, without following a link.
+pub(super) fn attach_all(root: &OwnedFd, mounts: &[Mount]) -> Result<(), Report> {
+    let mut made: Vec<(&Mount, OwnedFd)> = Vec::new();
+    for mount in mounts {
+        let above = made.iter().rev().find(|(outer, _)| below(&mount.destination, &outer.destination));
+        let target = match above {
+            Some((outer, top)) => open_below(top, outer, mount)?,
+            None => rootfs::open_mountpoint_below(root, &mount.destination, kind_of(mount))?,
+        };
+        let top = attach(mount, &target)?;
+        made.push((mount, top));
+    }
+    Ok(())
+}
+
+/// Opens the mount point of `mount` in `top`, where `outer` is mounted.
+fn open_below(top: &OwnedFd, outer: &Mount, mount: &Mount) -> Result<OwnedFd, Report> {
+    let rest = mount.destination.strip_prefix(&outer.destination).unwrap_or(&mount.destination);
+    rootfs::open_mountpoint_below(top, rest, kind_of(mount)).map_err(|error| refused(outer, mount, error))
+}
+
+fn kind_of(mount: &Mount) -> MountpointKind {
+    match mount.kind == "bind" && !mount.source.is_dir() {
+        true => MountpointKind::File,
+        false => MountpointKind::Directory,
+    }
+}
+
 /// Each mount with the mounts below it, if it is a directory that others may be able to write to.
 fn group(mounts: &[Mount]) -> Vec<(&Mount, Vec<&Mount>)> {
     let mut groups: Vec<(&Mount, Vec<&Mount>)> = Vec::new();
@@ -56,13 +85,7 @@ fn tree(point: &Path, outer: &Mount, inner: &[&Mount]) -> Result<Mount, Report> 
     attach(outer, &open_path(point).map_err(unusable)?)?;
     let top = rootfs::open_root(point)?;
     for mount in inner {
-        let kind = match mount.kind == "bind" && !mount.source.is_dir() {
-            true => MountpointKind::File,
-            false => MountpointKind::Directory,
-        };
-        let rest = mount.destination.strip_prefix(&outer.destination).unwrap_or(&mount.destination);
-        let target = rootfs::open_mountpoint_below(&top, rest, kind).map_err(|error| refused(outer, mount, error))?;
-        attach(mount, &target)?;
+        attach(mount, &open_below(&top, outer, mount)?)?;
     }
     // Options that apply to a whole tree have been applied to the outer mount alone.
     let kept = outer.options.iter().filter(|option| attribute(option.strip_prefix('r').unwrap_or("")).is_none());
@@ -83,8 +106,8 @@ fn refused(outer: &Mount, mount: &Mount, error: RootError) -> Report {
     }
 }
 
-/// Makes one mount, with its options.
-fn attach(mount: &Mount, target: &OwnedFd) -> Result<(), Report> {
+/// Makes one mount, with its options, and returns its root.
+fn attach(mount: &Mount, target: &OwnedFd) -> Result<OwnedFd, Report> {
     let failed = |cause: &dyn std::fmt::Display| {
         let (source, on) = (mount.source.display(), mount.destination.display());
         Report::new(format!("cannot mount `{source}` on `{on}`")).with_cause(cause)
@@ -93,7 +116,8 @@ fn attach(mount: &Mount, target: &OwnedFd) -> Result<(), Report> {
         "bind" => bind(mount).map_err(|error| failed(&error))?,
         kind => file_system(kind, mount).map_err(|error| failed(&error))?,
     };
-    mount::attach(made.as_fd(), target.as_fd()).map_err(|error| failed(&error))
+    mount::attach(made.as_fd(), target.as_fd()).map_err(|error| failed(&error))?;
+    Ok(made)
 }
 
 fn bind(mount: &Mount) -> std::io::Result<OwnedFd> {

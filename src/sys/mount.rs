@@ -158,16 +158,6 @@ pub(crate) fn unshare_slave() -> io::Result<()> {
     Ok(())
 }
 
-/// Bind-mounts `source`, with the mounts below it, on the open directory or file `target`. `read_only` applies to all
-/// of them.
-pub(crate) fn bind(source: &Path, target: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
-    let tree = super::idmap::open_tree(source, true)?;
-    if read_only {
-        set(&tree, Attr::RDONLY, true)?;
-    }
-    attach(tree.as_fd(), target)
-}
-
 /// Returns a detached bind mount of `source`, with the mounts below it if `recursive`.
 pub(crate) fn clone(source: &Path, recursive: bool) -> io::Result<OwnedFd> {
     super::idmap::open_tree(source, recursive)

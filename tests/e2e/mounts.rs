@@ -19,6 +19,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("a_link_in_a_directory_of_the_host_leads_no_mount_astray", astray),
     ("a_build_steps_mounts_obey_the_same_rule", build_step),
     ("devices_are_never_made_in_a_directory_of_the_host", nodes),
+    ("cp_follows_the_rules_of_a_launch", at_rest),
 ];
 
 fn run<'a>(rest: &[&'a str]) -> Vec<&'a str> {
@@ -323,4 +324,39 @@ fn binary_file(dir: &Path) -> String {
     let path = dir.join("file");
     fs::write(&path, "text").unwrap();
     path.display().to_string()
+}
+
+fn at_rest() {
+    let layer = Layer::default().link("www", "/opt/sub").file("data/file", 0o644, b"of the image").file(
+        "opt/inner/file",
+        0o644,
+        b"of the image",
+    );
+    let host = odd(layer.file("more/file", 0o644, b"of the image"), &[]);
+    let (work, data) = (dir(&host, "work"), dir(&host, "data"));
+    fs::create_dir(work.join("inner")).unwrap();
+    fs::write(work.join("inner/of-the-host"), "").unwrap();
+    fs::write(data.join("file"), "of data").unwrap();
+    let outer = format!("{}:/opt", work.display());
+    std::os::unix::fs::symlink("/etc", work.join("sub")).unwrap();
+    for destination in ["/opt/sub", "/opt/sub/below", "/www"] {
+        let inner = format!("{}:{destination}", data.display());
+        host.ok(&["create", "--name", "one", "-v", &outer, "-v", &inner, "odd", "true"]);
+        let got = host.run(&["cp", "one:/etc/passwd", "copy"]);
+        assert!(got.code != 0 && got.err.contains("is a link"), "{destination}: {}", got.err);
+        host.ok(&["rm", "one"]);
+    }
+    assert_eq!((names(&work), names(&data)), (vec!["inner".into(), "sub".into()], vec!["file".to_owned()]));
+    fs::remove_file(work.join("sub")).unwrap();
+    let inner = format!("{}:/www", data.display());
+    let mut args = vec!["create", "--name", "one"];
+    args.extend(["-v", &outer, "-v", &inner, "-v", "below:/opt/inner", "-v", "empty:/data:nocopy", "-v", "full:/more"]);
+    args.extend(["odd", "true"]);
+    host.ok(&args);
+    host.ok(&["cp", "one:/opt/sub/file", "copy"]);
+    assert_eq!(fs::read_to_string(host.dir.join("copy")).unwrap(), "of data");
+    for (volume, expected) in [("below", vec![]), ("empty", vec![]), ("full", vec!["file".to_owned()])] {
+        assert_eq!(names(&host.dir.join("root/volumes").join(volume)), expected, "{volume}");
+    }
+    assert_eq!(host.leftovers(), "");
 }
