@@ -371,6 +371,9 @@ fn mount_files(
         Payload::Command(_) => None,
     };
     let mut places = Places::new(root);
+    if let Some(shm) = &about.ipc.shm {
+        places.place(shm, true);
+    }
     let mut origins =
         mounts::plan(launch.root, entry, &mut places, &image.volumes, (user.uid, user.gid), writer.as_ref(), tell)?;
     origins.own = files::mounts(entry, &places, about.hostname, about.network, about.peer, tell)?;

@@ -72,9 +72,10 @@ pub(super) fn mounts(
             )));
             continue;
         }
-        let destination = match places.at(&destination, MountpointKind::File, Mounted::Other) {
-            Ok(place) => place.path,
-            // A link in the image leads into the runtime's own file systems, or the destination is not a file.
+        let destination = match places.added(&destination, MountpointKind::File, Mounted::Other) {
+            Ok(path) => path,
+            // A link in the image leads into the runtime's own file systems or into a directory of the host, or the
+            // destination is not a file.
             Err(report) => {
                 tell(Progress::Notice(format!("`{}` is left out: {}", destination.display(), report.message)));
                 continue;
@@ -121,7 +122,7 @@ fn local_time(entry: &Entry, places: &Places<'_>, request: &Request) -> Result<O
     fs::copy(zone_file(name), &source)
         .and_then(|_| fs::set_permissions(&source, fs::Permissions::from_mode(0o644)))
         .map_err(|error| Report::new(format!("cannot use `--tz {name}`")).with_cause(error))?;
-    let destination = places.at(Path::new("/etc/localtime"), MountpointKind::File, Mounted::Other)?.path;
+    let destination = places.added(Path::new("/etc/localtime"), MountpointKind::File, Mounted::Other)?;
     let options = ["bind", "ro", "rprivate"].map(str::to_owned).into();
     Ok(Some(Mount { destination, kind: "bind".into(), source, options }))
 }

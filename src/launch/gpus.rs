@@ -257,7 +257,7 @@ pub(super) fn mounts(edits: &Edits, root: &OwnedFd, places: &Places<'_>) -> Resu
             false => Mounted::Other,
         };
         mounts.push(Mount {
-            destination: places.at(&mount.destination, kind, mounted)?.path,
+            destination: places.added(&mount.destination, kind, mounted)?,
             kind: mount.kind.clone(),
             source: mount.source.clone(),
             options: mount.options.clone(),
@@ -279,7 +279,7 @@ fn libraries(libraries: &[Library], root: &OwnedFd, places: &Places<'_>) -> Resu
         let dir = if library.flags == ldcache::NATIVE { &dir } else { &dir_32 };
         let place = dir.join(&library.file);
         mounts.push(Mount {
-            destination: places.at(&place, MountpointKind::File, Mounted::Other)?.path,
+            destination: places.added(&place, MountpointKind::File, Mounted::Other)?,
             kind: "bind".into(),
             source: library.source.clone(),
             options: ["ro", "nosuid", "nodev", "bind", "rprivate"].map(str::to_owned).into(),

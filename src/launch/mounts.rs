@@ -60,6 +60,13 @@ pub(super) fn plan(
             }
             Err(report) => return Err(report),
         };
+        if asked.by_image && places.is_chosen_by_image(&request.destination, &place.path) {
+            let (on, place) = (request.destination.display(), place.path.display());
+            tell(Progress::Notice(format!(
+                "a volume of the image is left out: `{on}` would be made as `{place}`, in a mounted directory"
+            )));
+            continue;
+        }
         let source = filled(store_root, entry, number, request, places, &place)?;
         let source = match &request.source {
             MountSource::Image { .. } => Some(image_mounts::point(entry, &request.destination)),
@@ -142,6 +149,9 @@ pub(super) fn at_rest(
             Err(_) if *by_image => continue,
             Err(report) => return Err(report),
         };
+        if *by_image && places.is_chosen_by_image(&request.destination, &place.path) {
+            continue;
+        }
         let source = filled(store_root, entry, number, request, &places, &place)?;
         let mount = one(request, inner(entry, number, request, source)?, place.path)?;
         places.place(&mount, matches!(request.source, MountSource::Bind { .. }));

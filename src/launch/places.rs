@@ -82,7 +82,19 @@ impl<'a> Places<'a> {
         Ok(Place { path: resolved, in_image: !covered })
     }
 
-    /// Like `at`, for gpurun's own files, which may use destinations that are not allowed for other mounts.
+    /// Like `at`, for a mount that gpurun adds: a link of the image must not make it create anything in a directory of
+    /// the host or in another container's /dev/shm.
+    pub(super) fn added(
+        &self,
+        destination: &Path,
+        kind: MountpointKind,
+        mounted: Mounted<'_>,
+    ) -> Result<PathBuf, Report> {
+        let path = self.at(destination, kind, mounted)?.path;
+        self.check_added(&clean(destination), path, kind)
+    }
+
+    /// Like `added`, for gpurun's own files, which may use destinations that are not allowed for other mounts.
     pub(super) fn own(&self, destination: &Path, kind: MountpointKind) -> Result<PathBuf, Report> {
         if self.is_covered(destination) {
             self.require(destination)?;
@@ -91,8 +103,34 @@ impl<'a> Places<'a> {
         let resolved = rootfs::make_mountpoint_in_root(self.root, destination, kind)?;
         if resolved != destination {
             check_destination(&resolved, Mounted::Other)?;
+            self.require(&resolved)?;
         }
-        Ok(resolved)
+        self.check_added(destination, resolved, kind)
+    }
+
+    fn check_added(&self, asked: &Path, resolved: PathBuf, kind: MountpointKind) -> Result<PathBuf, Report> {
+        let Some(above) = self.above(&resolved).filter(|_| asked != resolved && self.lacks(&resolved)) else {
+            return Ok(resolved);
+        };
+        let missing = host_side(&above.mount, &resolved);
+        let make = match (kind, missing.parent()) {
+            (MountpointKind::File, Some(parent)) => {
+                format!("mkdir -p {} && touch {}", parent.display(), missing.display())
+            }
+            _ => format!("mkdir -p {}", missing.display()),
+        };
+        Err(Report::new(format!(
+            "cannot mount on `{}`: a link in the image leads to `{}`, in a mounted directory that has no such mount point",
+            asked.display(),
+            resolved.display()
+        ))
+        .with_hint(format!("use another image, or make the mount point first: `{make}`")))
+    }
+
+    /// Whether the image alone chooses a mount point in a directory of the host: by a link, or in a shared /dev/shm.
+    pub(super) fn is_chosen_by_image(&self, destination: &Path, resolved: &Path) -> bool {
+        let is_chosen = clean(destination) != resolved || below(resolved, Path::new("/dev/shm"));
+        is_chosen && self.above(resolved).is_some_and(|above| above.of_host)
     }
 
     /// Whether a mount on this destination would need a new mount point in a directory of the host.
@@ -307,5 +345,25 @@ mod tests {
         let hint = report.hint.unwrap_or_default();
         assert!(hint.contains(&format!("mkdir -p {}/missing", host.path().display())), "{hint}");
         assert!(places.lacks(Path::new("/opt/sub")) && !places.lacks(Path::new("/ro/there")));
+        // A link of the image leads below a shared directory: only the user's own mounts are made there.
+        for (target, link) in [("/dev/shm", "run"), ("/opt", "usr")] {
+            symlink(target, image.path().join(link)).unwrap();
+        }
+        places.place(&bind(host.path(), "/dev/shm", "rw"), true);
+        for (wrong, resolved) in [("/run/file", "/dev/shm/file"), ("/usr/lib/file", "/opt/lib/file")] {
+            let (path, kind) = (Path::new(wrong), MountpointKind::File);
+            for got in [places.added(path, kind, other), places.own(path, kind)] {
+                let report = got.unwrap_err();
+                assert!(report.message.contains(resolved) && report.hint.unwrap().contains("touch"), "{wrong}");
+            }
+            assert!(places.at(path, kind, other).is_ok() && places.is_chosen_by_image(path, Path::new(resolved)));
+        }
+        assert_eq!(
+            places.own(Path::new("/run/there"), MountpointKind::Directory).unwrap(),
+            Path::new("/dev/shm/there")
+        );
+        assert!(places.added(Path::new("/opt/lib/file"), MountpointKind::File, other).is_ok());
+        assert!(!places.is_chosen_by_image(Path::new("/opt/lib"), Path::new("/opt/lib")));
+        assert_eq!(std::fs::read_dir(host.path()).unwrap().count(), 1, "nothing is made on the host");
     }
 }

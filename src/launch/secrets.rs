@@ -63,7 +63,7 @@ pub(super) fn mounts(
                 let source = entry.run_dir.join("secrets").join(number.to_string());
                 write(&source, &bytes, *mode, (*uid, *gid))
                     .map_err(|error| Report::new(format!("cannot write `{}`", source.display())).with_cause(error))?;
-                let destination = places.at(path, MountpointKind::File, Mounted::Other)?.path;
+                let destination = places.added(path, MountpointKind::File, Mounted::Other)?;
                 let options = ["bind", "ro", "nosuid", "nodev", "noexec", "rprivate"].map(str::to_owned).into();
                 mounts.push(Mount { destination, kind: "bind".into(), source, options });
             }

@@ -20,6 +20,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("a_build_steps_mounts_obey_the_same_rule", build_step),
     ("devices_are_never_made_in_a_directory_of_the_host", nodes),
     ("cp_follows_the_rules_of_a_launch", at_rest),
+    ("an_image_makes_nothing_in_a_shared_dev_shm", shared_memory),
 ];
 
 fn run<'a>(rest: &[&'a str]) -> Vec<&'a str> {
@@ -359,4 +360,22 @@ fn at_rest() {
         assert_eq!(names(&host.dir.join("root/volumes").join(volume)), expected, "{volume}");
     }
     assert_eq!(host.leftovers(), "");
+}
+
+fn shared_memory() {
+    let host = odd(Layer::default().link("etc", "/dev/shm"), &["/dev/shm/one", "/etc/two"]);
+    host.ok(&["image", "load", crate::host::box_archive().to_str().unwrap()]);
+    host.ok(&["run", "-d", "--network", "none", "--name", "owner", "--ipc", "shareable", "box", "sleep", "1000"]);
+    // The host's /dev/shm is one of the test's own.
+    let own = ["unshare", "-m", "sh", "-c", "mount -t tmpfs x /dev/shm && exec \"$@\"", "sh"];
+    for ipc in ["host", "container:owner"] {
+        let got = host.behind(&own, &run(&["--ipc", ipc, "odd", "ls", "-A", "/dev/shm"])).output().unwrap();
+        let got = answer(got);
+        assert_eq!((got.code, got.out.as_str()), (0, ""), "{ipc}: {}", got.err);
+        for left_out in ["`/etc/hosts` is left out", "`/dev/shm/one` would be made", "`/etc/two` would be made"] {
+            assert!(got.err.contains(left_out), "{ipc}: {left_out}: {}", got.err);
+        }
+    }
+    assert_eq!(host.ok(&["exec", "owner", "ls", "-A", "/dev/shm"]), "");
+    host.ok(&["rm", "-f", "owner"]);
 }
