@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use crate::driver::{self, FakeDriver, GIB, VERSION, uuid};
+use crate::driver::{self, FakeDriver, VERSION, uuid};
 use crate::host::{Answer, Host, eventually};
 
 pub const TESTS: &[(&str, fn())] = &[

@@ -561,7 +561,8 @@ fn first_users() {
         let run =
             |name, image| ["run", "-d", "--network", "none", "--name", name, "-v", &mount, image, "sleep", "1000"];
         let path = dir.to_str().unwrap();
-        let inject = ["-e", "trace=renameat2", "-e", "inject=renameat2:delay_enter=1500000"];
+        // glibc's renameat2 without flags is renameat.
+        let inject = ["-e", "trace=?renameat,renameat2", "-e", "inject=?renameat,renameat2:delay_enter=1500000"];
         let strace = [&["strace", "-f", "-qq", "-o", "/dev/null", "-P", path][..], &inject].concat();
         let mut child = host.behind(&strace, &run(&slow, "full")).stdout(Stdio::null()).spawn().unwrap();
         eventually("the copy is made", || {

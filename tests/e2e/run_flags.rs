@@ -481,7 +481,7 @@ fn no_log() {
     let error = host.fails(125, &["logs", "lab"]);
     assert!(error.contains("container `lab` keeps no log") && error.contains("gpurun attach lab"), "{error}");
     let log = host.inspect("lab")["LogPath"].as_str().unwrap().to_owned();
-    assert!(std::fs::metadata(&log).map_or(0, |about| about.size()) == 0, "{log}");
+    assert!(std::fs::metadata(&log).map_or(0, |about| about.len()) == 0, "{log}");
     host.ok(&["rm", "lab"]);
 }
 
