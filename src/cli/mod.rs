@@ -75,8 +75,8 @@ use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
 
-use clap::builder::ArgPredicate;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use context::need_root;
 pub(crate) use context::{Context, Globals};
@@ -268,9 +268,9 @@ fn complete() -> clap::Command {
     arranged(synonyms::complete(Cli::command()))
 }
 
-/// Sets the defaults of the host's configuration as the defaults of the flags. They are parsed like flags, and `--help`
-/// shows them.
-fn configured(command: clap::Command, config: &Config) -> clap::Command {
+/// Sets the defaults of the host's configuration, except that of one flag, as the defaults of the flags. They are parsed
+/// like flags, and `--help` shows them.
+fn configured(command: clap::Command, config: &Config, except: Option<&str>) -> clap::Command {
     // clap requires defaults with a static lifetime.
     let forever = |text: &str| -> &'static str { Box::leak(text.to_owned().into_boxed_str()) };
     let dirs = [("root", &config.root), ("run_dir", &config.run_dir)];
@@ -278,18 +278,24 @@ fn configured(command: clap::Command, config: &Config) -> clap::Command {
         Some(dir) => command.mut_arg(flag, |arg| arg.default_value(forever(&dir.to_string_lossy()))),
         None => command,
     });
-    config.flags().into_iter().fold(command, |command, (flag, value)| {
+    config.flags().into_iter().filter(|(flag, _)| Some(*flag) != except).fold(command, |command, (flag, value)| {
         let value = forever(value);
-        let with_default = |arg: clap::Arg| match flag {
-            // The total of memory and swap belongs to the configured memory, not to another one.
-            "memory_swap" => arg.default_value_if("memory", ArgPredicate::IsPresent, None::<&str>).default_value(value),
-            _ => arg.default_value(value),
-        };
-        let launch = command.mut_arg(flag, with_default);
-        ["run", "create"]
-            .into_iter()
-            .fold(launch, |launch, name| launch.mut_subcommand(name, |run| run.mut_arg(flag, with_default)))
+        let launch = command.mut_arg(flag, |arg| arg.default_value(value));
+        ["run", "create"].into_iter().fold(launch, |launch, name| {
+            launch.mut_subcommand(name, |run| run.mut_arg(flag, |arg| arg.default_value(value)))
+        })
     })
+}
+
+/// Whether the command line sets the memory, and the configuration its total with swap, which belongs to another memory.
+fn mixes_limits(matches: &ArgMatches) -> bool {
+    let launch = match matches.subcommand() {
+        Some(("run" | "create", launch)) => launch,
+        Some(_) => return false,
+        None => matches,
+    };
+    launch.value_source("memory") == Some(ValueSource::CommandLine)
+        && launch.value_source("memory_swap") == Some(ValueSource::DefaultValue)
 }
 
 /// Longer lines are hard to read.
@@ -304,9 +310,14 @@ fn arranged(command: clap::Command) -> clap::Command {
 
 /// Parses the arguments that follow the program name.
 fn parse(config: &Config, args: Vec<OsString>) -> Result<Cli, clap::Error> {
-    let mut command = configured(command(), config);
+    let mut command = configured(self::command(), config, None);
     let args = command_line::prepare(&command, synonyms::resolve(&command, args));
-    let mut matches = command.try_get_matches_from_mut(std::iter::once("gpurun".into()).chain(args))?;
+    let args: Vec<OsString> = std::iter::once("gpurun".into()).chain(args).collect();
+    let mut matches = command.try_get_matches_from_mut(&args)?;
+    if mixes_limits(&matches) {
+        command = configured(self::command(), config, Some("memory_swap"));
+        matches = command.try_get_matches_from_mut(&args)?;
+    }
     Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
 }
 

@@ -271,9 +271,7 @@ fn documents_are_bounded() {
         message_of(load_tar(&store, &Layer::new().file("x", "y").end()).expect_err("a tar"))
             .contains("neither a docker archive nor")
     );
-    assert!(
-        message_of(load(&store, Path::new("/nonexistent/x.tar")).expect_err("nothing")).contains("gpurun image load")
-    );
+    assert!(message_of(load(&store, Path::new("/nonexistent/x.tar")).expect_err("nothing")).contains("image archive"));
     assert_untouched(&store);
 }
 
