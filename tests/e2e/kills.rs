@@ -60,6 +60,8 @@ const CASES: &[Case] = &[
     ("search", &["127.0.0.1:1/x"], Somehow),
     ("version", &[], Well),
     ("buildx version", &[], Well),
+    ("builder du", &[], Well),
+    ("builder prune", &["--force", "--all"], Well),
     ("network connect", &["bridge", "up"], Somehow),
     ("network create", &["lan"], Well),
     ("network disconnect", &["bridge", "up"], Somehow),
