@@ -46,7 +46,9 @@ pub(super) fn adapt_spec(request: &CreateRequest<'_>, entrance: Option<Entrance>
     std::fs::create_dir_all(&dir).map_err(io("create the directory", &dir))?;
     let cgroups = request.state_root.join("cgroups");
     let early = early::make(&mut spec, &cgroups);
-    let entrance = entrance.filter(|_| !has_hooks(&spec) && !has_binds(&spec, &cgroups));
+    // Without faccessat2, libcontainer recurses without end where it finds no procfs of its own.
+    let entrance =
+        entrance.filter(|_| !has_hooks(&spec) && !has_binds(&spec, &cgroups) && crate::sys::access::has_faccessat2());
     if entrance.is_some() {
         spec["linux"]["cgroupsPath"] = "/".into();
         spec.as_object_mut().map(|spec| spec.remove("hooks"));
