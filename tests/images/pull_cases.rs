@@ -72,10 +72,10 @@ fn all_tags() {
     fixture.ok(&["image", "rm", &one, &two, &other]);
     let pulled = fixture.ok(&["pull", "-a", &repository]);
     assert_eq!(pulled, format!("Loaded image: {one}\nLoaded image: {two}"));
-    assert!(fixture.fails(&["pull", "-a", &other]).contains("was not found"));
+    assert!(fixture.fails(&["pull", "-a", &registry.name("other")]).contains("has no"));
     for command in ["pull", "push"] {
-        let error = fixture.fails(&[command, "-a", &one]);
-        assert!(error.contains("cannot use `--all-tags`") && error.contains("names a tag"), "{error}");
+        let refused = fixture.run(&[command, "-a", &one]);
+        assert!(refused.code == 2 && refused.err.contains("it names a tag"), "{}", refused.err);
     }
     assert!(fixture.fails(&["push", "-a", &registry.name("nosuch")]).contains("the store has none"));
     fixture.assert_whole();
@@ -289,7 +289,7 @@ fn logins() {
     assert!(error.contains("refuses access") && error.contains("gpurun login"), "{error}");
     fixture.ok(&["image", "push", "--creds", "ann:secret", "localhost/t:1", &name]);
     let error = fixture.fails(&["image", "pull", "--creds", "ann:wrong", &name]);
-    assert!(error.contains("the credentials came from `--creds`"), "{error}");
+    assert!(error.contains("which came from `--creds`"), "{error}");
     assert!(!error.contains("wrong"), "no password is printed: {error}");
 
     // docker's file in the home; base64 of ann:secret.
@@ -306,7 +306,7 @@ fn logins() {
     assert_eq!(answer(output.unwrap()).code, 0);
     fs::write(fixture.path("auth.json"), good.replace("YW5uOnNlY3JldA==", "YW5uOmZhbHNl")).unwrap();
     let error = fixture.fails(&["image", "pull", "--authfile", "auth.json", &name]);
-    assert!(error.contains("the credentials came from `auth.json`"), "{error}");
+    assert!(error.contains("which came from `auth.json`"), "{error}");
     fixture.fails(&["image", "pull", "--authfile", "none.json", &name]);
 
     // A credential helper; what it is asked, it writes down.
