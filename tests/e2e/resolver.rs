@@ -182,10 +182,12 @@ fn names() {
     assert_eq!(host.leftovers(), "");
 }
 
+/// The sender, the ID and the rest of a query.
+type Query = (SocketAddr, [u8; 2], Vec<u8>);
+
 /// A name server of the host, at 192.0.2.53. It answers 198.51.100.7, or fails.
 struct Upstream {
-    /// The sender, the ID and the rest of each query.
-    heard: Arc<Mutex<Vec<(SocketAddr, [u8; 2], Vec<u8>)>>>,
+    heard: Arc<Mutex<Vec<Query>>>,
 }
 
 impl Upstream {
