@@ -163,7 +163,8 @@ fn names() {
     both.sort();
     assert_eq!(addresses(&one, "SVC"), Ok(both));
     host.ok(&["rename", "late", "later"]);
-    assert_eq!(addresses(&one, "later.a"), Ok(vec![ip(&host, "later", "a")]));
+    // The supervisor is notified of its new name, and `rename` does not wait for it.
+    eventually("the new name", || addresses(&one, "later.a") == Ok(vec![ip(&host, "later", "a")]));
     unknown(&one, "late");
     host.ok(&["network", "connect", "--alias", "guest", "b", "later"]);
     assert_eq!(addresses(&two, "guest"), Ok(vec![ip(&host, "later", "b")]));
