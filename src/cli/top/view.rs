@@ -89,7 +89,7 @@ fn row_text(buffer: &Buffer, y: u16) -> String {
     text.trim_end().to_owned()
 }
 
-/// Writes text that may come from a container. What does not fit is cut off.
+/// Writes text that may come from a container. Text that does not fit is truncated.
 fn put(buffer: &mut Buffer, x: u16, y: u16, width: u16, text: &str, style: Style) {
     if x < buffer.area.right() && y < buffer.area.bottom() {
         buffer.set_stringn(x, y, printable_line(text), width.into(), style);
