@@ -20,6 +20,7 @@ use std::path::Path;
 
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
+use nix::sys::statfs::CGROUP2_SUPER_MAGIC;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,9 @@ use crate::sys::process::{self, Fork};
 
 /// Where libcontainer looks for cgroups.
 pub(super) const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Where a host with the controllers of version 1 has mounted version 2, if at all.
+const UNIFIED: &str = "/sys/fs/cgroup/unified";
 
 /// What the process reports.
 #[derive(Debug, Serialize, Deserialize)]
@@ -129,8 +133,14 @@ fn hide_cgroups() -> io::Result<()> {
     // namespaces.
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
     let none = None::<&Path>;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    nix::mount::mount(Some("none"), CGROUPS, Some("cgroup2"), flags, none)?;
+    // A new mount waits until removed cgroups are gone (10 to 30 ms measured); one of the host's mount does not.
+    let is_v2 = nix::sys::statfs::statfs(UNIFIED).is_ok_and(|about| about.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    if is_v2 {
+        nix::mount::mount(Some(UNIFIED), CGROUPS, none, MsFlags::MS_BIND, none)?;
+    } else {
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        nix::mount::mount(Some("none"), CGROUPS, Some("cgroup2"), flags, none)?;
+    }
     let null = |file: &str| {
         let file = Path::new(CGROUPS).join(file);
         nix::mount::mount(Some("/dev/null"), &file, none, MsFlags::MS_BIND, none)
