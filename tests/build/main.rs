@@ -2,6 +2,8 @@
 //!
 //! The instruction cases share one store; what looks into a whole store, or kills, has a place of its own.
 
+#[path = "../again/mod.rs"]
+mod again;
 mod bound;
 mod cache;
 mod cases;
@@ -33,10 +35,12 @@ fn main() -> ExitCode {
         |what: &str| std::env::var("GPURUN_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == what));
     let ignored = !root && !required("root");
     // A failed assertion tells where it stands; the harness catches it as any test's.
-    let trial = |name: String, run: Box<dyn FnOnce() + Send>| {
-        Trial::test(name, move || {
-            run();
-            Ok::<(), Failed>(())
+    let trial = |name: String, run: Box<dyn Fn() + Send>| {
+        Trial::test(name.clone(), move || {
+            again::attempt(&name, || {
+                run();
+                Ok::<(), Failed>(())
+            })
         })
         .with_ignored_flag(ignored)
     };

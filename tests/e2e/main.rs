@@ -3,6 +3,8 @@
 //! Every test has a host of its own (store, run directory, network namespace: see `host`). Run one with
 //! `cargo test --test e2e -- NAME`.
 
+#[path = "../again/mod.rs"]
+mod again;
 mod archive;
 mod boot;
 mod calls;
@@ -54,6 +56,8 @@ mod top;
 mod trouble;
 mod upgrade;
 
+use std::sync::Arc;
+
 use libtest_mimic::{Arguments, Failed, Trial};
 
 type Test = (&'static str, fn());
@@ -95,11 +99,11 @@ fn has_program(name: &str) -> bool {
 }
 
 /// Runs a test on a thread of its own. A test that hangs fails by name, and the run goes on.
-fn within_time(test: Box<dyn Fn() + Send>) -> Result<(), Failed> {
+fn within_time(test: Arc<dyn Fn() + Send + Sync>) -> Result<(), Failed> {
     let most = std::time::Duration::from_secs(if host::slow() { 3600 } else { 1200 });
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let _ = sender.send(std::panic::catch_unwind(std::panic::AssertUnwindSafe(test)));
+        let _ = sender.send(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test())));
     });
     match receiver.recv_timeout(most) {
         Ok(Ok(())) => Ok(()),
@@ -163,14 +167,14 @@ fn main() {
     ];
     let required =
         |what: &str| std::env::var("GPURUN_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == what));
-    let mut tests: Vec<(String, Box<dyn Fn() + Send>)> = Vec::new();
+    let mut tests: Vec<(String, Arc<dyn Fn() + Send + Sync>)> = Vec::new();
     for &(group, table) in groups {
         for &(name, test) in table {
-            tests.push((format!("{group}::{name}"), Box::new(test)));
+            tests.push((format!("{group}::{name}"), Arc::new(test)));
         }
     }
     for (name, case) in kills::by_name() {
-        tests.push((format!("kills::{name}"), Box::new(|| kills::check(case))));
+        tests.push((format!("kills::{name}"), Arc::new(|| kills::check(case))));
     }
     let mut trials = Vec::new();
     for (name, test) in tests {
@@ -180,7 +184,7 @@ fn main() {
                 return Err(Failed::from(format!("needs {what}")));
             }
             let began = std::time::Instant::now();
-            within_time(test)?;
+            again::attempt(&name, || within_time(Arc::clone(&test)))?;
             if std::env::var_os("GPURUN_TEST_TIMES").is_some_and(|value| !value.is_empty()) {
                 println!("{:7.1} s  {name}", began.elapsed().as_secs_f64());
             }

@@ -57,8 +57,8 @@ fn supervisor(host: &Host) -> Option<(i32, String, i32)> {
 
 /// The system call that is slow, the process that must exist when the supervisor is killed, and how much later that is.
 const KILLS: [(&str, &str, u64); 6] = [
-    ("mkdir:delay_enter=150000", "youki:[1", 0),
-    ("mkdir:delay_enter=150000", "youki:[1", 500),
+    ("unshare:delay_enter=300000", "youki:[1", 0),
+    ("unshare:delay_enter=300000", "youki:[1", 500),
     ("mkdirat:delay_enter=150000", "youki:[2", 0),
     ("mkdirat:delay_enter=150000", "youki:[2", 500),
     ("mkdir:delay_enter=50000", "", 100),

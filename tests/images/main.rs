@@ -3,6 +3,8 @@
 //! Every test has a desk of its own (a store and a directory, see `fixture`). Run one with `cargo test --test images -- NAME`;
 //! GPURUN_BIG=1 kills a hundred times where a commit's run kills fifteen times.
 
+#[path = "../again/mod.rs"]
+mod again;
 mod bomb_cases;
 mod crash_cases;
 mod fault_cases;
@@ -53,12 +55,15 @@ fn main() {
             let ready = root && missing.is_empty();
             // A daemon is installed for no test.
             let required = promised(if programs.contains(&"dockerd") { "docker" } else { "root" });
-            let trial = Trial::test(format!("{group}::{name}"), move || {
+            let name = format!("{group}::{name}");
+            let trial = Trial::test(name.clone(), move || {
                 if !ready {
                     return Err(Failed::from(format!("needs root and {programs:?}; missing: {missing:?}")));
                 }
-                test();
-                Ok(())
+                again::attempt(&name, || {
+                    test();
+                    Ok(())
+                })
             });
             // A test that cannot run here is counted as ignored, unless this place promised to be able to.
             trials.push(trial.with_ignored_flag(!ready && !required));

@@ -2,6 +2,8 @@
 //!
 //! `net::setup` wants a single-threaded process, so a case is this program again, with `--case NAME`; the harness only looks at its end.
 
+#[path = "../again/mod.rs"]
+mod again;
 mod cases;
 mod firewall_cases;
 mod world;
@@ -31,7 +33,7 @@ fn main() -> ExitCode {
     let required = std::env::var("GPURUN_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == "root"));
     let trial = |&(name, _): &Case| {
         // A test that cannot run here is counted as ignored, unless this place promised to be able to.
-        Trial::test(name, move || run(name)).with_ignored_flag(!root && !required)
+        Trial::test(name, move || again::attempt(name, || run(name))).with_ignored_flag(!root && !required)
     };
     libtest_mimic::run(&arguments, all().map(trial).collect()).exit_code()
 }

@@ -1,9 +1,11 @@
-//! The runtime room on real containers.
+//! The module `runtime` on real containers.
 //!
 //! libcontainer needs a single-threaded process and the test harness is none: every case runs in a process of its own (this program again,
 //! with `--case NAME`), in a private mount namespace, on a root file system made of one static busybox. What has no root is counted as
 //! ignored; with `GPURUN_REQUIRE=root` it fails.
 
+#[path = "../again/mod.rs"]
+mod again;
 mod cases;
 mod exec_cases;
 mod fixture;
@@ -29,7 +31,9 @@ fn main() -> ExitCode {
     let required = std::env::var("GPURUN_REQUIRE").is_ok_and(|list| list.split(',').any(|name| name == "root"));
     let able = nix::unistd::geteuid().is_root() && fixture::busybox().is_some();
     let trials: Vec<Trial> = all()
-        .map(|(name, _)| Trial::test(name, move || run_apart(name)).with_ignored_flag(!able && !required))
+        .map(|(name, _)| {
+            Trial::test(name, move || again::attempt(name, || run_apart(name))).with_ignored_flag(!able && !required)
+        })
         .collect();
     // libcgroups fails where two make one directory at the same time under version 2 (it looks, then makes); gpurun makes its own beforehand.
     if able && !arguments.list {
