@@ -231,6 +231,8 @@ fn restored() {
     terminal.shows("stopped with 147");
     terminal.keys(&["Enter"]);
     terminal.hides("stopped with 147");
+    // A key that arrives before the screen is back is not its own.
+    terminal.shows("no container is running");
     terminal.keys(&["?"]);
     terminal.shows("any key closes the help");
     terminal.keys(&["C-c"]);

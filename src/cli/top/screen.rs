@@ -86,12 +86,12 @@ impl Top {
     fn draw(&mut self) -> Result<(), Report> {
         self.look.clock = chrono::Local::now().format("%H:%M:%S").to_string();
         let (model, look) = (&mut self.model, &self.look);
-        let drawn = self.screen.terminal.draw(|frame| {
+        let drawn = self.screen.draw(|frame| {
             if let Some(cursor) = view::draw(model, look, frame.buffer_mut()) {
                 frame.set_cursor_position(cursor);
             }
         });
-        drawn.map(drop).map_err(|error| Report::new("cannot write to the terminal").with_cause(error))
+        drawn.map_err(|error| Report::new("cannot write to the terminal").with_cause(error))
     }
 
     /// Waits until there is something to do.
@@ -153,7 +153,7 @@ impl Top {
             match self.model.key(key) {
                 None => {}
                 Some(Effect::Quit) => return Ok(true),
-                Some(Effect::Redraw) => self.screen.terminal.clear().map_err(failed)?,
+                Some(Effect::Redraw) => self.screen.clear().map_err(failed)?,
                 Some(Effect::Perform(action)) => self.workers.perform(action)?,
             }
         }

@@ -3,17 +3,18 @@
 //! Whatever ends or stops the screen (a return, a signal, a panic in any thread), [`restore`] leaves the terminal as it
 //! was. While the screen is open, standard error is a pipe: its lines are shown on the screen instead of in it.
 
+use std::cell::Cell;
 use std::io::{self, IsTerminal, Read, Stdout};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, Once, PoisonError};
 
 use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::cursor::{Hide, Show};
 use ratatui::crossterm::execute;
 use ratatui::crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen};
+use ratatui::{Frame, Terminal};
 
 use crate::report::Report;
 use crate::sys::tty::TerminalMode;
@@ -25,11 +26,19 @@ struct Saved {
 }
 
 static SAVED: Mutex<Option<Saved>> = Mutex::new(None);
+/// Held by the thread that writes to the terminal, so that a panic in another one does not restore it in the middle.
+static OUTPUT: Mutex<()> = Mutex::new(());
 static HOOK: Once = Once::new();
+
+thread_local! {
+    /// Whether this thread holds [`OUTPUT`] already: it panics while it draws.
+    static WRITES: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Restores the terminal if the screen is open. Errors are ignored, because a terminal that no longer exists needs no
 /// mode.
 fn restore() {
+    let _output = (!WRITES.get()).then(|| OUTPUT.lock().unwrap_or_else(PoisonError::into_inner));
     let Some(saved) = SAVED.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
     let _ = execute!(io::stdout(), Show, LeaveAlternateScreen);
     drop(saved.mode);
@@ -40,7 +49,7 @@ fn restore() {
 
 /// The open screen. Dropping it restores the terminal.
 pub(super) struct Screen {
-    pub terminal: Terminal<CrosstermBackend<Stdout>>,
+    terminal: Terminal<CrosstermBackend<Stdout>>,
     /// The other end of standard error, as long as that is redirected.
     notes: Option<io::PipeReader>,
 }
@@ -65,9 +74,31 @@ impl Screen {
     fn enter(&mut self) -> io::Result<()> {
         let mode = TerminalMode::keys(io::stdin())?;
         *SAVED.lock().unwrap_or_else(PoisonError::into_inner) = Some(Saved { mode, stderr: None });
-        execute!(io::stdout(), EnterAlternateScreen, Hide)?;
+        self.write(|_| execute!(io::stdout(), EnterAlternateScreen, Hide))?;
         self.redirect_errors()?;
-        self.terminal.clear()
+        self.write(Terminal::clear)
+    }
+
+    /// Shows a frame.
+    pub(super) fn draw(&mut self, render: impl FnOnce(&mut Frame)) -> io::Result<()> {
+        self.write(|terminal| terminal.draw(render).map(drop))
+    }
+
+    /// Removes everything from the screen. The next frame is drawn as a whole.
+    pub(super) fn clear(&mut self) -> io::Result<()> {
+        self.write(Terminal::clear)
+    }
+
+    /// Writes to the terminal, unless a panic in another thread has restored it: then it shows that panic's message.
+    fn write(&mut self, act: impl FnOnce(&mut Terminal<CrosstermBackend<Stdout>>) -> io::Result<()>) -> io::Result<()> {
+        let _output = OUTPUT.lock().unwrap_or_else(PoisonError::into_inner);
+        if SAVED.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return Ok(());
+        }
+        WRITES.set(true);
+        let written = act(&mut self.terminal);
+        WRITES.set(false);
+        written
     }
 
     /// Puts standard error on a pipe, unless the caller has redirected it.
