@@ -12,7 +12,8 @@
 //! parent of the container. It dies with the supervisor (PDEATHSIG).
 //!
 //! Hooks would run in the container's cgroup, and see the changed mounts. A container with hooks is created by the
-//! supervisor itself. So is one with a mount that libcontainer makes from a directory of the host.
+//! supervisor itself. So is one with a mount that libcontainer makes from a directory of the host, and any container
+//! where the host refuses the mounts over `/sys/fs/cgroup`, as a nested container may.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -37,6 +38,9 @@ pub(super) const CGROUPS: &str = "/sys/fs/cgroup";
 /// Where a host with the controllers of version 1 has mounted version 2, if at all.
 const UNIFIED: &str = "/sys/fs/cgroup/unified";
 
+/// The step that a host may refuse.
+const HIDE: &str = "prepare the cgroup mounts that the runtime sees";
+
 /// What the process reports.
 #[derive(Debug, Serialize, Deserialize)]
 enum Report {
@@ -44,6 +48,8 @@ enum Report {
     Created(i32),
     /// libcontainer's error, with its causes.
     Failed(Vec<String>),
+    /// The mounts over the cgroups are refused. Nothing was done.
+    Refused,
     /// A step before libcontainer.
     Step(String, i32),
 }
@@ -55,9 +61,12 @@ pub(super) enum Failed {
     Own(RuntimeError),
 }
 
-/// Runs `work`, which creates the container and returns its pid, in a process of the cgroup. The caller must be
-/// single-threaded.
-pub(super) fn create(inner: &mut Inner, work: impl FnOnce(&Inner) -> Result<i32, Cause>) -> Result<i32, Failed> {
+/// Runs `work`, which creates the container and returns its pid, in a process of the cgroup. Returns `None` where the
+/// host refuses the mounts that this needs; nothing has been done then. The caller must be single-threaded.
+pub(super) fn create(
+    inner: &mut Inner,
+    work: impl FnOnce(&Inner) -> Result<i32, Cause>,
+) -> Result<Option<i32>, Failed> {
     let sys = |what: &'static str| move |error: io::Error| Failed::Own(RuntimeError::Sys(what, error));
     // As libcontainer does to the process in which it runs: no process of the container can read the supervisor's
     // memory.
@@ -68,6 +77,7 @@ pub(super) fn create(inner: &mut Inner, work: impl FnOnce(&Inner) -> Result<i32,
         Fork::Child => {
             let report = match prepare(inner, supervisor) {
                 Ok(()) => work(inner).map_or_else(|error| Report::Failed(chain(&*error)), Report::Created),
+                Err((HIDE, _)) => Report::Refused,
                 Err((step, error)) => Report::Step(step.into(), error.raw_os_error().unwrap_or(libc::EIO)),
             };
             let written = serde_json::to_vec(&report).map(|bytes| File::from(writer).write_all(&bytes));
@@ -81,7 +91,8 @@ pub(super) fn create(inner: &mut Inner, work: impl FnOnce(&Inner) -> Result<i32,
             let mut bytes = Vec::new();
             let _ = reader.read_to_end(&mut bytes);
             match serde_json::from_slice(&bytes) {
-                Ok(Report::Created(pid)) => Ok(pid),
+                Ok(Report::Created(pid)) => Ok(Some(pid)),
+                Ok(Report::Refused) => Ok(None),
                 Ok(Report::Failed(chain)) => Err(Failed::Runtime(Relayed::new(chain).into())),
                 Ok(Report::Step(step, errno)) => {
                     Err(Failed::Own(RuntimeError::Enter { step, source: io::Error::from_raw_os_error(errno) }))
@@ -120,7 +131,7 @@ fn prepare(inner: &mut Inner, supervisor: Pid) -> Result<(), (&'static str, io::
     tie().map_err(step("tie the process that creates the container to its supervisor"))?;
     let entrance = inner.open_entrance().map_err(step("open the container's cgroup"))?;
     inner.begin().map_err(step("enter the container's namespaces"))?;
-    hide_cgroups().map_err(step("prepare the cgroup mounts that the runtime sees"))?;
+    hide_cgroups().map_err(step(HIDE))?;
     inner.mount();
     inner.write().map_err(step("write the spec for the runtime"))?;
     // Last, because the container's limits apply from here on.

@@ -50,12 +50,11 @@ pub(super) fn adapt_spec(request: &CreateRequest<'_>, entrance: Option<Entrance>
     let entrance =
         entrance.filter(|_| !has_hooks(&spec) && !has_binds(&spec, &cgroups) && crate::sys::access::has_faccessat2());
     if entrance.is_some() {
-        spec["linux"]["cgroupsPath"] = "/".into();
         spec.as_object_mut().map(|spec| spec.remove("hooks"));
     }
     let inner = Inner { dir, args, cwd, entrance, spec, _early: early };
     if !inner.is_apart() {
-        inner.write().map_err(io("write", &inner.dir.join(SPEC)))?;
+        inner.write_own()?;
     }
     Ok(inner)
 }
@@ -71,9 +70,26 @@ impl Inner {
         self.entrance.as_ref().map(Entrance::open).transpose()
     }
 
-    /// Writes the spec. libcontainer reads it next.
-    pub(super) fn write(&self) -> io::Result<()> {
+    /// Writes the spec for a process that is in the cgroup. libcontainer reads it next.
+    pub(super) fn write(&mut self) -> io::Result<()> {
+        self.spec["linux"]["cgroupsPath"] = "/".into();
         std::fs::write(self.dir.join(SPEC), self.spec.to_string())
+    }
+
+    /// Writes the spec for libcontainer in this process, which puts the container into its cgroup.
+    fn write_own(&self) -> Result<(), RuntimeError> {
+        let path = self.dir.join(SPEC);
+        std::fs::write(&path, self.spec.to_string()).map_err(|source| RuntimeError::Io {
+            action: "write",
+            path,
+            source,
+        })
+    }
+
+    /// Returns to libcontainer's own way into the cgroup.
+    pub(super) fn without_entrance(&mut self) -> Result<(), RuntimeError> {
+        self.entrance = None;
+        self.write_own()
     }
 
     /// Enters the namespaces that the container's mounts depend on, makes these mounts, and sets the groups. The

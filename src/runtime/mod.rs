@@ -142,17 +142,7 @@ impl Prepared<'_> {
         let before = process::children();
         // The mount points that libcontainer creates in the image's root must be accessible to the container's user.
         let umask = process::usual_umask();
-        let build = |inner: &Inner| build(&request, inner, executor, console.as_ref());
-        let (built, mut captured) = capture(|| match inner.is_apart() {
-            true => {
-                let build = |inner: &Inner| build(inner).map(|container| pid_of(&container));
-                Ok((creator::create(&mut inner, build)?, Handle::Socket))
-            }
-            false => match build(&inner) {
-                Ok(container) => Ok((pid_of(&container), Handle::Container(Box::new(container)))),
-                Err(error) => Err(Failed::Runtime(error)),
-            },
-        });
+        let (built, mut captured) = capture(|| first_process(&request, &mut inner, executor, console.as_ref()));
         nix::sys::stat::umask(umask);
         let (pid, handle) = match built {
             Ok(built) => built,
@@ -174,6 +164,24 @@ impl Prepared<'_> {
             clear(request.state_root, request.id);
         })
     }
+}
+
+/// Creates the container's first process. Drops the executor, whose end of the pipe would otherwise keep it open.
+fn first_process(
+    request: &CreateRequest<'_>,
+    inner: &mut Inner,
+    executor: Executor,
+    console: Option<&Console>,
+) -> Result<(i32, Handle), Failed> {
+    if inner.is_apart() {
+        let work = |inner: &Inner| Ok(pid_of(&build(request, inner, executor.clone(), console)?));
+        if let Some(pid) = creator::create(inner, work)? {
+            return Ok((pid, Handle::Socket));
+        }
+        inner.without_entrance().map_err(Failed::Own)?;
+    }
+    let container = build(request, inner, executor, console).map_err(Failed::Runtime)?;
+    Ok((pid_of(&container), Handle::Container(Box::new(container))))
 }
 
 fn pid_of(container: &Container) -> i32 {

@@ -8,6 +8,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("a_start_takes_few_system_calls", few),
     ("the_smallest_limits_start", smallest),
     ("a_creator_that_is_killed_leaves_nothing", killed),
+    ("a_host_that_refuses_the_creators_mounts_starts_containers", refused),
 ];
 
 /// The most calls of `run --rm --network none IMAGE true`, of all its processes. The aim is 1800 (docs/speed.md).
@@ -67,6 +68,25 @@ fn killed() {
     }
     assert_eq!(host.leftovers(), "");
     host.ok(&["run", "--rm", "--network", "none", "box", "true"]);
+}
+
+fn refused() {
+    let host = Host::with_box();
+    let trace = host.dir.join("refused").display().to_string();
+    let show = "test ! -e /sys/fs/cgroup/memory || cat /sys/fs/cgroup/memory/cgroup.procs";
+    // A nested container may not mount there.
+    for (file, error) in [("/sys/fs/cgroup", "EPERM"), ("/sys/fs/cgroup/cgroup.procs", "EACCES")] {
+        let inject = format!("inject=mount:error={error}");
+        let nested = ["strace", "-f", "-o", &trace, "-P", file, "-e", &inject];
+        let args = ["run", "--rm", "--network", "none", "--memory", "64m", "box", "sh", "-c", show];
+        let answer = host::answer(host.behind(&nested, &args).output().unwrap());
+        assert_eq!(answer.code, 0, "{}", answer.err);
+        if cgroups_are_v1() {
+            assert!(answer.out.lines().any(|pid| pid == "1"), "{}", answer.out);
+            assert!(std::fs::read_to_string(&trace).unwrap().contains("(INJECTED)"), "{file} is not mounted");
+        }
+        assert_eq!(host.leftovers(), "");
+    }
 }
 
 fn cgroups_are_v1() -> bool {
