@@ -9,8 +9,11 @@ use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
-/// Exit status for a failure of gpurun itself (docker's convention).
+/// Exit status for a failure of gpurun itself, in a command that starts a container (docker's convention). The command
+/// line makes [`EXIT_FAILURE`] of it for all other commands.
 pub(crate) const EXIT_GPURUN: u8 = 125;
+/// Exit status for a failure of a command whose exit status is not that of a container.
+pub(crate) const EXIT_FAILURE: u8 = 1;
 /// Exit status for an invalid command line.
 pub(crate) const EXIT_USAGE: u8 = 2;
 /// Exit status for a container command that exists but cannot be executed.

@@ -164,7 +164,7 @@ fn runs_here(name: &str, document: ImageDocument) -> Result<ImageDocument, Repor
 
 fn no_stage(options: &Options, name: &str, stages: &Stages<'_>) -> Report {
     let names: Vec<String> = stages.all.iter().map(|stage| format!("`{}`", stage.label)).collect();
-    Report::usage(format!("`{}` has no stage `{name}`", options.file.name))
+    Report::new(format!("`{}` has no stage `{name}`", options.file.name))
         .with_hint(format!("the stages are {}", names.join(", ")))
 }
 

@@ -139,7 +139,7 @@ pub(super) fn need_terminal() -> Result<(), Report> {
     if io::stdin().is_terminal() {
         return Ok(());
     }
-    Err(Report::usage("`-t` needs a terminal, and standard input is not one")
+    Err(Report::new("`-t` needs a terminal, and standard input is not one")
         .with_hint("omit `-t` if the input is a pipe or a file"))
 }
 

@@ -213,7 +213,7 @@ fn options(args: &BuildArgs, context: &Context) -> Result<Options, Report> {
         ));
     }
     if !from_stdin && !args.context.is_dir() {
-        return Err(Report::usage(format!("the build context `{}` is not a directory", args.context.display()))
+        return Err(Report::new(format!("the build context `{}` is not a directory", args.context.display()))
             .with_hint("name the directory with the files to copy: `gpurun build -t NAME .`"));
     }
     let host = Platform::host();

@@ -82,7 +82,7 @@ use context::need_root;
 pub(crate) use context::{Context, Globals};
 
 use crate::config::Config;
-use crate::report::{EXIT_GPURUN, EXIT_USAGE, Report};
+use crate::report::{EXIT_CANNOT_EXECUTE, EXIT_FAILURE, EXIT_GPURUN, EXIT_NOT_FOUND, EXIT_USAGE, Report};
 use crate::supervise::diagnostics;
 
 /// Run an image as a hard-limited container: `gpurun --image IMAGE` starts Jupyter in it, `gpurun run IMAGE COMMAND` any other command
@@ -247,15 +247,14 @@ pub fn main() -> ExitCode {
     }
     let config = match Config::load() {
         Ok(config) => config,
-        Err(error) => return finish(Err(error.into())),
+        Err(error) => return finish(Err(Codes::meant(&args).of(error.into()))),
     };
     let cli = match parse(&config, args.clone()) {
         Ok(cli) => cli,
         Err(error) => return refused(&error, &args),
     };
-    let is_dockers = matches!(cli.command, Some(Command::Run(_) | Command::Create(_)));
     let done = Context::new(&cli.globals).and_then(|context| dispatch(cli, &context));
-    finish(if is_dockers { done.map_err(as_docker) } else { done })
+    finish(done.map_err(|report| Codes::meant(&args).of(report)))
 }
 
 /// Returns the definition of the complete command line, formatted for this terminal.
@@ -321,9 +320,41 @@ fn parse(config: &Config, args: Vec<OsString>) -> Result<Cli, clap::Error> {
     Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
 }
 
-/// Gives a wrong command line of `run` or `create` docker's exit code: 2 may be one of the container's command.
-fn as_docker(report: Report) -> Report {
-    if report.exit_code == EXIT_USAGE { Report { exit_code: EXIT_GPURUN, ..report } } else { report }
+/// The exit codes of a command, as docker has them.
+#[derive(Clone, Copy)]
+enum Codes {
+    /// The bare launch.
+    Launch,
+    /// `run` and `create`: also a wrong command line gives 125, because 2 may be a code of the container's command.
+    Run,
+    /// `exec`: 126 and 127 are about the command in the container.
+    Exec,
+    /// All others: 1, whatever failed.
+    Other,
+}
+
+impl Codes {
+    /// Those of the command that a command line names, whether or not the rest of it is valid.
+    fn meant(args: &[OsString]) -> Self {
+        let root = Cli::command();
+        let path = command_line::path(&root, &synonyms::resolve(&root, args.to_vec()));
+        match path.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            [] => Self::Launch,
+            ["run" | "create"] => Self::Run,
+            ["exec"] => Self::Exec,
+            _ => Self::Other,
+        }
+    }
+
+    fn of(self, report: Report) -> Report {
+        let exit_code = match (self, report.exit_code) {
+            (Self::Run, EXIT_USAGE) => EXIT_GPURUN,
+            (Self::Exec | Self::Other, EXIT_GPURUN) => EXIT_FAILURE,
+            (Self::Other, EXIT_CANNOT_EXECUTE | EXIT_NOT_FOUND) => EXIT_FAILURE,
+            (_, code) => code,
+        };
+        Report { exit_code, ..report }
+    }
 }
 
 /// Checks the arguments of `run` as `run` itself does before it uses the host.
@@ -348,16 +379,14 @@ fn refused(error: &clap::Error, args: &[OsString]) -> ExitCode {
             io::ErrorKind::BrokenPipe => Ok(0),
             _ => Err(Report::new("cannot write to standard output").with_cause(error)),
         });
-        return finish(printed);
+        return finish(printed.map_err(|report| Codes::meant(args).of(report)));
     }
-    let root = Cli::command();
-    let path = command_line::path(&root, &synonyms::resolve(&root, args.to_vec()));
-    let is_dockers = matches!(&path[..], [command] if ["run", "create"].contains(&command.as_str()));
-    if let Some(report) = usage_errors::explain(error, args, &root) {
-        return finish(Err(if is_dockers { as_docker(report) } else { report }));
+    let codes = Codes::meant(args);
+    if let Some(report) = usage_errors::explain(error, args, &Cli::command()) {
+        return finish(Err(codes.of(report)));
     }
     let _ = error.print();
-    ExitCode::from(if is_dockers { EXIT_GPURUN } else { EXIT_USAGE })
+    ExitCode::from(codes.of(Report::usage("")).exit_code)
 }
 
 fn finish(done: Result<u8, Report>) -> ExitCode {

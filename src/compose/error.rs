@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::value::At;
-use crate::report::{EXIT_USAGE, Explain};
+use crate::report::{EXIT_FAILURE, Explain};
 
 pub(crate) fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
@@ -46,7 +46,7 @@ impl Explain for ComposeError {
     }
 
     fn exit_code(&self) -> u8 {
-        EXIT_USAGE
+        EXIT_FAILURE
     }
 }
 

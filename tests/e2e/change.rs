@@ -59,7 +59,7 @@ fn update() {
     std::fs::write(&pids, "55").unwrap();
     let answer = host.run(&["explain", "lab"]);
     assert!(answer.out.contains("pids.max = 55") && answer.out.contains("changed    not what"), "{}", answer.out);
-    assert!(answer.code == 125 && answer.err.contains("cannot enforce `--pids-limit`"), "{}", answer.err);
+    assert!(answer.code == 1 && answer.err.contains("cannot enforce `--pids-limit`"), "{}", answer.err);
     host.ok(&["update", "lab", "--pids-limit", "77"]);
     assert!(!host.ok(&["explain", "lab"]).contains("changed "));
     // Smaller again, and the swap that is implied follows.
@@ -111,7 +111,7 @@ fn rolled_back() {
             &["--pids-limit", "77", "--cgroup-conf", "pids.max=lots"],
         ]
         .concat();
-        let error = host.fails(125, &update);
+        let error = host.fails(1, &update);
         assert!(
             error.contains("cannot enforce `--cgroup-conf`: the kernel refused `lots` for `/sys/fs/cgroup"),
             "{error}"
@@ -125,7 +125,7 @@ fn rolled_back() {
     host.ok(&["update", "lab", "--memory-swap", "64m"]);
     let before = held(&host, "lab");
     host.ok(&["exec", "lab", "sh", "-c", "dd if=/dev/zero of=/dev/shm/held bs=1M count=40 2>/dev/null"]);
-    let error = host.fails(125, &["update", "lab", "--cpuset-cpus", "0", "--memory", "16m", "--memory-swap", "16m"]);
+    let error = host.fails(1, &["update", "lab", "--cpuset-cpus", "0", "--memory", "16m", "--memory-swap", "16m"]);
     assert!(error.contains("--memory") && error.contains("hint:"), "{error}");
     assert_eq!(held(&host, "lab"), before);
     assert_eq!(host.ok(&["exec", "lab", "sh", "-c", "wc -c < /dev/shm/held"]), (40 << 20).to_string());
@@ -174,7 +174,7 @@ fn lifted() {
     // What a full pids.max does to an exec is said.
     host.ok(&["update", "lab", "--pids-limit", "3"]);
     host.ok(&["exec", "-d", "lab", "sleep", "1000"]);
-    let error = host.fails(125, &["exec", "lab", "true"]);
+    let error = host.fails(1, &["exec", "lab", "true"]);
     assert!(error.contains("hint:") && error.contains("--pids-limit"), "{error}");
 }
 
@@ -217,8 +217,8 @@ fn pause() {
     assert!(host.ok(&["ps"]).contains("(Paused)"));
     let before = used();
     assert_eq!(used(), before, "no CPU time while it is frozen");
-    assert!(host.fails(125, &["pause", "busy"]).contains("paused already"));
-    assert!(host.fails(125, &["exec", "busy", "true"]).contains("paused"));
+    assert!(host.fails(1, &["pause", "busy"]).contains("paused already"));
+    assert!(host.fails(1, &["exec", "busy", "true"]).contains("paused"));
     host.ok(&["resume", "busy"]);
     assert!(used() > before);
     host.ok(&["pause", "busy"]);
@@ -447,7 +447,7 @@ fn refused_by_an_ancestor(host: &Host, parent: &str) {
         // A cgroup with less than its children have is refused: theirs go first.
         host.ok(&["update", "inner", "--cpus", "0.1", "--cpuset-cpus", "0"]);
         std::fs::write(&path, value).unwrap();
-        let error = host.fails(125, &["update", "inner", flag, asked]);
+        let error = host.fails(1, &["update", "inner", flag, asked]);
         let snippets = format!("hint: request less than `{holds}`, the limit of the ancestor `{}`", path.display());
         assert!(error.contains(&format!("cannot enforce `{flag}`")) && error.contains(&snippets), "{error}");
         std::fs::write(&path, back).unwrap();

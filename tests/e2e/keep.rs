@@ -84,7 +84,7 @@ fn restart_checks() {
     host.ok(&[&up[..], &["/bin/sh", "-c", "sleep 1000"]].concat());
     let pid = host.inspect("one")["State"]["Pid"].clone();
     let refused = |what: &str| {
-        let error = host.fails(125, &["restart", "-t", "0", "one"]);
+        let error = host.fails(1, &["restart", "-t", "0", "one"]);
         assert!(error.contains("left running") && error.contains(what), "{error}");
         assert_eq!(host.inspect("one")["State"]["Pid"], pid, "{what}: it was stopped");
     };
@@ -120,7 +120,7 @@ fn restart_finds() {
         run(name, flags, command);
         let pid = host.inspect(name)["State"]["Pid"].clone();
         let refused = |what: &str| {
-            let error = host.fails(125, &["restart", "-t", "0", name]);
+            let error = host.fails(1, &["restart", "-t", "0", name]);
             assert!(error.contains("left running") && error.contains(what), "{name}: {error}");
             assert_eq!(host.inspect(name)["State"]["Pid"], pid, "{name}, {what}: it was stopped");
         };
@@ -178,7 +178,7 @@ fn lost_record() {
         let finding = findings.as_array().unwrap().iter().find(|finding| finding["area"] == "containers").unwrap();
         assert!(finding["hint"].as_str().unwrap().contains("upper"), "{finding}");
         assert_eq!(doctor.code, 1);
-        assert!(host.fails(125, &["start", &id]).contains("is lost"));
+        assert!(host.fails(1, &["start", &id]).contains("is lost"));
         assert_eq!(host.leftovers(), "");
         host.ok(&["rm", "-f", &id[..12]]);
         assert!(!dir.exists());
@@ -226,7 +226,7 @@ fn stuck() {
     let id = host.inspect("one")["Id"].as_str().unwrap().to_owned();
     let file = host.dir.join("root/containers").join(&id).join("upper/stuck");
     host::sh(&format!("chattr +i {}", file.display()));
-    let error = host.fails(125, &["rm", "one"]);
+    let error = host.fails(1, &["rm", "one"]);
     assert!(error.contains("cannot remove"), "{error}");
     // Whatever is left of it is reported, and every other command works.
     for args in [&["ps", "-a"][..], &["run", "--rm", "--network", "none", "box", "true"], &["image", "ls"]] {

@@ -67,7 +67,7 @@ fn full_disk() {
     host.ok(&["exec", "brief", "touch", "/dev/shm/go"]);
     eventually("its end is told", || host.ok(&["ps", "-a"]).contains("Exited (3)"));
     // All or nothing: a limit that cannot be written down does not hold either.
-    let said = host.fails(125, &["update", "live", "--memory", "96m"]);
+    let said = host.fails(1, &["update", "live", "--memory", "96m"]);
     assert!(said.contains("record.json") && said.contains("the disk is full"), "{said}");
     let files = ["memory.max", "memory.limit_in_bytes"];
     assert_eq!(crate::change::file(&host, "live", &files), "67108864");
@@ -97,7 +97,7 @@ fn deaf() {
         (0, &["--verbose", "update", "--memory", "64m", "one"]),
         (0, &["cp", "one:/etc/passwd", "copy"]),
         (0, &["build", "-t", "made", "--network", "none", "."]),
-        (125, &["rm", "one"]),
+        (1, &["rm", "one"]),
         (1, &["stop", "nobody"]),
         (125, &["run", "--no-such-flag"]),
     ];
@@ -123,7 +123,7 @@ fn deaf() {
     }
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let answer = host::answer(host.command(&["ps"]).stdout(full).output().unwrap());
-    assert_eq!(answer.code, 125, "{}", answer.err);
+    assert_eq!(answer.code, 1, "{}", answer.err);
     assert!(answer.err.contains("cannot write to standard output"), "{}", answer.err);
     host.ok(&["rm", "-f", "one"]);
     assert_eq!(host.leftovers(), "");
@@ -184,7 +184,7 @@ fn exec() {
     host.ok(&["exec", "-d", "one", "sh", "-c", "echo done > /tmp/done"]);
     eventually("the detached process writes", || host.run(&["exec", "one", "cat", "/tmp/done"]).out == "done\n");
     host.ok(&["stop", "-t", "0", "one"]);
-    let error = host.fails(125, &["exec", "one", "true"]);
+    let error = host.fails(1, &["exec", "one", "true"]);
     assert!(error.contains("is not running"), "{error}");
 }
 
@@ -250,7 +250,7 @@ fn wait_and_kill() {
     let output = waiting.wait_with_output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "9\n");
     assert_eq!(host.ok(&["wait", "one"]), "9", "one that has ended answers at once");
-    let error = host.fails(125, &["kill", "one"]);
+    let error = host.fails(1, &["kill", "one"]);
     assert!(error.contains("is not running"), "{error}");
 }
 
@@ -319,7 +319,7 @@ fn pty(rows: u16, columns: u16) -> (std::fs::File, std::fs::File) {
 fn rm_running() {
     let host = Host::with_box();
     up(&host, "one", &["box", "sleep", "1000"]);
-    let error = host.fails(125, &["rm", "one"]);
+    let error = host.fails(1, &["rm", "one"]);
     assert!(error.contains("is running") && error.contains("rm -f"), "{error}");
     host.ok(&["rm", "-f", "one"]);
     assert_eq!(host.ok(&["ps", "-aq"]), "");
@@ -400,7 +400,7 @@ fn unreadable() {
         let id = [&running, &killed, &rested].into_iter().find(|id| id.starts_with(snippets[1])).unwrap();
         let hint = format!("`gpurun rm -f {}` removes the container", &id[..12]);
         assert!(
-            answer.code == 125 && answer.err.contains("does not match the digest") && answer.err.contains(&hint),
+            answer.code == 1 && answer.err.contains("does not match the digest") && answer.err.contains(&hint),
             "{}",
             answer.err
         );

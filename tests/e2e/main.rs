@@ -21,6 +21,7 @@ mod docker;
 #[path = "../fake-driver/driver.rs"]
 mod driver;
 mod errors;
+mod exit_codes;
 mod flags;
 mod freeze;
 mod gpu;
@@ -138,6 +139,7 @@ fn main() {
         ("change", change::TESTS),
         ("cli", cli::TESTS),
         ("errors", errors::TESTS),
+        ("exit_codes", exit_codes::TESTS),
         ("compose", compose::TESTS),
         ("compose_start", compose_start::TESTS),
         ("compose_gpu", compose_gpu::TESTS),

@@ -69,7 +69,7 @@ fn shim() {
         for name in ["docker", "docker-compose"] {
             let other = tools(&host).join(name);
             fs::write(&other, script).unwrap();
-            let error = fails(&host, 125, "$gpurun shim install --dir $bin");
+            let error = fails(&host, 1, "$gpurun shim install --dir $bin");
             assert!(error.contains(&format!("`{}` is ", other.display())) && error.contains(what), "{error}");
             assert!(error.contains("hint: ") && fs::read_dir(&bin).unwrap().count() == 0, "{error}");
             assert!(fails(&host, 1, "$gpurun shim status --dir $bin").contains(what));
@@ -78,11 +78,11 @@ fn shim() {
     }
     // root runs what the links point to.
     fs::set_permissions(&program, fs::Permissions::from_mode(0o777)).unwrap();
-    let error = fails(&host, 125, "$gpurun shim install --dir $bin");
+    let error = fails(&host, 1, "$gpurun shim install --dir $bin");
     assert!(error.contains("other users can replace"), "{error}");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     std::os::unix::fs::chown(&program, Some(1000), None).unwrap();
-    assert!(fails(&host, 125, "$gpurun shim install --dir $bin").contains("other users can replace"));
+    assert!(fails(&host, 1, "$gpurun shim install --dir $bin").contains("other users can replace"));
     std::os::unix::fs::chown(&program, Some(0), None).unwrap();
     assert!(fails(&host, 2, "$gpurun shim install --dir $bin/nosuch").contains("is not a directory"));
 
@@ -107,7 +107,7 @@ fn shim() {
     assert!(fails(&host, 1, "./other shim status --dir $bin").contains("does not exist"));
     fs::remove_file(bin.join("docker-compose")).unwrap();
     fs::write(bin.join("docker-compose"), "mine").unwrap();
-    let error = fails(&host, 125, "./other shim remove --dir $bin");
+    let error = fails(&host, 1, "./other shim remove --dir $bin");
     assert!(error.contains("removed") && error.contains("docker-compose`: it is another program"), "{error}");
     assert!(!bin.join("docker").is_symlink() && bin.join("docker-compose").exists());
 }

@@ -54,7 +54,7 @@ fn volumes_from() {
     let mounts = host.inspect("user")["Mounts"].clone();
     let names: Vec<&Value> = mounts.as_array().unwrap().iter().map(|mount| &mount["Destination"]).collect();
     assert!(names.contains(&&json!("/anonymous")) && names.contains(&&json!("/dir")), "{mounts}");
-    let error = host.fails(125, &["rm", "data"]);
+    let error = host.fails(1, &["rm", "data"]);
     assert!(error.contains("container `user` uses its volumes") && error.contains("gpurun rm user"), "{error}");
     assert_eq!(host.ok(&["container", "prune", "-f"]), "Total reclaimed space: 0B");
     host.ok(&["restart", "-t", "0", "user"]);
@@ -212,10 +212,10 @@ fn ipc() {
     host.ok(&["restart", "-t", "0", "two"]);
     assert_eq!(namespace("first"), namespace("two"));
     host.ok(&["stop", "-t", "0", "first", "two"]);
-    let error = host.fails(125, &["start", "two"]);
+    let error = host.fails(1, &["start", "two"]);
     assert!(error.contains("container `first`: it is not running") && error.contains("gpurun start first"), "{error}");
     host.ok(&["rm", "-f", "first"]);
-    let error = host.fails(125, &["start", "two"]);
+    let error = host.fails(1, &["start", "two"]);
     assert!(error.contains("it does not exist any more"), "{error}");
     host.ok(&["rm", "-f", "two", "private"]);
     assert_eq!(host.leftovers(), "");

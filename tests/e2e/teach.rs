@@ -83,7 +83,7 @@ fn running() {
     let (_, rest) = text.split_once("command    echo 67108864 \\\n").expect("the line by hand");
     let line = format!("ID={id}; echo 50331648 {}", rest.lines().next().unwrap());
     crate::host::sh(&line);
-    let error = host.fails(125, &["explain", "lab"]);
+    let error = host.fails(1, &["explain", "lab"]);
     assert!(error.contains("cannot enforce `--memory`") && error.contains("reports `50331648`"), "{error}");
 }
 
@@ -112,7 +112,7 @@ fn tree() {
     let text = host.ok(&["explain", "--tree", "lab"]);
     assert!(text.contains("namespaces") && text.contains("the host's") && text.contains("sleep"), "{text}");
     host.ok(&["stop", "-t", "0", "lab"]);
-    assert!(host.fails(125, &["explain", "--tree", "lab"]).contains("is not running"));
+    assert!(host.fails(1, &["explain", "--tree", "lab"]).contains("is not running"));
 }
 
 fn labs() {
@@ -296,7 +296,7 @@ fn explained() {
     let reported = |err: &str| {
         regex::Regex::new(r"for (less than a second|\d+ seconds?)").unwrap().replace(err, "for a while").into_owned()
     };
-    assert_eq!((asked.code, reported(&asked.err)), (125, reported(&launched.err)));
+    assert_eq!((asked.code, launched.code, reported(&asked.err)), (1, 125, reported(&launched.err)));
     let error = lab.run(&["explain", "--gpus", "all", "lab"]);
     assert!(error.code == 2 && error.err.contains("cannot be changed after the start"), "{}", error.err);
     lab.ok(&["rm", "-f", "lab"]);

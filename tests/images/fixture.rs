@@ -88,8 +88,7 @@ impl Fixture {
     #[track_caller]
     pub fn fails(&self, args: &[&str]) -> String {
         let answer = self.run(args);
-        // `image rm` ends with 1 whatever the reason is, as docker's does.
-        let code = if args.starts_with(&["image", "rm"]) { 1 } else { 125 };
+        let code = if args[0] == "run" { 125 } else { 1 };
         assert_eq!(answer.code, code, "gpurun {args:?}\nstdout: {}\nstderr: {}", answer.out, answer.err);
         answer.err
     }

@@ -61,7 +61,7 @@ pub(super) fn run(args: &ConfigArgs, compose: &ComposeArgs) -> Result<u8, Report
         let mut names: Vec<&str> = if hash == "*" { all.clone() } else { hash.split(',').collect() };
         names.sort_unstable();
         if let Some(name) = names.iter().find(|name| !all.contains(name)) {
-            return Err(Report::usage(format!("there is no service `{name}`"))
+            return Err(Report::new(format!("there is no service `{name}`"))
                 .with_hint(format!("the services are: {}", all.join(", "))));
         }
         lines(names.iter().map(|name| format!("{name} {}", project.hash(name))))

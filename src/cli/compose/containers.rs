@@ -105,7 +105,7 @@ pub(super) fn select(containers: &mut Vec<Container>, services: &[String], known
         all.extend(known.iter().map(String::as_str));
         all.sort_unstable();
         all.dedup();
-        return Err(Report::usage(format!("there is no service `{name}`"))
+        return Err(Report::new(format!("there is no service `{name}`"))
             .with_hint(format!("the services are: {}", all.join(", "))));
     }
     if !services.is_empty() {

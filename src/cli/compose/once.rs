@@ -134,7 +134,7 @@ pub(super) fn run(args: &RunArgs, compose: &ComposeArgs, context: &Context, chec
     let project = compose.project(&names, !args.no_deps)?;
     let mut plans = compose.plans(&project)?;
     let Some(mut plan) = plans.services.remove(&args.service) else {
-        return Err(Report::usage(format!("there is no service `{}`", args.service)));
+        return Err(Report::new(format!("there is no service `{}`", args.service)));
     };
     // The dependencies first, as `up` starts them.
     let others = Starter { context, project: &project, plans: &plans, timeout: None };

@@ -74,7 +74,7 @@ pub(super) fn run(args: &UpArgs, compose: &ComposeArgs, context: &Context, check
     let mut plans = compose.plans(&project)?;
     scale(&mut plans, &args.scale)?;
     if let Some(service) = args.exit_code_from.as_ref().filter(|name| !plans.services.contains_key(*name)) {
-        return Err(Report::usage(format!("there is no service `{service}` for `--exit-code-from`")));
+        return Err(Report::new(format!("there is no service `{service}` for `--exit-code-from`")));
     }
     let since = crate::clock::now();
     let starter = Starter { context, project: &project, plans: &plans, timeout: args.timeout };
