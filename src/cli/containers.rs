@@ -187,11 +187,15 @@ fn spawn<'a>(
     first: &'a [ToSupervisor],
     signals: &SignalFd,
 ) -> Result<(Spawned, Launch<'a>), Report> {
-    std::fs::create_dir_all(&entry.run_dir)
-        .map_err(|error| Report::new(format!("cannot create `{}`", entry.run_dir.display())).with_cause(error))?;
-    let launching = entry.launching()?;
     // The records were cleaned up when this command began.
     let records = Records::open(&context.root, &context.run_dir)?;
+    let launching = {
+        // Without this lock, another command could remove the directory before `launching` is held.
+        let _lock = records.lock()?;
+        std::fs::create_dir_all(&entry.run_dir)
+            .map_err(|error| Report::new(format!("cannot create `{}`", entry.run_dir.display())).with_cause(error))?;
+        entry.launching()?
+    };
     let mut launch = Launch::new(context, records, entry.clone(), first, false);
     Ok((launch.begin(launching, signals)?, launch))
 }

@@ -26,6 +26,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("a_wait_for_the_network_is_announced", slow_network),
     ("a_container_that_ends_beside_its_stop_is_no_error", ends_beside),
     ("first_users_of_a_volume_share_one_directory", first_users),
+    ("a_start_beside_another_command_keeps_its_directory", start_beside),
 ];
 
 fn process(pid: i32) -> Option<(String, String, i32)> {
@@ -592,4 +593,23 @@ fn first_users() {
     assert_eq!(host.leftovers(), "");
     let left: Vec<_> = fs::read_dir(host.dir.join("root/volumes")).unwrap().flatten().map(|e| e.file_name()).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+fn start_beside() {
+    let host = Host::with_box();
+    let id = host.ok(&["create", "--name", "one", "--network", "none", "box", "true"]);
+    let run_dir = host.dir.join("run").join(&id);
+    assert!(!run_dir.exists());
+    // The directory is there, and nothing locks it yet.
+    let path = run_dir.display().to_string();
+    let strace =
+        ["strace", "-f", "-qq", "-o", "/dev/null", "-P", &path, "-e", "inject=mkdir,mkdirat:delay_exit=500000:when=1"];
+    let child = host.behind(&strace, &["start", "one"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("the directory", || run_dir.exists());
+    host.ok(&["ps"]);
+    let started = answer(child.wait_with_output().unwrap());
+    assert_eq!((started.code, &*started.out), (0, "one\n"), "{}", started.err);
+    host.ok(&["wait", "one"]);
+    host.ok(&["rm", "one"]);
+    assert_eq!(host.leftovers(), "");
 }
