@@ -260,7 +260,7 @@ pub(super) struct NetworkFlags {
 #[derive(Debug, Clone, Args, Default)]
 #[command(next_help_heading = "Isolation")]
 pub(super) struct SecurityFlags {
-    /// PID namespace: `host` shows the container this host's processes
+    /// PID namespace: `host` shows the container this host's processes, container:NAME another container's
     #[arg(long, value_name = "MODE")]
     pub pid: Option<String>,
     /// IPC namespace and /dev/shm: private, shareable, host, none, or container:NAME [default: private]

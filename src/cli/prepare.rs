@@ -17,11 +17,11 @@ use crate::store::Store;
 /// The variable with which NVIDIA's own runtime selects GPUs.
 const VISIBLE_DEVICES: &str = "NVIDIA_VISIBLE_DEVICES";
 
-/// Replaces the names of other containers: that of `--ipc` by its ID, which does not change, and those of
-/// `--volumes-from` by their mounts.
+/// Replaces the names of other containers: those of `--ipc` and `--pid` by IDs, which do not change, and
+/// those of `--volumes-from` by their mounts.
 pub(super) fn resolve_others(flags: &ContainerFlags, request: &mut Request, context: &Context) -> Result<(), Report> {
     let from = super::resources::each(&flags.files.volumes_from, str::parse::<VolumesFrom>)?;
-    let joins = matches!(request.ipc, IpcMode::Container(_));
+    let joins = request.pid_container.is_some() || matches!(request.ipc, IpcMode::Container(_));
     if from.is_empty() && !joins {
         return Ok(());
     }
@@ -31,6 +31,9 @@ pub(super) fn resolve_others(flags: &ContainerFlags, request: &mut Request, cont
         let other = find(name)?;
         launch::check_shareable(&other)?;
         request.ipc = IpcMode::Container(other.record.id);
+    }
+    if let Some(name) = &mut request.pid_container {
+        *name = find(name)?.record.id;
     }
     for one in from {
         let other = find(&one.container)?;

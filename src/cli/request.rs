@@ -42,6 +42,7 @@ pub(super) fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Re
     let gpu_wait = value("--wait", &flags.gpu.wait)?;
     check_wait(gpu_wait, gpus.as_ref())?;
     let networking = networking(&flags.network)?;
+    let (pid_host, pid_container) = parse_pid_mode(flags.security.pid.as_deref().unwrap_or_default())?;
     let request = Request {
         image: image.to_owned(),
         payload,
@@ -93,7 +94,8 @@ pub(super) fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Re
         dns_search: each(&flags.network.dns_search, parse_dns_search)?,
         dns_options: each(&flags.network.dns_option, parse_dns_option)?,
         add_hosts: each(&flags.network.add_host, str::parse)?,
-        pid_host: parse_pid_mode(flags.security.pid.as_deref().unwrap_or_default())?,
+        pid_host,
+        pid_container,
         ipc: flags.security.ipc.as_deref().unwrap_or_default().parse()?,
         uts_host: parse_uts_mode(flags.security.uts.as_deref().unwrap_or_default())?,
         cgroup_host: parse_cgroup_mode(flags.security.cgroupns.as_deref().unwrap_or_default())?,
@@ -325,7 +327,7 @@ mod tests {
             ("--rm --restart", |f| (f.rm, f.restart) = (true, "always".into())),
             ("--workdir", |f| f.workdir = Some("x".into())),
             ("--network", |f| f.network.network = vec!["-x".into()]),
-            ("--pid", |f| f.security.pid = Some("container:x".into())),
+            ("--pid", |f| f.security.pid = Some("container:".into())),
             ("--security-opt", |f| f.security.security_opt = vec!["label=type:x".into()]),
             ("--dns", |f| f.network.dns = vec!["x".into()]),
             ("--add-host", |f| f.network.add_host = vec!["x".into()]),

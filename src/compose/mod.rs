@@ -31,5 +31,5 @@ mod tests;
 mod value;
 mod yaml;
 
-pub(crate) use plan::{Condition, Connection, Plan, Plans, ProjectNetwork, PullPolicy};
+pub(crate) use plan::{Build, Condition, Connection, Plan, Plans, ProjectNetwork, PullPolicy};
 pub(crate) use project::{Project, Source, load};

@@ -538,6 +538,11 @@ impl Project {
         self.services.iter().chain(&self.disabled).map(|(name, node)| (name.as_str(), node))
     }
 
+    /// Returns a service, enabled or not.
+    pub(super) fn any_service(&self, name: &str) -> Option<&Node> {
+        self.services.get(name).or_else(|| self.disabled.get(name))
+    }
+
     /// Returns whether a service names its image.
     pub(crate) fn has_image(&self, service: &str) -> bool {
         self.services.get(service).is_some_and(|node| node.get("image").is_some())
@@ -555,7 +560,7 @@ impl Project {
 
     /// Returns the image of a service. A service that is built without a name for its image has `PROJECT-SERVICE`.
     pub(crate) fn image(&self, service: &str) -> String {
-        let own = self.services.get(service).and_then(|node| node.get("image")).and_then(Node::as_text);
+        let own = self.any_service(service).and_then(|node| node.get("image")).and_then(Node::as_text);
         own.map_or_else(|| format!("{}-{service}", self.name), str::to_owned)
     }
 

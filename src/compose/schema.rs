@@ -309,7 +309,7 @@ static BLKIO: Object = object(
     "`blkio_config`",
     &[
         key("weight", Int),
-        refused("weight_device", List(&Of(&BLKIO_WEIGHT)), "gpurun has no weights per device"),
+        key("weight_device", List(&Of(&BLKIO_WEIGHT))),
         key("device_read_bps", List(&Of(&BLKIO_LIMIT))),
         key("device_read_iops", List(&Of(&BLKIO_LIMIT))),
         key("device_write_bps", List(&Of(&BLKIO_LIMIT))),

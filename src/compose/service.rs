@@ -107,10 +107,18 @@ pub(super) struct Build {
 #[serde(default)]
 pub(super) struct BlockIo {
     pub(super) weight: Option<i64>,
+    pub(super) weight_device: Vec<BlockWeight>,
     pub(super) device_read_bps: Vec<BlockLimit>,
     pub(super) device_read_iops: Vec<BlockLimit>,
     pub(super) device_write_bps: Vec<BlockLimit>,
     pub(super) device_write_iops: Vec<BlockLimit>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct BlockWeight {
+    pub(super) path: String,
+    pub(super) weight: i64,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

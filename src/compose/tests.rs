@@ -83,6 +83,11 @@ fn keys_become_flags() {
         ),
         ("{image: x, stop_grace_period: 1m30s, stop_signal: SIGINT}", &["--stop-signal=SIGINT", "--stop-timeout=90"]),
         ("{image: x, network_mode: host}", &["--network=host"]),
+        ("{image: x, pid: 'service:b', ipc: 'service:b'}", &["--ipc=container:p-b-1", "--pid=container:p-b-1"]),
+        (
+            "{image: x, blkio_config: {weight: 300, weight_device: [{path: /dev/sda, weight: 400}]}}",
+            &["--blkio-weight=300", "--blkio-weight-device=/dev/sda:400"],
+        ),
         ("{image: x, network_mode: 'service:b'}", &["--network=container:p-b-1"]),
         (
             "{image: x, volumes: ['data:/d:ro', 'ext:/e', /anonymous]}",

@@ -16,7 +16,7 @@ use super::places::{Places, combine};
 use super::progress::{Progress, Tell, step};
 use super::undo::Undo;
 use super::{
-    files, gpus, home, hooks, host_ca, hostname, image_mounts, ipc, jupyter, mounts, nested, process, propagation,
+    files, gpus, home, hooks, host_ca, hostname, image_mounts, ipc, jupyter, mounts, nested, pid, process, propagation,
     scaffold, secrets,
 };
 use crate::cgroup;
@@ -51,7 +51,8 @@ pub(super) struct Acquired {
     pub added_groups: Vec<u32>,
     pub hostname: String,
     pub network: spec::Network,
-    pub ipc: spec::Ipc,
+    pub ipc: spec::Namespace,
+    pub pid: spec::Namespace,
     pub gpus: gpu::Edits,
     pub env: Vec<String>,
     pub cwd: PathBuf,
@@ -71,8 +72,8 @@ pub(super) struct Acquired {
 pub(super) struct Handles {
     pub host: cgroup::Host,
     pub network: net::Network,
-    /// The IPC namespace of another container.
-    pub ipc: Option<OwnedFd>,
+    /// The namespaces of other containers.
+    pub joined: Vec<OwnedFd>,
     pub opening: Option<Opening>,
     pub before: Option<scaffold::Before>,
     /// All mounts, also those that are parts of a tree.
@@ -102,6 +103,7 @@ pub(super) fn acquire(launch: Launch<'_>, tell: Tell<'_>, undo: &mut Undo) -> Re
         None => network(launch, &hostname, &image, tell, undo)?,
     };
     let ipc = ipc::acquire(launch, tell)?;
+    let (pid, pid_namespace) = pid::acquire(launch)?;
     tell(Progress::Step("preparing the container's devices and files"));
 
     let image_env = image_environment(request, &image, tell);
@@ -152,6 +154,7 @@ pub(super) fn acquire(launch: Launch<'_>, tell: Tell<'_>, undo: &mut Undo) -> Re
         hostname,
         network: namespace(&network),
         ipc: ipc.spec,
+        pid,
         gpus,
         env,
         cwd,
@@ -161,7 +164,8 @@ pub(super) fn acquire(launch: Launch<'_>, tell: Tell<'_>, undo: &mut Undo) -> Re
         hook_reports,
         jupyter,
     };
-    Ok((acquired, Handles { host, network, ipc: ipc.namespace, opening, before, mounts }))
+    let joined = ipc.namespace.into_iter().chain(pid_namespace).collect();
+    Ok((acquired, Handles { host, network, joined, opening, before, mounts }))
 }
 
 /// Checks the limits against this host. From here on, the container's cgroup is removed when the launch fails: the

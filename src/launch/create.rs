@@ -33,7 +33,7 @@ pub(super) fn create(
     let (entry, request) = (launch.entry, launch.request());
     let Plan { container: plan, program, jupyter, health, stop_signal, notices, gpus } = plan;
     // The namespace of another container is joined once the container is created.
-    let Handles { host, network, ipc: _ipc, opening, before, mounts } = handles;
+    let Handles { host, network, joined: _joined, opening, before, mounts } = handles;
     notices.into_iter().for_each(&mut *tell);
     // Everything that does not need the cgroup comes first, because creating the cgroup waits for the kernel
     // (`Host::prime_moves`).

@@ -6,26 +6,28 @@
 //! with it.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use super::context::Launch;
+use super::joined::{self, Kind};
 use super::progress::{Progress, Tell};
 use super::shared::open_path;
-use crate::record::{Entry, short};
+use crate::record::Entry;
 use crate::report::Report;
 use crate::request::IpcMode;
-use crate::spec::{self, Mount};
+use crate::spec::{Mount, Namespace};
 use crate::sys::{mount, process};
 
 const SHM: &str = "/dev/shm";
+const IPC: Kind = Kind { name: "IPC", flag: "--ipc" };
 
 /// The IPC namespace that a container uses.
 #[derive(Debug)]
 pub(super) struct Ipc {
-    pub spec: spec::Ipc,
+    pub spec: Namespace,
     /// The /dev/shm of the host or of another container.
     pub shm: Option<Mount>,
     /// Keeps another container's namespace until the runtime has joined it.
@@ -40,14 +42,14 @@ pub(super) fn acquire(launch: Launch<'_>, tell: Tell<'_>) -> Result<Ipc, Report>
     }
     let taken = request.mounts.iter().any(|mount| mount.destination == Path::new(SHM));
     match &request.ipc {
-        IpcMode::Private | IpcMode::None => Ok(Ipc { spec: spec::Ipc::New, shm: None, namespace: None }),
+        IpcMode::Private | IpcMode::None => Ok(Ipc { spec: Namespace::New, shm: None, namespace: None }),
         IpcMode::Shareable => {
             left_behind(launch)?.into_iter().for_each(|line| tell(Progress::Notice(line)));
-            Ok(Ipc { spec: spec::Ipc::New, shm: None, namespace: None })
+            Ok(Ipc { spec: Namespace::New, shm: None, namespace: None })
         }
         IpcMode::Host => {
             let shm = (!taken && Path::new(SHM).is_dir()).then(|| bind(SHM.into()));
-            Ok(Ipc { spec: spec::Ipc::Host, shm, namespace: None })
+            Ok(Ipc { spec: Namespace::Host, shm, namespace: None })
         }
         IpcMode::Container(id) => join(launch, id, taken),
     }
@@ -59,32 +61,16 @@ fn bind(source: PathBuf) -> Mount {
 }
 
 fn join(launch: Launch<'_>, id: &str, taken: bool) -> Result<Ipc, Report> {
-    let Some(other) = launch.records.get(id)? else {
-        return Err(refused(short(id), "it does not exist any more")
-            .with_hint("create this container again, with the `--ipc container:NAME` of another one"));
-    };
-    let name = other.record.name.clone();
+    let other = IPC.find(launch.records, id)?;
     check_shareable(&other)?;
-    // The descriptor is opened before the process is checked, so that it cannot belong to another process.
-    let Some(pid) = other.state()?.living_pid(process::boot_id().as_deref()) else {
-        return Err(refused(&name, "it is not running").with_hint(format!("start it with `gpurun start {name}`")));
-    };
-    let failed = |error: std::io::Error| refused(&name, "its namespace cannot be entered").with_cause(error);
-    let namespace: OwnedFd = File::open(format!("/proc/{pid}/ns/ipc")).map_err(failed)?.into();
-    let mounts = File::open(format!("/proc/{pid}/ns/mnt")).map_err(failed)?;
-    if other.state()?.living_pid(process::boot_id().as_deref()) != Some(pid) {
-        return Err(refused(&name, "it is not running").with_hint(format!("start it with `gpurun start {name}`")));
-    }
+    let pid = IPC.running(&other)?;
+    let (namespace, mounts) = (IPC.open(&other, pid, "ipc")?, IPC.open(&other, pid, "mnt")?);
+    let failed = |error| IPC.closed(&other, error);
     let shm = match taken {
         true => None,
-        false => Some(bind(attach(launch.entry, &shm_in(&mounts).map_err(failed)?).map_err(failed)?)),
+        false => Some(bind(attach(launch.entry, &shm_in(&mounts.into()).map_err(failed)?).map_err(failed)?)),
     };
-    let path = format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd());
-    Ok(Ipc { spec: spec::Ipc::Path(path.into()), shm, namespace: Some(namespace) })
-}
-
-fn refused(name: &str, why: &str) -> Report {
-    Report::new(format!("cannot share the IPC namespace of container `{name}`: {why}"))
+    Ok(Ipc { spec: Namespace::Path(joined::path(&namespace)), shm, namespace: Some(namespace) })
 }
 
 /// Checks that other containers may join the container's namespace.
@@ -92,9 +78,9 @@ pub(crate) fn check_shareable(other: &Entry) -> Result<(), Report> {
     let name = &other.record.name;
     match other.record.request.ipc {
         IpcMode::Shareable | IpcMode::Host | IpcMode::Container(_) => Ok(()),
-        IpcMode::Private | IpcMode::None => {
-            Err(refused(name, "it is private").with_hint(format!("start container `{name}` with `--ipc shareable`")))
-        }
+        IpcMode::Private | IpcMode::None => Err(IPC
+            .refused(name, "it is private")
+            .with_hint(format!("start container `{name}` with `--ipc shareable`"))),
     }
 }
 

@@ -1,7 +1,7 @@
 //! A small process beside the supervisor that ends the container when the supervisor dies.
 //!
 //! A container dies with its supervisor through the PDEATHSIG of pid 1. The kernel drops that signal when pid 1 changes
-//! its credentials (setpriv, gosu, many start scripts) or executes a privileged program. With `--pid host`, the death
+//! its credentials (setpriv, gosu, many start scripts) or executes a privileged program. With `--pid host` or `--pid container:NAME`, the death
 //! of pid 1 also ends no other process. Such containers get a keeper: gpurun's static init under another name. It holds
 //! the pidfds of the supervisor and of pid 1, and the files that kill the container's cgroup, all opened before pid 1
 //! runs. It holds no image, no record and no lock, and uses a few kilobytes.
@@ -22,7 +22,7 @@ use crate::sys::{exe, process};
 /// Whether a process of the container may outlive its supervisor under the kernel's rules.
 pub(super) fn is_needed(request: &Request) -> bool {
     let own_init = request.init || matches!(request.payload, Payload::Jupyter(_));
-    request.pid_host || !own_init
+    request.pid_host || request.pid_container.is_some() || !own_init
 }
 
 /// Starts a keeper for the container that this process supervises.

@@ -95,7 +95,7 @@ pub(super) fn plan(request: &Request, acquired: &Acquired, host: &HostFacts) -> 
         mounts: acquired.mounts.clone(),
         shm_size: (request.ipc != IpcMode::None).then(|| shm_size(request, &acquired.limits, host)),
         network: acquired.network.clone(),
-        pid_host: request.pid_host,
+        pid: acquired.pid.clone(),
         ipc: acquired.ipc.clone(),
         uts_host: request.uts_host,
         cgroup_host: request.cgroup_host,

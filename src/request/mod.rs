@@ -66,12 +66,11 @@ pub(crate) use limits_error::{BLKIO_WEIGHTS, CPU_PERIODS_US, CPU_QUOTAS_US, CPU_
 pub(crate) use log::{LogDriver, LogOptions};
 pub(crate) use mounts::{MountRequest, MountSource, check_duplicates, parse_mount, parse_tmpfs, parse_volume};
 pub(crate) use namespaces::{
-    IpcMode, RuntimeName, check_isolation, check_user_mode, check_volume_driver, parse_cgroup_mode, parse_uts_mode,
+    IpcMode, RuntimeName, check_isolation, check_user_mode, check_volume_driver, parse_cgroup_mode, parse_pid_mode,
+    parse_uts_mode,
 };
 pub use network::{Attachment, NetworkMode};
-pub(crate) use network::{
-    DEFAULT_NETWORK, NetworkError, NetworkFlags, Networking, is_network_name, parse_alias, parse_pid_mode,
-};
+pub(crate) use network::{DEFAULT_NETWORK, NetworkError, NetworkFlags, Networking, is_network_name, parse_alias};
 pub(crate) use paths::{parse_cgroup_parent, parse_workdir};
 pub use ports::PortSpec;
 pub(crate) use ports::{ExposedPort, Protocol};
@@ -201,6 +200,9 @@ pub(crate) struct Request {
     pub add_hosts: Vec<HostEntry>,
 
     pub pid_host: bool,
+    /// `--pid container:…`: the ID of the container whose PID namespace this one joins.
+    #[serde(default)]
+    pub pid_container: Option<String>,
     #[serde(default)]
     pub ipc: IpcMode,
     #[serde(default)]
@@ -344,6 +346,7 @@ impl Request {
             dns_options: Vec::new(),
             add_hosts: Vec::new(),
             pid_host: false,
+            pid_container: None,
             ipc: IpcMode::Private,
             uts_host: false,
             cgroup_host: false,

@@ -1,4 +1,4 @@
-//! Parses `--ipc`, `--uts`, `--cgroupns`, `--userns` and `--runtime`.
+//! Parses `--ipc`, `--pid`, `--uts`, `--cgroupns`, `--userns` and `--runtime`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -42,6 +42,8 @@ impl RuntimeName {
 pub(crate) enum ModeError {
     #[error("`--ipc {0}` is not a mode")]
     Ipc(String),
+    #[error("`--pid {0}` is not a mode")]
+    Pid(String),
     #[error("`--uts {0}` is not a mode")]
     Uts(String),
     #[error("`--cgroupns {0}` is not a mode")]
@@ -60,6 +62,7 @@ impl Explain for ModeError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Ipc(_) => "use `private`, `shareable`, `host`, `none` or `container:NAME`".into(),
+            Self::Pid(_) => "use `host`, `private` or `container:NAME`".into(),
             Self::Uts(_) => "the only mode is `--uts host`; a container has its own UTS namespace by default".into(),
             Self::Cgroup(_) => "use `private` or `host`".into(),
             Self::User(_) => "omit it; `--user UID:GID` sets the user in the container".into(),
@@ -117,6 +120,17 @@ impl fmt::Display for RuntimeName {
 }
 
 stored_as_text!(IpcMode, RuntimeName);
+
+/// Parses `--pid`. Returns whether the container shares the host's PID namespace, and the name of the container whose
+/// namespace it joins.
+pub(crate) fn parse_pid_mode(text: &str) -> Result<(bool, Option<String>), ModeError> {
+    match (text, text.strip_prefix("container:")) {
+        ("" | "private", _) => Ok((false, None)),
+        ("host", _) => Ok((true, None)),
+        (_, Some(name)) if !name.is_empty() => Ok((false, Some(name.to_owned()))),
+        _ => Err(ModeError::Pid(text.to_owned())),
+    }
+}
 
 /// Parses `--uts`. Returns whether the container shares the host's UTS namespace.
 pub(crate) fn parse_uts_mode(text: &str) -> Result<bool, ModeError> {

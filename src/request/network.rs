@@ -282,20 +282,6 @@ impl FromStr for NetworkMode {
     }
 }
 
-/// A value of `--pid` that is not a mode.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("`--pid {0}` is not a mode")]
-pub(crate) struct PidModeError(String);
-
-impl Explain for PidModeError {
-    fn hint(&self) -> Option<String> {
-        Some("the only mode is `--pid host`".into())
-    }
-    fn exit_code(&self) -> u8 {
-        EXIT_USAGE
-    }
-}
-
 impl fmt::Display for NetworkMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -303,15 +289,6 @@ impl fmt::Display for NetworkMode {
             Self::Host => "host",
             Self::None => "none",
         })
-    }
-}
-
-/// Parses `--pid`. Returns whether the container shares the host's PID namespace.
-pub(crate) fn parse_pid_mode(text: &str) -> Result<bool, PidModeError> {
-    match text {
-        "private" | "" => Ok(false),
-        "host" => Ok(true),
-        other => Err(PidModeError(other.to_owned())),
     }
 }
 

@@ -18,6 +18,6 @@ pub use device::DeviceRule;
 pub(crate) use device::{Device, device_rules};
 pub use limits::Limits;
 pub(crate) use limits::{DeviceWeight, IoKind, IoLimit, Swap};
-pub(crate) use plan::{HookEntry, Ipc, Mount, Network, Plan, Stage, oci_spec};
+pub(crate) use plan::{HookEntry, Mount, Namespace, Network, Plan, Stage, oci_spec};
 pub use process::{Process, Rlimit};
 pub(crate) use resources::{cpu_weight, io_weight};

@@ -65,9 +65,10 @@ pub(crate) enum Network {
     Path(PathBuf),
 }
 
-/// The IPC namespace.
+/// An IPC or PID namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Ipc {
+pub(crate) enum Namespace {
+    /// The container's own.
     New,
     Host,
     /// The namespace at this path.
@@ -94,8 +95,8 @@ pub(crate) struct Plan {
     /// Size in bytes of /dev/shm, or `None` for a container without it.
     pub shm_size: Option<u64>,
     pub network: Network,
-    pub pid_host: bool,
-    pub ipc: Ipc,
+    pub pid: Namespace,
+    pub ipc: Namespace,
     pub uts_host: bool,
     pub cgroup_host: bool,
     /// Every device is allowed, and /sys and the cgroup are writable.
@@ -287,20 +288,19 @@ fn object(pairs: &[(String, String)]) -> Value {
 
 fn namespaces(plan: &Plan) -> Value {
     let mut list = vec![json!({ "type": "mount" })];
-    match &plan.ipc {
-        Ipc::New => list.push(json!({ "type": "ipc" })),
-        Ipc::Host => {}
-        Ipc::Path(path) => list.push(json!({ "type": "ipc", "path": path })),
-    }
+    let one = |kind: &str, namespace: &Namespace| match namespace {
+        Namespace::New => Some(json!({ "type": kind })),
+        Namespace::Host => None,
+        Namespace::Path(path) => Some(json!({ "type": kind, "path": path })),
+    };
+    list.extend(one("ipc", &plan.ipc));
     if !plan.uts_host {
         list.push(json!({ "type": "uts" }));
     }
     if !plan.cgroup_host {
         list.push(json!({ "type": "cgroup" }));
     }
-    if !plan.pid_host {
-        list.push(json!({ "type": "pid" }));
-    }
+    list.extend(one("pid", &plan.pid));
     match &plan.network {
         Network::Host => {}
         Network::Path(path) => list.push(json!({ "type": "network", "path": path })),
@@ -426,8 +426,8 @@ mod tests {
             mounts: vec![],
             shm_size: Some(64 << 20),
             network: Network::Path("/proc/self/fd/9".into()),
-            pid_host: false,
-            ipc: Ipc::New,
+            pid: Namespace::New,
+            ipc: Namespace::New,
             uts_host: false,
             cgroup_host: false,
             privileged: false,
@@ -488,7 +488,7 @@ mod tests {
         };
         plan.hooks = vec![(Stage::Prestart, hook)];
         plan.network = Network::Host;
-        plan.pid_host = true;
+        plan.pid = Namespace::Host;
         let spec = stable(&plan);
         insta::assert_json_snapshot!(json!({
             "process": spec["process"], "resources": spec["linux"]["resources"], "devices": spec["linux"]["devices"],

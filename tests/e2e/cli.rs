@@ -61,7 +61,12 @@ fn unwritable_help() {
     for (code, args) in cases {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let answer = crate::host::answer(host.command(args).stdout(full).stderr(Stdio::piped()).output().unwrap());
-        assert!(answer.code == code && answer.err.contains("No space left"), "{args:?}: {} {}", answer.code, answer.err);
+        assert!(
+            answer.code == code && answer.err.contains("No space left"),
+            "{args:?}: {} {}",
+            answer.code,
+            answer.err
+        );
         // A reader that goes away is no failure.
         assert_eq!(host.command(args).stdout(crate::host::deaf()).status().unwrap().code(), Some(0), "{args:?}");
     }

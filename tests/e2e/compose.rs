@@ -15,6 +15,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("an_exit_code_comes_from_a_service", exit_code),
     ("exec_run_cp_port_and_kill_find_their_container", commands),
     ("images_are_built_and_the_cache_can_be_left_out", builds),
+    ("a_build_reads_the_image_of_another_service", builds_from_services),
     ("secrets_and_configs_are_mounted", secrets),
     ("scale_profiles_and_orphans", scale),
     ("what_gpurun_cannot_do_is_refused_with_its_line", refused),
@@ -355,6 +356,60 @@ services:
     assert_ne!(id(&host, "lab-app-1"), before, "a new image makes a new container");
     ok(&host, &["down", "--rmi", "all"]);
     assert!(!host.ok(&["image", "ls"]).contains("lab-app"));
+}
+
+fn builds_from_services() {
+    let text = "
+services:
+  app:
+    image: local/app
+    build:
+      context: app
+      additional_contexts: {base: 'service:base'}
+      dockerfile_inline: |
+        FROM base
+        COPY --from=base /made /copy
+        CMD [\"cat\", \"/made\", \"/copy\"]
+  base:
+    profiles: [never]
+    build:
+      context: app
+      additional_contexts: {deep: 'service:deep'}
+      dockerfile_inline: |
+        FROM deep
+        RUN echo base >>/made
+  deep:
+    profiles: [never]
+    build:
+      context: app
+      dockerfile_inline: |
+        FROM box
+        RUN echo deep >/made
+";
+    let host = project(text);
+    fs::create_dir(host.dir.join("lab/app")).unwrap();
+    ok(&host, &["up", "-d"]);
+    ok(&host, &["wait", "app"]);
+    assert_eq!(ok(&host, &["logs", "--no-log-prefix", "app"]), "deep\nbase\ndeep\nbase");
+    assert_eq!(ok(&host, &["ps", "-a", "--services"]), "app", "the others are only built");
+    // What is built again is built in the order in which one needs the other.
+    write(&host, &text.replace("echo deep", "echo new"));
+    let said = compose(&host, &["build", "app"]);
+    let order: Vec<&str> = said.err.lines().filter(|line| line.starts_with(" Service ")).collect();
+    assert_eq!(order, [" Service deep  Building", " Service base  Building", " Service app  Building"], "{}", said.err);
+    ok(&host, &["up", "-d"]);
+    ok(&host, &["wait", "app"]);
+    assert_eq!(ok(&host, &["logs", "--no-log-prefix", "app"]), "new\nbase\nnew\nbase");
+    ok(&host, &["down"]);
+    for (from, to, reason) in [
+        ("deep: 'service:deep'", "deep: 'service:nope'", "there is no service `nope`"),
+        ("deep: 'service:deep'", "deep: 'service:app'", "in a circle"),
+        ("base: 'service:base'", "base: 'service:app'", "in a circle"),
+    ] {
+        write(&host, &text.replace(from, to));
+        let error = fails(&host, &["build"]);
+        assert!(error.contains(reason) && error.contains("line "), "{error}");
+    }
 }
 
 fn secrets() {

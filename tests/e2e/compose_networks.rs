@@ -11,6 +11,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("a_network_is_replaced_when_its_settings_change", replaced),
     ("external_networks_are_used_and_stay", external),
     ("a_service_joins_another_one_again_after_it_was_replaced", joined),
+    ("services_share_processes_and_memory", namespaces),
 ];
 
 fn networks(host: &Host, container: &str) -> Value {
@@ -227,4 +228,34 @@ services:
     write(&host, &text.replace("one", "two"));
     ok(&host, &["up", "-d", "-t", "0"]);
     assert!(answers() && id(&host, "lab-app-1") != before, "the network of the old container has gone");
+}
+
+fn namespaces() {
+    let text = "
+services:
+  base: {image: box, command: sleep 1000, init: true, ipc: shareable, environment: {V: one}}
+  tool: {image: box, command: sleep 2000, init: true, pid: 'service:base', ipc: 'service:base'}
+";
+    let host = project(text);
+    ok(&host, &["up", "-d"]);
+    let shared = || {
+        ok(&host, &["exec", "base", "sh", "-c", "echo here >/dev/shm/file"]);
+        let seen = "cat /dev/shm/file; cat /proc/[0-9]*/cmdline | tr '\\0' ' '";
+        let seen = ok(&host, &["exec", "tool", "sh", "-c", seen]);
+        assert!(seen.starts_with("here") && seen.contains("sleep 1000") && seen.contains("sleep 2000"), "{seen}");
+    };
+    shared();
+    let before = id(&host, "lab-tool-1");
+    ok(&host, &["restart", "-t", "0", "base"]);
+    shared();
+    assert_eq!(id(&host, "lab-tool-1"), before, "after a restart");
+    write(&host, &text.replace("one", "two"));
+    ok(&host, &["up", "-d", "-t", "0"]);
+    shared();
+    assert_ne!(id(&host, "lab-tool-1"), before, "the old container's namespaces have gone");
+    ok(&host, &["down", "-t", "0"]);
+    assert_eq!(host.leftovers(), "");
+    write(&host, "services:\n  tool:\n    image: box\n    pid: service:nope\n");
+    let error = fails(&host, &["up", "-d"]);
+    assert!(error.contains("there is no service `nope`"), "{error}");
 }

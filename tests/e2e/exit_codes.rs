@@ -2,10 +2,8 @@
 
 use crate::host::{Host, eventually};
 
-pub const TESTS: &[(&str, fn())] = &[
-    ("every_command_fails_with_dockers_exit_code", codes),
-    ("a_start_that_fails_gives_1_and_a_run_more", starts),
-];
+pub const TESTS: &[(&str, fn())] =
+    &[("every_command_fails_with_dockers_exit_code", codes), ("a_start_that_fails_gives_1_and_a_run_more", starts)];
 
 /// Only what starts a container has codes of its own: 125, and for the command in it 126 and 127.
 const ROWS: &[(i32, &[&str])] = &[

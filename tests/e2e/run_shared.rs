@@ -1,10 +1,12 @@
-//! Flags of `run` for what a container shares with others and with the host: volumes, mounts, images, an IPC namespace.
+//! Flags of `run` for what a container shares with others and with the host: volumes, mounts, images, namespaces.
 
 use std::os::unix::fs::MetadataExt;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::host::Host;
+use crate::host::{Host, eventually};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("volumes_come_from_another_container", volumes_from),
@@ -12,6 +14,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("a_slave_mount_receives_the_hosts_mounts", propagation),
     ("an_image_is_mounted", image_mount),
     ("an_ipc_namespace_is_shared", ipc),
+    ("a_pid_namespace_is_shared", pid),
 ];
 
 const RUN: [&str; 4] = ["run", "--rm", "--network", "none"];
@@ -177,6 +180,61 @@ fn image_mount() {
     assert_eq!(host.ok(&["exec", "lab", "cat", "/m/data/file"]), "x");
     host.ok(&["rm", "-f", "lab"]);
     host.ok(&["rmi", "files:1"]);
+    assert_eq!(host.leftovers(), "");
+}
+
+fn pid() {
+    let host = Host::with_box();
+    let run = |name: &str, pid: &str, more: &[&str]| {
+        let args = ["run", "-d", "--name", name, "--network", "none", "--pid", pid];
+        host.run(&[&args[..], more, &["box", "sleep", "1000"]].concat())
+    };
+    assert!(host.fails(125, &["run", "--pid", "container:nope", "box"]).contains("`nope`"));
+    assert_eq!(run("one", "private", &[]).code, 0);
+    let answer = run("two", "container:one", &[]);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    let namespace = |name: &str| host.ok(&["exec", name, "readlink", "/proc/self/ns/pid"]);
+    assert_eq!(namespace("one"), namespace("two"));
+    // Each sees the processes of both, in its own /proc, and each has its own cgroup.
+    for name in ["one", "two"] {
+        let seen = host.ok(&["exec", name, "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]);
+        assert_eq!(seen.matches("sleep 1000").count(), 2, "{name}: {seen}");
+        assert_eq!(host.ok(&["top", name]).lines().count(), 2, "{name}");
+    }
+    let one = host.inspect("one")["Id"].as_str().unwrap().to_owned();
+    assert_eq!(host.inspect("two")["HostConfig"]["PidMode"], format!("container:{one}"));
+    // What a container leaves behind ends with it, although the namespace lives on.
+    host.ok(&["exec", "-d", "two", "sh", "-c", "sleep 2000"]);
+    eventually("it runs", || host.ok(&["top", "two"]).contains("sleep 2000"));
+    host.ok(&["stop", "-t", "0", "two"]);
+    let seen = host.ok(&["exec", "one", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]);
+    assert!(seen.contains("sleep 1000") && !seen.contains("sleep 2000"), "{seen}");
+    host.ok(&["start", "two"]);
+    // With its supervisor, the container ends, and the other one stays.
+    let supervisor = host.inspect("two")["Supervisor"]["Pid"].as_i64().unwrap();
+    kill(Pid::from_raw(supervisor as i32), Signal::SIGKILL).unwrap();
+    eventually("only one is left", || {
+        let seen = host.ok(&["exec", "one", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]);
+        seen.matches("sleep 1000").count() == 1
+    });
+    host.ok(&["start", "two"]);
+    // The kernel ends the processes of a namespace with its first one.
+    host.ok(&["stop", "-t", "0", "one"]);
+    eventually("its end", || host.inspect("two")["State"]["Status"] == "exited");
+    assert_eq!(host.inspect("two")["State"]["ExitCode"], 137);
+    let error = host.fails(1, &["start", "two"]);
+    assert!(error.contains("container `one`: it is not running") && error.contains("gpurun start one"), "{error}");
+    host.ok(&["start", "one"]);
+    host.ok(&["start", "two"]);
+    assert_eq!(namespace("one"), namespace("two"));
+    // gpurun's init is not the namespace's first process then, and still passes signals on.
+    assert_eq!(run("init", "container:one", &["--init"]).code, 0);
+    assert!(host.ok(&["stop", "-t", "5", "init"]).contains("init"));
+    assert_eq!(host.inspect("init")["State"]["ExitCode"], 143);
+    host.ok(&["rm", "-f", "one"]);
+    eventually("its end", || host.inspect("two")["State"]["Status"] == "exited");
+    assert!(host.fails(1, &["start", "two"]).contains("it does not exist any more"));
+    host.ok(&["rm", "-f", "two", "init"]);
     assert_eq!(host.leftovers(), "");
 }
 

@@ -117,9 +117,7 @@ fn untrusted() {
     {
         for (dir, flag) in [(&root, "--root"), (&run, "--run-dir")] {
             host::sh(&format!("{change} {}", dir.display()));
-            for (code, args) in
-                [(1, &["ps"][..]), (1, &["image", "ls"]), (125, &["run", "--rm", "box", "true"])]
-            {
+            for (code, args) in [(1, &["ps"][..]), (1, &["image", "ls"]), (125, &["run", "--rm", "box", "true"])] {
                 let error = host.fails(code, args);
                 assert!(error.contains(what) && error.contains(flag), "{error}");
             }

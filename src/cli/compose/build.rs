@@ -1,11 +1,13 @@
 //! `gpurun compose build` and `pull`: the images of services.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
 
 use super::super::{Context, print};
 use super::args::ComposeArgs;
 use super::child;
-use crate::compose::{Plan, Project};
+use crate::compose::{Build, Plan, Plans, Project};
 use crate::report::Report;
 
 #[derive(Debug, Args)]
@@ -62,29 +64,56 @@ pub(super) fn run(args: &BuildArgs, compose: &ComposeArgs, context: &Context) ->
     switch("--quiet", args.quiet);
     switch("--host-ca", args.host_ca);
     extra.extend(args.build_arg.iter().map(|text| format!("--build-arg={text}")));
-    let mut any = false;
-    for plan in plans.services.values().filter(|plan| plan.build.is_some()) {
-        one(context, &project, plan, &extra)?;
-        any = true;
+    let mut builder = Builder::new(context, &project, &plans, &extra);
+    for service in plans.services.keys() {
+        builder.build(service, true)?;
     }
-    if !any {
+    if builder.done.is_empty() {
         print::say("gpurun: no service has a build");
     }
     Ok(0)
 }
 
+/// Builds the images of services, each after those that its build reads.
+pub(super) struct Builder<'a> {
+    context: &'a Context,
+    project: &'a Project,
+    plans: &'a Plans,
+    /// Further flags of all builds.
+    extra: &'a [String],
+    done: BTreeSet<String>,
+}
+
+impl<'a> Builder<'a> {
+    pub(super) fn new(context: &'a Context, project: &'a Project, plans: &'a Plans, extra: &'a [String]) -> Self {
+        Self { context, project, plans, extra, done: BTreeSet::new() }
+    }
+
+    /// Builds the image of a service, if it has a build and was not built here before. Of the images that the build reads,
+    /// those are built that the store does not have, or `all`. They never read each other in a circle.
+    pub(super) fn build(&mut self, service: &str, all: bool) -> Result<(), Report> {
+        let Some(build) = self.plans.build(service).filter(|_| !self.done.contains(service)) else { return Ok(()) };
+        for read in &build.reads {
+            if all || self.context.store()?.resolve(&self.project.image(read)).is_err() {
+                self.build(read, all)?;
+            }
+        }
+        one(self.context, self.project, service, build, self.extra)?;
+        self.done.insert(service.to_owned());
+        Ok(())
+    }
+}
+
 /// Builds the image of one service.
-pub(super) fn one(context: &Context, project: &Project, plan: &Plan, extra: &[String]) -> Result<(), Report> {
-    let Some(build) = &plan.build else { return Ok(()) };
-    print::say(&format!(" Service {}  Building", plan.service));
+fn one(context: &Context, project: &Project, service: &str, build: &Build, extra: &[String]) -> Result<(), Report> {
+    print::say(&format!(" Service {service}  Building"));
     let mut arguments = vec!["build".to_owned()];
     arguments.extend(extra.iter().cloned());
-    let (context_directory, flags) = build.split_last().map(|(last, flags)| (last.clone(), flags)).unwrap_or_default();
+    let (context_directory, flags) =
+        build.arguments.split_last().map(|(last, flags)| (last.clone(), flags)).unwrap_or_default();
     // A Containerfile in the compose file itself becomes a file for the time of the build.
-    let inline = project
-        .inline_containerfile(&plan.service)
-        .map(|text| Inline::write(context, &plan.service, &text))
-        .transpose()?;
+    let inline =
+        project.inline_containerfile(service).map(|text| Inline::write(context, service, &text)).transpose()?;
     for flag in flags {
         match &inline {
             Some(inline) if flag == "--file=-" => arguments.push(format!("--file={}", inline.path.display())),
@@ -94,7 +123,7 @@ pub(super) fn one(context: &Context, project: &Project, plan: &Plan, extra: &[St
     arguments.push(context_directory);
     match child::run_shown(context, &arguments)? {
         0 => Ok(()),
-        code => Err(Report::new(format!("cannot build the image of service `{}`", plan.service))
+        code => Err(Report::new(format!("cannot build the image of service `{service}`"))
             .with_exit_code(code)
             .with_hint("the message of the build is above")),
     }

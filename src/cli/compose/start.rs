@@ -128,8 +128,9 @@ fn first_error<T>(results: Vec<Result<T, Report>>) -> Result<Vec<T>, Report> {
 }
 
 impl Starter<'_> {
-    /// Makes sure that all images are in the store.
-    pub(super) fn images(&self, build: bool, no_build: bool, pull: Option<&str>) -> Result<(), Report> {
+    /// Makes sure that all images are in the store. With `all`, all that have a build are built.
+    pub(super) fn images(&self, all: bool, no_build: bool, pull: Option<&str>) -> Result<(), Report> {
+        let mut builder = build::Builder::new(self.context, self.project, self.plans, &[]);
         for plan in self.plans.services.values() {
             let exists = self.context.store()?.resolve(&plan.image).is_ok();
             let pull = match pull {
@@ -137,8 +138,8 @@ impl Starter<'_> {
                 Some("never") => PullPolicy::Never,
                 _ => plan.pull,
             };
-            if plan.build.is_some() && !no_build && (build || !exists || plan.pull == PullPolicy::Build) {
-                build::one(self.context, self.project, plan, &[])?;
+            if plan.build.is_some() && !no_build && (all || !exists || plan.pull == PullPolicy::Build) {
+                builder.build(&plan.service, all)?;
             } else if plan.build.is_none() && (pull == PullPolicy::Always || (!exists && pull != PullPolicy::Never)) {
                 build::pull(self.context, plan)?;
             } else if !exists {
@@ -379,7 +380,7 @@ impl Starter<'_> {
             IpcMode::Container(id) => Some(id),
             _ => None,
         };
-        let mut others = request.network_container.iter().chain(ipc).peekable();
+        let mut others = request.network_container.iter().chain(&request.pid_container).chain(ipc).peekable();
         if others.peek().is_none() {
             return Ok(true);
         }

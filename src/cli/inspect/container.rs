@@ -10,7 +10,7 @@ use crate::clock::rfc3339;
 use crate::control::Announcement;
 use crate::net::Endpoint;
 use crate::record::{Entry, Phase};
-use crate::request::{DeviceRequest, HealthConfig, LogDriver, LogOptions, RestartPolicy, Seccomp, Which};
+use crate::request::{DeviceRequest, HealthConfig, LogDriver, LogOptions, Request, RestartPolicy, Seccomp, Which};
 use crate::units::parse_memory;
 
 /// Go's zero time.
@@ -317,7 +317,7 @@ fn host_config(view: &View<'_>, mounts: &[Shown]) -> Value {
         "Cgroup": "",
         "Links": null,
         "OomScoreAdj": request.oom_score_adj.unwrap_or(0),
-        "PidMode": if request.pid_host { "host" } else { "" },
+        "PidMode": pid_mode(request),
         "Privileged": request.privileged,
         "PublishAllPorts": request.publish_all,
         "ReadonlyRootfs": request.read_only,
@@ -356,6 +356,14 @@ fn host_config(view: &View<'_>, mounts: &[Shown]) -> Value {
         all.extend(resources);
     }
     all
+}
+
+fn pid_mode(request: &Request) -> String {
+    match &request.pid_container {
+        Some(id) => format!("container:{id}"),
+        None if request.pid_host => "host".to_owned(),
+        None => String::new(),
+    }
 }
 
 fn log_config(log: &LogOptions) -> Value {

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::super::error::Wrong;
-use super::super::service::{Build, FileMount, Volume};
+use super::super::service::{self, FileMount, Volume};
 use super::super::value::{Node, Value};
 use super::Content;
-use super::maker::{Flags, Maker};
+use super::maker::{Build, Flags, Maker};
 
 impl Maker<'_> {
     /// Returns the fields of `--mount`.
@@ -107,8 +107,8 @@ impl Maker<'_> {
         }
     }
 
-    /// Returns the arguments of `gpurun build`.
-    pub(super) fn build(&self, build: &Build) -> Result<Vec<String>, Wrong> {
+    /// Returns how the image is built.
+    pub(super) fn build(&self, build: &service::Build) -> Result<Build, Wrong> {
         if build.context.contains("://")
             || build.context.starts_with("git@")
             || build.context.starts_with("github.com/")
@@ -135,8 +135,17 @@ impl Maker<'_> {
         }
         flags.each("--label", build.labels.iter().map(|(key, value)| format!("{key}={value}")));
         flags.each("--add-host", build.extra_hosts.iter().map(|line| line.replacen('=', ":", 1)));
+        let mut reads = Vec::new();
         for (name, context) in &build.additional_contexts {
-            if context.starts_with("service:") || (context.contains("://") && !context.starts_with("docker-image://")) {
+            if let Some(service) = context.strip_prefix("service:") {
+                if self.project.any_service(service).is_none() {
+                    return Err(self.wrong("build", format!("the context `{name}`: there is no service `{service}`")));
+                }
+                flags.add("--build-context", format!("{name}=docker-image://{}", self.project.image(service)));
+                reads.push(service.to_owned());
+                continue;
+            }
+            if context.contains("://") && !context.starts_with("docker-image://") {
                 return Err(self
                     .wrong("build", format!("the context `{name}` is neither a directory of this host nor an image"))
                     .with_hint("name an image that exists with `docker-image://IMAGE`"));
@@ -164,7 +173,7 @@ impl Maker<'_> {
             flags.add("--secret", format!("id={id},{source}"));
         }
         flags.0.push(build.context.clone());
-        Ok(flags.0)
+        Ok(Build { arguments: flags.0, reads })
     }
 }
 

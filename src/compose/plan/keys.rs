@@ -12,6 +12,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ("--add-host", &["extra_hosts"]),
     ("--annotation", &["annotations"]),
     ("--blkio-weight", &["blkio_config.weight", "blkio_config"]),
+    ("--blkio-weight-device", &["blkio_config.weight_device"]),
     ("--cap-add", &["cap_add"]),
     ("--cap-drop", &["cap_drop"]),
     ("--cgroup-parent", &["cgroup_parent"]),

@@ -14,6 +14,15 @@ pub(crate) struct Content {
     pub(crate) mode: u32,
 }
 
+/// How the image of a service is built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Build {
+    /// Arguments of `gpurun build`. The context is the last one.
+    pub(crate) arguments: Vec<String>,
+    /// The services whose images the build reads (`additional_contexts: {NAME: service:SERVICE}`).
+    pub(crate) reads: Vec<String>,
+}
+
 /// Makes the plan of one service.
 pub(super) struct Maker<'a> {
     pub(super) project: &'a Project,

@@ -9,7 +9,7 @@ mod maker;
 mod network;
 mod resources;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::decode::duration;
@@ -18,7 +18,7 @@ use super::project::Project;
 use super::schema::{Object, Run, SERVICE, Type};
 use super::service::{DeviceNode, Health, Port, Service};
 use super::value::{Node, Value};
-pub(crate) use maker::Content;
+pub(crate) use maker::{Build, Content};
 use maker::{Flags, Maker};
 pub(crate) use network::{Connection, ProjectNetwork};
 
@@ -77,7 +77,7 @@ pub(crate) struct Plan {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) scale: u32,
     pub(crate) pull: PullPolicy,
-    pub(crate) build: Option<Vec<String>>,
+    pub(crate) build: Option<Build>,
     pub(crate) depends_on: BTreeMap<String, DependsOn>,
     /// The project's networks that the containers are connected to.
     pub(crate) connections: Vec<Connection>,
@@ -99,6 +99,8 @@ impl Plan {
 #[derive(Debug, Clone)]
 pub(crate) struct Plans {
     pub(crate) services: BTreeMap<String, Plan>,
+    /// The builds of services that are not enabled, and whose images other builds read.
+    pub(crate) bases: BTreeMap<String, Build>,
     pub(crate) networks: Vec<ProjectNetwork>,
     pub(crate) notices: Vec<String>,
 }
@@ -106,17 +108,15 @@ pub(crate) struct Plans {
 impl Project {
     /// Plans all enabled services. A key that gpurun cannot honor is an error.
     pub(crate) fn plans(&self) -> Result<Plans, ComposeError> {
-        let mut plans = Plans { services: BTreeMap::new(), networks: Vec::new(), notices: Vec::new() };
+        let mut plans =
+            Plans { services: BTreeMap::new(), bases: BTreeMap::new(), networks: Vec::new(), notices: Vec::new() };
         for (name, node) in &self.services {
-            let path = format!("services.{name}");
-            support(node, &SERVICE, &path, &mut |wrong| self.placed(wrong), &mut plans.notices)?;
-            let service: Service = serde_json::from_value(node.to_json()).map_err(|error| {
-                self.placed(Wrong::new(node.at, &path, format!("a value has an unexpected form: {error}")))
-            })?;
+            let service = self.service(name, node, &mut plans.notices)?;
             let maker = Maker { project: self, name, node, service: &service };
             let plan = maker.plan(&mut plans.notices).map_err(|wrong| self.placed(wrong))?;
             plans.services.insert(name.clone(), plan);
         }
+        self.bases(&mut plans)?;
         for kind in ["networks", "volumes", "secrets", "configs"] {
             let Some(resources) = self.rest.get(kind).and_then(Node::as_map) else { continue };
             let Some(Type::Map(inner)) = super::schema::PROJECT.key(kind).map(|key| &key.ty) else { continue };
@@ -128,6 +128,35 @@ impl Project {
         }
         plans.networks = self.networks().map_err(|wrong| self.placed(wrong))?;
         Ok(plans)
+    }
+
+    fn service(&self, name: &str, node: &Node, notices: &mut Vec<String>) -> Result<Service, ComposeError> {
+        let path = format!("services.{name}");
+        support(node, &SERVICE, &path, &mut |wrong| self.placed(wrong), notices)?;
+        serde_json::from_value(node.to_json()).map_err(|error| {
+            self.placed(Wrong::new(node.at, &path, format!("a value has an unexpected form: {error}")))
+        })
+    }
+
+    /// Plans the builds of services that are not enabled, and whose images other builds read.
+    fn bases(&self, plans: &mut Plans) -> Result<(), ComposeError> {
+        let reads = |build: Option<&Build>| build.map(|build| build.reads.clone()).unwrap_or_default();
+        let mut open: Vec<String> = plans.services.values().flat_map(|plan| reads(plan.build.as_ref())).collect();
+        while let Some(name) = open.pop() {
+            let Some(node) = self.any_service(&name).filter(|_| plans.build(&name).is_none()) else { continue };
+            let service = self.service(&name, node, &mut plans.notices)?;
+            let maker = Maker { project: self, name: &name, node, service: &service };
+            let Some(build) = service.build.as_ref() else { continue };
+            let build = maker.build(build).map_err(|wrong| self.placed(wrong))?;
+            open.extend(reads(Some(&build)));
+            plans.bases.insert(name, build);
+        }
+        if let Some(name) = plans.services.keys().find(|name| plans.reads_itself(name)) {
+            let at = self.any_service(name).map(|node| node.at).unwrap_or_default();
+            let reason = "the builds of services read each other's images in a circle";
+            return Err(self.placed(Wrong::new(at, format!("services.{name}.build.additional_contexts"), reason)));
+        }
+        Ok(())
     }
 
     fn placed(&self, wrong: Wrong) -> ComposeError {
@@ -145,6 +174,28 @@ impl Project {
         let volumes = self.rest.get("volumes").and_then(Node::as_map).into_iter().flatten();
         let own = volumes.filter(|(_, node)| node.get("external").is_none_or(|node| node.value != Value::Bool(true)));
         own.filter_map(|(_, node)| node.get("name")?.as_text().map(str::to_owned)).collect()
+    }
+}
+
+impl Plans {
+    /// Returns how the image of a service is built, if it is built.
+    pub(crate) fn build(&self, service: &str) -> Option<&Build> {
+        self.services.get(service).and_then(|plan| plan.build.as_ref()).or_else(|| self.bases.get(service))
+    }
+
+    /// Returns whether the build of a service needs the image that it makes.
+    fn reads_itself(&self, service: &str) -> bool {
+        let reads = |name: &str| self.build(name).map(|build| build.reads.clone()).unwrap_or_default();
+        let (mut open, mut seen) = (reads(service), BTreeSet::new());
+        while let Some(name) = open.pop() {
+            if name == service {
+                return true;
+            }
+            if seen.insert(name.clone()) {
+                open.extend(reads(&name));
+            }
+        }
+        false
     }
 }
 
@@ -394,7 +445,7 @@ impl Maker<'_> {
 impl Project {
     /// Returns the Containerfile of a service that is written in the compose file itself.
     pub(crate) fn inline_containerfile(&self, service: &str) -> Option<String> {
-        let build = self.services.get(service)?.get("build")?;
+        let build = self.any_service(service)?.get("build")?;
         build.get("dockerfile_inline")?.as_text().map(str::to_owned)
     }
 }

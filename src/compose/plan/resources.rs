@@ -42,6 +42,8 @@ impl Maker<'_> {
         );
         if let Some(io) = &service.blkio_config {
             flags.option("--blkio-weight", io.weight);
+            let weights = io.weight_device.iter().map(|device| format!("{}:{}", device.path, device.weight));
+            flags.each("--blkio-weight-device", weights);
             for (flag, list) in [
                 ("--device-read-bps", &io.device_read_bps),
                 ("--device-read-iops", &io.device_read_iops),

@@ -58,7 +58,8 @@ fn acquired(request: &Request) -> Acquired {
             NetworkMode::Host => Network::Host,
             NetworkMode::Bridge | NetworkMode::None => Network::Path("/proc/1/fd/9".into()),
         },
-        ipc: spec::Ipc::New,
+        ipc: spec::Namespace::New,
+        pid: spec::Namespace::New,
         gpus,
         env,
         cwd: process::workdir(request.workdir.as_ref(), None),
@@ -192,7 +193,10 @@ fn isolation() {
     };
     let lax = Request { pid_host: true, no_new_privileges: false, seccomp: Seccomp::Unconfined, ..request() };
     assert!(plan_of(&lax, |_| {}).container.process.seccomp.is_none());
-    let specs = [strict, lax].map(|request| beyond_plain(&plan_of(&request, |_| {})));
+    let specs = [
+        beyond_plain(&plan_of(&strict, |_| {})),
+        beyond_plain(&plan_of(&lax, |acquired| acquired.pid = spec::Namespace::Host)),
+    ];
     insta::assert_json_snapshot!(specs);
 }
 
@@ -209,8 +213,11 @@ fn namespaces_of_others() {
     let joined = Request { ipc: IpcMode::Container("ID".into()), domainname: Some("lab".into()), ..request() };
     let none = Request { ipc: IpcMode::None, ..request() };
     let specs = [
-        beyond_plain(&plan_of(&host, |acquired| acquired.ipc = spec::Ipc::Host)),
-        beyond_plain(&plan_of(&joined, |acquired| acquired.ipc = spec::Ipc::Path("/proc/1/fd/8".into()))),
+        beyond_plain(&plan_of(&host, |acquired| acquired.ipc = spec::Namespace::Host)),
+        beyond_plain(&plan_of(&joined, |acquired| {
+            acquired.ipc = spec::Namespace::Path("/proc/1/fd/8".into());
+            acquired.pid = spec::Namespace::Path("/proc/1/fd/9".into());
+        })),
         beyond_plain(&plan_of(&none, |_| {})),
     ];
     insta::assert_json_snapshot!(specs);
