@@ -33,7 +33,21 @@ impl Host {
             let output = Command::new("ip").args(args).output().unwrap();
             assert!(output.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&output.stderr));
         }
-        Self { dir, netns: name }
+        let host = Self { dir, netns: name };
+        host.forward_packets();
+        host
+    }
+
+    /// Turns on IPv4 forwarding, as on a host where gpurun has run before: the first run there says that it does so. A new network
+    /// namespace takes the setting of the machine that the tests run on.
+    fn forward_packets(&self) {
+        let netns = fs::File::open(format!("/run/netns/{}", self.netns)).unwrap();
+        let forward = move || {
+            nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        };
+        // Only the thread that writes enters the namespace.
+        std::thread::spawn(forward).join().unwrap();
     }
 
     /// A host with the image `box` (busybox) in its store, which is a copy of one that was loaded once.
