@@ -38,6 +38,11 @@ pub(super) struct CapturedErrors {
 }
 
 impl CapturedErrors {
+    /// No messages.
+    pub(super) fn none() -> Self {
+        Self { pipe: None }
+    }
+
     /// Returns all messages so far, without duplicates.
     pub(super) fn take(&mut self) -> Vec<String> {
         let mut bytes = Vec::new();

@@ -1,7 +1,8 @@
-//! Creates containers with youki's libcontainer, and enters them with code of its own. This is the only module that
-//! uses libcontainer.
+//! Creates containers, with youki's libcontainer where it needs it, and enters them. This is the only module that uses
+//! libcontainer.
 //!
-//! [`create`] builds the container from `<bundle>/config.json` up to the moment before its process executes its
+//! A launch creates most containers without libcontainer (`first`). Those with hooks, and a few others, are created by
+//! libcontainer, as are all with [`create`]. It builds the container from `<bundle>/config.json` up to the moment before its process executes its
 //! program. [`Created::start`] lets the process continue. [`exec`] joins a running container with setns, because
 //! libcontainer's own tenant process drops the seccomp filter and skips user namespaces.
 //!
@@ -21,7 +22,7 @@
 //! | the umask of the caller is inherited | `executor` and `exec` set 022, as docker does |
 //! | errors contain little detail | ERROR events of its tracing, also from its children, are captured (`capture`) |
 //! | seventy system calls for each mount | `early` makes those that need no namespace of the container |
-//! | the mount table is scanned for each cgroup controller | `creator` enters the cgroup |
+//! | it is slow: three processes, a scan of the mount table for each controller | `first` creates most containers |
 //! | a failed create leaves zombies, and after an early error the state directory | killed, reaped and removed here |
 //!
 //! On disk, `<state_root>/<id>` is libcontainer's own state, `<state_root>/bundle` is the spec that it reads, and
@@ -30,7 +31,6 @@
 //! because each container has only one supervisor.
 
 mod capture;
-mod creator;
 mod devices;
 mod drain;
 mod early;
@@ -39,16 +39,19 @@ mod error;
 mod error_tests;
 mod exec;
 mod executor;
+mod first;
 mod inner;
+mod masks;
+mod nodes;
 mod pipes;
 mod request;
 mod socket;
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use creator::Failed;
 pub use error::RuntimeError;
 use error::{Cause, OOM_SCORE};
 use inner::{Inner, adapt_spec};
@@ -93,13 +96,11 @@ pub struct Created {
 enum Handle {
     /// By libcontainer, which runs the hooks.
     Container(Box<Container>),
-    /// By a connection to the socket on which pid 1 waits. There are no hooks.
-    Socket,
+    /// By a message to pid 1 (`first`). There are no hooks.
+    First(UnixStream),
 }
 
-/// The file name of this socket in libcontainer's directory.
-const NOTIFY: &str = "notify.sock";
-/// Why a connection to it fails.
+/// Why that fails.
 const NO_ANSWER: &str = "its first process does not wait for the start any more";
 
 /// Everything that a container needs before its cgroup exists.
@@ -109,7 +110,6 @@ pub(crate) struct Prepared<'a> {
     inner: Inner,
     failures: File,
     executor: Executor,
-    console: Option<Console>,
 }
 
 /// Creates the container. Its process waits for [`Created::start`].
@@ -119,7 +119,7 @@ pub fn create(request: CreateRequest<'_>) -> Result<Created, RuntimeError> {
 
 /// The first half of [`create`], which creates only files. A launch runs it while it waits for the kernel to be ready
 /// for moves between cgroups ([`crate::cgroup::Host::prime_moves`]). `entrance` is how to enter the cgroup without
-/// libcontainer, where that is possible (see `creator`).
+/// libcontainer, where that is possible (see `first`).
 pub(crate) fn prepare(request: CreateRequest<'_>, entrance: Option<Entrance>) -> Result<Prepared<'_>, RuntimeError> {
     let threads = process::thread_count();
     if threads != 1 {
@@ -128,42 +128,58 @@ pub(crate) fn prepare(request: CreateRequest<'_>, entrance: Option<Entrance>) ->
     let inner = adapt_spec(&request, entrance)?;
     let (failures, failure_end) = pipe()?;
     let executor = Executor::new(&request, &inner.args, failure_end)?;
-    let console = match &request.stdio {
-        Stdio::Pty { .. } => Some(Console::bind(request.state_root)?),
-        Stdio::Fds { .. } => None,
-    };
-    Ok(Prepared { request, inner, failures, executor, console })
+    Ok(Prepared { request, inner, failures, executor })
 }
 
 impl Prepared<'_> {
     /// The second half of [`create`], which creates processes.
     pub(crate) fn create(self) -> Result<Created, RuntimeError> {
-        let Self { request, mut inner, failures, executor, console } = self;
+        let Self { request, mut inner, mut failures, executor } = self;
         let before = process::children();
-        // The mount points that libcontainer creates in the image's root must be accessible to the container's user.
+        // The mount points that are created in the image's root must be accessible to the container's user.
         let umask = process::usual_umask();
-        let (built, mut captured) = capture(|| first_process(&request, &mut inner, executor, console.as_ref()));
+        let made = first_process(&request, &mut inner, executor);
         nix::sys::stat::umask(umask);
-        let (pid, handle) = match built {
-            Ok(built) => built,
-            Err(failed) => {
-                end_strays(&before);
-                clear(request.state_root, request.id);
-                return Err(match failed {
-                    Failed::Own(error) => error,
-                    Failed::Runtime(source) => {
-                        create_error(failures, source, &captured.take(), request.program, &inner.cwd)
-                    }
-                });
-            }
-        };
-        finish(&request, (pid, handle), console, failures, captured).inspect_err(|_| {
-            // Its pid 1 waits for a start that will not happen.
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        let failed = |error| {
             end_strays(&before);
             clear(request.state_root, request.id);
+            Err(error)
+        };
+        let made = match made {
+            Ok(made) => made,
+            Err((Failed::Own(error), _)) => {
+                let failure = read_failure(&mut failures);
+                return failed(failure.map_or(error, |failure| failure.into_error(request.program, &[])));
+            }
+            Err((Failed::Runtime(source), mut captured)) => {
+                end_strays(&before);
+                return failed(create_error(failures, source, &captured.take(), request.program, &inner.cwd));
+            }
+        };
+        let pid = made.pid;
+        finish(&request, made, failures).or_else(|error| {
+            // Its pid 1 waits for a start that will not happen.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            failed(error)
         })
     }
+}
+
+/// Why no container was created.
+#[derive(Debug)]
+enum Failed {
+    /// libcontainer's error.
+    Runtime(Cause),
+    Own(RuntimeError),
+}
+
+/// The container's first process, which waits for its start.
+#[derive(Debug)]
+struct Made {
+    pid: i32,
+    handle: Handle,
+    pty: Option<OwnedFd>,
+    captured: CapturedErrors,
 }
 
 /// Creates the container's first process. Drops the executor, whose end of the pipe would otherwise keep it open.
@@ -171,17 +187,26 @@ fn first_process(
     request: &CreateRequest<'_>,
     inner: &mut Inner,
     executor: Executor,
-    console: Option<&Console>,
-) -> Result<(i32, Handle), Failed> {
-    if inner.is_apart() {
-        let work = |inner: &Inner| Ok(pid_of(&build(request, inner, executor.clone(), console)?));
-        if let Some(pid) = creator::create(inner, work)? {
-            return Ok((pid, Handle::Socket));
+) -> Result<Made, (Failed, CapturedErrors)> {
+    let own = |error| (Failed::Own(error), CapturedErrors::none());
+    if let Some(spec) = &mut inner.own {
+        if let Some(first::Waiting { pid, socket, pty }) = first::create(request, spec, &executor).map_err(own)? {
+            return Ok(Made { pid, handle: Handle::First(socket), pty, captured: CapturedErrors::none() });
         }
-        inner.without_entrance().map_err(Failed::Own)?;
+        inner.write().map_err(own)?;
     }
-    let container = build(request, inner, executor, console).map_err(Failed::Runtime)?;
-    Ok((pid_of(&container), Handle::Container(Box::new(container))))
+    let console = match &request.stdio {
+        Stdio::Pty { .. } => Some(Console::bind(request.state_root).map_err(own)?),
+        Stdio::Fds { .. } => None,
+    };
+    let (built, captured) = capture(|| build(request, inner, executor, console.as_ref()));
+    let container = match built {
+        Ok(container) => container,
+        Err(error) => return Err((Failed::Runtime(error), captured)),
+    };
+    let pty = console.map(Console::receive).transpose().map_err(own)?;
+    let (pid, handle) = (pid_of(&container), Handle::Container(Box::new(container)));
+    Ok(Made { pid, handle, pty, captured })
 }
 
 fn pid_of(container: &Container) -> i32 {
@@ -211,17 +236,11 @@ fn build(
         let (stdin, stdout, stderr) = (stdin.try_clone()?, stdout.try_clone()?, stderr.try_clone()?);
         builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
     }
-    // Its processes are children of the supervisor, also if a process of the container's cgroup runs this.
-    Ok(builder.as_init(&inner.dir).with_systemd(false).with_detach(true).as_sibling(inner.is_apart()).build()?)
+    Ok(builder.as_init(&inner.dir).with_systemd(false).with_detach(true).build()?)
 }
 
-fn finish(
-    request: &CreateRequest<'_>,
-    (pid, handle): (i32, Handle),
-    console: Option<Console>,
-    failures: File,
-    captured: CapturedErrors,
-) -> Result<Created, RuntimeError> {
+fn finish(request: &CreateRequest<'_>, made: Made, failures: File) -> Result<Created, RuntimeError> {
+    let Made { pid, handle, pty, captured } = made;
     let sys = |what: &'static str| move |error: std::io::Error| RuntimeError::Sys(what, error);
     let pidfd = process::open_pidfd(pid).map_err(sys("open the container's process"))?;
     let no_start = || std::io::Error::other("its start time cannot be read");
@@ -230,7 +249,6 @@ fn finish(
         // This process writes the score, because pid 1 may no longer be root or able to open its own file.
         std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()).map_err(sys(OOM_SCORE))?;
     }
-    let pty = console.map(Console::receive).transpose()?;
     if let (Some(master), Stdio::Pty { size: Some((rows, columns)) }) = (&pty, &request.stdio) {
         pty::set_window_size(master.as_fd(), *rows, *columns);
     }
@@ -259,7 +277,7 @@ impl Created {
                     source: source.into(),
                 })?;
             }
-            Handle::Socket => socket::connect(&self.state_root.join(&self.id), NOTIFY)
+            Handle::First(socket) => first::start(socket)
                 .map_err(|error| RuntimeError::Start { reason: NO_ANSWER.into(), source: error.into() })?,
         }
         // The pipe ends without data when the program is executed or when pid 1 is killed. The pidfd tells the two
@@ -284,7 +302,6 @@ impl Created {
         process::wait_pidfd(&self.pidfd, END);
         let id = std::mem::take(&mut self.id);
         let Handle::Container(mut container) = self.handle else {
-            // Only libcontainer's directory is left.
             clear(&self.state_root, &id);
             return Ok(());
         };
@@ -319,13 +336,8 @@ fn no_directory(text: &str) -> Option<nix::Error> {
 /// Joins libcontainer's messages; the first one is the closest to the cause. The `frames` only repeat the failure from
 /// the outer processes, so they are dropped unless there is nothing else.
 fn reason(captured: &[String]) -> String {
-    let frames = [
-        "failed to initialize container process",
-        "failed to run container process",
-        "failed to wait for init ready",
-        // It cannot remove the cgroup that it sees (`creator`).
-        "failed to remove cgroup manager",
-    ];
+    let frames =
+        ["failed to initialize container process", "failed to run container process", "failed to wait for init ready"];
     let relevant: Vec<&str> = captured
         .iter()
         .map(String::as_str)
