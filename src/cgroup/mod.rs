@@ -32,7 +32,7 @@ use std::fs;
 use std::path::Path;
 
 pub(crate) use apply::Verified;
-pub(crate) use entrance::Entrance;
+pub(crate) use entrance::{Entrance, OpenEntrance};
 pub(crate) use error::CgroupError;
 pub(crate) use error::Missing;
 pub(crate) use files::{OnlyOn, Version, settings};

@@ -13,7 +13,7 @@ use super::progress::{Progress, Tell, step};
 use super::streams::{Stream, Streams};
 use super::undo::{KILL, Undo};
 use super::{mounted, propagation, readback, rlimits, scaffold};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Entrance, Host};
 use crate::hook;
 use crate::net;
 use crate::record::{Entry, LimitRow, PublishedPort};
@@ -49,7 +49,7 @@ pub(super) fn create(
         program: &program,
         devices: opening.as_ref().map(Opening::check).transpose()?,
     };
-    let prepared = runtime::prepare(wanted, host.entrance(&plan.cgroup_path))?;
+    let prepared = runtime::prepare(wanted, entrance(&host, &plan))?;
     step("bundle");
     let (rules, while_created) = (plan.device_rules(), plan.creation_rules());
     let (cgroup, _) = host.create(&plan.cgroup_path, &plan.limits, while_created.as_deref().unwrap_or(&rules))?;
@@ -108,6 +108,18 @@ pub(super) fn create(
     };
     Ok(Created { container, jupyter })
 }
+
+/// How the process that creates the container enters its cgroup. That is one process more than libcontainer needs, so
+/// the smallest limits have libcontainer's way.
+fn entrance(host: &Host, plan: &spec::Plan) -> Option<Entrance> {
+    let is_tight = plan.limits.pids.flatten().is_some_and(|most| most < LEAST_PROCESSES)
+        || plan.limits.memory.is_some_and(|most| most < LEAST_MEMORY);
+    if is_tight { None } else { host.entrance(&plan.cgroup_path) }
+}
+
+/// The processes in the cgroup while a container is created, and the memory that they need at most.
+const LEAST_PROCESSES: u64 = 3;
+const LEAST_MEMORY: u64 = 16 << 20;
 
 /// Checks that the container's first process is in its cgroup, in every hierarchy.
 fn verify_cgroup(cgroup: &Cgroup, pid: i32, path: &str) -> Result<(), Report> {

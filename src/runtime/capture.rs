@@ -38,11 +38,6 @@ pub(super) struct CapturedErrors {
 }
 
 impl CapturedErrors {
-    /// No messages.
-    pub(super) fn none() -> Self {
-        Self { pipe: None }
-    }
-
     /// Returns all messages so far, without duplicates.
     pub(super) fn take(&mut self) -> Vec<String> {
         let mut bytes = Vec::new();

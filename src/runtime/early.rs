@@ -6,8 +6,8 @@
 //!
 //! A mount is left to libcontainer if it needs a namespace of the container (proc, sysfs, mqueue, cgroup), if it is
 //! below such a mount or below a symbolic link, if it has an option that is not known here, and if anything fails. So
-//! older kernels work as before, and errors are reported in one place. `config.json` lists all mounts, for hooks. Where
-//! libcontainer is not used, the container's first process makes the mounts that are left (`first`).
+//! older kernels work as before, and errors are reported in one place. `config.json` lists all mounts, for hooks. A
+//! process that is in the container's network and IPC namespaces also makes sysfs and mqueue (`creator`).
 //!
 //! The root directory is untrusted. Destinations are resolved inside it by the kernel (`rootfs`), and a mount is only
 //! made where the result has the path that the spec names.
@@ -45,8 +45,8 @@ impl Drop for Made {
     }
 }
 
-/// The mounts that the container's first process can make. All but the last are file systems that show its namespaces.
-pub(super) const LATE: [&str; 4] = ["proc", "sysfs", "mqueue", "bind"];
+/// File systems that show the namespaces of the process that mounts them.
+const OF_NAMESPACES: [&str; 2] = ["sysfs", "mqueue"];
 
 /// Makes mounts of `spec`, and removes them from it. The mounts of version 1's cgroups are replaced with one mount of
 /// the directory `cgroups`, which is created.
@@ -57,20 +57,9 @@ pub(super) fn make(spec: &mut Value, cgroups: &Path) -> Made {
     made
 }
 
-/// Whether all mounts of a spec are of these kinds, with known options.
-pub(super) fn can_make(spec: &Value, kinds: &[&str]) -> bool {
-    let mut mounts = spec["mounts"].as_array().into_iter().flatten();
-    mounts.all(|mount| Request::parse(mount, kinds).is_some())
-}
-
-/// Makes the mounts that are left, in the container's namespaces. They end with these. Returns the destination of one
-/// that cannot be made.
-pub(super) fn make_late(spec: &mut Value) -> Result<(), String> {
-    std::mem::forget(make_kinds(spec, &LATE));
-    match spec["mounts"].as_array().and_then(|left| left.first()) {
-        Some(left) => Err(left["destination"].as_str().unwrap_or_default().to_owned()),
-        None => Ok(()),
-    }
+/// Makes the mounts that are left, in the container's network and IPC namespaces.
+pub(super) fn make_in_namespaces(spec: &mut Value) -> Made {
+    make_kinds(spec, &[&OF_NAMESPACES[..], &["bind"]].concat())
 }
 
 fn make_kinds(spec: &mut Value, kinds: &[&str]) -> Made {
@@ -290,10 +279,11 @@ mod tests {
         for (kind, options, is_early) in cases {
             assert_eq!(Request::parse(&mount(kind, options), &early).is_some(), is_early, "{kind} {options:?}");
         }
-        for (kind, option, late) in
-            [("sysfs", "ro", true), ("mqueue", "nodev", true), ("proc", "ro", true), ("cgroup", "ro", false)]
+        for (kind, options, in_namespaces) in
+            [("sysfs", ["ro"], true), ("mqueue", ["nodev"], true), ("proc", ["ro"], false)]
         {
-            assert_eq!(can_make(&json!({ "mounts": [mount(kind, &[option])] }), &LATE), late, "{kind}");
+            let mount = mount(kind, &options);
+            assert_eq!(Request::parse(&mount, &OF_NAMESPACES).is_some(), in_namespaces, "{kind}");
         }
         let mount = mount("bind", &["rbind", "ro", "rro"]);
         let want = Source::Bind { path: Path::new("/s"), recursive: true };

@@ -152,15 +152,14 @@ fn read_pid(mut reader: File) -> Option<i32> {
     Some(i32::from_ne_bytes(bytes))
 }
 
-/// A step of a new process, or its failure.
-pub(super) type Step = Result<(), Failure>;
+type Step = Result<(), Failure>;
 
-pub(super) fn failed(step: &str) -> impl Fn(std::io::Error) -> Failure {
+fn failed(step: &str) -> impl Fn(std::io::Error) -> Failure {
     let step = step.to_owned();
     move |error| Failure::step(&step, error.raw_os_error().unwrap_or(libc::EIO))
 }
 
-pub(super) fn failed_nix(step: &str) -> impl Fn(nix::Error) -> Failure {
+fn failed_nix(step: &str) -> impl Fn(nix::Error) -> Failure {
     let step = step.to_owned();
     move |errno| Failure::step(&step, errno as i32)
 }
@@ -223,7 +222,7 @@ fn enter(order: &Order, target: &OwnedFd, terminal: &UnixStream) -> Result<bool,
     enter_namespaces(order, target)?;
     crate::sys::rlimit::lift();
     if order.terminal {
-        use_terminal(&open_terminal(process.uid, order.size, terminal)?)?;
+        use_terminal(&open_terminal(order, terminal)?)?;
     }
     for Rlimit { name, soft, hard } in &process.rlimits {
         crate::sys::rlimit::set(name, *soft, *hard).map_err(failed(&format!("set the limit `{name}`")))?;
@@ -252,16 +251,10 @@ fn load_filter(process: &Process) -> Step {
     seccomp::load(&filter.0).map_err(failed("load the seccomp filter"))
 }
 
-/// Whether an open file is the null device.
-pub(super) fn is_null(fd: BorrowedFd<'_>) -> bool {
-    let is_null =
-        |stat: nix::sys::stat::FileStat| stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == NULL_DEVICE;
-    nix::sys::stat::fstat(fd).is_ok_and(is_null)
-}
-
 /// Replaces those of the standard streams that are the host's null device.
 fn own_null() -> Step {
     let step = "open a null device";
+    let is_null = |fd: BorrowedFd<'_>| nix::sys::stat::fstat(fd).is_ok_and(|stat| stat.st_rdev == NULL_DEVICE);
     let [stdin, stdout, stderr] =
         [is_null(io::stdin().as_fd()), is_null(io::stdout().as_fd()), is_null(io::stderr().as_fd())];
     if !(stdin || stdout || stderr) {
@@ -281,8 +274,8 @@ fn own_null() -> Step {
     replaced.map_err(failed_nix(step))
 }
 
-/// Makes a terminal the standard streams of this process.
-pub(super) fn use_terminal(slave: &OwnedFd) -> Step {
+/// Makes a terminal the helper's standard streams.
+fn use_terminal(slave: &OwnedFd) -> Step {
     let all = dup2_stdin(slave).and_then(|()| dup2_stdout(slave)).and_then(|()| dup2_stderr(slave));
     all.map_err(failed_nix("set up the standard streams"))
 }
@@ -304,12 +297,12 @@ fn enter_namespaces(order: &Order, target: &OwnedFd) -> Step {
 }
 
 /// Opens a terminal in the container's own devpts, and sends its master to the caller.
-pub(super) fn open_terminal(uid: u32, size: Option<(u16, u16)>, terminal: &UnixStream) -> Result<OwnedFd, Failure> {
+fn open_terminal(order: &Order, terminal: &UnixStream) -> Result<OwnedFd, Failure> {
     let (master, slave) = pty::open().map_err(failed("open a terminal in the container"))?;
-    nix::unistd::fchown(&slave, Some(Uid::from_raw(uid)), None)
+    nix::unistd::fchown(&slave, Some(Uid::from_raw(order.process.uid)), None)
         .map_err(failed_nix("change the owner of the terminal"))?;
     // The size must be set before the program runs: an editor reads it only once, at its start.
-    if let Some((rows, columns)) = size {
+    if let Some((rows, columns)) = order.size {
         pty::set_window_size(master.as_fd(), rows, columns);
     }
     sys::process::send_fd(terminal.as_fd(), master.as_fd()).map_err(failed("hand over the terminal"))?;
@@ -341,15 +334,14 @@ fn prepare(order: &Order, filter_loaded: bool) -> Result<Vec<std::ffi::CString>,
 
 /// Enters the working directory before the user changes, as other runtimes do, so that root's access applies. The
 /// directory must be in the container (CVE-2024-21626: a path such as /proc/self/fd/7 leads out of it).
-pub(super) fn enter_directory(cwd: &Path) -> Step {
+fn enter_directory(cwd: &Path) -> Step {
     nix::unistd::chdir(cwd).map_err(|errno| Failure::directory(cwd, errno as i32))?;
     let inside = nix::unistd::getcwd().is_ok_and(|path| path.starts_with(Path::new("/")));
     let what = || format!("enter the directory `{}`, which does not exist in the container", cwd.display());
     if inside { Ok(()) } else { Err(Failure::step(what(), libc::EXDEV)) }
 }
 
-/// Takes the identity and the capabilities of the container's process.
-pub(super) fn identity(process: &Process) -> Step {
+fn identity(process: &Process) -> Step {
     let (uid, gid) = (Uid::from_raw(process.uid), Gid::from_raw(process.gid));
     let groups: Vec<Gid> = process.groups.iter().copied().map(Gid::from_raw).collect();
     let step = failed("drop capabilities");

@@ -112,40 +112,18 @@ impl Executor {
         })
     }
 
-    pub(super) fn send_failure(&self, failure: &Failure) {
+    fn send_failure(&self, failure: &Failure) {
         send_failure(&self.failures, failure);
     }
 
     /// Ties the container's life to its supervisor. A supervisor that died before this call sends no signal any more,
     /// and getppid(2) returns 0 for any parent outside the pid namespace. So its pidfd is checked.
-    pub(super) fn tie(&self) -> Result<(), Failure> {
-        let mut tied = process::set_parent_death_signal(libc::SIGKILL);
-        if tied.is_ok() && process::wait_pidfd(&*self.supervisor, std::time::Duration::ZERO) {
-            tied = Err(std::io::Error::from_raw_os_error(libc::ESRCH));
+    fn tie(&self) -> std::io::Result<()> {
+        process::set_parent_death_signal(libc::SIGKILL)?;
+        if process::wait_pidfd(&*self.supervisor, std::time::Duration::ZERO) {
+            return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
         }
-        let failed = |error: std::io::Error| error.raw_os_error().unwrap_or(libc::EIO);
-        tied.map_err(|error| Failure::step("tie the container to its supervisor", failed(error)))
-    }
-
-    /// Checks what must be there before the container waits for its start. The process has its final user, root and
-    /// cgroup, and all hooks except those of the last stage have run.
-    pub(super) fn check(&self, env: &[String]) -> Result<(), Failure> {
-        // From here on the container dies with its supervisor, also while it waits for the start.
-        self.tie()?;
-        // A missing program is an error before any program runs.
-        find(&self.check, env).map_err(|errno| Failure::step("", errno as i32))?;
-        match self.devices.as_ref().map(|devices| devices.run()) {
-            Some(Err(fault)) => Err(Failure::device(&fault)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Replaces this process with the program. Returns only on failure.
-    pub(super) fn execute(&self, env: &[String]) -> Failure {
-        match self.finish() {
-            Ok(()) => execute(&self.program, &self.args, env),
-            Err(failure) => failure,
-        }
+        Ok(())
     }
 
     /// The order matters: without no-new-privileges, the filter can only be loaded before the capabilities are dropped.
@@ -154,7 +132,7 @@ impl Executor {
             let step = step.to_owned();
             move |error: std::io::Error| Failure::step(step, error.raw_os_error().unwrap_or(libc::EIO))
         };
-        self.tie()?;
+        self.tie().map_err(step("tie the container to its supervisor"))?;
         process::default_signals();
         process::set_umask(self.umask);
         if let Some(filter) = &self.filter {
@@ -169,10 +147,22 @@ impl Executor {
 
 impl WorkloadExecutor for Executor {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        self.check(&environment(spec)).map_err(|failure| {
-            self.send_failure(&failure);
-            ExecutorValidationError::ArgValidationError(self.check.clone())
-        })
+        // From here on the container dies with its supervisor, also while it waits for the start.
+        if let Err(error) = self.tie() {
+            return Err(ExecutorValidationError::ArgValidationError(error.to_string()));
+        }
+        // This already runs in the container's root, so a missing program is an error before any program runs.
+        let env = environment(spec);
+        if let Err(errno) = find(&self.check, &env) {
+            self.send_failure(&Failure::step("", errno as i32));
+            return Err(ExecutorValidationError::ArgValidationError(self.check.clone()));
+        }
+        // All hooks except those of the last stage have run, and this process has its final user, root and cgroup.
+        if let Some(Err(fault)) = self.devices.as_ref().map(|devices| devices.run()) {
+            self.send_failure(&Failure::device(&fault));
+            return Err(ExecutorValidationError::ArgValidationError(DEVICES.to_owned()));
+        }
+        Ok(())
     }
 
     fn setup_envs(&self, _: std::collections::HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
@@ -181,11 +171,13 @@ impl WorkloadExecutor for Executor {
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let failure = self.execute(&environment(spec));
-        self.send_failure(&failure);
-        if !failure.step.is_empty() {
+        let env = environment(spec);
+        if let Err(failure) = self.finish() {
+            self.send_failure(&failure);
             return Err(ExecutorError::Other(failure.step));
         }
+        let failure = execute(&self.program, &self.args, &env);
+        self.send_failure(&failure);
         process::exit_now(if failure.errno == libc::ENOENT { 127 } else { 126 })
     }
 }

@@ -1,33 +1,34 @@
-//! The spec that the container is created from.
+//! The spec that libcontainer reads.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::sched::CloneFlags;
+use nix::unistd::Gid;
 use serde_json::Value;
 
-use super::first::{self, Own};
 use super::{CreateRequest, RuntimeError, early};
-use crate::cgroup::Entrance;
+use crate::cgroup::{Entrance, OpenEntrance};
 
 const SPEC: &str = "config.json";
 
-/// The spec that is left when the early mounts are made, and what gpurun reads from it.
+/// The spec that libcontainer reads, and what gpurun reads from it.
 #[derive(Debug)]
 pub(super) struct Inner {
-    /// The directory with the spec that libcontainer reads.
+    /// The directory with the spec.
     pub(super) dir: PathBuf,
     /// The process's arguments.
     pub(super) args: Vec<String>,
     pub(super) cwd: PathBuf,
-    /// The spec for libcontainer.
+    /// Set if libcontainer does not put the container into its cgroup.
+    entrance: Option<Entrance>,
     spec: Value,
-    /// Set if the container can be created without libcontainer (`first`).
-    pub(super) own: Option<Own>,
     /// Held until the container has its copies of these mounts.
     _early: early::Made,
 }
 
-/// Makes a copy of the spec, with the changes that work around bugs of libcontainer, and the mounts that need no process
-/// of the container.
+/// Makes a copy of the spec for libcontainer, with the changes that work around its bugs, and the mounts that need no
+/// process of the container.
 pub(super) fn adapt_spec(request: &CreateRequest<'_>, entrance: Option<Entrance>) -> Result<Inner, RuntimeError> {
     let path = request.bundle.join(SPEC);
     let io = |action: &'static str, path: &Path| {
@@ -44,21 +45,39 @@ pub(super) fn adapt_spec(request: &CreateRequest<'_>, entrance: Option<Entrance>
     let dir = request.state_root.join("bundle");
     std::fs::create_dir_all(&dir).map_err(io("create the directory", &dir))?;
     let cgroups = request.state_root.join("cgroups");
-    let has_dev = has_own_dev(&spec);
     let early = early::make(&mut spec, &cgroups);
-    let is_simple = has_dev && !has_hooks(&spec) && !has_binds(&spec, &cgroups);
-    let own = entrance.filter(|_| is_simple).map(|entrance| own(&spec, entrance));
-    let own = own.filter(|own| first::can(request, &own.spec));
-    let inner = Inner { dir, args, cwd, spec, own, _early: early };
-    if inner.own.is_none() {
-        inner.write()?;
+    // Without faccessat2, libcontainer recurses without end where it finds no procfs of its own.
+    let entrance =
+        entrance.filter(|_| !has_hooks(&spec) && !has_binds(&spec, &cgroups) && crate::sys::access::has_faccessat2());
+    if entrance.is_some() {
+        spec.as_object_mut().map(|spec| spec.remove("hooks"));
+    }
+    let inner = Inner { dir, args, cwd, entrance, spec, _early: early };
+    if !inner.is_apart() {
+        inner.write_own()?;
     }
     Ok(inner)
 }
 
 impl Inner {
-    /// Writes the spec for libcontainer.
-    pub(super) fn write(&self) -> Result<(), RuntimeError> {
+    /// Whether a process of the container's cgroup creates the container (`creator`).
+    pub(super) fn is_apart(&self) -> bool {
+        self.entrance.is_some()
+    }
+
+    /// Opens the way into the cgroup.
+    pub(super) fn open_entrance(&self) -> io::Result<Option<OpenEntrance>> {
+        self.entrance.as_ref().map(Entrance::open).transpose()
+    }
+
+    /// Writes the spec for a process that is in the cgroup. libcontainer reads it next.
+    pub(super) fn write(&mut self) -> io::Result<()> {
+        self.spec["linux"]["cgroupsPath"] = "/".into();
+        std::fs::write(self.dir.join(SPEC), self.spec.to_string())
+    }
+
+    /// Writes the spec for libcontainer in this process, which puts the container into its cgroup.
+    fn write_own(&self) -> Result<(), RuntimeError> {
         let path = self.dir.join(SPEC);
         std::fs::write(&path, self.spec.to_string()).map_err(|source| RuntimeError::Io {
             action: "write",
@@ -66,30 +85,53 @@ impl Inner {
             source,
         })
     }
-}
 
-/// The spec for `first`. Under version 2, it binds the directory of the cgroup instead of making a mount of the file
-/// system, which has the same root in the container's cgroup namespace.
-fn own(spec: &Value, entrance: Entrance) -> Own {
-    let mut spec = spec.clone();
-    if let Entrance::Directory { dir, mount } = &entrance {
-        let source = if first::has_namespace(&spec, "cgroup") { dir } else { mount };
-        let mounts = spec["mounts"].as_array_mut().into_iter().flatten();
-        for mount in mounts.filter(|mount| mount["type"] == "cgroup") {
-            mount["type"] = "bind".into();
-            mount["source"] = source.to_string_lossy().into();
-            if let Some(options) = mount["options"].as_array_mut() {
-                options.retain(|option| option != "relatime");
-            }
-        }
+    /// Returns to libcontainer's own way into the cgroup.
+    pub(super) fn without_entrance(&mut self) -> Result<(), RuntimeError> {
+        self.entrance = None;
+        self.write_own()
     }
-    Own { entrance, spec }
+
+    /// Enters the namespaces that the container's mounts depend on, makes these mounts, and sets the groups. The
+    /// container's first process inherits all of this from the calling one.
+    pub(super) fn begin(&mut self) -> io::Result<()> {
+        let (flags, paths) = take_namespaces(&mut self.spec);
+        nix::sched::unshare(flags)?;
+        for path in paths {
+            nix::sched::setns(std::fs::File::open(path)?, CloneFlags::empty())?;
+        }
+        let groups = self.spec["process"]["user"].as_object_mut().and_then(|user| user.remove("additionalGids"));
+        if let Some(groups) = groups {
+            let groups: Vec<u32> = serde_json::from_value(groups)?;
+            nix::unistd::setgroups(&groups.into_iter().map(Gid::from_raw).collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+
+    /// Makes the mounts that depend on these namespaces. They end with the namespace of this process and of the
+    /// container.
+    pub(super) fn mount(&mut self) {
+        std::mem::forget(early::make_in_namespaces(&mut self.spec));
+    }
 }
 
-/// Whether `/dev` is a tmpfs of the container.
-fn has_own_dev(spec: &Value) -> bool {
-    let mut mounts = spec["mounts"].as_array().into_iter().flatten();
-    mounts.any(|mount| mount["destination"] == "/dev" && mount["type"] == "tmpfs")
+/// Removes the IPC namespace and the network namespace from a spec: the ones to create, and the paths of those to join.
+/// Kernel parameters that belong to them are set by libcontainer, which then must know them.
+fn take_namespaces(spec: &mut Value) -> (CloneFlags, Vec<PathBuf>) {
+    let (mut flags, mut paths) = (CloneFlags::empty(), Vec::new());
+    let has_parameters = spec["linux"]["sysctl"].as_object().is_some_and(|parameters| !parameters.is_empty());
+    let Some(list) = spec["linux"]["namespaces"].as_array_mut().filter(|_| !has_parameters) else {
+        return (flags, paths);
+    };
+    list.retain(|namespace| {
+        match (namespace["type"].as_str(), namespace["path"].as_str()) {
+            (Some("ipc"), None) => flags |= CloneFlags::CLONE_NEWIPC,
+            (Some("ipc" | "network"), Some(path)) => paths.push(path.into()),
+            _ => return true,
+        }
+        false
+    });
+    (flags, paths)
 }
 
 /// Removes what gpurun does itself.
@@ -160,14 +202,13 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_of_version_2_is_bound() {
-        let mount = json!({ "type": "cgroup", "source": "cgroup", "options": ["nosuid", "relatime", "ro"] });
-        let mut spec = json!({ "mounts": [mount], "linux": { "namespaces": [{ "type": "cgroup" }] } });
-        let entrance = Entrance::Directory { dir: "/c/gpurun/ID".into(), mount: "/c".into() };
-        let bound = |source: &str| json!([{ "type": "bind", "source": source, "options": ["nosuid", "ro"] }]);
-        assert_eq!(own(&spec, entrance.clone()).spec["mounts"], bound("/c/gpurun/ID"));
-        spec["linux"]["namespaces"] = json!([]);
-        assert_eq!(own(&spec, entrance).spec["mounts"], bound("/c"));
-        assert_eq!(own(&spec, Entrance::Tasks(Vec::new())).spec, spec);
+    fn namespaces_of_mounts_are_taken_unless_parameters_need_them() {
+        let namespaces = json!([{ "type": "mount" }, { "type": "ipc" }, { "type": "network", "path": "/proc/9/fd/7" }]);
+        let mut spec = json!({ "linux": { "namespaces": namespaces } });
+        assert_eq!(take_namespaces(&mut spec), (CloneFlags::CLONE_NEWIPC, vec!["/proc/9/fd/7".into()]));
+        assert_eq!(spec["linux"]["namespaces"], json!([{ "type": "mount" }]));
+        let mut spec = json!({ "linux": { "namespaces": namespaces, "sysctl": { "net.ipv4.ip_forward": "1" } } });
+        assert_eq!(take_namespaces(&mut spec), (CloneFlags::empty(), Vec::new()));
+        assert_eq!(spec["linux"]["namespaces"], namespaces);
     }
 }

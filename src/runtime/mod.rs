@@ -1,8 +1,7 @@
-//! Creates containers, with youki's libcontainer where it needs it, and enters them. This is the only module that uses
-//! libcontainer.
+//! Creates containers with youki's libcontainer, and enters them with code of its own. This is the only module that
+//! uses libcontainer.
 //!
-//! A launch creates most containers without libcontainer (`first`). Those with hooks, and a few others, are created by
-//! libcontainer, as are all with [`create`]. It builds the container from `<bundle>/config.json` up to the moment before its process executes its
+//! [`create`] builds the container from `<bundle>/config.json` up to the moment before its process executes its
 //! program. [`Created::start`] lets the process continue. [`exec`] joins a running container with setns, because
 //! libcontainer's own tenant process drops the seccomp filter and skips user namespaces.
 //!
@@ -22,7 +21,7 @@
 //! | the umask of the caller is inherited | `executor` and `exec` set 022, as docker does |
 //! | errors contain little detail | ERROR events of its tracing, also from its children, are captured (`capture`) |
 //! | seventy system calls for each mount | `early` makes those that need no namespace of the container |
-//! | it is slow: three processes, a scan of the mount table for each controller | `first` creates most containers |
+//! | the mount table is scanned for each cgroup controller | `creator` enters the cgroup |
 //! | a failed create leaves zombies, and after an early error the state directory | killed, reaped and removed here |
 //!
 //! On disk, `<state_root>/<id>` is libcontainer's own state, `<state_root>/bundle` is the spec that it reads, and
@@ -31,6 +30,7 @@
 //! because each container has only one supervisor.
 
 mod capture;
+mod creator;
 mod devices;
 mod drain;
 mod early;
@@ -39,19 +39,16 @@ mod error;
 mod error_tests;
 mod exec;
 mod executor;
-mod first;
 mod inner;
-mod masks;
-mod nodes;
 mod pipes;
 mod request;
 mod socket;
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use creator::Failed;
 pub use error::RuntimeError;
 use error::{Cause, OOM_SCORE};
 use inner::{Inner, adapt_spec};
@@ -96,11 +93,13 @@ pub struct Created {
 enum Handle {
     /// By libcontainer, which runs the hooks.
     Container(Box<Container>),
-    /// By a message to pid 1 (`first`). There are no hooks.
-    First(UnixStream),
+    /// By a connection to the socket on which pid 1 waits. There are no hooks.
+    Socket,
 }
 
-/// Why that fails.
+/// The file name of this socket in libcontainer's directory.
+const NOTIFY: &str = "notify.sock";
+/// Why a connection to it fails.
 const NO_ANSWER: &str = "its first process does not wait for the start any more";
 
 /// Everything that a container needs before its cgroup exists.
@@ -110,6 +109,7 @@ pub(crate) struct Prepared<'a> {
     inner: Inner,
     failures: File,
     executor: Executor,
+    console: Option<Console>,
 }
 
 /// Creates the container. Its process waits for [`Created::start`].
@@ -119,7 +119,7 @@ pub fn create(request: CreateRequest<'_>) -> Result<Created, RuntimeError> {
 
 /// The first half of [`create`], which creates only files. A launch runs it while it waits for the kernel to be ready
 /// for moves between cgroups ([`crate::cgroup::Host::prime_moves`]). `entrance` is how to enter the cgroup without
-/// libcontainer, where that is possible (see `first`).
+/// libcontainer, where that is possible (see `creator`).
 pub(crate) fn prepare(request: CreateRequest<'_>, entrance: Option<Entrance>) -> Result<Prepared<'_>, RuntimeError> {
     let threads = process::thread_count();
     if threads != 1 {
@@ -128,58 +128,42 @@ pub(crate) fn prepare(request: CreateRequest<'_>, entrance: Option<Entrance>) ->
     let inner = adapt_spec(&request, entrance)?;
     let (failures, failure_end) = pipe()?;
     let executor = Executor::new(&request, &inner.args, failure_end)?;
-    Ok(Prepared { request, inner, failures, executor })
+    let console = match &request.stdio {
+        Stdio::Pty { .. } => Some(Console::bind(request.state_root)?),
+        Stdio::Fds { .. } => None,
+    };
+    Ok(Prepared { request, inner, failures, executor, console })
 }
 
 impl Prepared<'_> {
     /// The second half of [`create`], which creates processes.
     pub(crate) fn create(self) -> Result<Created, RuntimeError> {
-        let Self { request, mut inner, mut failures, executor } = self;
+        let Self { request, mut inner, failures, executor, console } = self;
         let before = process::children();
-        // The mount points that are created in the image's root must be accessible to the container's user.
+        // The mount points that libcontainer creates in the image's root must be accessible to the container's user.
         let umask = process::usual_umask();
-        let made = first_process(&request, &mut inner, executor);
+        let (built, mut captured) = capture(|| first_process(&request, &mut inner, executor, console.as_ref()));
         nix::sys::stat::umask(umask);
-        let failed = |error| {
-            end_strays(&before);
-            clear(request.state_root, request.id);
-            Err(error)
-        };
-        let made = match made {
-            Ok(made) => made,
-            Err((Failed::Own(error), _)) => {
-                let failure = read_failure(&mut failures);
-                return failed(failure.map_or(error, |failure| failure.into_error(request.program, &[])));
-            }
-            Err((Failed::Runtime(source), mut captured)) => {
+        let (pid, handle) = match built {
+            Ok(built) => built,
+            Err(failed) => {
                 end_strays(&before);
-                return failed(create_error(failures, source, &captured.take(), request.program, &inner.cwd));
+                clear(request.state_root, request.id);
+                return Err(match failed {
+                    Failed::Own(error) => error,
+                    Failed::Runtime(source) => {
+                        create_error(failures, source, &captured.take(), request.program, &inner.cwd)
+                    }
+                });
             }
         };
-        let pid = made.pid;
-        finish(&request, made, failures).or_else(|error| {
+        finish(&request, (pid, handle), console, failures, captured).inspect_err(|_| {
             // Its pid 1 waits for a start that will not happen.
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-            failed(error)
+            end_strays(&before);
+            clear(request.state_root, request.id);
         })
     }
-}
-
-/// Why no container was created.
-#[derive(Debug)]
-enum Failed {
-    /// libcontainer's error.
-    Runtime(Cause),
-    Own(RuntimeError),
-}
-
-/// The container's first process, which waits for its start.
-#[derive(Debug)]
-struct Made {
-    pid: i32,
-    handle: Handle,
-    pty: Option<OwnedFd>,
-    captured: CapturedErrors,
 }
 
 /// Creates the container's first process. Drops the executor, whose end of the pipe would otherwise keep it open.
@@ -187,26 +171,17 @@ fn first_process(
     request: &CreateRequest<'_>,
     inner: &mut Inner,
     executor: Executor,
-) -> Result<Made, (Failed, CapturedErrors)> {
-    let own = |error| (Failed::Own(error), CapturedErrors::none());
-    if let Some(spec) = &mut inner.own {
-        if let Some(first::Waiting { pid, socket, pty }) = first::create(request, spec, &executor).map_err(own)? {
-            return Ok(Made { pid, handle: Handle::First(socket), pty, captured: CapturedErrors::none() });
+    console: Option<&Console>,
+) -> Result<(i32, Handle), Failed> {
+    if inner.is_apart() {
+        let work = |inner: &Inner| Ok(pid_of(&build(request, inner, executor.clone(), console)?));
+        if let Some(pid) = creator::create(inner, work)? {
+            return Ok((pid, Handle::Socket));
         }
-        inner.write().map_err(own)?;
+        inner.without_entrance().map_err(Failed::Own)?;
     }
-    let console = match &request.stdio {
-        Stdio::Pty { .. } => Some(Console::bind(request.state_root).map_err(own)?),
-        Stdio::Fds { .. } => None,
-    };
-    let (built, captured) = capture(|| build(request, inner, executor, console.as_ref()));
-    let container = match built {
-        Ok(container) => container,
-        Err(error) => return Err((Failed::Runtime(error), captured)),
-    };
-    let pty = console.map(Console::receive).transpose().map_err(own)?;
-    let (pid, handle) = (pid_of(&container), Handle::Container(Box::new(container)));
-    Ok(Made { pid, handle, pty, captured })
+    let container = build(request, inner, executor, console).map_err(Failed::Runtime)?;
+    Ok((pid_of(&container), Handle::Container(Box::new(container))))
 }
 
 fn pid_of(container: &Container) -> i32 {
@@ -236,11 +211,17 @@ fn build(
         let (stdin, stdout, stderr) = (stdin.try_clone()?, stdout.try_clone()?, stderr.try_clone()?);
         builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
     }
-    Ok(builder.as_init(&inner.dir).with_systemd(false).with_detach(true).build()?)
+    // Its processes are children of the supervisor, also if a process of the container's cgroup runs this.
+    Ok(builder.as_init(&inner.dir).with_systemd(false).with_detach(true).as_sibling(inner.is_apart()).build()?)
 }
 
-fn finish(request: &CreateRequest<'_>, made: Made, failures: File) -> Result<Created, RuntimeError> {
-    let Made { pid, handle, pty, captured } = made;
+fn finish(
+    request: &CreateRequest<'_>,
+    (pid, handle): (i32, Handle),
+    console: Option<Console>,
+    failures: File,
+    captured: CapturedErrors,
+) -> Result<Created, RuntimeError> {
     let sys = |what: &'static str| move |error: std::io::Error| RuntimeError::Sys(what, error);
     let pidfd = process::open_pidfd(pid).map_err(sys("open the container's process"))?;
     let no_start = || std::io::Error::other("its start time cannot be read");
@@ -249,6 +230,7 @@ fn finish(request: &CreateRequest<'_>, made: Made, failures: File) -> Result<Cre
         // This process writes the score, because pid 1 may no longer be root or able to open its own file.
         std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()).map_err(sys(OOM_SCORE))?;
     }
+    let pty = console.map(Console::receive).transpose()?;
     if let (Some(master), Stdio::Pty { size: Some((rows, columns)) }) = (&pty, &request.stdio) {
         pty::set_window_size(master.as_fd(), *rows, *columns);
     }
@@ -277,7 +259,7 @@ impl Created {
                     source: source.into(),
                 })?;
             }
-            Handle::First(socket) => first::start(socket)
+            Handle::Socket => socket::connect(&self.state_root.join(&self.id), NOTIFY)
                 .map_err(|error| RuntimeError::Start { reason: NO_ANSWER.into(), source: error.into() })?,
         }
         // The pipe ends without data when the program is executed or when pid 1 is killed. The pidfd tells the two
@@ -302,6 +284,7 @@ impl Created {
         process::wait_pidfd(&self.pidfd, END);
         let id = std::mem::take(&mut self.id);
         let Handle::Container(mut container) = self.handle else {
+            // Only libcontainer's directory is left.
             clear(&self.state_root, &id);
             return Ok(());
         };
@@ -336,8 +319,13 @@ fn no_directory(text: &str) -> Option<nix::Error> {
 /// Joins libcontainer's messages; the first one is the closest to the cause. The `frames` only repeat the failure from
 /// the outer processes, so they are dropped unless there is nothing else.
 fn reason(captured: &[String]) -> String {
-    let frames =
-        ["failed to initialize container process", "failed to run container process", "failed to wait for init ready"];
+    let frames = [
+        "failed to initialize container process",
+        "failed to run container process",
+        "failed to wait for init ready",
+        // It cannot remove the cgroup that it sees (`creator`).
+        "failed to remove cgroup manager",
+    ];
     let relevant: Vec<&str> = captured
         .iter()
         .map(String::as_str)

@@ -26,3 +26,11 @@ pub(super) fn listener(dir: &Path, name: &str) -> io::Result<UnixListener> {
         Ok(fd.into())
     })
 }
+
+/// Connects to the socket `name` in a directory, and closes the connection.
+pub(super) fn connect(dir: &Path, name: &str) -> io::Result<()> {
+    with_address(dir, name, |address| {
+        let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        nix::sys::socket::connect(fd.as_raw_fd(), address)
+    })
+}

@@ -56,6 +56,16 @@ fn set_fs_ids(uid: u32, gid: u32) -> (u32, u32) {
     (nix::unistd::setfsuid(uid.into()).as_raw(), old.as_raw())
 }
 
+/// Whether the kernel has faccessat2(2): Linux 5.8, and no seccomp filter that does not know the call.
+#[must_use]
+pub(crate) fn has_faccessat2() -> bool {
+    // SAFETY: the path is NUL-terminated, and the kernel only reads it.
+    let done = unsafe {
+        libc::syscall(libc::SYS_faccessat2, libc::AT_FDCWD, c"/".as_ptr(), libc::F_OK, libc::AT_SYMLINK_NOFOLLOW)
+    };
+    done == 0
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::{File, Permissions, set_permissions};

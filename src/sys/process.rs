@@ -173,48 +173,10 @@ pub fn fork(sibling: bool) -> io::Result<Fork> {
     }
 }
 
-/// clone3(2) takes this flag only.
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-
-/// Forks like [`fork`], with new namespaces for the child, and with the child in the cgroup of version 2 whose directory
-/// is open as `cgroup`. The process must be single-threaded (checked).
-pub(crate) fn fork_into(namespaces: nix::sched::CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
-    if thread_count() != 1 {
-        return Err(io::Error::other("a process with threads cannot be forked"));
-    }
-    let namespaces = namespaces.bits();
-    let pid = match cgroup {
-        // SAFETY: as in `fork`. The flags only create namespaces.
-        None => unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD | namespaces, 0, 0, 0, 0) },
-        Some(cgroup) => {
-            // SAFETY: the structure consists of numbers, for which zero is valid.
-            let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-            args.flags = u64::from(namespaces.cast_unsigned()) | CLONE_INTO_CGROUP;
-            args.exit_signal = libc::SIGCHLD as u64;
-            args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
-            // SAFETY: as in `fork`. The kernel reads the structure, whose size is passed. The descriptor is open.
-            unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) }
-        }
-    };
-    match pid {
-        0 => Ok(Fork::Child),
-        pid if pid > 0 => Ok(Fork::Parent(pid as i32)),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Sets the NIS domain of this process's UTS namespace.
-pub(crate) fn set_domain_name(name: &str) -> io::Result<()> {
-    // SAFETY: setdomainname(2) reads as many bytes as its second argument says.
-    let result = unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// The number of threads of this process. Its directory of threads has one link for each, besides two of its own.
+/// The number of threads of this process.
 #[must_use]
 pub(crate) fn thread_count() -> usize {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata("/proc/self/task").map_or(0, |metadata| metadata.nlink().saturating_sub(2) as usize)
+    std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
 }
 
 /// The children of this process's only thread. Without CONFIG_PROC_CHILDREN in the kernel, the list is empty.

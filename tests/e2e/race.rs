@@ -56,15 +56,12 @@ fn supervisor(host: &Host) -> Option<(i32, String, i32)> {
     Some((pid, id, parent))
 }
 
-/// The container's first process, before it executes its program.
-const FIRST: &str = "gpurun-first";
-
 /// The system call that is slow, the process that must exist when the supervisor is killed, and how much later that is.
 const KILLS: [(&str, &str, u64); 6] = [
-    ("mknodat:delay_enter=150000", FIRST, 0),
-    ("mknodat:delay_enter=150000", FIRST, 500),
-    ("move_mount:delay_enter=100000", FIRST, 0),
-    ("move_mount:delay_enter=100000", FIRST, 500),
+    ("unshare:delay_enter=300000", "youki:[1", 0),
+    ("unshare:delay_enter=300000", "youki:[1", 500),
+    ("mkdirat:delay_enter=150000", "youki:[2", 0),
+    ("mkdirat:delay_enter=150000", "youki:[2", 500),
     ("mkdir:delay_enter=50000", "", 100),
     ("mkdir:delay_enter=50000", "", 500),
 ];
@@ -131,7 +128,7 @@ fn forks_of(id: &str) -> bool {
     };
     processes()
         .iter()
-        .any(|(pid, comm, ..)| comm.starts_with(FIRST) && (names(*pid, "cgroup") || names(*pid, "cmdline")))
+        .any(|(pid, comm, ..)| comm.starts_with("youki") && (names(*pid, "cgroup") || names(*pid, "cmdline")))
 }
 
 /// A directory of a user who swaps `sub` in it for a link, and an empty directory of root's that is mounted there.
