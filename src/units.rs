@@ -221,6 +221,17 @@ impl fmt::Display for CpuSet {
     }
 }
 
+/// Formats a duration as docker's tables show it.
+#[must_use]
+pub(crate) fn table_age(nanos: u64) -> String {
+    match age(nanos).as_str() {
+        "less than a second" => "Less than a second".to_owned(),
+        "1 minute" => "About a minute".to_owned(),
+        "1 hour" => "About an hour".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
 /// Formats a duration approximately, in the largest unit that fits.
 #[must_use]
 pub(crate) fn age(nanos: u64) -> String {
@@ -352,6 +363,10 @@ mod tests {
         ];
         for (seconds, text) in seconds {
             assert_eq!(age(seconds * 1_000_000_000), text);
+        }
+        let docker = [(0, "Less than a second"), (59, "59 seconds"), (61, "About a minute"), (3700, "About an hour")];
+        for (seconds, text) in docker {
+            assert_eq!(table_age(seconds * 1_000_000_000), text);
         }
     }
 }

@@ -85,8 +85,9 @@ pub(super) struct BuildArgs {
     /// Accepted for compatibility: a build leaves no intermediate containers
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", alias = "force-rm")]
     rm: Option<bool>,
-    /// Progress output
-    #[arg(long, value_name = "HOW", default_value = "auto")]
+    /// Progress output: tty (steps that collapse when they are done), plain (all lines), quiet, or auto, which is tty on a
+    /// terminal
+    #[arg(long, hide_possible_values = true, value_name = "HOW", default_value = "auto")]
     progress: Progress,
     /// Print only the image's ID
     #[arg(short, long)]
@@ -109,15 +110,12 @@ pub(super) struct BuildArgs {
     context: PathBuf,
 }
 
+/// The values have no help texts of their own, which would spread the whole `--help` over three lines a flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Progress {
-    /// `tty` on a terminal, `plain` otherwise
     Auto,
-    /// Steps that collapse when they are done
     Tty,
-    /// All lines, for a log
     Plain,
-    /// Nothing, as `--quiet`
     Quiet,
 }
 

@@ -73,6 +73,39 @@ impl<'a> End<'a> {
     }
 }
 
+/// Where a path is, for messages.
+enum Side {
+    Host,
+    Container { name: String, runs: bool },
+}
+
+impl Side {
+    /// A path as the command line names it.
+    fn shown(&self, path: &str) -> String {
+        match self {
+            Self::Host => path.to_owned(),
+            Self::Container { name, .. } => format!("{name}:{path}"),
+        }
+    }
+
+    fn no_directory(&self, path: &str) -> Report {
+        Report::new(format!("`{}` is not a directory", self.shown(path)))
+    }
+
+    /// A directory that the copy would be in does not exist.
+    fn missing(&self, directory: &Path) -> Report {
+        let path = directory.display().to_string();
+        let report = Report::new(format!("the directory `{}` does not exist", self.shown(&path)));
+        match self {
+            Self::Host => report.with_hint(format!("create it first: `mkdir -p {}`", print::quoted(&path))),
+            Self::Container { name, runs: true } => {
+                report.with_hint(format!("create it first: `gpurun exec {name} mkdir -p {}`", print::quoted(&path)))
+            }
+            Self::Container { runs: false, .. } => report,
+        }
+    }
+}
+
 pub(super) fn run(args: &CopyArgs, context: &Context) -> Result<u8, Report> {
     let ends = (End::parse(&args.source), End::parse(&args.destination));
     let name = match &ends {
@@ -90,10 +123,11 @@ pub(super) fn run(args: &CopyArgs, context: &Context) -> Result<u8, Report> {
     let records = context.records()?;
     let entry = records.find(name)?;
     let inside = launch::inside(&context.root, &records, &entry)?;
+    let at = &Side::Container { name: name.to_owned(), runs: entry.supervisor()?.is_some() };
     match ends {
-        (End::Container(_, path), End::Stream) => out_to_stream(args, &store, &inside, path),
+        (End::Container(_, path), End::Stream) => out_to_stream(args, &store, &inside, at, path),
         (End::Container(_, path), End::Host(host)) if is_stream(host) => {
-            let source = Source::find(&inside, Path::new("/"), path, args.follow_link)?;
+            let source = Source::find(&inside, Path::new("/"), path, at, args.follow_link)?;
             source.write_to(host)
         }
         (End::Host(host), End::Container(..)) if is_stream(host) => {
@@ -102,18 +136,18 @@ pub(super) fn run(args: &CopyArgs, context: &Context) -> Result<u8, Report> {
         }
         (End::Container(_, path), End::Host(host)) => {
             let host_root = open_dir(Path::new("/"))?;
-            let source = Source::find(&inside, Path::new("/"), path, args.follow_link)?;
-            let target = Target::find(&host_root, &absolute(host)?, host, &source, LINKS)?;
+            let source = Source::find(&inside, Path::new("/"), path, at, args.follow_link)?;
+            let target = Target::find(&host_root, &absolute(host)?, host, &Side::Host, &source, LINKS)?;
             let owner = (!args.archive).then(|| (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()));
             transfer(&store, &source, &target, owner)
         }
         (End::Host(host), End::Container(_, path)) => {
             let host_root = open_dir(Path::new("/"))?;
-            let source = Source::find(&host_root, &absolute(host)?, host, args.follow_link)?;
-            let target = Target::find(&inside, &Path::new("/").join(path), path, &source, LINKS)?;
+            let source = Source::find(&host_root, &absolute(host)?, host, &Side::Host, args.follow_link)?;
+            let target = Target::find(&inside, &Path::new("/").join(path), path, at, &source, LINKS)?;
             transfer(&store, &source, &target, (!args.archive).then_some((0, 0)))
         }
-        (End::Stream, End::Container(_, path)) => in_from_stream(&store, &inside, path),
+        (End::Stream, End::Container(_, path)) => in_from_stream(&store, &inside, at, path),
         _ => Ok(()),
     }?;
     let to_stream = args.destination == "-" || is_stream(&args.destination);
@@ -157,9 +191,9 @@ struct Source {
 
 impl Source {
     /// Looks up `path` in `root`. `typed` is the path as the caller wrote it, with any trailing `/` or `/.`.
-    fn find(root: impl AsFd, path: &Path, typed: &str, follow: bool) -> Result<Self, Report> {
+    fn find(root: impl AsFd, path: &Path, typed: &str, at: &Side, follow: bool) -> Result<Self, Report> {
         let path = cleaned(&if path == Path::new("/") { Path::new("/").join(typed) } else { path.to_owned() });
-        let missing = || Report::new(format!("`{typed}` does not exist")).with_exit_code(1);
+        let missing = || Report::new(format!("`{}` does not exist", at.shown(typed)));
         let contents = typed == "." || typed.ends_with("/.");
         let follow = follow || contents || typed.ends_with('/');
         let base = path.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default();
@@ -173,7 +207,7 @@ impl Source {
             let real = std::fs::read_link(fd_path(&fd)).map_err(|error| missing().with_cause(error))?;
             let real_root = std::fs::read_link(fd_path(&root)).map_err(|error| missing().with_cause(error))?;
             let inside = Path::new("/").join(real.strip_prefix(&real_root).unwrap_or(&real));
-            let found = Self::find(root, &inside, &inside.to_string_lossy(), false)?;
+            let found = Self::find(root, &inside, &inside.to_string_lossy(), at, false)?;
             return Ok(Self { base, ..found });
         }
         let parent = rootfs::resolve_in_root(&root, path.parent().unwrap_or(Path::new("/")))?.ok_or_else(missing)?;
@@ -262,7 +296,14 @@ struct Target {
 impl Target {
     /// Looks up the destination. A link in the last component is followed, as in docker and at most `links` times, so
     /// that its target is written and not the link.
-    fn find(root: impl AsFd, path: &Path, typed: &str, source: &Source, links: usize) -> Result<Self, Report> {
+    fn find(
+        root: impl AsFd,
+        path: &Path,
+        typed: &str,
+        at: &Side,
+        source: &Source,
+        links: usize,
+    ) -> Result<Self, Report> {
         let path = &cleaned(path);
         let named = |fd: Option<OwnedFd>| fd.map(|fd| kind_of(&fd).map(|kind| (fd, kind))).transpose();
         match named(rootfs::resolve_in_root(&root, path)?)? {
@@ -271,28 +312,28 @@ impl Target {
                 return Ok(Self { directory: reopen(&fd)?, name });
             }
             Some(_) if source.is_directory || typed.ends_with('/') => {
-                return Err(Report::new(format!("`{typed}` is not a directory")).with_exit_code(1));
+                return Err(at.no_directory(typed));
             }
             None if typed.ends_with('/') && !source.is_directory => {
-                return Err(Report::new(format!("the directory `{typed}` does not exist")).with_exit_code(1));
+                return Err(at.missing(Path::new(typed)));
             }
             _ => {}
         }
         let parent = path.parent().unwrap_or(Path::new("/"));
-        let missing = || Report::new(format!("the directory `{}` does not exist", parent.display())).with_exit_code(1);
+        let missing = || at.missing(parent);
         let (fd, kind) = named(rootfs::resolve_in_root(&root, parent)?)?.ok_or_else(missing)?;
         if kind != SFlag::S_IFDIR {
-            return Err(missing());
+            return Err(at.no_directory(&parent.display().to_string()));
         }
         let name = path.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default();
         let Ok(target) = readlinkat(&fd, name.as_slice()) else { return Ok(Self { directory: reopen(&fd)?, name }) };
         if links == 0 {
-            return Err(Report::new(format!("too many levels of symbolic links in `{typed}`")).with_exit_code(1));
+            return Err(Report::new(format!("too many levels of symbolic links in `{}`", at.shown(typed))));
         }
         let real = |fd: &dyn AsFd| std::fs::read_link(fd_path(fd.as_fd())).map_err(|error| missing().with_cause(error));
         let (parent, top) = (real(&fd)?, real(&root)?);
         let next = Path::new("/").join(parent.strip_prefix(&top).unwrap_or(&parent)).join(target);
-        Self::find(root, &next, typed, source, links - 1)
+        Self::find(root, &next, typed, at, source, links - 1)
     }
 }
 
@@ -320,12 +361,12 @@ fn render_at(file: File, directory: &OwnedFd, owner: Option<(u32, u32)>) -> Resu
     Ok(())
 }
 
-fn out_to_stream(args: &CopyArgs, store: &Store, inside: &launch::Inside, path: &str) -> Result<(), Report> {
+fn out_to_stream(args: &CopyArgs, store: &Store, inside: &launch::Inside, at: &Side, path: &str) -> Result<(), Report> {
     if io::stdout().is_terminal() {
         return Err(Report::usage("cannot write a tar archive to a terminal")
             .with_hint(format!("write it to a file: `gpurun cp {} - >files.tar`", args.source)));
     }
-    let source = Source::find(inside, Path::new("/"), path, args.follow_link)?;
+    let source = Source::find(inside, Path::new("/"), path, at, args.follow_link)?;
     let shown = if source.contents { Vec::new() } else { source.base.clone() };
     let mut file = source.archive(store, &shown)?;
     match io::copy(&mut file, &mut io::stdout().lock()) {
@@ -336,13 +377,12 @@ fn out_to_stream(args: &CopyArgs, store: &Store, inside: &launch::Inside, path: 
     }
 }
 
-fn in_from_stream(store: &Store, inside: &launch::Inside, path: &str) -> Result<(), Report> {
+fn in_from_stream(store: &Store, inside: &launch::Inside, at: &Side, path: &str) -> Result<(), Report> {
     let path = Path::new("/").join(path);
-    let missing =
-        || Report::new(format!("the directory `{}` does not exist in the container", path.display())).with_exit_code(1);
+    let missing = || at.missing(&path);
     let fd = rootfs::resolve_in_root(inside, &path)?.ok_or_else(missing)?;
     if kind_of(&fd)? != SFlag::S_IFDIR {
-        return Err(missing());
+        return Err(at.no_directory(&path.display().to_string()));
     }
     let file = build::inflated(store, io::stdin().lock(), "the archive")?;
     render_at(file, &reopen(&fd)?, None)

@@ -126,8 +126,7 @@ pub(super) fn run(args: &ExecArgs, context: &Context) -> Result<u8, Report> {
 fn no_directory(error: RuntimeError, name: &str) -> Report {
     let RuntimeError::Directory { path, source } = error else { return error.into() };
     let path = path.display().to_string();
-    let plain = path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte));
-    let quoted = if plain { path.clone() } else { format!("'{}'", path.replace('\'', r"'\''")) };
+    let quoted = print::quoted(&path);
     match source.kind() {
         ErrorKind::NotFound => Report::new(format!("container `{name}` has no directory `{path}`")).with_hint(format!(
             "create it with `gpurun exec -w / {name} mkdir -p {quoted}`, or choose another directory with `-w DIR`"

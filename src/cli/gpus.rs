@@ -71,7 +71,7 @@ fn row(usage: &Usage, records: &Records) -> Vec<String> {
         .memory
         .map_or_else(dash, |memory| format!("{:.1} / {}", memory.used as f64 / f64::from(1 << 30), gib(memory.total)));
     let held = usage.leases.iter().map(|holder| {
-        let age = print::ago(now().saturating_sub(holder.since));
+        let age = crate::units::age(now().saturating_sub(holder.since));
         let alone = if holder.exclusive { ", alone" } else { "" };
         format!("{} ({}, {age}{alone})", holder.container, holder.user)
     });
@@ -99,7 +99,7 @@ fn row(usage: &Usage, records: &Records) -> Vec<String> {
 }
 
 fn waiting_row(place: usize, waiter: &Waiter) -> Vec<String> {
-    let age = print::ago(now().saturating_sub(waiter.since));
+    let age = crate::units::age(now().saturating_sub(waiter.since));
     vec![(place + 1).to_string(), waiter.user.clone(), waiter.container.clone(), waiter.gpus.clone(), age]
 }
 

@@ -24,6 +24,17 @@ fn all() -> Vec<(String, Command)> {
     all
 }
 
+/// One long help text gives all flags of a command three lines each.
+#[test]
+fn every_help_has_the_short_layout() {
+    for (path, command) in all() {
+        for arg in command.get_arguments() {
+            let explained = arg.get_possible_values().iter().any(|value| value.get_help().is_some());
+            assert!(!explained && arg.get_long_help().is_none(), "gpurun {path} {}", arg.get_id());
+        }
+    }
+}
+
 #[test]
 fn every_argument_and_command_has_plain_help() {
     const DIALECT: [&str; 16] = [

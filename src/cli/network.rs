@@ -289,7 +289,9 @@ fn find<'a>(all: &'a [Shown], name: &str) -> Result<&'a Shown, Report> {
     let mut by_id = all.iter().filter(|network| !name.is_empty() && network.id.starts_with(name));
     match (by_id.next(), by_id.next()) {
         (Some(network), None) => Ok(network),
-        (None, _) => Err(NetworkError::Missing(name.to_owned()).into()),
+        // Who removes or inspects a network does not want to create it.
+        (None, _) => Err(Report::from(NetworkError::Missing(name.to_owned()))
+            .with_hint("list the networks with `gpurun network ls`")),
         (Some(_), Some(_)) => Err(NetworkError::Ambiguous(name.to_owned()).into()),
     }
 }

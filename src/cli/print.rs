@@ -1,11 +1,19 @@
 //! Output formatting: tables, ages, sizes, JSON.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use serde::Serialize;
 
 use crate::report::{self, Report, is_obeyed, printable, printable_line};
-pub(crate) use crate::units::age as ago;
+pub(crate) use crate::units::table_age as ago;
+
+/// Returns a path as a shell takes it, for commands in hints.
+#[must_use]
+pub(crate) fn quoted(path: &str) -> Cow<'_, str> {
+    let is_plain = !path.is_empty() && path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte));
+    if is_plain { Cow::Borrowed(path) } else { format!("'{}'", path.replace('\'', r"'\''")).into() }
+}
 
 /// Prints a line on standard error and wraps it if standard error is a terminal.
 pub(super) fn say(line: &str) {

@@ -496,13 +496,13 @@ mod tests {
             finished: Some(now()),
             ..State::default()
         };
-        assert_eq!(status(&state), "Exited (137) OOMKilled less than a second ago");
+        assert_eq!(status(&state), "Exited (137) OOMKilled Less than a second ago");
         assert_eq!(status(&State::default()), "Created");
         let health = Some(Health { status: HealthStatus::Healthy, ..Health::default() });
         let running = State { phase: Phase::Running, started: Some(now()), health, ..State::default() };
-        assert_eq!(status(&running), "Up less than a second (healthy)");
+        assert_eq!(status(&running), "Up Less than a second (healthy)");
         let starting = State { health: Some(Health::default()), ..running };
-        assert_eq!(status(&starting), "Up less than a second (health: starting)");
+        assert_eq!(status(&starting), "Up Less than a second (health: starting)");
     }
 
     #[test]

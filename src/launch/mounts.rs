@@ -2,6 +2,7 @@
 //! container's root.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -27,13 +28,15 @@ pub(super) fn check(requests: &[MountRequest]) -> Result<(), Report> {
         if let MountSource::Bind { path, .. } = &request.source
             && let Err(error) = fs::metadata(path)
         {
-            return Err(Report::new(format!(
-                "cannot mount `{}` on `{}`",
-                path.display(),
-                request.destination.display()
-            ))
-            .with_cause(error)
-            .with_hint(format!("make it first: `mkdir -p {}`; a name without `/` would be a volume", path.display())));
+            let what = format!("cannot mount `{}` on `{}`", path.display(), request.destination.display());
+            return Err(match error.kind() {
+                ErrorKind::NotFound => Report::new(format!("{what}: it does not exist")).with_hint(format!(
+                    "create it with `mkdir -p {}`, or name a volume: `-v NAME:{}`",
+                    path.display(),
+                    request.destination.display()
+                )),
+                _ => Report::new(what).with_cause(error),
+            });
         }
     }
     Ok(())

@@ -31,7 +31,7 @@ impl Explain for RecordError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::NameTaken { name, .. } => {
-                Some(format!("remove it with `gpurun rm -f {name}`, or choose another `--name`"))
+                Some(format!("remove it with `gpurun rm -f {name}`, or choose another name"))
             }
             Self::Lost { path } | Self::Damaged { path, .. } | Self::Misplaced { path, .. } => Some(keep_or_remove(path)),
             Self::Altered { path } => {

@@ -117,6 +117,7 @@ pub(crate) fn parse_volume(text: &str, cwd: &Path) -> Result<MountRequest, Mount
     let grammar = |what: &str| MountError::Grammar { flag: "-v", text: text.to_owned(), what: what.to_owned() };
     let parts: Vec<&str> = text.split(':').collect();
     let (source, destination, options) = match parts[..] {
+        [""] => return Err(grammar("the value is empty")),
         [destination] => (None, destination, ""),
         [source, destination] => (Some(source), destination, ""),
         [source, destination, options] => (Some(source), destination, options),
@@ -289,8 +290,8 @@ fn is_path(source: &str) -> bool {
 }
 
 fn absolute(source: &str, cwd: &Path) -> PathBuf {
-    // The shell expands `~`. A quoted `~` is an ordinary file name.
-    cwd.join(source)
+    // The shell expands `~`. A quoted `~` is an ordinary file name. The components leave out `.`.
+    cwd.join(source).components().collect()
 }
 
 fn octal(digits: &str) -> Option<u32> {

@@ -190,6 +190,11 @@ fn images() {
         table.lines().next().unwrap().split("  ").filter(|title| !title.is_empty()).map(str::trim).collect();
     assert_eq!(titles, ["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"]);
     assert!(host.ok(&["images", "--digests"]).lines().next().unwrap().contains("DIGEST"));
+    // Docker shows a time for the steps of a build too.
+    std::fs::write(host.dir.join("Containerfile"), "FROM box\nRUN echo a >/a\nRUN echo b >/b\n").unwrap();
+    host.ok(&["build", "-q", "-t", "steps", "--network", "none", "."]);
+    let all = host.ok(&["images", "-a", "--filter", "dangling=true", "--format", "{{.Tag}} {{.CreatedSince}}"]);
+    assert!(all.starts_with("<none> ") && all.contains("ago") && !all.contains("N/A"), "{all}");
     let history = host.ok(&["history", "box"]);
     assert!(history.starts_with("IMAGE"), "{history}");
     assert_eq!(host.ok(&["history", "-q", "--no-trunc", "box"]).lines().next().unwrap(), row["ID"].as_str().unwrap());

@@ -168,7 +168,9 @@ pub(super) fn shown<'a>(names: &'a [&'a Reference]) -> impl Iterator<Item = (Str
 }
 
 fn created_ago(image: &Image) -> String {
-    created(image).map_or_else(|| "N/A".into(), view::ago)
+    // The steps of a build have no time of their own, so that equal steps give equal images.
+    let loaded = || image.intermediate.then_some(image.loaded_at.saturating_mul(1_000_000_000));
+    created(image).or_else(loaded).map_or_else(|| "N/A".into(), view::ago)
 }
 
 /// The fields of an image for `--format`, with docker's names.
