@@ -32,6 +32,7 @@
 //! - [`config`] reads `/etc/gpurun/config.toml`
 //!
 //! Layer 3, what is done with them:
+//! - [`cluster`]: the Slurm step that gpurun runs in
 //! - [`jupyter`]: starting Jupyter, passwords, readiness, owners of files
 //! - [`launch`]: from a record to a running container, and the clean-up behind dead supervisors
 //! - [`supervise`]: one process per container
@@ -86,6 +87,7 @@ mod transport;
 mod volume;
 
 mod build;
+mod cluster;
 mod compose;
 mod doctor;
 mod explain;

@@ -27,6 +27,7 @@ use nix::sys::signalfd::SignalFd;
 
 use super::agent::{AgentSocket, Forward};
 use super::hostca::HostFile;
+use crate::cluster;
 use crate::control::{FromSupervisor, ToSupervisor};
 use crate::durable::FileLock;
 use crate::launch::{self, Scaffold};
@@ -119,7 +120,10 @@ pub(super) fn run<'a>(
         ..request
     };
     let (name, now) = (format!("build-{}", &id[..12]), crate::clock::now());
-    let record = Record { step: true, ..Record::new(id, name, now, run.image_id, Owner::caller(), request) };
+    let mut record = Record { step: true, ..Record::new(id, name, now, run.image_id, Owner::caller(), request) };
+    if let Some(step) = cluster::Step::current() {
+        record.cgroup = step.place(&record.id);
+    }
     let (entry, launching) = records.create(&record, None)?;
     drop(run.hold);
     super::point::point("build-recorded");

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use super::{Cgroup, CgroupError};
 use crate::spec::DeviceRule;
@@ -28,8 +29,13 @@ impl Cgroup {
             let source = io::Error::from(io::ErrorKind::NotFound);
             return Err(CgroupError::Devices { path: "devices".into(), source });
         };
+        if self.place.step.is_some() && rules.iter().any(allows_everything) {
+            // The new cgroup has its parent's filter, and can have no wider one.
+            return Ok(());
+        }
         // Each write is one rule.
         let (mut allow, mut deny) = (None, None);
+        let mut held: Vec<DeviceRule> = Vec::new();
         for rule in rules {
             let (file, name) = if rule.allow { (&mut allow, "devices.allow") } else { (&mut deny, "devices.deny") };
             let path = dir.join(name);
@@ -40,14 +46,17 @@ impl Cgroup {
                 };
                 file.write_all(v1_line(rule).as_bytes())
             };
-            write().map_err(|source| CgroupError::Devices { path: path.clone(), source })?;
+            match write() {
+                Ok(()) => held.push(rule.clone()),
+                Err(source) => self.refused(rule, path, source)?,
+            }
         }
         if rules.is_empty() {
             return Ok(());
         }
         let path = dir.join("devices.list");
         let failed = |source| CgroupError::Devices { path: path.clone(), source };
-        let (holds, wanted) = (v1_list(&crate::sys::file::read_text(&path).map_err(failed)?), v1_allowed(rules));
+        let (holds, wanted) = (v1_list(&crate::sys::file::read_text(&path).map_err(failed)?), v1_allowed(&held));
         match holds == wanted {
             true => Ok(()),
             false => {
@@ -58,6 +67,18 @@ impl Cgroup {
 }
 
 impl Cgroup {
+    /// Handles a rule of version 1 that the kernel has refused. Below a step's filter, which denies the GPUs of other
+    /// jobs, no cgroup can allow mknod(2) for all devices, as docker does. The container then has no such right.
+    fn refused(&self, rule: &DeviceRule, path: PathBuf, source: io::Error) -> Result<(), CgroupError> {
+        match &self.place.step {
+            Some(_) if is_any_mknod(rule) => Ok(()),
+            Some(step) if rule.allow && source.raw_os_error() == Some(libc::EPERM) => {
+                Err(CgroupError::NotInStep { device: v1_line(rule), step: step.clone(), path })
+            }
+            _ => Err(CgroupError::Devices { path, source }),
+        }
+    }
+
     /// Revokes the access that was needed only to create the nodes, before the container's program runs. Version 2
     /// attaches a second program, because every attached program must allow an access. Version 1 denies the bits that
     /// the final rules lack, and the list is read back for these nodes. Devices that a hook has allowed in the meantime
@@ -70,7 +91,9 @@ impl Cgroup {
             let source = io::Error::from(io::ErrorKind::NotFound);
             return Err(CgroupError::Devices { path: "devices".into(), source });
         };
-        let wanted = v1_allowed(rules);
+        let wanted: Vec<DeviceRule> =
+            rules.iter().filter(|rule| self.place.step.is_none() || !is_any_mknod(rule)).cloned().collect();
+        let wanted = v1_allowed(&wanted);
         let list = dir.join("devices.list");
         let read = || -> Result<BTreeMap<String, i32>, CgroupError> {
             let text = crate::sys::file::read_text(&list);
@@ -172,6 +195,15 @@ pub(super) fn program(rules: &[DeviceRule]) -> Vec<Instruction> {
     }
     program.extend(answer(false));
     program
+}
+
+fn allows_everything(rule: &DeviceRule) -> bool {
+    rule.allow && matches_everything(rule)
+}
+
+/// Whether a rule allows the creation of every device node of a kind, which docker allows all containers.
+fn is_any_mknod(rule: &DeviceRule) -> bool {
+    rule.allow && rule.access == "m" && rule.major.is_none() && rule.minor.is_none()
 }
 
 fn matches_everything(rule: &DeviceRule) -> bool {

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use super::host::TASKS;
-use super::{Cgroup, Host};
+use super::{Cgroup, Host, Place};
 
 /// The files through which a process with one thread enters a cgroup.
 #[derive(Debug, Clone)]
@@ -24,8 +24,8 @@ pub(crate) struct OpenEntrance(Vec<File>);
 impl Host {
     /// The entrance of a cgroup. `None` under version 2, which has no such files for a process of its own.
     #[must_use]
-    pub(crate) fn entrance(&self, path: &str) -> Option<Entrance> {
-        let mut dirs: Vec<PathBuf> = self.v1_dirs(path).into_iter().map(|(_, dir)| dir).collect();
+    pub(crate) fn entrance(&self, place: &Place) -> Option<Entrance> {
+        let mut dirs: Vec<PathBuf> = self.v1_dirs(place).into_iter().map(|(_, dir)| dir).collect();
         dirs.sort();
         dirs.dedup();
         (!dirs.is_empty()).then(|| Entrance { tasks: dirs.into_iter().map(|dir| dir.join(TASKS)).collect() })
@@ -49,9 +49,9 @@ impl OpenEntrance {
 
 impl Cgroup {
     /// Returns the first directory of this cgroup that a process is not in, by the kernel's list for the process.
-    pub(crate) fn outside(&self, pid: i32, path: &str) -> io::Result<Option<PathBuf>> {
+    pub(crate) fn outside(&self, pid: i32) -> io::Result<Option<PathBuf>> {
         let text = crate::sys::file::read_text(format!("/proc/{pid}/cgroup"))?;
-        let is_in = |name: &str| is_in(&text, name, path);
+        let is_in = |name: &str| is_in(&text, name, self.place.of(name));
         let missing = |(name, _): &(&String, &PathBuf)| !is_in(if self.is_v2 { "" } else { name });
         Ok(self.dirs.iter().find(missing).map(|(_, dir)| dir.clone()))
     }

@@ -90,6 +90,8 @@ pub enum CgroupError {
     InUse { asked: u64, used: u64 },
     #[error("cannot {verb} the cgroup `{}`: its state does not change", path.display())]
     Freezer { verb: &'static str, path: PathBuf },
+    #[error("cannot allow the device `{device}`: the {step} does not have it")]
+    NotInStep { device: String, step: String, path: PathBuf },
     #[error("cannot attach the device filter to `{}`", path.display())]
     Devices { path: PathBuf, source: io::Error },
     #[error("cannot kill all processes of the cgroup `{}`: some are still running", path.display())]
@@ -144,6 +146,7 @@ impl Explain for CgroupError {
                  the limit again with `gpurun update`",
                 path.file_name().unwrap_or_default().display()
             ),
+            Self::NotInStep { .. } => "request the device from Slurm (`srun --gres=…`), or omit `--device`".into(),
             Self::Devices { .. } => {
                 "use a kernel with CONFIG_CGROUP_BPF (version 2) or CONFIG_CGROUP_DEVICE (version 1)".into()
             }

@@ -8,6 +8,7 @@ use super::delegation::enabled;
 use super::error::CgroupError;
 use super::host;
 use super::host::{Hierarchy, Host, TASKS, V1};
+use super::place::Place;
 
 /// The cgroup of one container.
 #[derive(Debug, Clone)]
@@ -17,12 +18,14 @@ pub struct Cgroup {
     /// The version 2 directory. It is set under version 2, and under version 1 if version 2 is also mounted.
     pub(super) v2: Option<PathBuf>,
     pub(super) is_v2: bool,
+    pub(super) place: Place,
 }
 
 impl Cgroup {
     /// Opens a container's cgroup if any part of it exists.
-    pub fn open(host: &Host, path: &str) -> Result<Option<Self>, CgroupError> {
-        let relative = path.trim_start_matches('/');
+    pub fn open(host: &Host, place: impl Into<Place>) -> Result<Option<Self>, CgroupError> {
+        let place = place.into();
+        let relative = |name: &str| place.of(name).trim_start_matches('/').to_owned();
         let cgroup = match &host.hierarchy {
             Hierarchy::V1 { controllers, unified } => {
                 let mut dirs: BTreeMap<String, PathBuf> = BTreeMap::new();
@@ -30,21 +33,21 @@ impl Cgroup {
                     dirs.extend(
                         controllers
                             .get(name)
-                            .map(|mount| (name.to_owned(), mount.join(relative)))
+                            .map(|mount| (name.to_owned(), mount.join(relative(name))))
                             .filter(|(_, dir)| dir.is_dir()),
                     );
                 }
-                let v2 = unified.as_ref().map(|mount| mount.join(relative)).filter(|dir| dir.is_dir());
-                Self { dirs, v2, is_v2: false }
+                let v2 = unified.as_ref().map(|mount| mount.join(relative(""))).filter(|dir| dir.is_dir());
+                Self { dirs, v2, is_v2: false, place }
             }
             Hierarchy::V2 { mount } => {
-                let dir = mount.join(relative);
+                let dir = mount.join(relative(""));
                 let dirs = if dir.is_dir() {
                     enabled(&dir).into_iter().map(|name| (name, dir.clone())).collect()
                 } else {
                     BTreeMap::new()
                 };
-                Self { v2: dir.is_dir().then_some(dir), dirs, is_v2: true }
+                Self { v2: dir.is_dir().then_some(dir), dirs, is_v2: true, place }
             }
         };
         Ok((!cgroup.dirs.is_empty() || cgroup.v2.is_some()).then_some(cgroup))
@@ -60,15 +63,18 @@ impl Cgroup {
         dirs.into_iter().map(|dir| dir.join(name(dir))).collect()
     }
 
-    /// Returns the mount of each hierarchy with the container's directory in it. `path` is the container's path in all
-    /// of them.
+    /// Returns the mount of each hierarchy with the container's directory in it.
     #[must_use]
-    pub fn mounts_and_dirs(&self, path: &str) -> Vec<(PathBuf, PathBuf)> {
-        let mut dirs: Vec<&PathBuf> = self.dirs.values().chain(&self.v2).collect();
-        dirs.sort();
-        dirs.dedup();
-        let depth = path.trim_matches('/').split('/').count();
-        dirs.into_iter().filter_map(|dir| Some((dir.ancestors().nth(depth)?.to_path_buf(), dir.clone()))).collect()
+    pub fn mounts_and_dirs(&self) -> Vec<(PathBuf, PathBuf)> {
+        let depth = |path: &str| path.trim_matches('/').split('/').count();
+        let named = self.dirs.iter().map(|(name, dir)| (self.place.of(name), dir));
+        let dirs = named.chain(self.v2.iter().map(|dir| (self.place.of(""), dir)));
+        let mut all: Vec<(PathBuf, PathBuf)> = dirs
+            .filter_map(|(path, dir)| Some((dir.ancestors().nth(depth(path))?.to_path_buf(), dir.clone())))
+            .collect();
+        all.sort();
+        all.dedup();
+        all
     }
 
     /// Returns the directory of one controller.

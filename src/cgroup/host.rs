@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::delegation::{V2, enable_controllers};
-use super::{CgroupError, Version};
+use super::{CgroupError, Place, Version};
 use crate::request::HostFacts;
 use crate::spec::{Limits, Swap};
 use crate::units::CpuSet;
@@ -162,10 +162,10 @@ impl Host {
     /// Returns the directories of a container's cgroup under version 1 with the names of their controllers. Empty under
     /// version 2.
     #[must_use]
-    pub fn v1_dirs(&self, path: &str) -> Vec<(String, PathBuf)> {
+    pub fn v1_dirs(&self, place: &Place) -> Vec<(String, PathBuf)> {
         let Hierarchy::V1 { controllers, .. } = &self.hierarchy else { return Vec::new() };
         let ours = controllers.iter().filter(|(name, _)| V1.contains(&name.as_str()));
-        ours.map(|(name, mount)| (name.clone(), mount.join(path.trim_start_matches('/')))).collect()
+        ours.map(|(name, mount)| (name.clone(), mount.join(place.of(name).trim_start_matches('/')))).collect()
     }
 
     /// Returns the cgroup version that is used for limits.

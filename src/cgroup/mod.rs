@@ -13,6 +13,7 @@
 
 mod access;
 mod apply;
+mod ceilings;
 mod delegation;
 mod devices;
 mod entrance;
@@ -23,6 +24,7 @@ mod host;
 mod moves;
 mod oom;
 mod part;
+mod place;
 mod post_mortem;
 mod processes;
 mod stats;
@@ -32,6 +34,7 @@ use std::fs;
 use std::path::Path;
 
 pub(crate) use apply::Verified;
+pub(crate) use ceilings::Ceilings;
 pub(crate) use entrance::{Entrance, OpenEntrance};
 pub(crate) use error::CgroupError;
 pub(crate) use error::Missing;
@@ -42,6 +45,7 @@ use host::V1;
 pub(crate) use host::{Hierarchy, NO_SWAP};
 pub(crate) use oom::OomWatch;
 pub(crate) use part::Part;
+pub(crate) use place::Place;
 pub(crate) use post_mortem::{OomKill, oom_kills_of};
 pub(crate) use processes::Freeze;
 pub(crate) use stats::{Pressure, Stats};
@@ -51,15 +55,15 @@ use delegation::{enable_controllers, enabled, inherit_cpuset};
 use crate::spec::{DeviceRule, Limits};
 
 impl Host {
-    /// Creates the cgroup, applies the limits and the device filter, and reads them back. `path` is absolute in the
-    /// hierarchy (`/gpurun/ID`). On failure, the cgroup is removed.
+    /// Creates the cgroup, applies the limits and the device filter, and reads them back. On failure, the
+    /// cgroup is removed.
     pub fn create(
         &self,
-        path: &str,
+        place: impl Into<Place>,
         limits: &Limits,
         devices: &[DeviceRule],
     ) -> Result<(Cgroup, Vec<Verified>), CgroupError> {
-        let cgroup = self.make(path, limits)?;
+        let cgroup = self.make(place, limits)?;
         let done =
             cgroup.write(limits).and_then(|()| cgroup.filter_devices(devices)).and_then(|()| cgroup.verify(limits));
         match done {
@@ -74,13 +78,14 @@ impl Host {
 
     /// Creates the cgroup with the controllers that the limits need, but without any limit. It is not an error if the
     /// cgroup exists.
-    pub fn make(&self, path: &str, limits: &Limits) -> Result<Cgroup, CgroupError> {
-        let relative = Path::new(path.trim_start_matches('/'));
+    pub fn make(&self, place: impl Into<Place>, limits: &Limits) -> Result<Cgroup, CgroupError> {
+        let place = place.into();
         match &self.hierarchy {
             Hierarchy::V1 { controllers, .. } => {
                 let mut dirs = BTreeMap::new();
                 for name in V1 {
                     let Some(mount) = controllers.get(name) else { continue };
+                    let relative = Path::new(place.of(name).trim_start_matches('/'));
                     let dir = mount.join(relative);
                     // cpu and cpuacct may share a mount.
                     access::create_dir(&dir)?;
@@ -89,10 +94,10 @@ impl Host {
                     }
                     dirs.insert(name.to_owned(), dir);
                 }
-                Ok(Cgroup { dirs, v2: None, is_v2: false })
+                Ok(Cgroup { dirs, v2: None, is_v2: false, place })
             }
             Hierarchy::V2 { mount } => {
-                let dir = mount.join(relative);
+                let dir = mount.join(place.path.trim_start_matches('/'));
                 let parent = dir.parent().unwrap_or(mount);
                 fs::create_dir_all(parent).map_err(|source| CgroupError::Io {
                     action: "create the cgroup",
@@ -107,7 +112,7 @@ impl Host {
                     source,
                 })?;
                 let dirs = enabled(&dir).into_iter().map(|name| (name, dir.clone())).collect();
-                Ok(Cgroup { dirs, v2: Some(dir), is_v2: true })
+                Ok(Cgroup { dirs, v2: Some(dir), is_v2: true, place })
             }
         }
     }

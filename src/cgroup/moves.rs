@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::access::write;
-use super::{CgroupError, Hierarchy, Host};
+use super::{Cgroup, CgroupError, Hierarchy, Host, Place};
 
 impl Host {
     /// Makes the following moves of processes between cgroups fast, by one move that changes nothing: this process to
@@ -48,5 +48,41 @@ impl Host {
             source,
         })?;
         write(&dir.join("cgroup.procs"), "0")
+    }
+}
+
+impl Cgroup {
+    /// Moves a process into this cgroup, out of the ones in which libcontainer has put it.
+    pub(crate) fn adopt(&self, pid: i32) -> Result<(), CgroupError> {
+        if matches!(self.outside(pid), Ok(None)) {
+            return Ok(());
+        }
+        let mut dirs: Vec<_> = self.dirs.values().chain(&self.v2).collect();
+        dirs.sort();
+        dirs.dedup();
+        dirs.into_iter().try_for_each(|dir| write(&dir.join("cgroup.procs"), &pid.to_string()))
+    }
+}
+
+impl Host {
+    /// Removes the cgroups of a step whose daemon has been killed, as far as they are empty: those of the task, the step
+    /// and the job. A job's further steps have cgroups below that of the job, which then stays.
+    pub(crate) fn remove_step(&self, place: &Place) {
+        let paths: Vec<(std::path::PathBuf, &str)> = match &self.hierarchy {
+            Hierarchy::V1 { controllers, .. } => {
+                let apart = place.apart.iter().filter_map(|(name, path)| Some((controllers.get(name)?, path)));
+                apart.map(|(mount, path)| (mount.clone(), path.as_str())).collect()
+            }
+            Hierarchy::V2 { mount } => vec![(mount.clone(), place.path.as_str())],
+        };
+        for (mount, path) in paths {
+            for dir in mount.join(path.trim_start_matches('/')).ancestors().skip(1) {
+                let name = dir.file_name().unwrap_or_default().to_string_lossy();
+                let is_slurms = ["task_", "step_", "job_"].iter().any(|kind| name.starts_with(kind)) || name == "user";
+                if !is_slurms || fs::remove_dir(dir).is_err() {
+                    break;
+                }
+            }
+        }
     }
 }

@@ -48,12 +48,12 @@ pub struct Ceiling {
 }
 
 impl Cgroup {
-    /// Returns the container's cgroup (`path` below the mount) and its ancestors, innermost first, each with its
+    /// Returns the container's cgroup and its ancestors, innermost first, each with its path below the mount and its
     /// directory.
-    fn levels(&self, path: &str) -> Vec<(String, PathBuf)> {
+    fn levels(&self) -> Vec<(String, PathBuf)> {
         let Some(memory) = self.dirs.get("memory") else { return Vec::new() };
         let mut levels = Vec::new();
-        let (mut path, mut dir) = (path.trim_end_matches('/'), memory.as_path());
+        let (mut path, mut dir) = (self.place.of("memory").trim_end_matches('/'), memory.as_path());
         while !path.is_empty() {
             levels.push((path.to_owned(), dir.to_path_buf()));
             path = path.rsplit_once('/').map_or("", |(above, _)| above);
@@ -72,8 +72,8 @@ impl Cgroup {
     /// Returns the limit of the cgroup that the kernel's log names. The path in the log may start above the part of the
     /// hierarchy that is mounted here.
     #[must_use]
-    pub fn ceiling_of(&self, path: &str, in_log: &str) -> Option<Ceiling> {
-        let (cgroup, dir) = self.levels(path).into_iter().find(|(level, _)| in_log.ends_with(level.as_str()))?;
+    pub fn ceiling_of(&self, in_log: &str) -> Option<Ceiling> {
+        let (cgroup, dir) = self.levels().into_iter().find(|(level, _)| in_log.ends_with(level.as_str()))?;
         Some(self.ceiling(cgroup, &dir))
     }
 
@@ -85,14 +85,14 @@ impl Cgroup {
     /// process. Version 1 counts failed charges, but not on every kernel for memory with swap (6.18 does not). There,
     /// the peak is compared with the limit.
     #[must_use]
-    pub fn ceiling_by_counters(&self, path: &str) -> Option<Ceiling> {
+    pub fn ceiling_by_counters(&self) -> Option<Ceiling> {
         let hit = |dir: &Path| match self.is_v2 {
             true => keyed(&dir.join("memory.events.local"), "oom").is_some_and(|count| count > 0),
             false => {
                 failed_charges(dir).is_some_and(|count| count > 0) || full(dir, "memory.") || full(dir, "memory.memsw.")
             }
         };
-        let (cgroup, dir) = self.levels(path).into_iter().find(|(_, dir)| hit(dir))?;
+        let (cgroup, dir) = self.levels().into_iter().find(|(_, dir)| hit(dir))?;
         Some(self.ceiling(cgroup, &dir))
     }
 
@@ -191,14 +191,19 @@ mod tests {
             fs::write(dir.join(path), text).unwrap();
         }
         let own = dir.join("lab/ID");
-        Cgroup { dirs: [("memory".to_owned(), own.clone())].into(), v2: Some(own), is_v2: true }
+        Cgroup {
+            dirs: [("memory".to_owned(), own.clone())].into(),
+            v2: Some(own),
+            is_v2: true,
+            place: "/lab/ID".into(),
+        }
     }
 
     #[test]
     fn the_limit_that_the_log_names_is_found_whatever_lies_above_the_mount() {
         let dir = tempfile::tempdir().unwrap();
         let cgroup = cgroup(dir.path(), &[("lab/memory.max", "33554432\n"), ("lab/ID/memory.max", "max\n")]);
-        let found = |log: &str| cgroup.ceiling_of("/lab/ID", log).map(|ceiling| (ceiling.cgroup, ceiling.limit));
+        let found = |log: &str| cgroup.ceiling_of(log).map(|ceiling| (ceiling.cgroup, ceiling.limit));
         assert_eq!(found("/lab"), Some(("/lab".into(), Some(32 << 20))));
         assert_eq!(found("/docker/x/lab"), Some(("/lab".into(), Some(32 << 20))));
         assert_eq!(found("/docker/x/lab/ID"), Some(("/lab/ID".into(), None)));
@@ -212,13 +217,13 @@ mod tests {
         let none = "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\n";
         let (own, above) = ("lab/ID/memory.events.local", "lab/memory.events.local");
         let both = cgroup(dir.path(), &[(own, none), (above, events), ("lab/ID/memory.events", events)]);
-        assert_eq!(both.ceiling_by_counters("/lab/ID").unwrap().cgroup, "/lab");
+        assert_eq!(both.ceiling_by_counters().unwrap().cgroup, "/lab");
         assert_eq!(both.memory_events()["max"], 9);
         fs::write(dir.path().join(own), events).unwrap();
-        assert_eq!(both.ceiling_by_counters("/lab/ID").unwrap().cgroup, "/lab/ID");
+        assert_eq!(both.ceiling_by_counters().unwrap().cgroup, "/lab/ID");
         for file in [own, above] {
             fs::write(dir.path().join(file), none).unwrap();
         }
-        assert_eq!(both.ceiling_by_counters("/lab/ID"), None);
+        assert_eq!(both.ceiling_by_counters(), None);
     }
 }

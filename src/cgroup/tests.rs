@@ -125,7 +125,7 @@ fn the_device_program_works_where_version_2_is_mounted() {
     };
     let dir = mount.join(path().trim_start_matches('/'));
     fs::create_dir(&dir).unwrap();
-    let cgroup = Temporary(Cgroup { dirs: BTreeMap::new(), v2: Some(dir), is_v2: true });
+    let cgroup = Temporary(Cgroup { dirs: BTreeMap::new(), v2: Some(dir), is_v2: true, place: "/".into() });
     cgroup.0.filter_devices(&device_rules(&[])).unwrap();
     let temp = tempfile::tempdir().unwrap();
     let node = temp.path().join("kmsg");
@@ -182,7 +182,12 @@ fn a_kernel_without_swap_accounting_refuses_a_swap_limit_by_name() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(if is_v2 { "memory.max" } else { "memory.limit_in_bytes" }), "67108864").unwrap();
         let own = dir.path().to_path_buf();
-        let cgroup = Cgroup { dirs: [("memory".to_owned(), own.clone())].into(), v2: is_v2.then_some(own), is_v2 };
+        let cgroup = Cgroup {
+            dirs: [("memory".to_owned(), own.clone())].into(),
+            v2: is_v2.then_some(own),
+            is_v2,
+            place: "/".into(),
+        };
         let limits = |swap| Limits { memory: Some(64 << 20), swap: Some(swap), ..Limits::default() };
         let error = cgroup.verify(&limits(Swap::Total(64 << 20))).unwrap_err();
         let file = if is_v2 { "memory.swap.max" } else { "memory.memsw.limit_in_bytes" };

@@ -187,6 +187,7 @@ fn spawn<'a>(
     first: &'a [ToSupervisor],
     signals: &SignalFd,
 ) -> Result<(Spawned, Launch<'a>), Report> {
+    super::step::check_start(entry)?;
     // The records were cleaned up when this command began.
     let records = Records::open(&context.root, &context.run_dir)?;
     let launching = {

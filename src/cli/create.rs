@@ -21,6 +21,7 @@ pub(super) struct CreateArgs {
 
 pub(super) fn run(args: &CreateArgs, context: &Context, remove: prepare::Remove) -> Result<u8, Report> {
     let new = &args.new;
+    super::step::refuse_create()?;
     if new.flags.detach {
         return Err(Report::usage("`gpurun create` starts nothing, so it has no flag `--detach`")
             .with_hint("start the container in the background with `gpurun start NAME`"));

@@ -35,7 +35,7 @@ pub(super) struct ExecArgs {
     /// Allocate a terminal for the command
     #[arg(short, long)]
     tty: bool,
-    /// Set an environment variable; `KEY` alone passes on the caller's value
+    /// Set an environment variable; `KEY` alone passes on the caller's value, and `'KEY*'` those of all matching names
     #[arg(short, long = "env", value_name = "KEY[=VALUE]")]
     env: Vec<String>,
     /// Read environment variables from a file, one `KEY=VALUE` per line
@@ -159,9 +159,7 @@ fn report_oom(entry: &Entry, before: &State, kills_before: u64) -> Result<(), Re
         let state = entry.state()?;
         let news: Vec<OomRow> = state.ooms.iter().filter(|oom| oom.at_us > known).cloned().collect();
         if !news.is_empty() {
-            lines(&news, &Victim::new(&entry.record, &state))
-                .iter()
-                .for_each(|line| print::say(&format!("gpurun: {line}")));
+            lines(&news, &Victim::new(&entry.record)).iter().for_each(|line| print::say(&format!("gpurun: {line}")));
             return Ok(());
         }
         if Instant::now() > deadline {
@@ -256,13 +254,13 @@ fn cgroup_procs(entry: &Entry) -> Result<Vec<PathBuf>, Report> {
 }
 
 fn environment(args: &ExecArgs) -> Result<Vec<(String, String)>, Report> {
-    let lookup = |name: &str| std::env::var(name).ok();
+    let caller = super::resources::caller_env();
     let mut all = Vec::new();
     for path in &args.env_file {
-        all.extend(parse_env_file(&super::request::read_small_text(path, 1 << 20)?, lookup)?);
+        all.extend(parse_env_file(&super::request::read_small_text(path, 1 << 20)?, &caller)?);
     }
     for text in &args.env {
-        all.extend(parse_env(text, lookup)?);
+        all.extend(parse_env(text, &caller)?);
     }
     Ok(all)
 }

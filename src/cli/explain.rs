@@ -91,13 +91,16 @@ pub(super) fn run(args: &ExplainArgs, context: &Context) -> Result<u8, Report> {
     let asked = if given { of_container.limits.updated_by(&asked) } else { of_container.limits.clone() };
     let mut limits = asked.resolve(&host.facts()?)?;
     let notices = host.clamp(&mut limits);
-    let path = &entry.record.cgroup;
-    let mut all = explain::explain(&limits, host.limits_version(), path);
+    let place = &entry.record.cgroup;
+    let mut all = explain::explain(&limits, host.limits_version(), place);
     let mut in_force = Ok(());
     if !given {
         all.extend(explain::explain_process(&its_own(of_container), host.limits_version(), &entry.record.id));
-        if let Some(cgroup) = Cgroup::open(&host, path)? {
-            explain::add_kernel(&mut all, &cgroup.look(&limits)?, &cgroup.stats());
+        if let Some(cgroup) = Cgroup::open(&host, place)? {
+            let (rows, stats) = (cgroup.look(&limits)?, cgroup.stats());
+            explain::add_kernel(&mut all, &rows, &stats);
+            let given: Vec<&str> = rows.iter().map(|row| row.flag).collect();
+            explain::add_step(&mut all, &cgroup.step_rows(&host, &given), &stats);
             in_force = cgroup.verify(&limits).map(drop);
             add_process(&mut all, &entry)?;
         }
@@ -297,9 +300,8 @@ fn tree(host: &Host, entry: &Entry, json: bool) -> Result<u8, Report> {
             .with_hint(format!("start it with `gpurun start {name}`"))
     };
     let pid = state.pid.ok_or_else(not_running)?;
-    let path = &entry.record.cgroup;
-    let cgroup = Cgroup::open(host, path)?.ok_or_else(not_running)?;
-    let tree = explain::tree(Path::new("/"), pid, &cgroup.mounts_and_dirs(path))
+    let cgroup = Cgroup::open(host, &entry.record.cgroup)?.ok_or_else(not_running)?;
+    let tree = explain::tree(Path::new("/"), pid, &cgroup.mounts_and_dirs())
         .map_err(|error| Report::new(format!("cannot inspect container `{name}`")).with_cause(error))?;
     if json {
         print::json(&tree)?;

@@ -35,12 +35,15 @@ pub(super) struct ContainerFlags {
     /// Allocate a terminal for the container
     #[arg(short, long)]
     pub tty: bool,
-    /// Set an environment variable; `KEY` alone passes on the caller's value
+    /// Set an environment variable; `KEY` alone passes on the caller's value, and `'KEY*'` those of all matching names
     #[arg(short, long = "env", value_name = "KEY[=VALUE]")]
     pub env: Vec<String>,
     /// Read environment variables from a file, one `KEY=VALUE` per line
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
+    /// Set the variables with which PyTorch's processes find each other, from those of the Slurm task: MASTER_ADDR, MASTER_PORT, WORLD_SIZE, RANK, LOCAL_RANK
+    #[arg(long)]
+    pub torchrun_env: bool,
     /// Pass all of the caller's environment variables; the image's variables override them
     #[arg(long)]
     pub env_host: bool,

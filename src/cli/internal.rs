@@ -24,9 +24,10 @@ enum Internal {
     HealthCheck(Descriptors),
     WatchProbe(SuperviseArgs),
     Resolve(ResolveArgs),
+    StepKeeper(StepKeeperArgs),
 }
 
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     "supervise",
     "lab-payload",
     "hook-shim",
@@ -37,6 +38,7 @@ const NAMES: [&str; 10] = [
     launch::HEALTH_CHECK,
     supervise::probe::SUBCOMMAND,
     net::RESOLVE,
+    launch::STEP_KEEPER,
 ];
 
 /// Returns whether this process runs an internal command.
@@ -60,6 +62,7 @@ pub(super) fn main() -> Result<u8, Report> {
         Internal::HealthCheck(args) => Ok(launch::health_check_main(&args.fds)),
         Internal::WatchProbe(args) => supervise::probe::main(&args.root, &args.run_dir, &args.id),
         Internal::Resolve(args) => net::resolve_main(&args.fds, args.servers),
+        Internal::StepKeeper(args) => step_keeper(args),
         Internal::GpuParams => crate::gpu::nvidia::params::main().map(|()| 0),
     }
 }
@@ -85,6 +88,29 @@ fn supervise(args: &SuperviseArgs) -> Result<u8, Report> {
         crate::launch::inherit::choose().and_then(|()| supervise::main(&args.root, &args.run_dir, &args.id, client));
     // Standard error is /dev/null.
     done.map(|()| 0).inspect_err(|report| tracing::error!("{report}"))
+}
+
+#[derive(Debug, Args)]
+struct StepKeeperArgs {
+    #[arg(long)]
+    root: PathBuf,
+    #[arg(long)]
+    run_dir: PathBuf,
+    /// The pidfd of the command that launches the container
+    #[arg(long)]
+    client: i32,
+    /// The pidfd of the step's slurmstepd
+    #[arg(long)]
+    daemon: Option<i32>,
+    id: String,
+}
+
+fn step_keeper(args: StepKeeperArgs) -> Result<u8, Report> {
+    supervise::detach_from_terminal()?;
+    let take = crate::sys::process::take_inherited_fd;
+    let client = take(args.client).ok_or_else(|| Report::new("the command's descriptor is not open"))?;
+    let daemon = args.daemon.and_then(take);
+    launch::step_keeper_main(&args.root, &args.run_dir, &args.id, client, daemon).map(|()| 0)
 }
 
 #[derive(Debug, Args)]

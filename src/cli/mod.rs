@@ -57,6 +57,7 @@ mod run;
 mod session;
 mod shim;
 mod stats;
+mod step;
 mod storage;
 mod synonyms;
 mod system;

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::flags::{ContainerFlags, HealthFlags, NetworkFlags, SecurityFlags};
-use super::resources::{each, value};
+use super::resources::{caller_env, each, value};
 use crate::config::Config;
 use crate::report::Report;
 use crate::request::{
@@ -43,7 +43,7 @@ pub(super) fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Re
     check_wait(gpu_wait, gpus.as_ref())?;
     let networking = networking(&flags.network)?;
     let (pid_host, pid_container) = parse_pid_mode(flags.security.pid.as_deref().unwrap_or_default())?;
-    let request = Request {
+    let mut request = Request {
         image: image.to_owned(),
         payload,
         entrypoint: flags.entrypoint.as_ref().map(|entry| match entry.as_str() {
@@ -51,7 +51,7 @@ pub(super) fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Re
             entry => vec![entry.to_owned()],
         }),
         env: environment(flags)?,
-        env_host: if flags.env_host { std::env::vars().collect() } else { Vec::new() },
+        env_host: if flags.env_host { caller_env() } else { Vec::new() },
         unset_env: flags.unsetenv.clone(),
         unset_all_env: flags.unsetenv_all,
         secrets: each(&flags.secret, |text| SecretRequest::parse(text, &cwd))?,
@@ -67,6 +67,7 @@ pub(super) fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Re
         cidfile: flags.cidfile.as_ref().map(|path| cwd.join(path)),
         tty: flags.tty,
         interactive: flags.interactive,
+        passed_fds: Vec::new(),
         attached: attached(flags)?,
         auto_remove: flags.rm || flags.rmi,
         remove_image: flags.rmi,
@@ -118,6 +119,7 @@ pub(super) fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Re
         hooks_dirs: flags.gpu.hooks_dir.iter().map(|dir| cwd.join(dir)).collect(),
         host_ca: flags.network.host_ca.then(crate::build::host_ca).transpose()?,
     };
+    super::step::complete(flags, &mut request)?;
     check_contradictions(flags, &request)?;
     Ok(request)
 }
@@ -200,17 +202,17 @@ fn networking(flags: &NetworkFlags) -> Result<Networking, NetworkError> {
 }
 
 fn environment(flags: &ContainerFlags) -> Result<Vec<(String, String)>, Report> {
-    let lookup = |name: &str| std::env::var(name).ok();
+    let caller = caller_env();
     let mut all = Vec::new();
     for path in &flags.env_file {
         let text = read_small_text(path, ENV_FILE_MAX)
             .map_err(|report| report.under(format!("cannot use `--env-file {}`", path.display())))?;
-        all.extend(parse_env_file(&text, lookup).map_err(|error| {
+        all.extend(parse_env_file(&text, &caller).map_err(|error| {
             Report::from(error).under(format!("cannot use the environment file `{}`", path.display()))
         })?);
     }
     for text in &flags.env {
-        all.extend(parse_env(text, lookup)?);
+        all.extend(parse_env(text, &caller)?);
     }
     Ok(all)
 }

@@ -159,3 +159,10 @@ where
 {
     text.as_deref().map(|text| flag_value(flag, text)).transpose()
 }
+
+/// The caller's environment variables. Those that are not UTF-8 cannot be passed on.
+pub(super) fn caller_env() -> Vec<(String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}

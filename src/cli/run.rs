@@ -10,6 +10,7 @@ use super::launching::Launch;
 use super::new_container::{NewContainer, Prepared};
 use super::prepare::{self, CidFile};
 use super::session::{Keys, Session, attachment, take_signals};
+use crate::cluster::Step;
 use crate::control::ToSupervisor;
 use crate::launch::Spawned;
 use crate::names::{self, Digest};
@@ -108,6 +109,9 @@ pub(super) fn record(
     let (id, now) = (names::new_container_id(), crate::clock::now());
     let name = asked.unwrap_or_else(names::random_name);
     let mut record = Record::new(id, name, now, image, Owner::caller(), request);
+    if let Some(step) = Step::current() {
+        record.cgroup = step.place(&record.id);
+    }
     for attempt in 1.. {
         match records.create(&record, secrets) {
             // Two commands may generate the same name at the same time. If most of the thousand names are taken, a

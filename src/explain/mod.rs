@@ -16,12 +16,13 @@ pub(crate) use process::{ProcessLimits, explain_process};
 pub(crate) use topics::TOPICS;
 pub(crate) use tree::{Group, MountPoint, Tree, tree};
 
-use crate::cgroup::{self, OnlyOn, Stats, Version};
+use crate::cgroup::{self, OnlyOn, Place, Stats, Version};
 use crate::spec::Limits;
 
-/// Explains limits on a host with the cgroup version `here`. `path` is the container's cgroup (`/gpurun/ID`).
+/// Explains limits on a host with the cgroup version `here`. `place` is the container's cgroup.
 #[must_use]
-pub(crate) fn explain(limits: &Limits, here: Version, path: &str) -> Vec<Explained> {
+pub(crate) fn explain(limits: &Limits, here: Version, place: impl Into<Place>) -> Vec<Explained> {
+    let place = place.into();
     let mut all: Vec<Explained> = Vec::new();
     for version in [Version::V2, Version::V1] {
         let (limits, refused) = without_refused(limits, version);
@@ -40,8 +41,8 @@ pub(crate) fn explain(limits: &Limits, here: Version, path: &str) -> Vec<Explain
             let name = if version == Version::V2 { "v2" } else { "v1" };
             if version == here {
                 let dir = match version {
-                    Version::V2 => format!("/sys/fs/cgroup{path}"),
-                    Version::V1 => format!("/sys/fs/cgroup/{}{path}", setting.controller),
+                    Version::V2 => format!("/sys/fs/cgroup{}", place.path),
+                    Version::V1 => format!("/sys/fs/cgroup/{0}{1}", setting.controller, place.of(&setting.controller)),
                 };
                 entry.by_hand.push(format!("echo {} > {dir}/{}", quoted(&setting.value), setting.file));
             }
@@ -90,17 +91,30 @@ fn quoted(value: &str) -> String {
 pub(crate) fn add_kernel(all: &mut [Explained], rows: &[cgroup::Verified], stats: &Stats) {
     for row in rows {
         if let Some(one) = all.iter_mut().find(|one| one.flag == row.flag) {
-            one.kernel.push(Kernel {
-                path: row.file.display().to_string(),
-                value: row.kernel.clone(),
-                effective: row.effective.clone(),
-                binding: row.binding.as_ref().map(|path| path.display().to_string()),
-                holds: row.holds,
-            });
+            one.kernel.push(kernel(row));
         }
     }
     for one in all {
         one.now = now(one.flag, stats);
+    }
+}
+
+/// Adds the limits that the container has from a cluster's step alone.
+pub(crate) fn add_step(all: &mut Vec<Explained>, rows: &[cgroup::Verified], stats: &Stats) {
+    for row in rows {
+        let one = entry(all, row.flag);
+        one.kernel.push(kernel(row));
+        one.now = now(row.flag, stats);
+    }
+}
+
+fn kernel(row: &cgroup::Verified) -> Kernel {
+    Kernel {
+        path: row.file.display().to_string(),
+        value: row.kernel.clone(),
+        effective: row.effective.clone(),
+        binding: row.binding.as_ref().map(|path| path.display().to_string()),
+        holds: row.holds,
     }
 }
 

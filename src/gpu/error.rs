@@ -86,6 +86,12 @@ pub(crate) enum Reason {
     NoGpu,
     #[error("{} requested, but the host has {there}", plural(*.wanted as usize, "GPU is", "GPUs are"))]
     TooMany { wanted: u32, there: usize },
+    #[error("the {step} has no GPU")]
+    NoneInStep { step: String },
+    #[error("{} requested, but the {step} has {there}", plural(*.wanted as usize, "GPU is", "GPUs are"))]
+    TooManyInStep { wanted: u32, there: usize, step: String },
+    #[error("the {step} does not have the GPU `{device}`; it has {there}")]
+    NotInStep { device: String, step: String, there: String },
     #[error("there is no GPU `{device}`; the host has {there}")]
     NoSuchGpu { device: String, there: String },
     #[error("{} requested, but {} idle", plural(*.wanted as usize, "idle GPU is", "idle GPUs are"), plural(*.free, "is", "are"))]
@@ -139,6 +145,9 @@ impl Explain for Reason {
             Self::NoDriver { hint, .. } => hint.clone(),
             Self::NoGpu => "run `gpurun doctor` to find the reason, or omit `--gpus`".into(),
             Self::TooMany { there, .. } => format!("request at most {}", plural(*there, "GPU", "GPUs")),
+            Self::NoneInStep { .. } => "request GPUs from Slurm, for example with `srun --gres=gpu:1`, or omit `--gpus`".into(),
+            Self::TooManyInStep { wanted, .. } => format!("request them from Slurm: `srun --gres=gpu:{wanted}`"),
+            Self::NotInStep { .. } => "use `--gpus all` for all GPUs of the step, or a name from this list".into(),
             Self::NoSuchGpu { .. } => "use an index or a name from this list".into(),
             Self::NoneIdle { .. } => {
                 "add `--wait` to wait until a GPU is idle, add `--share-gpu` to share the least used GPUs, or share a particular one with `device=N`".into()

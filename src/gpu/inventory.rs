@@ -86,10 +86,16 @@ impl Inventory {
     /// `0 (GPU-…), 1 (GPU-…)`
     #[must_use]
     pub(crate) fn listing(&self) -> String {
-        let one = |unit: &Unit| match unit.name == unit.index {
-            true => unit.index.clone(),
-            false => format!("{} ({})", unit.index, unit.name),
-        };
-        self.units.iter().map(one).collect::<Vec<_>>().join(", ")
+        listing(&self.units.iter().collect::<Vec<_>>())
     }
+}
+
+/// `0 (GPU-…), 1 (GPU-…)`
+#[must_use]
+pub(super) fn listing(units: &[&Unit]) -> String {
+    let one = |unit: &&Unit| match unit.name == unit.index {
+        true => unit.index.clone(),
+        false => format!("{} ({})", unit.index, unit.name),
+    };
+    units.iter().map(one).collect::<Vec<_>>().join(", ")
 }

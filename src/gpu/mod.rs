@@ -10,6 +10,7 @@
 //! queue               the commands that wait for idle GPUs
 //! edits               the result; cdi and ldcache are formats that injections use
 //! opens               device nodes that the container must be able to open, and those that it must not
+//! step                the GPUs that a cluster's step has
 //! usage, doctor       containers and processes per GPU; problems with the host's setup
 //! nvidia/             NVIDIA: discovery, NVML, MIG, the three injection modes, driver requirements
 //! cdi_gpus            GPUs of any vendor that only a CDI file describes
@@ -40,6 +41,7 @@ pub(crate) mod queue;
 mod root;
 mod select;
 mod selection;
+pub(crate) mod step;
 pub(crate) mod usage;
 mod vendor;
 mod vendors;
@@ -176,6 +178,11 @@ fn plan_gpus(
         hints,
     };
     opens.add_units(&inventory.units, &selection.units);
+    if container.step.is_some() {
+        // The check needs nodes of the others, which the step's filter does not let this process create.
+        let has = |node: &opens::Node| step::may_open(&root::inside(container.root, Path::new(&node.path)));
+        opens.others.retain(has);
+    }
     if !opens.any_of.is_empty() {
         opens.others.clear();
     }
@@ -185,8 +192,23 @@ fn plan_gpus(
         ledger.take(&container.taker, names, selection.exclusive)?;
         queue::leave(container.leases, &container.taker.id);
     }
+    if container.step.is_some() {
+        edits.default_env.extend(visible(&selection));
+    }
     finish(&mut edits, by, why, inventory, selection);
     Ok(edits)
+}
+
+/// Returns the variable that says to CUDA which of the container's GPUs it uses. Programs for Slurm read it. In the
+/// container, the GPUs are numbered from 0, and parts of GPUs have names only.
+fn visible(selection: &Selection<'_>) -> Option<(String, String)> {
+    let has_parts = selection.units.iter().any(|unit| unit.mig.is_some());
+    let names = selection.units.iter().enumerate().map(|(number, unit)| match has_parts {
+        true => unit.name.clone(),
+        false => number.to_string(),
+    });
+    let names = names.collect::<Vec<_>>().join(",");
+    (!names.is_empty()).then(|| ("CUDA_VISIBLE_DEVICES".into(), names))
 }
 
 /// Refuses GPUs for which another command waits.

@@ -13,8 +13,8 @@ use super::inventory::Unit;
 use super::lease::{Lease, Ledger, Taker};
 use super::root::inside;
 use super::selection::Selection;
-use super::usage;
 use super::vendor::{Container, Gpus};
+use super::{step, usage};
 use crate::request::{GpuRequest, Which};
 use crate::units::CpuSet;
 
@@ -33,8 +33,13 @@ pub(super) fn select<'a>(
     let inventory = gpus.inventory();
     let taker = &container.taker;
     let mut opaque = Vec::new();
+    let has = |unit: &&Unit| container.step.is_none() || step::has(container.root, unit);
+    let present: Vec<&Unit> = inventory.units.iter().filter(has).collect();
+    if let Some(step) = container.step.filter(|_| present.is_empty()) {
+        return Err(Reason::NoneInStep { step: step.to_owned() });
+    }
     let (units, exclusive) = match &request.which {
-        Which::All => (inventory.units.iter().collect(), false),
+        Which::All => (present, false),
         Which::Devices(devices) => {
             let mut selected: Vec<&Unit> = Vec::new();
             for device in devices {
@@ -46,6 +51,10 @@ pub(super) fn select<'a>(
                     opaque.push(device.clone());
                 }
                 for unit in found.into_iter().map(|at| &inventory.units[at]) {
+                    if let Some(step) = container.step.filter(|_| !has(&unit)) {
+                        let there = super::inventory::listing(&present);
+                        return Err(Reason::NotInStep { device: device.clone(), step: step.to_owned(), there });
+                    }
                     if !selected.iter().any(|other| other.name == unit.name) {
                         selected.push(unit);
                     }
@@ -56,7 +65,7 @@ pub(super) fn select<'a>(
         Which::Count(wanted) | Which::Free(wanted) => {
             let nodes = numa_nodes(container.root, container.cpus);
             let search = Search { share, taker, ledger, nodes: &nodes };
-            (search.idle(&inventory.units, *wanted)?, !share)
+            (search.idle(&present, *wanted, container.step)?, !share)
         }
     };
     let shared = units.iter().filter_map(|unit| shared_with(taker, unit, ledger)).collect();
@@ -75,12 +84,16 @@ struct Search<'s> {
 }
 
 impl Search<'_> {
-    fn idle<'a>(&self, units: &'a [Unit], wanted: u32) -> Result<Vec<&'a Unit>, Reason> {
+    fn idle<'a>(&self, units: &[&'a Unit], wanted: u32, step: Option<&str>) -> Result<Vec<&'a Unit>, Reason> {
         let count = usize::try_from(wanted).unwrap_or(usize::MAX);
         if units.len() < count {
-            return Err(Reason::TooMany { wanted, there: units.len() });
+            let there = units.len();
+            return Err(match step {
+                Some(step) => Reason::TooManyInStep { wanted, there, step: step.to_owned() },
+                None => Reason::TooMany { wanted, there },
+            });
         }
-        let mut candidates: Vec<&Unit> = units.iter().filter(|unit| self.may_have(unit)).collect();
+        let mut candidates: Vec<&Unit> = units.iter().copied().filter(|unit| self.may_have(unit)).collect();
         if candidates.len() < count {
             let busy = units.iter().filter(|unit| !self.may_have(unit)).map(|unit| self.holders(unit));
             let (busy, free) = (Busy::list(busy.collect::<Vec<_>>().into_iter()), candidates.len());

@@ -34,8 +34,17 @@ impl World {
         let requested = Requested { gpus: request.as_ref(), mode: GpuMode::Auto, share: false, devices };
         let leases = self.dir.path().join("gpus");
         let (root, image_env, env) = (&self.host.root, &[][..], &[][..]);
-        let container =
-            Container { root, leases: &leases, taker, cpus: None, image_env, env, user: (1000, 100), dry: false };
+        let container = Container {
+            root,
+            leases: &leases,
+            taker,
+            cpus: None,
+            image_env,
+            env,
+            user: (1000, 100),
+            step: None,
+            dry: false,
+        };
         check(&requested, root)?;
         plan(&requested, &container, &mut |line| panic!("{line}"))
     }
@@ -119,8 +128,17 @@ fn without_gpus_an_image_gets_none() {
     let image = [("NVIDIA_VISIBLE_DEVICES".to_owned(), "all".to_owned())];
     let plan = |env| {
         let (taker, image_env) = (taker.clone(), &image[..]);
-        let container =
-            Container { root: nowhere, leases: nowhere, taker, cpus: None, image_env, env, user: (0, 0), dry: false };
+        let container = Container {
+            root: nowhere,
+            leases: nowhere,
+            taker,
+            cpus: None,
+            image_env,
+            env,
+            user: (0, 0),
+            step: None,
+            dry: false,
+        };
         super::plan(&requested, &container, &mut |line| panic!("{line}")).unwrap()
     };
     let void = vec![("NVIDIA_VISIBLE_DEVICES".to_owned(), "void".to_owned())];

@@ -45,6 +45,8 @@ pub(crate) struct Container<'a> {
     pub env: &'a [(String, String)],
     /// User id and group id of the container's process.
     pub user: (u32, u32),
+    /// The cluster's step that the container is in. Only the step's GPUs are selected.
+    pub step: Option<&'a str>,
     /// Plan only: take no lease, and do not wait for the lock.
     pub dry: bool,
 }

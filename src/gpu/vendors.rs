@@ -67,7 +67,7 @@ pub(super) fn gpus_of(
 }
 
 /// Reads the GPUs of the first vendor whose driver the host has.
-fn first(root: &Path, detail: Detail, notice: Notice<'_>) -> Result<Box<dyn Gpus>, Reason> {
+pub(super) fn first(root: &Path, detail: Detail, notice: Notice<'_>) -> Result<Box<dyn Gpus>, Reason> {
     let mut missing = None;
     for vendor in VENDORS {
         match vendor.read(root, detail, notice) {

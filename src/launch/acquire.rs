@@ -40,8 +40,8 @@ const PRIVILEGED: &str = "`--privileged` grants all capabilities, all devices an
 /// What was acquired, as far as the plan depends on it.
 #[derive(Debug, Clone)]
 pub(super) struct Acquired {
-    /// The path of the container's cgroup.
-    pub cgroup: String,
+    /// Where the container's cgroup is.
+    pub cgroup: cgroup::Place,
     pub limits: Limits,
     pub image: Config,
     /// The container's root, an absolute path.
@@ -173,10 +173,12 @@ pub(super) fn acquire(launch: Launch<'_>, tell: Tell<'_>, undo: &mut Undo) -> Re
 /// of them are removed.
 fn limits(launch: Launch<'_>, tell: Tell<'_>, undo: &mut Undo) -> Result<(cgroup::Host, Limits), Report> {
     let host = cgroup::Host::probe(Path::new("/"))?;
-    let (made_in, path) = (host.clone(), launch.entry.record.cgroup.clone());
+    let (made_in, place) = (host.clone(), launch.entry.record.cgroup.clone());
     undo.push("remove the container's cgroup", move || {
-        let all = cgroup::Cgroup::open(&made_in, &path)?;
-        all.map_or(Ok(()), |all| all.remove()).map_err(Report::from)
+        place.all().try_for_each(|place| {
+            let all = cgroup::Cgroup::open(&made_in, place)?;
+            all.map_or(Ok(()), |all| all.remove()).map_err(Report::from)
+        })
     });
     host.leave_login()?;
     let mut limits = launch.request().limits.resolve(&host.facts()?)?;

@@ -324,12 +324,11 @@ impl Container {
     /// counters.
     #[must_use]
     pub(crate) fn complete(&self, mut oom: OomRow) -> OomRow {
-        let path = &self.cgroup_path;
         let ceiling = match &oom.limit_of {
-            Some(of) => self.cgroup.ceiling_of(path, of),
+            Some(of) => self.cgroup.ceiling_of(of),
             // Without a process name, the log had no entry for this kill. It does not mean that the host ran out of
             // memory.
-            None if oom.process.is_empty() => self.cgroup.ceiling_by_counters(path),
+            None if oom.process.is_empty() => self.cgroup.ceiling_by_counters(),
             None => None,
         };
         if let Some(ceiling) = ceiling {

@@ -13,13 +13,13 @@ use super::progress::{Progress, Tell, step};
 use super::streams::{Stream, Streams};
 use super::undo::{KILL, Undo};
 use super::{mounted, propagation, readback, rlimits, scaffold};
-use crate::cgroup::{Cgroup, Entrance, Host};
+use crate::cgroup::{Cgroup, Entrance, Host, Place};
 use crate::hook;
 use crate::net;
 use crate::record::{Entry, LimitRow, PublishedPort};
 use crate::report::Report;
 use crate::runtime::{self, CreateRequest, RuntimeError, Stdio};
-use crate::spec::{self, oci_spec};
+use crate::spec::{self, Limits, oci_spec};
 
 /// Creates the cgroup, writes the bundle, runs libcontainer, and verifies the limits. `undo` is left empty: from then
 /// on, the container undoes what was acquired.
@@ -47,12 +47,18 @@ pub(super) fn create(
         stdio,
         process: &plan.process,
         program: &program,
+        passed_fds: &request.passed_fds,
         devices: opening.as_ref().map(Opening::check).transpose()?,
     };
-    let prepared = runtime::prepare(wanted, entrance(&host, &plan))?;
+    let prepared = runtime::prepare(wanted, entrance(&host, &plan, &entry.record.cgroup))?;
     step("bundle");
     let (rules, while_created) = (plan.device_rules(), plan.creation_rules());
-    let (cgroup, _) = host.create(&plan.cgroup_path, &plan.limits, while_created.as_deref().unwrap_or(&rules))?;
+    let (cgroup, _) = host.create(&entry.record.cgroup, &plan.limits, while_created.as_deref().unwrap_or(&rules))?;
+    let place = &entry.record.cgroup;
+    if !place.apart.is_empty() && prepared.needs_cgroup_path() {
+        // libcontainer creates the container there, and the device filter must be in effect for the check of its GPUs.
+        host.create(&place.path, &Limits::default(), while_created.as_deref().unwrap_or(&rules))?;
+    }
     let ours = cgroup.clone();
     undo.push(KILL, move || Ok(ours.kill_all()?));
     step("cgroup");
@@ -64,7 +70,10 @@ pub(super) fn create(
     if while_created.is_some() {
         cgroup.narrow_devices(&rules)?;
     }
-    verify_cgroup(&cgroup, created.pid, &plan.cgroup_path)?;
+    if place.step.is_some() {
+        cgroup.adopt(created.pid)?;
+    }
+    verify_cgroup(&cgroup, created.pid)?;
     mounted::verify(created.pid, &mounts)?;
     propagation::attach(created.pid, &mounts)?;
     scaffold::note(entry, before.as_ref())?;
@@ -79,7 +88,8 @@ pub(super) fn create(
     }
     let mut limits: Vec<LimitRow> = cgroup.verify(&plan.limits)?.into_iter().map(readback::row).collect();
     limits.iter().filter_map(readback::tighter).for_each(|line| tell(Progress::Notice(line)));
-    let process_limits = readback::process(created.pid, request)?;
+    let mut process_limits = readback::process(created.pid, request)?;
+    process_limits.extend(readback::of_step(&cgroup, &host, &limits));
     limits.extend(process_limits.iter().cloned());
     step("verified");
     tell(Progress::Limits(limits.clone()));
@@ -111,10 +121,10 @@ pub(super) fn create(
 
 /// How the process that creates the container enters its cgroup. That is one process more than libcontainer needs, so
 /// the smallest limits have libcontainer's way.
-fn entrance(host: &Host, plan: &spec::Plan) -> Option<Entrance> {
+fn entrance(host: &Host, plan: &spec::Plan, place: &Place) -> Option<Entrance> {
     let is_tight = plan.limits.pids.flatten().is_some_and(|most| most < LEAST_PROCESSES)
         || plan.limits.memory.is_some_and(|most| most < LEAST_MEMORY);
-    if is_tight { None } else { host.entrance(&plan.cgroup_path) }
+    if is_tight { None } else { host.entrance(place) }
 }
 
 /// The processes in the cgroup while a container is created, and the memory that they need at most.
@@ -122,9 +132,9 @@ const LEAST_PROCESSES: u64 = 3;
 const LEAST_MEMORY: u64 = 16 << 20;
 
 /// Checks that the container's first process is in its cgroup, in every hierarchy.
-fn verify_cgroup(cgroup: &Cgroup, pid: i32, path: &str) -> Result<(), Report> {
+fn verify_cgroup(cgroup: &Cgroup, pid: i32) -> Result<(), Report> {
     let outside = cgroup
-        .outside(pid, path)
+        .outside(pid)
         .map_err(|error| Report::new("cannot read the cgroups of the container's process").with_cause(error))?;
     let Some(dir) = outside else { return Ok(()) };
     Err(Report::new(format!("cannot create the container: its process is not in its cgroup `{}`", dir.display())))

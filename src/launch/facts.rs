@@ -33,7 +33,7 @@ pub(super) struct HostFacts {
 
 impl HostFacts {
     /// Reads the facts for a container with this cgroup.
-    pub(super) fn read(host: &cgroup::Host, cgroup: &str) -> Self {
+    pub(super) fn read(host: &cgroup::Host, cgroup: &cgroup::Place) -> Self {
         let text = |path: &str| crate::sys::file::read_text(path).unwrap_or_default();
         let memory = text("/proc/meminfo").lines().find_map(|line| {
             let kilobytes = line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?;

@@ -78,7 +78,9 @@ pub(super) fn acquire(
     };
     let (root, cpus) = (driver_root(), limits.cpuset_cpus.as_ref());
     let (image_env, env) = (&image_env[..], &request.env[..]);
-    let container = gpu::Container { root: &root, leases: &leases, taker, cpus, image_env, env, user, dry: false };
+    let step = entry.record.cgroup.step.as_deref();
+    let container =
+        gpu::Container { root: &root, leases: &leases, taker, cpus, image_env, env, user, step, dry: false };
     let mut edits = gpu::plan(&requested(request), &container, &mut |line| tell(Progress::Notice(line)))?;
     // A container that restarts keeps its GPUs meanwhile. Its supervisor releases them at the end.
     let restarts = request.restart != RestartPolicy::No;
@@ -87,6 +89,9 @@ pub(super) fn acquire(
         undo.push("release the GPUs", move || Ok(lease::release(&leases, &id)?));
     }
     let mut own = nodes(request)?;
+    if let Some(step) = step {
+        check_nodes(request, step)?;
+    }
     if request.privileged {
         own.extend(host_nodes(&own)?);
     }
@@ -99,6 +104,27 @@ pub(super) fn acquire(
     edits.summary.iter().for_each(|line| tell(Progress::Detail(line.clone())));
     edits.notices.iter().for_each(|line| tell(Progress::Notice(line.clone())));
     Ok(edits)
+}
+
+/// Refuses devices that the step's filter denies. Under version 2, gpurun's own filter is beside the step's.
+fn check_nodes(request: &Request, step: &str) -> Result<(), Report> {
+    for device in &request.devices {
+        if let DeviceRequest::Node { host, .. } = device
+            && !gpu::step::may_open(host)
+        {
+            let what = format!("cannot use `--device {}`: the {step} does not have this device", host.display());
+            return Err(Report::new(what).with_hint("request it from Slurm (`srun --gres=…`), or omit `--device`"));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the request for the GPUs of the cluster's step that this process is in, if the step has some. On a node where
+/// nothing denies GPUs, only Slurm's variables say whether the step has any (`has_variable`).
+#[must_use]
+pub(crate) fn step_gpus(has_variable: bool) -> Option<GpuRequest> {
+    let (there, has) = gpu::step::count(&driver_root());
+    (has > 0 && (has < there || has_variable)).then(|| "all".parse().ok()).flatten()
 }
 
 /// Writes the configuration that a hook uses in this run instead of the host's.
@@ -121,8 +147,17 @@ pub(crate) fn available(run_dir: &Path, entry: &Entry, notice: &mut dyn FnMut(St
     let taker = lease::Taker { id, name, user: usage::user_name(record.owner.uid), now: now() };
     let (root, leases) = (driver_root(), run_dir.join("gpus"));
     let (image_env, env) = (&[][..], &[][..]);
-    let container =
-        gpu::Container { root: &root, leases: &leases, taker, cpus: None, image_env, env, user: (0, 0), dry: true };
+    let container = gpu::Container {
+        root: &root,
+        leases: &leases,
+        taker,
+        cpus: None,
+        image_env,
+        env,
+        user: (0, 0),
+        step: record.cgroup.step.as_deref(),
+        dry: true,
+    };
     gpu::available(&requested(&record.request), &container, notice)
 }
 
@@ -139,8 +174,17 @@ pub(crate) fn preview(
     let taker = lease::Taker { id: "ID".into(), name: "NAME".into(), user: usage::user_name(0), now: now() };
     let (root, leases) = (driver_root(), run_dir.join("gpus"));
     let (image_env, env) = (&[][..], &[][..]);
-    let container =
-        gpu::Container { root: &root, leases: &leases, taker, cpus, image_env, env, user: (0, 0), dry: true };
+    let container = gpu::Container {
+        root: &root,
+        leases: &leases,
+        taker,
+        cpus,
+        image_env,
+        env,
+        user: (0, 0),
+        step: None,
+        dry: true,
+    };
     match gpu::plan(&requested, &container, &mut |line| crate::report::say(&format!("note: {line}"))) {
         Err(error) if error.is_absence() => Ok(gpu::example(request, &error)),
         other => Ok(other?),
@@ -155,8 +199,17 @@ pub(crate) fn are_ready(run_dir: &Path, request: &Request) -> bool {
     let taker = lease::Taker { id: "ID".into(), name: "NAME".into(), user: usage::user_name(0), now: now() };
     let (root, leases) = (driver_root(), run_dir.join("gpus"));
     let (image_env, env) = (&[][..], &[][..]);
-    let container =
-        gpu::Container { root: &root, leases: &leases, taker, cpus: None, image_env, env, user: (0, 0), dry: true };
+    let container = gpu::Container {
+        root: &root,
+        leases: &leases,
+        taker,
+        cpus: None,
+        image_env,
+        env,
+        user: (0, 0),
+        step: None,
+        dry: true,
+    };
     gpu::plan(&requested, &container, &mut |_| {}).err().is_none_or(|error| !error.is_driver())
 }
 

@@ -59,6 +59,7 @@ mod scaffold;
 mod secrets;
 mod shared;
 mod spawn;
+mod step_keeper;
 mod streams;
 mod undo;
 
@@ -70,7 +71,9 @@ pub(crate) use check::{check, check_limits};
 pub(crate) use container::{Container, Created, Ending};
 pub(crate) use context::ADDED_GROUPS;
 pub(crate) use facts::own_capabilities;
-pub(crate) use gpus::{are_ready as gpus_are_ready, available as gpus_available, driver_root, preview as preview_gpus};
+pub(crate) use gpus::{
+    are_ready as gpus_are_ready, available as gpus_available, driver_root, preview as preview_gpus, step_gpus,
+};
 pub(crate) use health::{Answer, HEALTH_CHECK, Running as RunningCheck, health_check_main};
 pub(crate) use image_users::{ImageUsers, is_mounted, remove_image};
 pub(crate) use inside::{Inside, inside};
@@ -83,6 +86,7 @@ pub(crate) use reconcile::{
 };
 pub(crate) use scaffold::Scaffold;
 pub(crate) use spawn::{Spawned, spawn};
+pub(crate) use step_keeper::{STEP_KEEPER, step_keeper_main};
 pub(crate) use streams::Stream;
 
 use context::Launch;

@@ -102,7 +102,7 @@ pub(super) fn plan(request: &Request, acquired: &Acquired, host: &HostFacts) -> 
         privileged: request.privileged,
         unmasked: request.privileged || request.unmasked,
         v1_cgroups: host.v1_cgroups.clone(),
-        cgroup_path: acquired.cgroup.clone(),
+        cgroup_path: acquired.cgroup.path.clone(),
         hooks: spec_hooks(acquired),
         sysctls: request.sysctls.clone(),
         annotations: hooks::annotations(request, gpus),

@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::cgroup::Verified;
+use crate::cgroup::{Cgroup, Host, Verified};
 use crate::record::LimitRow;
 use crate::report::Report;
 use crate::request::{IpcMode, Request, Ulimit};
@@ -22,6 +22,12 @@ pub(super) fn row(verified: Verified) -> LimitRow {
         effective: verified.effective,
         note: verified.note,
     }
+}
+
+/// Returns rows for the limits that the container has from a cluster's step alone. `rows` are its own limits.
+pub(super) fn of_step(cgroup: &Cgroup, host: &Host, rows: &[LimitRow]) -> Vec<LimitRow> {
+    let given: Vec<&str> = rows.iter().map(|row| row.flag.as_str()).collect();
+    cgroup.step_rows(host, &given).into_iter().map(row).collect()
 }
 
 /// Returns the read-back table's rows for `--ulimit`, `--oom-score-adj` and `--shm-size`, where they were requested.

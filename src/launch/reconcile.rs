@@ -12,6 +12,7 @@
 //! | container's processes | the supervisor | PDEATHSIG KILL of pid 1, the keeper | the kernel; the keeper; reconcile |
 //! | helper and processes of a health check | the supervisor | PDEATHSIG KILL of the helper | the supervisor; with the container |
 //! | cgroup `/gpurun/ID` and its part | the command | record locks `launching`, `alive` | the supervisor, reconcile |
+//! | step keeper, in its own cgroup `/gpurun/supervisors` | the command | itself | itself, once the container is gone |
 //! | overlay and bind mounts | the supervisor | its mount namespace | the kernel |
 //! | network namespace, veth | the supervisor | its descriptor | the kernel |
 //! | address lease, nft elements | the supervisor | record lock `alive` | the supervisor, `net::reconcile` |
@@ -93,12 +94,12 @@ fn done(id: &str, result: Result<(), Report>) -> bool {
 fn release(records: &Records, host: &cgroup::Host, id: &str) -> Result<(), Report> {
     tracing::info!("cleaning up after the dead supervisor of {id}");
     crate::gpu::lease::release(&records.run_dir().join("gpus"), id)?;
-    let path = match records.get(id) {
+    let place = match records.get(id) {
         Ok(Some(entry)) => Some(entry.record.cgroup),
         // Without a record, the removal may have been interrupted, and the parent cgroup is not known any more.
         Ok(None) | Err(_) => None,
     };
-    remove_cgroups(records, host, id, path)
+    remove_cgroups(records, host, id, place)
 }
 
 /// Records how the container ended. Removes its directory in /run if all of its resources have been released.
@@ -309,24 +310,30 @@ fn living(records: &Records) -> Result<Vec<String>, Report> {
     Ok(living)
 }
 
-fn remove_cgroup(host: &cgroup::Host, path: &str) -> Result<(), Report> {
-    let Some(cgroup) = cgroup::Cgroup::open(host, path)? else { return Ok(()) };
+fn remove_cgroup(host: &cgroup::Host, place: cgroup::Place) -> Result<(), Report> {
+    let Some(cgroup) = cgroup::Cgroup::open(host, place)? else { return Ok(()) };
     cgroup.kill_all()?;
     cgroup.remove()?;
     Ok(())
 }
 
-/// Ends all processes of a dead supervisor and removes the container's cgroup. Without a `path`, the cgroups are found
+/// Ends all processes of a dead supervisor and removes the container's cgroup. Without a `place`, the cgroups are found
 /// by the id, below any parent.
 ///
 /// Processes that the runtime has forked notice the supervisor's death when they next try to reach it. Until then they
 /// may create the cgroup again, so they must end first. Those that are in the cgroup already are killed.
-fn remove_cgroups(records: &Records, host: &cgroup::Host, id: &str, path: Option<String>) -> Result<(), Report> {
-    let paths = || path.clone().map_or_else(|| host.find(id), |path| vec![path]);
+fn remove_cgroups(
+    records: &Records,
+    host: &cgroup::Host,
+    id: &str,
+    place: Option<cgroup::Place>,
+) -> Result<(), Report> {
+    let found = || host.find(id).iter().map(cgroup::Place::from).collect();
+    let places = || -> Vec<cgroup::Place> { place.as_ref().map_or_else(found, |place| place.all().collect()) };
     let end = Instant::now() + FORKS;
     while !forks_have_ended(&records.paths(id).1)? {
-        for path in paths() {
-            if let Some(cgroup) = cgroup::Cgroup::open(host, &path)? {
+        for place in places() {
+            if let Some(cgroup) = cgroup::Cgroup::open(host, place)? {
                 cgroup.kill_all()?;
             }
         }
@@ -336,7 +343,7 @@ fn remove_cgroups(records: &Records, host: &cgroup::Host, id: &str, path: Option
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    paths().iter().try_for_each(|path| remove_cgroup(host, path))
+    places().into_iter().try_for_each(|place| remove_cgroup(host, place))
 }
 
 /// Writes the exit state that the supervisor could not write.

@@ -84,6 +84,7 @@ pub(crate) fn spawn(
 ) -> Result<Spawned, Report> {
     let host = Host::probe(Path::new("/"))?;
     let cgroup = &entry.record.cgroup;
+    super::step_keeper::start(root, run_dir, entry, &host)?;
     // The supervisor repeats a step that fails here, and reports the reason. Under version 2 only the supervisor
     // creates the cgroup, because the available controllers depend on the cgroup of the process.
     let is_v1 = host.limits_version() == Version::V1;
@@ -134,7 +135,8 @@ fn start(
     let mut command = crate::sys::exe::sealed_command()?;
     command.arg("supervise").arg("--root").arg(root).arg("--run-dir").arg(run_dir).arg(&entry.record.id);
     command.arg("--client").arg(theirs.as_raw_fd().to_string());
-    process::pass_only(&mut command, &[theirs.as_raw_fd()]);
+    let passed = [&[theirs.as_raw_fd()], &entry.record.request.passed_fds[..]].concat();
+    process::pass_only(&mut command, &passed);
     command.env_clear().envs(inherit::environment()).current_dir("/");
     // The child has not been waited for yet, so its pid cannot have been reused.
     let child = command.spawn()?;

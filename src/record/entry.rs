@@ -8,7 +8,7 @@ use super::binding::{self, InUse};
 use super::error::RecordError;
 use super::files::{get, make_dir, put, put_bytes};
 use super::format::{put_record, read_record};
-use super::paths::{DISPOSABLE, FORKS, STEP, control_socket, diagnostics, holder, is_idle};
+use super::paths::{DISPOSABLE, FORKS, STEP, control_socket, diagnostics, is_idle, supervisor_of};
 use super::state::{Phase, State};
 use super::types::{Record, Secrets};
 use crate::durable::{FileLock, ProcessLock};
@@ -214,7 +214,7 @@ impl Entry {
 
     /// The pid of the supervisor, if it is alive.
     pub(crate) fn supervisor(&self) -> Result<Option<i32>, RecordError> {
-        holder(&self.run_dir.join("alive"))
+        supervisor_of(&self.run_dir)
     }
 
     /// Whether no process is running or starting this container.

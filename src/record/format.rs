@@ -13,6 +13,7 @@ use super::error::RecordError;
 use super::files::{parse, put_bytes, read, to_bytes};
 use super::owner::Owner;
 use super::types::{Record, VERSION, cgroup_path};
+use crate::cgroup::Place;
 use crate::image::digest_of;
 use crate::names::{ContainerName, Digest};
 use crate::request::Request;
@@ -29,6 +30,9 @@ struct Stored {
     step: bool,
     /// Releases up to 0.1 did not store the cgroup and the owner.
     cgroup: Option<String>,
+    /// The rest of the place of a cgroup that is in a cluster's step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    place: Option<Place>,
     owner: Option<Owner>,
 }
 
@@ -54,7 +58,8 @@ impl From<&Record> for Stored {
                 request: record.request.clone(),
             },
             step: record.step,
-            cgroup: Some(record.cgroup.clone()),
+            cgroup: Some(record.cgroup.path.clone()),
+            place: record.cgroup.step.is_some().then(|| record.cgroup.clone()),
             owner: Some(record.owner),
         }
     }
@@ -64,8 +69,9 @@ impl From<Stored> for Record {
     fn from(stored: Stored) -> Self {
         let StoredRequest { image_id, invoker, request } = stored.request;
         let invoker = invoker.map_or_else(Owner::default, |(uid, gid)| Owner { uid, gid });
+        let path = || stored.cgroup.unwrap_or_else(|| cgroup_path(request.cgroup_parent.as_deref(), &stored.id));
         Self {
-            cgroup: stored.cgroup.unwrap_or_else(|| cgroup_path(request.cgroup_parent.as_deref(), &stored.id)),
+            cgroup: stored.place.unwrap_or_else(|| path().as_str().into()),
             owner: stored.owner.unwrap_or(invoker),
             id: stored.id,
             name: stored.name,
@@ -143,7 +149,7 @@ mod tests {
     fn a_record_of_an_earlier_release_is_read() {
         let (_dir, path, id) = earlier();
         let record = read_record(&path, &id).unwrap().unwrap();
-        assert_eq!(record.cgroup, format!("/gpurun/{id}"), "the release did not record it");
+        assert_eq!(record.cgroup.path, format!("/gpurun/{id}"), "the release did not record it");
         assert_eq!(record.owner, Owner { uid: 1000, gid: 100 });
         assert!(record.image.to_string().starts_with("sha256:5894cef5bfce"));
         let request = record.request;

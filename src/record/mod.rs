@@ -59,7 +59,7 @@ pub(crate) use error::RecordError;
 pub(crate) use find::Found;
 pub(crate) use health::{Health, HealthResult, HealthStatus};
 pub(crate) use owner::Owner;
-pub(crate) use paths::{diagnostics, forks_have_ended, is_idle};
+pub(crate) use paths::{diagnostics, forks_have_ended, is_idle, supervisor_of};
 pub(crate) use records::{Records, Unreadable};
 pub(crate) use state::{LimitRow, OomRow, Phase, PublishedPort, State, StopLimit, StopReason, Usage};
 pub(crate) use types::{Record, Secrets, cgroup_path, short};

@@ -44,6 +44,11 @@ pub(crate) fn is_idle(run_dir: &Path) -> Result<bool, RecordError> {
     Ok(holder(&run_dir.join("alive"))?.is_none() && holder(&run_dir.join("launching"))?.is_none())
 }
 
+/// The pid of the supervisor of the container of this directory in /run, if it lives.
+pub(crate) fn supervisor_of(run_dir: &Path) -> Result<Option<i32>, RecordError> {
+    holder(&run_dir.join("alive"))
+}
+
 /// The pid of the process that holds the given lock file, if any.
 pub(crate) fn holder(path: &Path) -> Result<Option<i32>, RecordError> {
     ProcessLock::holder(path).map_err(|source| RecordError::Io {

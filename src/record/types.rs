@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::owner::Owner;
+use crate::cgroup::Place;
 use crate::names::Digest;
 use crate::request::Request;
 
@@ -26,8 +27,8 @@ pub(crate) struct Record {
     /// name has moved since.
     pub image: Digest,
     pub owner: Owner,
-    /// The path of the container's cgroup, relative to the root of each controller's hierarchy.
-    pub cgroup: String,
+    /// Where the container's cgroup is.
+    pub cgroup: Place,
     pub request: Request,
     /// Whether this is a step of a build. A step is not visible as a container, and the builder removes it.
     pub step: bool,
@@ -36,7 +37,7 @@ pub(crate) struct Record {
 impl Record {
     #[must_use]
     pub(crate) fn new(id: String, name: String, created: u64, image: Digest, owner: Owner, request: Request) -> Self {
-        let cgroup = cgroup_path(request.cgroup_parent.as_deref(), &id);
+        let cgroup = cgroup_path(request.cgroup_parent.as_deref(), &id).as_str().into();
         Self { id, name, created, image, owner, cgroup, request, step: false }
     }
 }

@@ -1,4 +1,4 @@
-//! Parses `-e KEY=VALUE`, `-e KEY` and `--env-file` by docker's rules.
+//! Parses `-e KEY=VALUE`, `-e KEY` and `--env-file` by docker's rules, and patterns (`-e 'SLURM_*'`) as podman does.
 
 use crate::report::{EXIT_USAGE, Explain};
 
@@ -32,12 +32,10 @@ impl Explain for EnvError {
     }
 }
 
-/// Parses one `-e`: `KEY=VALUE`, or `KEY` to pass on the caller's value. Returns `Ok(None)` if the caller has no such
-/// variable; docker then passes nothing.
-pub(crate) fn parse_env(
-    text: &str,
-    lookup: impl Fn(&str) -> Option<String>,
-) -> Result<Option<(String, String)>, EnvError> {
+/// Parses one `-e`: `KEY=VALUE`, or `KEY` to pass on the value from the variables of the caller. A `*` in such a `KEY`
+/// stands for any characters, so the result may have several variables. It is empty if the caller has none; docker then
+/// passes nothing.
+pub(crate) fn parse_env(text: &str, caller: &[(String, String)]) -> Result<Vec<(String, String)>, EnvError> {
     let (name, value) = match text.split_once('=') {
         Some((name, value)) => (name, Some(value.to_owned())),
         None => (text, None),
@@ -48,16 +46,29 @@ pub(crate) fn parse_env(
     if name.contains(char::is_whitespace) || text.contains('\0') {
         return Err(EnvError::BadName(name.to_owned()));
     }
-    let value = value.or_else(|| lookup(name));
-    Ok(value.map(|value| (name.to_owned(), value)))
+    Ok(match value {
+        Some(value) => vec![(name.to_owned(), value)],
+        None => caller.iter().filter(|(known, _)| matches(name, known)).cloned().collect(),
+    })
+}
+
+/// Whether a name is what a pattern describes, in which `*` stands for any characters.
+fn matches(pattern: &str, name: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(mut name) = name.strip_prefix(first) else { return false };
+    let mut parts: Vec<&str> = rest.split('*').collect();
+    let last = parts.pop().unwrap_or_default();
+    for part in parts {
+        // The earliest place leaves the most for the next part.
+        let Some(at) = name.find(part) else { return false };
+        name = &name[at + part.len()..];
+    }
+    name.ends_with(last)
 }
 
 /// Parses an environment file: one variable per line, comment lines start with `#`, and values are taken literally
 /// (quotes are kept).
-pub(crate) fn parse_env_file(
-    text: &str,
-    lookup: impl Fn(&str) -> Option<String>,
-) -> Result<Vec<(String, String)>, EnvError> {
+pub(crate) fn parse_env_file(text: &str, caller: &[(String, String)]) -> Result<Vec<(String, String)>, EnvError> {
     let mut variables = Vec::new();
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     for (number, line) in text.lines().enumerate() {
@@ -65,8 +76,8 @@ pub(crate) fn parse_env_file(
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        match parse_env(line, &lookup) {
-            Ok(variable) => variables.extend(variable),
+        match parse_env(line, caller) {
+            Ok(found) => variables.extend(found),
             Err(_) => return Err(EnvError::BadLine { line: number + 1, text: line.to_owned() }),
         }
     }
@@ -94,19 +105,40 @@ pub(crate) fn parse_time_zone(text: &str) -> Result<String, EnvError> {
 mod tests {
     use super::*;
 
-    fn host(name: &str) -> Option<String> {
-        (name == "HOME").then(|| "/root".to_owned())
+    fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
+        list.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn host() -> Vec<(String, String)> {
+        pairs(&[("HOME", "/root"), ("SLURM_JOB_ID", "7"), ("SLURM_STEP_ID", "0"), ("MY_SLURM_X", "")])
     }
 
     #[test]
     fn a_variable_is_given_or_passed_on() {
-        assert_eq!(parse_env("A=1=2", host), Ok(Some(("A".into(), "1=2".into()))));
-        assert_eq!(parse_env("A=", host), Ok(Some(("A".into(), String::new()))));
-        assert_eq!(parse_env("HOME", host), Ok(Some(("HOME".into(), "/root".into()))));
-        assert_eq!(parse_env("NOT_THERE", host), Ok(None));
-        assert!(parse_env("=x", host).is_err());
-        assert!(parse_env("A B=x", host).is_err());
-        assert!(parse_env("A=\0", host).is_err());
+        let parse = |text: &str| parse_env(text, &host());
+        assert_eq!(parse("A=1=2"), Ok(pairs(&[("A", "1=2")])));
+        assert_eq!(parse("A="), Ok(pairs(&[("A", "")])));
+        assert_eq!(parse("HOME"), Ok(pairs(&[("HOME", "/root")])));
+        assert_eq!(parse("NOT_THERE"), Ok(Vec::new()));
+        assert!(parse("=x").is_err());
+        assert!(parse("A B=x").is_err());
+        assert!(parse("A=\0").is_err());
+    }
+
+    #[test]
+    fn a_star_stands_for_any_characters_of_a_name() {
+        let names = |pattern: &str| -> Vec<String> {
+            parse_env(pattern, &host()).unwrap().into_iter().map(|(name, _)| name).collect()
+        };
+        assert_eq!(names("SLURM_*"), ["SLURM_JOB_ID", "SLURM_STEP_ID"]);
+        assert_eq!(names("*SLURM*"), ["SLURM_JOB_ID", "SLURM_STEP_ID", "MY_SLURM_X"]);
+        assert_eq!(names("SLURM_*_ID"), ["SLURM_JOB_ID", "SLURM_STEP_ID"]);
+        assert_eq!(names("S*J*D"), ["SLURM_JOB_ID"]);
+        assert_eq!(names("*").len(), 4);
+        assert_eq!(names("SLURM_JOB_ID*"), ["SLURM_JOB_ID"], "nothing is any characters, too");
+        assert_eq!(names("NO_*"), [""; 0]);
+        assert!(!matches("AB*BA", "ABA") && !matches("A*", "") && matches("A*B*", "AxB"));
+        assert_eq!(parse_env("A=*", &host()), Ok(pairs(&[("A", "*")])), "a value is no pattern");
     }
 
     #[test]
@@ -114,8 +146,8 @@ mod tests {
         let text = "\u{feff}# c\n\n A=\"x\"\nHOME\nNOT_THERE\nB=#no comment\n";
         let expected: Vec<_> =
             [("A", "\"x\""), ("HOME", "/root"), ("B", "#no comment")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
-        assert_eq!(parse_env_file(text, host), Ok(expected));
-        assert_eq!(parse_env_file("A=1\n=2\n", host), Err(EnvError::BadLine { line: 2, text: "=2".into() }));
+        assert_eq!(parse_env_file(text, &host()), Ok(expected));
+        assert_eq!(parse_env_file("A=1\n=2\n", &host()), Err(EnvError::BadLine { line: 2, text: "=2".into() }));
     }
 
     #[test]

@@ -158,6 +158,9 @@ pub(crate) struct Request {
     #[serde(default)]
     pub health: Option<HealthConfig>,
     pub init: bool,
+    /// Descriptors of the command that the container's process inherits, with the same numbers.
+    #[serde(default)]
+    pub passed_fds: Vec<i32>,
 
     pub mounts: Vec<MountRequest>,
     /// `--volumes-from`, for display. `mounts` has what it stands for.
@@ -327,6 +330,7 @@ impl Request {
             log: LogOptions::default(),
             health: Some(HealthConfig::none()),
             init: false,
+            passed_fds: Vec::new(),
             mounts: Vec::new(),
             volumes_from: Vec::new(),
             read_only: false,

@@ -86,6 +86,7 @@ pub(super) struct Executor {
     no_new_privileges: bool,
     held: u64,
     umask: Option<u32>,
+    passed_fds: Vec<i32>,
     devices: Option<Rc<DeviceCheck>>,
     /// The supervisor's pidfd, to check whether the supervisor is still alive.
     supervisor: Rc<OwnedFd>,
@@ -106,6 +107,7 @@ impl Executor {
             no_new_privileges: request.process.no_new_privileges,
             held: request.process.held().0,
             umask: request.process.umask,
+            passed_fds: request.passed_fds.to_vec(),
             devices: request.devices.clone(),
             supervisor: Rc::new(supervisor),
             failures: Rc::new(failures),
@@ -135,6 +137,7 @@ impl Executor {
         self.tie().map_err(step("tie the container to its supervisor"))?;
         process::default_signals();
         process::set_umask(self.umask);
+        self.passed_fds.iter().try_for_each(|fd| process::keep_on_exec(*fd)).map_err(step("pass on a descriptor"))?;
         if let Some(filter) = &self.filter {
             seccomp::load(&filter.0).map_err(step("load the seccomp filter"))?;
         }

@@ -136,6 +136,11 @@ pub(crate) fn prepare(request: CreateRequest<'_>, entrance: Option<Entrance>) ->
 }
 
 impl Prepared<'_> {
+    /// Whether libcontainer puts the container into the cgroup of its spec, in all hierarchies.
+    pub(crate) fn needs_cgroup_path(&self) -> bool {
+        !self.inner.is_apart()
+    }
+
     /// The second half of [`create`], which creates processes.
     pub(crate) fn create(self) -> Result<Created, RuntimeError> {
         let Self { request, mut inner, failures, executor, console } = self;

@@ -34,6 +34,8 @@ pub struct CreateRequest<'a> {
     /// The program that must exist and be executable. If pid 1 is gpurun's init, this is the program that the init
     /// starts.
     pub program: &'a str,
+    /// The descriptors of this process that the container's process inherits, with the same numbers.
+    pub passed_fds: &'a [i32],
     /// The devices that must be accessible in the container, and those that must not be.
     pub devices: Option<std::rc::Rc<DeviceCheck>>,
 }

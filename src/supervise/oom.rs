@@ -6,7 +6,7 @@ use super::Supervisor;
 use super::timers::Timer;
 use crate::control::FromSupervisor;
 use crate::launch::Container;
-use crate::record::{OomRow, Record, State};
+use crate::record::{OomRow, Record};
 use crate::request::SwapSize;
 use crate::units::{flag_size, format_memory};
 
@@ -95,7 +95,7 @@ impl Supervisor {
             news.push(OomRow { at_us: since_boot_us(), ..OomRow::default() });
         }
         let news: Vec<OomRow> = news.into_iter().map(|oom| container.complete(oom)).collect();
-        for line in lines(&news, &Victim::new(&self.entry.record, &self.state)) {
+        for line in lines(&news, &Victim::new(&self.entry.record)) {
             if let Err(error) = self.log.write(super::log::Stream::Stderr, format!("gpurun: {line}\n").as_bytes()) {
                 tracing::error!("cannot write the container's log: {error}");
             }
@@ -125,16 +125,19 @@ pub(crate) struct Victim<'a> {
     /// `--memory-swap` as given on the command line.
     memory_swap: Option<&'a SwapSize>,
     auto_remove: bool,
+    /// The cluster's step that it is in.
+    step: Option<&'a str>,
 }
 
 impl<'a> Victim<'a> {
     #[must_use]
-    pub(crate) fn new(record: &'a Record, state: &'a State) -> Self {
+    pub(crate) fn new(record: &'a Record) -> Self {
         Self {
             name: &record.name,
-            cgroup: state.cgroup.as_deref().unwrap_or("/"),
+            cgroup: record.cgroup.of("memory"),
             memory_swap: record.request.limits.memory_swap.as_ref(),
             auto_remove: record.request.auto_remove,
+            step: record.cgroup.step.as_deref(),
         }
     }
 }
@@ -215,6 +218,10 @@ fn hint(oom: &OomRow, victim: &Victim<'_>) -> String {
                 format!("give it more: `gpurun update {name} --memory {more}{swap}`, or start it with that")
             }
         }
+        (Some(_), Some(limit)) if victim.step.is_some() => {
+            let (step, more) = (victim.step.unwrap_or_default(), flag_size(double(limit)));
+            format!("`--memory` does not help, more memory for the {step} does: `srun --mem={}`", more.to_uppercase())
+        }
         (Some(of), Some(limit)) if oom.limit_file.is_some() => {
             let file = oom.limit_file.as_deref().unwrap_or_default();
             format!("`--memory` does not help, the limit of `{of}` does: `echo {} >{file}`", double(limit))
@@ -243,7 +250,7 @@ mod tests {
     }
 
     fn told(oom: OomRow, cgroup: &str, memory_swap: Option<&SwapSize>) -> Vec<String> {
-        lines(&[oom], &Victim { name: "lab", cgroup, memory_swap, auto_remove: false })
+        lines(&[oom], &Victim { name: "lab", cgroup, memory_swap, auto_remove: false, step: None })
     }
 
     #[test]
@@ -273,6 +280,14 @@ mod tests {
         assert_eq!(
             last(above, "/lab/ID", None),
             "hint: `--memory` does not help, the limit of `/lab` does: `echo 4294967296 >/sys/fs/cgroup/lab/memory.max`"
+        );
+        let job = oom(Some("/slurm_n1/uid_0/job_7"));
+        let cgroup = "/slurm_n1/uid_0/job_7/step_0/ID";
+        let in_step =
+            Victim { name: "lab", cgroup, memory_swap: None, auto_remove: true, step: Some("Slurm step 7.0") };
+        assert_eq!(
+            lines(&[job], &in_step).pop().unwrap(),
+            "hint: `--memory` does not help, more memory for the Slurm step 7.0 does: `srun --mem=4G`"
         );
         let own = oom(Some("/gpurun/ID"));
         assert!(

@@ -45,6 +45,40 @@ pub(crate) fn pass_only(command: &mut Command, fds: &[RawFd]) {
     unsafe { command.pre_exec(pass) };
 }
 
+/// Makes the command's process enter a cgroup before it executes its program, through these open files.
+pub(crate) fn enter_cgroup(command: &mut Command, files: Vec<std::fs::File>) {
+    let enter = move || {
+        for file in &files {
+            // SAFETY: write(2) is async-signal-safe. It reads one byte of a constant.
+            if unsafe { libc::write(file.as_raw_fd(), c"0".as_ptr().cast(), 1) } != 1 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure only makes async-signal-safe calls and only reads memory that it owns.
+    unsafe { command.pre_exec(enter) };
+}
+
+/// Whether a descriptor is a socket that this process has inherited. gpurun's own descriptors have close-on-exec set.
+#[must_use]
+pub(crate) fn is_inherited_socket(fd: RawFd) -> bool {
+    // SAFETY: fcntl(2) only checks the number. F_GETFD returns EBADF if it is not open.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    if fd < 3 || flags < 0 || flags & libc::FD_CLOEXEC != 0 {
+        return false;
+    }
+    // SAFETY: the descriptor is open, and it is borrowed only for this call.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    nix::sys::stat::fstat(fd).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFSOCK)
+}
+
+/// Lets the next program of this process inherit a descriptor.
+pub(crate) fn keep_on_exec(fd: RawFd) -> io::Result<()> {
+    // SAFETY: fcntl(2) changes a flag of a descriptor. For a number that is not open, it returns EBADF.
+    if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Makes reads and writes of this descriptor non-blocking.
 pub(crate) fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};

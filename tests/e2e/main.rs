@@ -50,6 +50,7 @@ mod run;
 mod run_flags;
 mod run_shared;
 mod sharing;
+mod slurm;
 mod storage;
 mod streams;
 mod teach;
@@ -81,6 +82,7 @@ fn lacks(test: &str) -> Option<&'static str> {
             Some("a checkout with its compose files")
         }
         _ if test.starts_with("upgrade::") && upgrade::binary().is_none() => Some("earlier-release"),
+        _ if test.starts_with("slurm::") && !slurm::is_possible() => Some("slurm"),
         name if NEEDS_SYSTEMD.contains(&name) && !std::path::Path::new("/run/systemd/system").exists() => {
             Some("systemd")
         }
@@ -121,6 +123,7 @@ fn main() {
     let groups: &[(&str, &[Test])] = &[
         ("run", run::TESTS),
         ("sharing", sharing::TESTS),
+        ("slurm", slurm::TESTS),
         ("life", life::TESTS),
         ("streams", streams::TESTS),
         ("keep", keep::TESTS),

@@ -106,6 +106,7 @@ impl Fixture {
         fs::write(self.dir.path().join("config.json"), spec.to_string()).expect("the spec");
         let process = Process { oom_score_adj: self.oom_score_adj, ..self.process(&spec) };
         let created = runtime::create(CreateRequest {
+            passed_fds: &[],
             id: &self.id,
             bundle: self.dir.path(),
             state_root: &self.state(),

@@ -62,7 +62,8 @@ impl World {
         let leases = self.leases();
         let (root, cpus) = (&self.driver.root, with.cpus.as_ref());
         let (image_env, env) = (&[][..], &with.env[..]);
-        let container = Container { root, leases: &leases, taker, cpus, image_env, env, user: (0, 0), dry: false };
+        let container =
+            Container { root, leases: &leases, taker, cpus, image_env, env, user: (0, 0), step: None, dry: false };
         plan(&requested, &container, &mut no_notice)
     }
 

@@ -1,0 +1,133 @@
+//! Launches in a Slurm step: what differs from a launch elsewhere.
+//!
+//! The container stays in the step: in its cgroups, with its GPUs, in its network and with its variables. What would
+//! leave the step is refused with the reason.
+
+use std::path::{Path, PathBuf};
+
+use super::flags::ContainerFlags;
+use crate::cgroup;
+use crate::cluster::{self, Step};
+use crate::launch;
+use crate::record::Entry;
+use crate::report::Report;
+use crate::request::{MountRequest, MountSource, NetworkMode, Request, RestartPolicy};
+use crate::sys::process;
+
+/// The beginnings of the names of the variables that a step's processes need.
+const PREFIXES: [&str; 5] = ["SLURM_", "SLURMD_", "PMI_", "PMI2_", "PMIX_"];
+/// A variable with such a name that is a secret of the caller.
+const TOKEN: &str = "SLURM_JWT";
+/// The descriptor of the socket on which a task speaks PMI with Slurm.
+const PMI_FD: &str = "PMI_FD";
+/// The directory with the files through which a task finds the PMIx server.
+const PMIX_DIR: &str = "PMIX_SERVER_TMPDIR";
+/// NVIDIA's variable, with which a caller may refuse the step's GPUs.
+const VISIBLE: &str = "NVIDIA_VISIBLE_DEVICES";
+
+/// Completes the request of a new container with what a step's containers have, if this is a step.
+pub(super) fn complete(flags: &ContainerFlags, request: &mut Request) -> Result<(), Report> {
+    let caller = super::resources::caller_env();
+    let lookup = |name: &str| caller.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+    if flags.torchrun_env {
+        add(request, cluster::torchrun(lookup)?);
+    }
+    let Some(step) = Step::current() else { return Ok(()) };
+    check_flags(flags, request, &step)?;
+    let host = cgroup::Host::probe(Path::new("/"))?;
+    cluster::check_limits(&step, &host, &request.limits.resolve(&host.facts()?)?)?;
+    let network = &flags.network;
+    if network.network.is_empty() && network.network_alias.is_empty() && network.ip.is_none() {
+        request.network = NetworkMode::Host;
+    }
+    // As PID 1, a program without a handler for SIGTERM would ignore the signal of scancel.
+    request.init = true;
+    let passed = |name: &String| PREFIXES.iter().any(|prefix| name.starts_with(prefix)) && name != TOKEN;
+    add(request, caller.iter().filter(|(name, _)| passed(name)).cloned().collect());
+    let pmi = lookup(PMI_FD).and_then(|fd| fd.parse().ok());
+    request.passed_fds.extend(pmi.filter(|fd| process::is_inherited_socket(*fd)));
+    if let Some(dir) = lookup(PMIX_DIR).map(PathBuf::from).filter(|dir| dir.is_absolute() && dir.is_dir()) {
+        mount(request, dir);
+    }
+    let refused = request.env.iter().any(|(name, value)| name == VISIBLE && ["", "none", "void"].contains(&&**value));
+    if request.gpus.is_none() && request.devices.is_empty() && !refused {
+        let has_variable =
+            ["SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE"].iter().any(|name| lookup(name).is_some());
+        request.gpus = launch::step_gpus(has_variable);
+    }
+    Ok(())
+}
+
+/// Adds variables that the caller has not set with a flag.
+fn add(request: &mut Request, variables: Vec<(String, String)>) {
+    let given = |name: &str| request.env.iter().any(|(known, _)| known == name);
+    let new: Vec<_> = variables.into_iter().filter(|(name, _)| !given(name)).collect();
+    request.env.splice(..0, new);
+}
+
+fn mount(request: &mut Request, dir: PathBuf) {
+    if request.mounts.iter().any(|known| known.destination == dir) {
+        return;
+    }
+    request.mounts.push(MountRequest {
+        source: MountSource::Bind { path: dir.clone(), recursive: true, propagation: None },
+        destination: dir,
+        read_only: false,
+        chown: false,
+    });
+}
+
+/// Refuses flags with which the container would leave the step or outlive it.
+fn check_flags(flags: &ContainerFlags, request: &Request, step: &Step) -> Result<(), Report> {
+    let refused = |flag: &str, why: &str, hint: &str| {
+        Err(Report::usage(format!("cannot use `{flag}` in the {step}: {why}")).with_hint(hint))
+    };
+    if flags.detach {
+        return refused(
+            "--detach",
+            "the container must end with the step",
+            "omit `-d`; `sbatch` runs a job in the background",
+        );
+    }
+    if request.restart != RestartPolicy::No {
+        return refused(
+            "--restart",
+            "the container must end with the step",
+            "omit it; `sbatch --requeue` repeats a job",
+        );
+    }
+    if request.cgroup_parent.is_some() {
+        return refused("--cgroup-parent", "the container stays in the step's cgroup", "omit it");
+    }
+    // The step's filter holds below it under version 1. Under version 2, only gpurun's own does.
+    let is_v2 = step.cgroups.keys().all(String::is_empty);
+    if is_v2 && (request.privileged || !request.device_rules.is_empty()) {
+        let flag = if request.privileged { "--privileged" } else { "--device-cgroup-rule" };
+        return refused(flag, "it would open the devices of other jobs", "name the devices: `--device /dev/NAME`");
+    }
+    Ok(())
+}
+
+/// Refuses a container for later in a step.
+pub(super) fn refuse_create() -> Result<(), Report> {
+    match Step::current() {
+        Some(step) => {
+            Err(Report::usage(format!("cannot create a container for later in the {step}: it must end with the step"))
+                .with_hint("run it at once: `gpurun run …`"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Refuses to start an existing container in a step, or one that belongs to a step.
+pub(super) fn check_start(entry: &Entry) -> Result<(), Report> {
+    let name = &entry.record.name;
+    let what = match (Step::current(), &entry.record.cgroup.step) {
+        (None, None) => return Ok(()),
+        (Some(step), None) => {
+            format!("cannot start container `{name}` in the {step}: its cgroup is outside of the step")
+        }
+        (_, Some(step)) => format!("cannot start container `{name}`: it belongs to the {step}"),
+    };
+    Err(Report::usage(what).with_hint("run a new container: `gpurun run …`"))
+}
