@@ -222,10 +222,18 @@ pub(super) fn restart(args: &RestartArgs, context: &Context) -> Result<u8, Repor
 pub(super) fn stop(args: &StopArgs, context: &Context) -> Result<u8, Report> {
     let signal = args.signal.as_deref().map(parse_signal).transpose()?;
     let records = context.records()?;
-    let names = if args.all { running(&records)? } else { args.containers.clone() };
+    let names = match args.all {
+        // Those that wait come first: they would get the GPUs of the others.
+        true => waiting(&records)?.into_iter().chain(running(&records)?).collect(),
+        false => args.containers.clone(),
+    };
     let mut all = records.snapshot()?;
     for_each(&names, |name| {
         let entry = all.find_whole(name)?;
+        if end_wait(&records, &entry)? {
+            let name = &entry.record.name;
+            print::say(&format!("gpurun: container `{name}` does not wait for idle GPUs any more"));
+        }
         // It is not an error to stop a stopped container.
         if entry.supervisor()?.is_some() { stop_by(&entry, args.time, signal) } else { Ok(()) }
     })
@@ -238,6 +246,11 @@ fn running(records: &Records) -> Result<Vec<String>, Report> {
         ids.extend(entry.supervisor()?.map(|_| entry.record.id.clone()));
     }
     Ok(ids)
+}
+
+/// The IDs of all containers that wait for idle GPUs.
+fn waiting(records: &Records) -> Result<Vec<String>, Report> {
+    Ok(queue::waiting(&records.run_dir().join("gpus"))?.into_iter().map(|waiter| waiter.id).collect())
 }
 
 /// Stops a container with another signal than its own, if one is given.
@@ -386,9 +399,9 @@ pub(super) fn remove_by_force(records: &Records, entry: &Entry) -> Result<(), Re
 }
 
 /// Makes the command that waits for the container's GPUs leave the queue, and waits until it has done so. It may have
-/// started the container meanwhile.
-fn end_wait(records: &Records, entry: &Entry) -> Result<(), Report> {
-    let Some(waiter) = queue::evict(&records.run_dir().join("gpus"), &entry.record.id)? else { return Ok(()) };
+/// started the container meanwhile. Returns whether there was one.
+fn end_wait(records: &Records, entry: &Entry) -> Result<bool, Report> {
+    let Some(waiter) = queue::evict(&records.run_dir().join("gpus"), &entry.record.id)? else { return Ok(false) };
     let deadline = Instant::now() + PATIENCE;
     while !entry.is_idle()? && entry.supervisor()?.is_none() {
         if Instant::now() >= deadline {
@@ -400,7 +413,7 @@ fn end_wait(records: &Records, entry: &Entry) -> Result<(), Report> {
         }
         std::thread::sleep(LOOK);
     }
-    Ok(())
+    Ok(true)
 }
 
 fn remove(records: &Records, entry: &Entry) -> Result<(), Report> {

@@ -2,8 +2,8 @@
 //!
 //! The record exists while the command waits, so that its name is reserved and `ps -a` shows it. The command keeps its
 //! ticket until the supervisor has taken the lease. If another process takes the GPUs before that, the command waits
-//! again at the same place. If another command removes the ticket, because it removes the container, the command gives
-//! up.
+//! again at the same place. If another command removes the ticket, because it stops or removes the container, the command
+//! gives up.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -66,7 +66,9 @@ impl Place {
         loop {
             if !ticket.is_valid() {
                 let name = &entry.record.name;
-                return Err(Report::new(format!("container `{name}` was removed while it waited for idle GPUs")));
+                return Err(Report::new(format!(
+                    "another command stopped or removed container `{name}`, which waited for idle GPUs"
+                )));
             }
             if queue.is_our_turn()? {
                 return Ok(());

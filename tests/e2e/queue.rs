@@ -20,6 +20,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("a_container_keeps_its_gpu_while_it_restarts", restarts),
     ("start_and_mig_devices_wait_too", start_and_mig),
     ("a_container_that_waits_can_be_removed", removal),
+    ("a_stop_ends_the_wait", stop),
     ("a_gpu_that_is_taken_at_the_last_moment_is_waited_for_again", taken),
 ];
 
@@ -227,6 +228,43 @@ fn start_and_mig() {
     assert_eq!((leased(&lab), lab.host.leftovers().as_str()), (0, ""));
 }
 
+fn stop() {
+    let lab = Lab::new(1);
+    hold(&lab, "holder");
+    let names = || lab.host.ok(&["ps", "-a", "--format", "{{.Names}}"]);
+    for stop in [&["stop", "late"][..], &["stop", "-t", "0", "late"], &["stop", "-s", "KILL", "late"]] {
+        let late = spawn(&lab, "late", &["--gpus", "1", "--wait"], "true");
+        eventually("it waits", || queue(&lab) == ["late"]);
+        let answer = lab.run(stop);
+        assert_eq!((answer.code, &*answer.out), (0, "late\n"), "{}", answer.err);
+        assert!(answer.err.contains("container `late` does not wait for idle GPUs any more"), "{}", answer.err);
+        let (code, text) = end(late);
+        assert!(code == Some(125) && text.contains("another command stopped or removed container `late`"), "{text}");
+        assert_eq!(
+            (queue(&lab).len(), &*names()),
+            (0, "holder"),
+            "a container that has never run goes, as with ctrl-c"
+        );
+    }
+    // One that has run stays.
+    lab.ok(&["rm", "-f", "holder"]);
+    lab.ok(&["run", "--name", "old", "--network", "none", "--gpus", "1", "--wait", "box", "true"]);
+    hold(&lab, "holder");
+    let start = lab.command(&["start", "old"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("`start` waits", || queue(&lab) == ["old"]);
+    // `--all` means those that wait, too.
+    let mut stopped: Vec<String> = lab.ok(&["stop", "--all", "-t", "0"]).lines().map(str::to_owned).collect();
+    let mut ids = ["holder", "old"].map(|name| lab.host.inspect(name)["Id"].as_str().unwrap().to_owned());
+    stopped.sort();
+    ids.sort();
+    assert_eq!(stopped, ids);
+    let (code, text) = end(start);
+    assert!(code == Some(1) && text.contains("another command stopped or removed container `old`"), "{text}");
+    assert!(names().contains("old") && queue(&lab).is_empty());
+    lab.ok(&["rm", "holder", "old"]);
+    assert_eq!((leased(&lab), lab.host.leftovers().as_str()), (0, ""));
+}
+
 fn removal() {
     let lab = Lab::new(1);
     hold(&lab, "holder");
@@ -239,7 +277,10 @@ fn removal() {
     );
     lab.ok(&["rm", "-f", "late"]);
     let (code, text) = end(late);
-    assert!(code == Some(125) && text.contains("container `late` was removed while it waited"), "{code:?} {text}");
+    assert!(
+        code == Some(125) && text.contains("another command stopped or removed container `late`"),
+        "{code:?} {text}"
+    );
     assert!(queue(&lab).is_empty());
     // A container that has run before, and whose `start` waits.
     lab.ok(&["rm", "-f", "holder"]);
@@ -249,7 +290,7 @@ fn removal() {
     eventually("`start` waits", || queue(&lab) == ["old"]);
     lab.ok(&["rm", "-f", "old"]);
     let (code, text) = end(start);
-    assert!(code == Some(1) && text.contains("container `old` was removed"), "{code:?} {text}");
+    assert!(code == Some(1) && text.contains("another command stopped or removed container `old`"), "{code:?} {text}");
     assert_eq!(lab.host.ok(&["ps", "-a", "--format", "{{.Names}}"]), "holder");
     lab.ok(&["rm", "-f", "holder"]);
     assert_eq!((queue(&lab).len(), leased(&lab), lab.host.leftovers().as_str()), (0, 0, ""));
