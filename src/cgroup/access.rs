@@ -47,7 +47,7 @@ pub(super) fn remove_dir(dir: &Path) -> Result<(), CgroupError> {
 }
 
 pub(super) fn read(path: &Path) -> Result<String, CgroupError> {
-    match crate::sys::file::read_text(path) {
+    match crate::sys::file::read_control(path) {
         Ok(text) => Ok(text.trim_end().to_owned()),
         Err(source) => Err(CgroupError::Io { action: "read", path: path.to_path_buf(), source }),
     }
@@ -59,7 +59,7 @@ pub(super) fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
 
 /// Returns the number after a key in a flat-keyed file (`oom_kill 3`).
 pub(crate) fn keyed(path: &Path, key: &str) -> Option<u64> {
-    value(&crate::sys::file::read_text(path).ok()?, key)
+    value(&crate::sys::file::read_control(path).ok()?, key)
 }
 
 /// Returns the number after a key in the text of such a file.

@@ -18,7 +18,7 @@ use crate::spec::Limits;
 pub(super) const V2: [&str; 5] = ["memory", "io", "cpuset", "cpu", "pids"];
 
 fn has(list: &Path, name: &str) -> bool {
-    crate::sys::file::read_text(list).unwrap_or_default().split_whitespace().any(|other| other == name)
+    crate::sys::file::read_control(list).unwrap_or_default().split_whitespace().any(|other| other == name)
 }
 
 /// Returns the levels from the mount down to `parent`.
@@ -35,7 +35,7 @@ pub(super) fn mount_of(dir: &Path) -> &Path {
 
 /// Returns the controllers that are available in a version 2 cgroup.
 pub(super) fn enabled(dir: &Path) -> Vec<String> {
-    let text = crate::sys::file::read_text(dir.join("cgroup.controllers")).unwrap_or_default();
+    let text = crate::sys::file::read_control(dir.join("cgroup.controllers")).unwrap_or_default();
     text.split_whitespace().map(str::to_owned).collect()
 }
 
@@ -76,7 +76,7 @@ pub(super) fn enable_controllers(mount: &Path, parent: &Path, names: &[&str]) {
 /// cgroup, which has no `cgroup.type`, may do both.
 fn is_busy(level: &Path) -> bool {
     level.join("cgroup.type").exists()
-        && crate::sys::file::read_text(level.join("cgroup.procs")).is_ok_and(|processes| !processes.is_empty())
+        && crate::sys::file::read_control(level.join("cgroup.procs")).is_ok_and(|processes| !processes.is_empty())
 }
 
 /// Returns the reason why the children of `parent` lack this controller: the first level, from the mount downwards,

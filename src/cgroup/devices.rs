@@ -56,7 +56,7 @@ impl Cgroup {
         }
         let path = dir.join("devices.list");
         let failed = |source| CgroupError::Devices { path: path.clone(), source };
-        let (holds, wanted) = (v1_list(&crate::sys::file::read_text(&path).map_err(failed)?), v1_allowed(&held));
+        let (holds, wanted) = (v1_list(&crate::sys::file::read_control(&path).map_err(failed)?), v1_allowed(&held));
         match holds == wanted {
             true => Ok(()),
             false => {
@@ -96,7 +96,7 @@ impl Cgroup {
         let wanted = v1_allowed(&wanted);
         let list = dir.join("devices.list");
         let read = || -> Result<BTreeMap<String, i32>, CgroupError> {
-            let text = crate::sys::file::read_text(&list);
+            let text = crate::sys::file::read_control(&list);
             Ok(v1_list(&text.map_err(|source| CgroupError::Devices { path: list.clone(), source })?))
         };
         for (node, bits) in read()? {

@@ -50,7 +50,7 @@ impl OpenEntrance {
 impl Cgroup {
     /// Returns the first directory of this cgroup that a process is not in, by the kernel's list for the process.
     pub(crate) fn outside(&self, pid: i32) -> io::Result<Option<PathBuf>> {
-        let text = crate::sys::file::read_text(format!("/proc/{pid}/cgroup"))?;
+        let text = crate::sys::file::read_control(format!("/proc/{pid}/cgroup"))?;
         let is_in = |name: &str| is_in(&text, name, self.place.of(name));
         let missing = |(name, _): &(&String, &PathBuf)| !is_in(if self.is_v2 { "" } else { name });
         Ok(self.dirs.iter().find(missing).map(|(_, dir)| dir.clone()))

@@ -57,7 +57,7 @@ impl Host {
     pub(crate) fn facts(&self) -> Result<HostFacts, CgroupError> {
         let set = |path: &str, fallback: &str| -> Result<CpuSet, CgroupError> {
             let path = self.root.join(path);
-            let text = match crate::sys::file::read_text(&path) {
+            let text = match crate::sys::file::read_control(&path) {
                 Ok(text) => text,
                 // A kernel without NUMA lists no nodes. It has exactly one.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => fallback.to_owned(),
@@ -94,7 +94,7 @@ impl Host {
     /// Returns the host's swap space in bytes.
     #[must_use]
     pub fn swap_total(&self) -> u64 {
-        let text = crate::sys::file::read_text(self.root.join("proc/meminfo")).unwrap_or_default();
+        let text = crate::sys::file::read_control(self.root.join("proc/meminfo")).unwrap_or_default();
         let number = |line: &str| line.strip_prefix("SwapTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok();
         text.lines().find_map(number).unwrap_or(0) << 10
     }

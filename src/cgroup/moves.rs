@@ -13,7 +13,7 @@ impl Host {
     /// measured, and 0.3 ms for a writer directly after it). In parallel with other work, the wait costs nothing.
     /// Errors are ignored because a failure only makes the launch slower.
     pub fn prime_moves(&self) {
-        let own = crate::sys::file::read_text("/proc/self/cgroup").unwrap_or_default();
+        let own = crate::sys::file::read_control("/proc/self/cgroup").unwrap_or_default();
         let (mount, key) = match &self.hierarchy {
             Hierarchy::V2 { mount } => (Some(mount), "0::"),
             Hierarchy::V1 { controllers, .. } => (controllers.get("cpu"), ":cpu:"),
@@ -28,7 +28,7 @@ impl Host {
     /// the unit does not kill it. systemd uses the named hierarchy under version 1 and the only hierarchy under version
     /// 2.
     pub fn leave_login(&self) -> Result<(), CgroupError> {
-        let text = crate::sys::file::read_text("/proc/self/cgroup").unwrap_or_default();
+        let text = crate::sys::file::read_control("/proc/self/cgroup").unwrap_or_default();
         let (mount, prefix) = match &self.hierarchy {
             Hierarchy::V1 { controllers, .. } => match controllers.get("name=systemd") {
                 Some(mount) => (mount, "name=systemd:"),

@@ -65,7 +65,7 @@ impl Cgroup {
 
     fn ceiling(&self, cgroup: String, dir: &Path) -> Ceiling {
         let file = dir.join(if self.is_v2 { "memory.max" } else { "memory.limit_in_bytes" });
-        let limit = crate::sys::file::read_text(&file).ok().and_then(|text| super::files::bytes(text.trim()));
+        let limit = crate::sys::file::read_control(&file).ok().and_then(|text| super::files::bytes(text.trim()));
         Ceiling { cgroup, file, limit }
     }
 
@@ -101,7 +101,7 @@ impl Cgroup {
     pub fn memory_events(&self) -> BTreeMap<String, u64> {
         let Some(memory) = self.dirs.get("memory") else { return BTreeMap::new() };
         if self.is_v2 {
-            return counters(&crate::sys::file::read_text(memory.join("memory.events")).unwrap_or_default());
+            return counters(&crate::sys::file::read_control(memory.join("memory.events")).unwrap_or_default());
         }
         let mut events = BTreeMap::new();
         events.extend(failed_charges(memory).map(|count| ("failcnt".to_owned(), count)));
@@ -114,14 +114,14 @@ impl Cgroup {
 /// Returns how often the memory limit or the limit of memory and swap was reached under version 1. If both limits are
 /// equal, the kernel counts the latter.
 pub(super) fn failed_charges(memory: &Path) -> Option<u64> {
-    let count = |file: &str| crate::sys::file::read_text(memory.join(file)).ok()?.trim().parse::<u64>().ok();
+    let count = |file: &str| crate::sys::file::read_control(memory.join(file)).ok()?.trim().parse::<u64>().ok();
     Some(count("memory.failcnt")? + count("memory.memsw.failcnt").unwrap_or(0))
 }
 
 /// Returns whether version 1's limit of memory, or of memory and swap, was ever reached.
 fn full(memory: &Path, which: &str) -> bool {
     let bytes = |file: &str| {
-        crate::sys::file::read_text(memory.join(format!("{which}{file}"))).ok()?.trim().parse::<u64>().ok()
+        crate::sys::file::read_control(memory.join(format!("{which}{file}"))).ok()?.trim().parse::<u64>().ok()
     };
     bytes("max_usage_in_bytes").zip(bytes("limit_in_bytes")).is_some_and(|(peak, limit)| peak >= limit)
 }

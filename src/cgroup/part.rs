@@ -82,6 +82,6 @@ impl Part {
 
 /// The processes in a cgroup. Zombies of another pid namespace appear as 0.
 fn list(dir: &Path) -> Vec<i32> {
-    let text = crate::sys::file::read_text(dir.join("cgroup.procs")).unwrap_or_default();
+    let text = crate::sys::file::read_control(dir.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()
 }

@@ -129,7 +129,7 @@ impl Cgroup {
         todo.sort();
         todo.dedup();
         while let Some(dir) = todo.pop() {
-            match crate::sys::file::read_text(dir.join("cgroup.procs")) {
+            match crate::sys::file::read_control(dir.join("cgroup.procs")) {
                 // Zombies of another pid namespace appear as 0.
                 Ok(text) => {
                     pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0))

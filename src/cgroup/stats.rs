@@ -121,19 +121,19 @@ impl Cgroup {
 
     fn cpu_and_io_v2(&self, stats: &mut Stats) {
         let Some(dir) = &self.v2 else { return };
-        let text = crate::sys::file::read_text(dir.join("cpu.stat")).unwrap_or_default();
+        let text = crate::sys::file::read_control(dir.join("cpu.stat")).unwrap_or_default();
         stats.cpu_usage_us = value(&text, "usage_usec");
         stats.cpu_periods = value(&text, "nr_periods");
         stats.cpu_throttled_periods = value(&text, "nr_throttled");
         stats.cpu_throttled_us = value(&text, "throttled_usec");
         // One line per device: `8:0 rbytes=1 wbytes=2 …`.
-        if let Ok(text) = crate::sys::file::read_text(dir.join("io.stat")) {
+        if let Ok(text) = crate::sys::file::read_control(dir.join("io.stat")) {
             let sum = |key: &str| {
                 text.split_ascii_whitespace().filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok()).sum()
             };
             (stats.io_read_bytes, stats.io_write_bytes) = (Some(sum("rbytes=")), Some(sum("wbytes=")));
         }
-        let pressure = |name: &str| Pressure::parse(&crate::sys::file::read_text(dir.join(name)).ok()?);
+        let pressure = |name: &str| Pressure::parse(&crate::sys::file::read_control(dir.join(name)).ok()?);
         stats.cpu_pressure = pressure("cpu.pressure");
         stats.memory_pressure = pressure("memory.pressure");
         stats.io_pressure = pressure("io.pressure");
@@ -144,14 +144,14 @@ impl Cgroup {
             stats.cpu_usage_us = number(dir, "cpuacct.usage").map(|nanos| nanos / 1000);
         }
         if let Some(dir) = self.dirs.get("cpu") {
-            let text = crate::sys::file::read_text(dir.join("cpu.stat")).unwrap_or_default();
+            let text = crate::sys::file::read_control(dir.join("cpu.stat")).unwrap_or_default();
             stats.cpu_periods = value(&text, "nr_periods");
             stats.cpu_throttled_periods = value(&text, "nr_throttled");
             stats.cpu_throttled_us = value(&text, "throttled_time").map(|nanos| nanos / 1000);
         }
         if let Some(dir) = self.dirs.get("blkio") {
             // Lines of the form `8:0 Read 4096`, and a total at the end.
-            let text = crate::sys::file::read_text(dir.join("blkio.throttle.io_service_bytes")).unwrap_or_default();
+            let text = crate::sys::file::read_control(dir.join("blkio.throttle.io_service_bytes")).unwrap_or_default();
             let sum = |key: &str| {
                 let line = |line: &str| -> Option<u64> {
                     let (left, bytes) = line.rsplit_once(' ')?;
@@ -171,7 +171,7 @@ fn memory_v2(dir: &Path, stats: &mut Stats) {
     stats.memory_peak = number(dir, "memory.peak");
     stats.memory_limit = number(dir, "memory.max");
     stats.swap_current = number(dir, "memory.swap.current");
-    let events = crate::sys::file::read_text(dir.join("memory.events")).unwrap_or_default();
+    let events = crate::sys::file::read_control(dir.join("memory.events")).unwrap_or_default();
     stats.events.memory_high = value(&events, "high");
     stats.events.memory_max = value(&events, "max");
     stats.events.oom = value(&events, "oom");
@@ -193,7 +193,7 @@ fn memory_v1(dir: &Path, stats: &mut Stats) {
 
 /// Parses the number in a file. `max` also results in `None`.
 fn number(dir: &Path, file: &str) -> Option<u64> {
-    crate::sys::file::read_text(dir.join(file)).ok()?.trim().parse().ok()
+    crate::sys::file::read_control(dir.join(file)).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use crate::spec::Capabilities;
 
 /// The capabilities that this process may pass on. All of them, unless the host itself is restricted.
 pub(crate) fn own_capabilities() -> Capabilities {
-    let status = crate::sys::file::read_text("/proc/self/status").unwrap_or_default();
+    let status = crate::sys::file::read_control("/proc/self/status").unwrap_or_default();
     let held = status.lines().find_map(|line| line.strip_prefix("CapPrm:"));
     Capabilities(held.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or(0))
 }
@@ -34,7 +34,7 @@ pub(super) struct HostFacts {
 impl HostFacts {
     /// Reads the facts for a container with this cgroup.
     pub(super) fn read(host: &cgroup::Host, cgroup: &cgroup::Place) -> Self {
-        let text = |path: &str| crate::sys::file::read_text(path).unwrap_or_default();
+        let text = |path: &str| crate::sys::file::read_control(path).unwrap_or_default();
         let memory = text("/proc/meminfo").lines().find_map(|line| {
             let kilobytes = line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?;
             Some(kilobytes.parse::<u64>().ok()? << 10)

@@ -38,7 +38,8 @@ pub(super) fn process(pid: i32, request: &Request) -> Result<Vec<LimitRow>, Repo
     for ulimit in &request.ulimits {
         let file = proc.join("limits");
         let text = fs::read_to_string(&file).map_err(|error| unreadable("--ulimit", &file, &error))?;
-        let (soft, hard) = in_limits(&text, &ulimit.name)
+        // prlimit(2) would need CAP_SYS_RESOURCE for a process of another user.
+        let (soft, hard) = crate::sys::rlimit::in_table(&text, &ulimit.name)
             .ok_or_else(|| unreadable("--ulimit", &file, &std::io::ErrorKind::InvalidData.into()))?;
         rows.push(verified(
             "--ulimit",
@@ -69,35 +70,6 @@ pub(super) fn process(pid: i32, request: &Request) -> Result<Vec<LimitRow>, Repo
         rows.push(verified("--shm-size", "mounts", &file, asked.to_string(), kernel.to_string())?);
     }
     Ok(rows)
-}
-
-/// The soft and hard limit in the text of /proc/PID/limits (proc_pid_limits(5)). prlimit(2) would need CAP_SYS_RESOURCE
-/// for a process of another user.
-fn in_limits(text: &str, name: &str) -> Option<(u64, u64)> {
-    let title = match name {
-        "core" => "Max core file size",
-        "cpu" => "Max cpu time",
-        "data" => "Max data size",
-        "fsize" => "Max file size",
-        "locks" => "Max file locks",
-        "memlock" => "Max locked memory",
-        "msgqueue" => "Max msgqueue size",
-        "nice" => "Max nice priority",
-        "nofile" => "Max open files",
-        "nproc" => "Max processes",
-        "rss" => "Max resident set",
-        "rtprio" => "Max realtime priority",
-        "rttime" => "Max realtime timeout",
-        "sigpending" => "Max pending signals",
-        "stack" => "Max stack size",
-        _ => return None,
-    };
-    let mut values = text.lines().find_map(|line| line.strip_prefix(title))?.split_whitespace();
-    let mut value = || match values.next()? {
-        "unlimited" => Some(u64::MAX),
-        number => number.parse().ok(),
-    };
-    Some((value()?, value()?))
 }
 
 fn pair(ulimit: &Ulimit, soft: u64, hard: u64) -> String {
@@ -146,18 +118,6 @@ mod tests {
         );
         let held = verified("--oom-score-adj", "process.oomScoreAdj", file, "500".into(), "500".into()).unwrap();
         assert_eq!((held.effective.as_str(), tighter(&held)), ("500", None));
-    }
-
-    #[test]
-    fn every_limit_is_found_in_the_kernels_table() {
-        let own = fs::read_to_string("/proc/self/limits").unwrap();
-        for name in crate::request::ULIMITS {
-            let limit = format!("RLIMIT_{}", name.to_ascii_uppercase());
-            assert_eq!(in_limits(&own, name), crate::sys::rlimit::get(&limit).ok(), "{name}");
-        }
-        let text = "Limit                     Soft Limit           Hard Limit           Units     \n\
-                    Max nice priority         0                    unlimited                      \n";
-        assert_eq!((in_limits(text, "nice"), in_limits(text, "core")), (Some((0, u64::MAX)), None));
     }
 
     #[test]

@@ -40,9 +40,8 @@ pub(super) struct HardLimits {
 impl HardLimits {
     pub(super) fn read() -> Self {
         let may_raise = may_raise_limits();
-        let names = DEFAULTS.iter().filter(|_| !may_raise).map(|(name, ..)| format!("RLIMIT_{name}"));
-        let limits = names.filter_map(|name| Some((name.clone(), crate::sys::rlimit::get(&name).ok()?.1)));
-        Self { limits: limits.collect(), may_raise }
+        let limits = if may_raise { Vec::new() } else { crate::sys::rlimit::all() };
+        Self { limits: limits.into_iter().map(|(name, _, hard)| (name, hard)).collect(), may_raise }
     }
 
     /// The bound of a limit that is lower than `hard`.
@@ -53,7 +52,7 @@ impl HardLimits {
 
 /// Whether this process has CAP_SYS_RESOURCE (number 24), without which no hard limit can be raised.
 fn may_raise_limits() -> bool {
-    let status = crate::sys::file::read_text("/proc/self/status").unwrap_or_default();
+    let status = crate::sys::file::read_control("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     effective.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).is_some_and(|bits| bits >> 24 & 1 == 1)
 }

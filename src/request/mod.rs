@@ -83,8 +83,6 @@ pub(crate) use signal::parse_signal;
 pub(crate) use span::Span;
 pub(crate) use subnet::{Mac, Subnet};
 pub(crate) use text::flag_value;
-#[cfg(test)]
-pub(crate) use ulimit::NAMES as ULIMITS;
 pub(crate) use ulimit::{Ulimit, parse_ulimits};
 pub(crate) use user::UserSpec;
 pub(crate) use volumes_from::VolumesFrom;

@@ -27,7 +27,7 @@ fn shown(value: u64) -> String {
 }
 
 /// docker's names, in the order of `getrlimit(2)`.
-pub(crate) const NAMES: [&str; 15] = [
+const NAMES: [&str; 15] = [
     "core",
     "cpu",
     "data",

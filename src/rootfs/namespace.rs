@@ -74,9 +74,10 @@ impl HostNamespace {
 
 fn forget(images: &Path, keep: &[&Path]) -> Result<(), NamespaceError> {
     // The mount table contains resolved paths: `/var/run` is `/run` there.
-    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let keep: Vec<PathBuf> = keep.iter().map(|path| real(path)).collect();
-    let points = mount::points_below(&real(images)).map_err(NamespaceError::Table)?;
+    let real = images.canonicalize().unwrap_or_else(|_| images.to_owned());
+    // The mounts to keep are entries of that directory.
+    let keep: Vec<PathBuf> = keep.iter().filter_map(|path| Some(real.join(path.file_name()?))).collect();
+    let points = mount::points_below(&real).map_err(NamespaceError::Table)?;
     // The newest come first, so that a mount on top of another one is detached before it.
     for path in points.into_iter().rev().filter(|point| !keep.contains(point)) {
         mount::detach(&path).map_err(|source| NamespaceError::Detach { path, source })?;

@@ -157,7 +157,7 @@ impl<'a> Request<'a> {
         let target = match rootfs::resolve_in_root(root, self.destination).ok()? {
             Some(target) => target,
             None if matches!(self.source, Source::New { .. }) => {
-                rootfs::create_dir_in_root(root, self.destination).ok()?;
+                make_dir(root, self.destination)?;
                 rootfs::resolve_in_root(root, self.destination).ok()??
             }
             None => return None,
@@ -174,6 +174,17 @@ impl<'a> Request<'a> {
         mount::attach(tree.as_fd(), target.as_fd()).ok()?;
         Some(tree)
     }
+}
+
+/// Creates a directory in `root`, with those above it. Where these exist, one call is enough.
+fn make_dir(root: &OwnedFd, path: &Path) -> Option<()> {
+    if let (Some(parent), Some(name)) = (path.parent(), path.file_name())
+        && let Ok(Some(parent)) = rootfs::resolve_in_root(root, parent)
+        && nix::sys::stat::mkdirat(&parent, name, nix::sys::stat::Mode::from_bits_truncate(0o755)).is_ok()
+    {
+        return Some(());
+    }
+    rootfs::create_dir_in_root(root, path).ok().map(|_| ())
 }
 
 impl Source<'_> {
@@ -235,13 +246,12 @@ fn gather_cgroups(spec: &mut Value, dir: &Path) -> Option<PathBuf> {
         }
         let mode = nix::sys::stat::Mode::from_bits_truncate(0o755);
         nix::sys::stat::mkdirat(&tmpfs, name, mode).ok()?;
-        let target = rootfs::resolve_in_root(&tmpfs, name).ok()??;
-        let attr = Attr::NOSUID.and(Attr::NODEV).and(Attr::NOEXEC).and(Attr::RDONLY);
         let tree = mount::clone(Path::new(mount["source"].as_str()?), true).ok()?;
-        mount::set(&tree, attr, true).ok()?;
-        mount::attach(tree.as_fd(), target.as_fd()).ok()?;
+        let name = CString::new(name.as_os_str().as_encoded_bytes()).ok()?;
+        mount::attach_at(tree.as_fd(), tmpfs.as_fd(), &name).ok()?;
     }
-    mount::set(&tmpfs, Attr::RDONLY, false).ok()?;
+    let attr = Attr::NOSUID.and(Attr::NODEV).and(Attr::NOEXEC).and(Attr::RDONLY);
+    mount::set(&tmpfs, attr, true).ok()?;
     let one = json!({ "destination": CGROUPS, "type": "bind", "source": dir, "options": ["rbind"] });
     let mounts = spec["mounts"].as_array_mut()?;
     mounts[first] = one;

@@ -150,6 +150,23 @@ pub(crate) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Resul
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Attaches a detached mount to the entry `name` of a directory. A link is not followed.
+pub(crate) fn attach_at(mount: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+    // SAFETY: the first path is the empty string, as the EMPTY_PATH flag requires, the second one is NUL-terminated, and
+    // both descriptors are open (borrowed).
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Moves the calling (single-threaded) process into a mount namespace of its own. New mounts of the host appear in it,
 /// but its own mounts do not appear on the host.
 pub(crate) fn unshare_slave() -> io::Result<()> {

@@ -152,7 +152,7 @@ pub fn wait_pid_gone(pid: i32, time: Duration) {
 /// identifies the process.
 #[must_use]
 pub(crate) fn start_time(pid: i32) -> Option<u64> {
-    let stat = super::file::read_text(format!("/proc/{pid}/stat")).ok()?;
+    let stat = super::file::read_control(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may contain any character, including blanks and parentheses, so the fields are counted
     // from the last `)`.
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
@@ -162,21 +162,21 @@ pub(crate) fn start_time(pid: i32) -> Option<u64> {
 #[must_use]
 pub(crate) fn boot_id() -> Option<String> {
     static BOOT: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
-    let read = || super::file::read_text("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned());
+    let read = || super::file::read_control("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned());
     BOOT.get_or_init(read).clone()
 }
 
 /// Whether a process is stopped (by SIGSTOP, for example).
 #[must_use]
 pub(crate) fn is_stopped(pid: i32) -> bool {
-    let stat = super::file::read_text(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stat = super::file::read_control(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
 }
 
 /// The parent of a process.
 #[must_use]
 pub(crate) fn parent(pid: i32) -> Option<i32> {
-    let stat = super::file::read_text(format!("/proc/{pid}/stat")).ok()?;
+    let stat = super::file::read_control(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
@@ -207,16 +207,17 @@ pub fn fork(sibling: bool) -> io::Result<Fork> {
     }
 }
 
-/// The number of threads of this process.
+/// The number of threads of this process. Its directory of threads has one link for each, besides two of its own.
 #[must_use]
 pub(crate) fn thread_count() -> usize {
-    std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/proc/self/task").map_or(0, |metadata| metadata.nlink().saturating_sub(2) as usize)
 }
 
 /// The children of this process's only thread. Without CONFIG_PROC_CHILDREN in the kernel, the list is empty.
 #[must_use]
 pub fn children() -> Vec<i32> {
-    let list = super::file::read_text("/proc/thread-self/children").unwrap_or_default();
+    let list = super::file::read_control("/proc/thread-self/children").unwrap_or_default();
     list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
@@ -315,7 +316,7 @@ pub fn default_signals() {
 
 /// The signals that this process ignores: bit 0 is signal 1.
 fn ignored_signals() -> Option<u64> {
-    let status = super::file::read_text("/proc/self/status").ok()?;
+    let status = super::file::read_control("/proc/self/status").ok()?;
     let digits = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
     u64::from_str_radix(digits.trim(), 16).ok()
 }

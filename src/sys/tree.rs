@@ -8,7 +8,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::dir::Dir;
@@ -36,25 +36,45 @@ struct Level {
 /// `EBUSY` means that something is mounted in the tree, or that the tree was moved during the walk.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match std::fs::remove_dir(path) {
-        // Something is mounted on it.
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Err(error),
         Ok(()) => return Ok(()),
-        Err(_) => {}
+        Err(error) => match error.raw_os_error() {
+            // Something is mounted on it, or it does not exist.
+            Some(libc::EBUSY | libc::ENOENT) => return Err(error),
+            // A file, or a link.
+            Some(libc::ENOTDIR) => return std::fs::remove_file(path),
+            _ => {}
+        },
     }
-    let top = match openat(AT_FDCWD, path, DIRECTORY, Mode::empty()) {
-        Ok(top) => top,
-        Err(Errno::ENOTDIR | Errno::ELOOP) => return std::fs::remove_file(path),
-        Err(errno) => return Err(errno.into()),
-    };
-    empty(top)?;
+    empty(Open::new(openat(AT_FDCWD, path, DIRECTORY, Mode::empty())?)?)?;
     std::fs::remove_dir(path)
 }
 
+/// An open directory, and a stream of its entries.
+struct Open(Dir);
+
+impl Open {
+    fn new(dir: OwnedFd) -> io::Result<Self> {
+        Ok(Self(Dir::from_fd(dir)?))
+    }
+
+    fn identity(&self) -> io::Result<(u64, u64)> {
+        let stat = fstat(self)?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+}
+
+impl AsFd for Open {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the stream keeps the descriptor open, and is borrowed for as long as the result.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+    }
+}
+
 /// Removes all contents of an open directory.
-fn empty(top: OwnedFd) -> io::Result<()> {
+fn empty(top: Open) -> io::Result<()> {
     let mut here = top;
     let mut above: Vec<Level> = Vec::new();
-    let mut level = Level { name: CString::default(), identity: identity(&here)?, todo: unlink_files(&here)? };
+    let mut level = Level { name: CString::default(), identity: here.identity()?, todo: unlink_files(&mut here)? };
     loop {
         if let Some(name) = level.todo.pop() {
             // Most directories are empty.
@@ -65,7 +85,8 @@ fn empty(top: OwnedFd) -> io::Result<()> {
             }
             match enter(&here, &name) {
                 Ok(below) => {
-                    let next = Level { name, identity: identity(&below)?, todo: unlink_files(&below)? };
+                    let mut below = Open::new(below)?;
+                    let next = Level { name, identity: below.identity()?, todo: unlink_files(&mut below)? };
                     above.push(std::mem::replace(&mut level, next));
                     here = below;
                 }
@@ -76,8 +97,8 @@ fn empty(top: OwnedFd) -> io::Result<()> {
             continue;
         }
         let Some(parent) = above.pop() else { return Ok(()) };
-        let up = openat(&here, c"..", DIRECTORY, Mode::empty())?;
-        if identity(&up)? != parent.identity {
+        let up = Open::new(openat(&here, c"..", DIRECTORY, Mode::empty())?)?;
+        if up.identity()? != parent.identity {
             return Err(Errno::EBUSY.into());
         }
         match unlinkat(&up, level.name.as_c_str(), UnlinkatFlags::RemoveDir) {
@@ -89,7 +110,7 @@ fn empty(top: OwnedFd) -> io::Result<()> {
 }
 
 /// Opens a subdirectory on the same mount.
-fn enter(dir: &OwnedFd, name: &CString) -> Result<OwnedFd, Errno> {
+fn enter(dir: &Open, name: &CString) -> Result<OwnedFd, Errno> {
     let how = OpenHow::new().flags(DIRECTORY).resolve(ResolveFlag::RESOLVE_NO_XDEV);
     match openat2(dir, name.as_c_str(), how) {
         // Kernels before 5.6, and sandboxes that do not know the call. rmdir(2) refuses a mount point anyway, but only
@@ -103,12 +124,11 @@ fn enter(dir: &OwnedFd, name: &CString) -> Result<OwnedFd, Errno> {
 }
 
 /// Unlinks everything in a directory except for its subdirectories. Returns the names of the subdirectories.
-fn unlink_files(dir: &OwnedFd) -> io::Result<Vec<CString>> {
-    // The stream needs a descriptor of its own, because reading moves its position, and closing the stream closes it.
-    let stream = openat(dir, c".", DIRECTORY, Mode::empty())?;
-    let mut stream = Dir::from_fd(stream)?;
+fn unlink_files(dir: &mut Open) -> io::Result<Vec<CString>> {
+    // SAFETY: the stream keeps the descriptor open until the end of this function. It does not change its position.
+    let fd = unsafe { BorrowedFd::borrow_raw(dir.0.as_raw_fd()) };
     let mut subdirectories = Vec::new();
-    for entry in stream.iter() {
+    for entry in dir.0.iter() {
         let entry = entry?;
         let name = entry.file_name();
         if name == c"." || name == c".." {
@@ -119,18 +139,13 @@ fn unlink_files(dir: &OwnedFd) -> io::Result<Vec<CString>> {
             subdirectories.push(name.to_owned());
             continue;
         }
-        match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
+        match unlinkat(fd, name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(Errno::EISDIR) => subdirectories.push(name.to_owned()),
             Err(errno) => return Err(errno.into()),
         }
     }
     Ok(subdirectories)
-}
-
-fn identity(dir: &OwnedFd) -> io::Result<(u64, u64)> {
-    let stat = fstat(dir)?;
-    Ok((stat.st_dev, stat.st_ino))
 }
 
 #[cfg(test)]
