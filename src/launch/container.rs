@@ -12,7 +12,7 @@ use super::plan::Gpus;
 use super::progress::step;
 use super::streams::Streams;
 use super::undo::{KILL, Undo};
-use super::{health, hostname, jupyter, keeper, readback};
+use super::{files, health, hostname, jupyter, keeper, readback};
 use crate::cgroup::{Cgroup, Freeze, OomKill};
 use crate::net;
 use crate::network::Networks;
@@ -240,7 +240,7 @@ impl Container {
         let request = &entry.record.request;
         let namespace = own_network(&self.network, entry)?;
         let hostname = hostname::of(records, entry);
-        let (endpoints, notes) = net::connect(
+        let (endpoints, mut notes) = net::connect(
             &net::Request {
                 id: &entry.record.id,
                 user: &entry.record.owner.name(),
@@ -259,7 +259,27 @@ impl Container {
             attachment,
         )?;
         self.changed(endpoints);
+        if self.network.resolver.is_none()
+            && let Err(report) = self.begin_resolver(&records.run_dir().join("net"), entry, &mut notes)
+        {
+            notes.push(format!("the names of other containers are in /etc/hosts only: {report}"));
+        }
         Ok(notes)
+    }
+
+    /// Starts the resolver of a container that had no names before.
+    fn begin_resolver(&mut self, state_dir: &Path, entry: &Entry, notes: &mut Vec<String>) -> Result<(), Report> {
+        let servers = files::name_servers(&entry.record.request);
+        let namespace = own_network(&self.network, entry)?;
+        self.network.resolver = net::Resolver::start(state_dir, &entry.record.id, namespace, &servers)?;
+        if self.network.resolver.is_some() {
+            let named = files::name_resolver(entry)
+                .map_err(|error| Report::new("cannot write the container's /etc/resolv.conf").with_cause(error))?;
+            if !named {
+                notes.push("the container's /etc/resolv.conf was changed: it does not name 127.0.0.11".to_owned());
+            }
+        }
+        Ok(())
     }
 
     /// Disconnects the running container from a network.

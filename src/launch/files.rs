@@ -1,8 +1,9 @@
 //! The files that every container gets from gpurun: resolv.conf, hosts, and hostname.
 
 use std::fs;
+use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::peer::Peer;
@@ -28,6 +29,42 @@ pub(super) fn name_servers(request: &Request) -> Vec<IpAddr> {
     net::files::upstreams(&read(HOST_DNS), &read(RESOLVED_DNS), &request.dns)
 }
 
+fn resolv_conf(request: &Request, has_resolver: bool) -> String {
+    let is_asked = !(request.dns.is_empty() && request.dns_search.is_empty() && request.dns_options.is_empty());
+    if request.network == NetworkMode::Host && !is_asked {
+        return read(HOST_DNS);
+    }
+    let asked = net::files::DnsSettings {
+        servers: &request.dns,
+        search: &request.dns_search,
+        options: &request.dns_options,
+        has_resolver,
+    };
+    net::files::resolv_conf(&read(HOST_DNS), &read(RESOLVED_DNS), &asked)
+}
+
+/// Names the resolver in the resolv.conf of a running container that had none, unless the file was changed. Returns
+/// whether the file names it.
+///
+/// The file is mounted in the container, so it is overwritten in place, by one write of at least the old length: a
+/// reader never sees a part of it.
+pub(super) fn name_resolver(entry: &Entry) -> io::Result<bool> {
+    let request = &entry.record.request;
+    let (before, mut after) = (resolv_conf(request, false), resolv_conf(request, true));
+    let path = entry.dir.join("resolv.conf");
+    let file = fs::File::options().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    let mut now = Vec::new();
+    (&file).take(before.len() as u64 + 1).read_to_end(&mut now)?;
+    if now != before.as_bytes() {
+        return Ok(false);
+    }
+    while after.len() < before.len() {
+        after.push('\n');
+    }
+    file.write_all_at(after.as_bytes(), 0)?;
+    Ok(true)
+}
+
 /// Writes the files beside the record and returns their mounts.
 pub(super) fn mounts(
     entry: &Entry,
@@ -38,19 +75,7 @@ pub(super) fn mounts(
     tell: Tell<'_>,
 ) -> Result<Vec<Mount>, Report> {
     let request = &entry.record.request;
-    let is_asked = !(request.dns.is_empty() && request.dns_search.is_empty() && request.dns_options.is_empty());
-    let resolv_conf = match (request.network, is_asked) {
-        (NetworkMode::Host, false) => read(HOST_DNS),
-        _ => {
-            let asked = net::files::DnsSettings {
-                servers: &request.dns,
-                search: &request.dns_search,
-                options: &request.dns_options,
-                has_resolver: network.resolver.is_some(),
-            };
-            net::files::resolv_conf(&read(HOST_DNS), &read(RESOLVED_DNS), &asked)
-        }
-    };
+    let resolv_conf = resolv_conf(request, network.resolver.is_some());
     // The whole name is the first one, which `hostname -f` looks for.
     let names = match &request.domainname {
         Some(domain) => format!("{hostname}.{domain} {hostname}"),

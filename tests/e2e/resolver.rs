@@ -13,6 +13,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("other_names_are_forwarded", forwarded),
     ("a_resolver_is_confined_and_restarted", confined),
     ("hostile_packets_do_no_harm", hostile),
+    ("a_network_that_is_connected_later_has_names", later),
 ];
 
 /// The programs of the first test.
@@ -416,5 +417,48 @@ fn hostile() {
     });
     assert_eq!(resolvers(&host, "web"), pids, "it is still the same process");
     host.ok(&["rm", "-f", "web"]);
+    assert_eq!(host.leftovers(), "");
+}
+
+fn later() {
+    let host = Host::with_box();
+    host.ok(&["network", "create", "lab"]);
+    sleep(&host, "db", &["--network", "lab"]);
+    for name in ["web", "own"] {
+        sleep(&host, name, &[]);
+        assert!(resolvers(&host, name).is_empty());
+    }
+    let conf = |name: &str| host.ok(&["exec", name, "cat", "/etc/resolv.conf"]);
+    assert!(!conf("web").contains("127.0.0.11"));
+    host.ok(&["exec", "own", "sh", "-c", "echo nameserver 192.0.2.1 >/etc/resolv.conf"]);
+    for name in ["web", "own"] {
+        host.ok(&["network", "connect", "lab", name]);
+        assert_eq!(resolvers(&host, name).len(), 1, "{name}");
+        let namespace = namespace_of(&host, name);
+        assert_eq!(addresses(&namespace, "db"), Ok(vec![ip(&host, "db", "lab")]), "{name}");
+    }
+    assert!(conf("web").contains("nameserver 127.0.0.11") && conf("web").contains("ndots:0"), "{}", conf("web"));
+    assert_eq!(conf("own"), "nameserver 192.0.2.1", "the user's file stays");
+    // Without /etc/hosts, a client asks the resolver.
+    host.ok(&["exec", "web", "sh", "-c", "echo 127.0.0.1 localhost >/etc/hosts"]);
+    assert!(host.ok(&["exec", "web", "sh", "-c", "nslookup db"]).contains(&ip(&host, "db", "lab")));
+    // It keeps up with the network, and is the same after a second network and after a disconnect.
+    sleep(&host, "new", &["--network", "lab"]);
+    let namespace = namespace_of(&host, "web");
+    eventually("the new name", || addresses(&namespace, "new") == Ok(vec![ip(&host, "new", "lab")]));
+    let before = resolvers(&host, "web");
+    host.ok(&["network", "create", "two"]);
+    host.ok(&["network", "connect", "two", "web"]);
+    host.ok(&["network", "disconnect", "lab", "web"]);
+    assert_eq!(resolvers(&host, "web"), before);
+    assert_ne!(addresses(&namespace, "db"), Ok(vec![ip(&host, "db", "lab")]));
+    // A resolver that is killed is started again, and a restart of the container has one from the beginning.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(before[0] as i32), nix::sys::signal::Signal::SIGKILL).unwrap();
+    eventually("another one", || matches!(&resolvers(&host, "web")[..], [pid] if *pid != before[0]));
+    host.ok(&["network", "connect", "lab", "web"]);
+    assert_eq!(addresses(&namespace, "db"), Ok(vec![ip(&host, "db", "lab")]));
+    host.ok(&["restart", "-t", "0", "web"]);
+    assert!(conf("web").contains("nameserver 127.0.0.11"));
+    host.ok(&["rm", "-f", "web", "own", "db", "new"]);
     assert_eq!(host.leftovers(), "");
 }
