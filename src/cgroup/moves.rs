@@ -1,8 +1,9 @@
 //! Moves gpurun's own processes between cgroups.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
-use super::access::write;
+use super::access::{children, write};
 use super::{Cgroup, CgroupError, Hierarchy, Host, Place};
 
 impl Host {
@@ -65,24 +66,58 @@ impl Cgroup {
 }
 
 impl Host {
-    /// Removes the cgroups of a step whose daemon has been killed, as far as they are empty: those of the task, the step
-    /// and the job. A job's further steps have cgroups below that of the job, which then stays.
+    /// Removes the cgroups of a step whose daemon has been killed, as far as no process is in them: those of the step and
+    /// all below it, and the job's if it has no other step.
     pub(crate) fn remove_step(&self, place: &Place) {
-        let paths: Vec<(std::path::PathBuf, &str)> = match &self.hierarchy {
+        let dirs: Vec<PathBuf> = match &self.hierarchy {
             Hierarchy::V1 { controllers, .. } => {
                 let apart = place.apart.iter().filter_map(|(name, path)| Some((controllers.get(name)?, path)));
-                apart.map(|(mount, path)| (mount.clone(), path.as_str())).collect()
+                apart.map(|(mount, path)| mount.join(path.trim_start_matches('/'))).collect()
             }
-            Hierarchy::V2 { mount } => vec![(mount.clone(), place.path.as_str())],
+            Hierarchy::V2 { mount } => vec![mount.join(place.path.trim_start_matches('/'))],
         };
-        for (mount, path) in paths {
-            for dir in mount.join(path.trim_start_matches('/')).ancestors().skip(1) {
-                let name = dir.file_name().unwrap_or_default().to_string_lossy();
-                let is_slurms = ["task_", "step_", "job_"].iter().any(|kind| name.starts_with(kind)) || name == "user";
-                if !is_slurms || fs::remove_dir(dir).is_err() {
-                    break;
-                }
+        let is = |dir: &Path, kind: &str| dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(kind));
+        for dir in dirs {
+            let Some(step) = dir.ancestors().find(|above| is(above, "step_")) else { continue };
+            remove_empty(step);
+            // The kernel removes no cgroup that has others below it.
+            if let Some(job) = step.parent().filter(|job| is(job, "job_")) {
+                let _ = fs::remove_dir(job);
             }
         }
+    }
+}
+
+/// Removes a cgroup and those below it, as far as no process is in them.
+fn remove_empty(dir: &Path) {
+    children(dir).iter().for_each(|child| remove_empty(child));
+    let _ = fs::remove_dir(dir);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_killed_daemons_step_is_removed_with_its_job_if_nothing_else_is_there() {
+        let mountinfo = "30 20 0:27 / /cg rw - cgroup2 cgroup2 rw\n";
+        let root = crate::fixture::files(&[("proc/self/mountinfo", mountinfo), ("cg/cgroup.controllers", "")]);
+        let host = Host::probe(root.path()).unwrap();
+        let job = root.path().join("cg/slurmstepd.scope/job_7");
+        for dir in ["step_0/user/task_0", "step_0/slurm", "step_1/user"] {
+            fs::create_dir_all(job.join(dir)).unwrap();
+        }
+        let place = |step: &str| Place::from(&format!("/slurmstepd.scope/job_7/{step}/user/ID"));
+        host.remove_step(&place("step_0"));
+        assert!(!job.join("step_0").exists() && job.join("step_1/user").exists(), "the job has another step");
+        host.remove_step(&Place::from("/slurmstepd.scope/job_7"));
+        assert!(job.exists(), "this is no step");
+        // A file stands for a process: the kernel does not remove the directory.
+        fs::write(job.join("step_1/user/busy"), "").unwrap();
+        host.remove_step(&place("step_1"));
+        assert!(job.join("step_1/user").exists());
+        fs::remove_file(job.join("step_1/user/busy")).unwrap();
+        host.remove_step(&place("step_1"));
+        assert!(!job.exists() && job.parent().unwrap().exists(), "the scope is Slurm's");
     }
 }

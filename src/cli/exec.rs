@@ -63,6 +63,7 @@ pub(super) struct ExecArgs {
 
 pub(super) fn run(args: &ExecArgs, context: &Context) -> Result<u8, Report> {
     let entry = context.records()?.find(&args.container)?;
+    super::step::check_exec(&entry)?;
     let state = entry.state()?;
     let not_running = || {
         Report::new(format!("container `{}` is not running", entry.record.name))

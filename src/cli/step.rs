@@ -119,6 +119,17 @@ pub(super) fn refuse_create() -> Result<(), Report> {
     }
 }
 
+/// Refuses to run a command in a container of another job, or in one outside of the step: it would leave the job.
+pub(super) fn check_exec(entry: &Entry) -> Result<(), Report> {
+    let Some(step) = Step::current() else { return Ok(()) };
+    if entry.record.cgroup.step.as_deref().is_some_and(|other| step.is_of_job(other)) {
+        return Ok(());
+    }
+    let name = &entry.record.name;
+    let what = format!("cannot execute a command in container `{name}`: it does not belong to the job of the {step}");
+    Err(Report::usage(what).with_hint(format!("run the command outside of the job: `gpurun exec {name} …`")))
+}
+
 /// Refuses to start an existing container in a step, or one that belongs to a step.
 pub(super) fn check_start(entry: &Entry) -> Result<(), Report> {
     let name = &entry.record.name;

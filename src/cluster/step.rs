@@ -6,6 +6,8 @@ use std::path::Path;
 use crate::cgroup::Place;
 use crate::sys::file::read_text;
 
+/// What a step is called in messages and records.
+const NAME: &str = "Slurm step";
 /// The process that runs a step's tasks, as the kernel names it.
 const DAEMON: &str = "slurmstepd";
 /// The number of parents that are searched for it. A task may start gpurun through scripts, `make` or Python.
@@ -46,6 +48,12 @@ impl Step {
         found
     }
 
+    /// Returns whether a step belongs to the same job, given its name.
+    #[must_use]
+    pub(crate) fn is_of_job(&self, other: &str) -> bool {
+        other.strip_prefix(&format!("{NAME} {}.", self.job)).is_some()
+    }
+
     /// Returns where the cgroup of a container in this step is.
     #[must_use]
     pub(crate) fn place(&self, id: &str) -> Place {
@@ -73,7 +81,7 @@ impl Step {
 /// `Slurm step 12.0`
 impl std::fmt::Display for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Slurm step {}.{}", self.job, self.step)
+        write!(f, "{NAME} {}.{}", self.job, self.step)
     }
 }
 
@@ -120,6 +128,7 @@ mod tests {
         assert_eq!(place.of("freezer"), "/slurm_n1/uid_0/job_7/step_0/ID");
         assert_eq!((place.of("cpu"), place.of("")), ("/gpurun/ID", "/gpurun/ID"));
         assert_eq!(place.step.as_deref(), Some("Slurm step 7.0"));
+        assert!(step.is_of_job("Slurm step 7.batch") && !step.is_of_job("Slurm step 70.0"));
     }
 
     #[test]

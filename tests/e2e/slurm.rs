@@ -181,6 +181,7 @@ fn stays() {
     );
     // Commands from outside of the step find the container.
     assert_eq!(cluster.host.ok(&["exec", "lab", "echo", "inside"]), "inside");
+    assert_eq!(cluster.ok("srun --jobid=1 --overlap -n1 $G exec lab echo again"), "again\n");
     assert!(cluster.host.ok(&["stats", "--no-stream", "lab"]).contains("lab"));
     assert!(cluster.host.ok(&["explain", "--tree", "lab"]).contains("cgroups (v1"));
     cluster.ok("scancel 1");
@@ -208,6 +209,7 @@ fn refusals() {
         ("run --cgroup-parent /lab box true", ["`--cgroup-parent`", "stays in the step's cgroup"]),
         ("create box true", ["cannot create a container for later", "must end with the step"]),
         ("start old", ["cannot start container `old`", "outside of the step"]),
+        ("exec old true", ["cannot execute a command in container `old`", "does not belong to the job"]),
         ("run --memory 400m box true", ["`--memory 400 MiB`", "has 300 MiB (`/sys/fs/cgroup/memory/slurm_"]),
         ("run --cpuset-cpus 0-1 box true", ["`--cpuset-cpus 0-1`", "(`/sys/fs/cgroup/cpuset/slurm_"]),
         ("run --cpus 1.5 box true", ["`--cpus 1.5`", "has 1 CPUs (`/sys/fs/cgroup/cpuset/slurm_"]),
