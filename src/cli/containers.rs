@@ -354,11 +354,19 @@ pub(super) fn kill(args: &KillArgs, context: &Context) -> Result<u8, Report> {
 
 pub(super) fn rm(args: &RmArgs, context: &Context) -> Result<u8, Report> {
     let records = context.records()?;
-    let names = match args.all {
+    let mut names: Vec<String> = match args.all {
         true => records.list()?.into_iter().map(|entry| entry.record.id).collect(),
         false => args.containers.clone(),
     };
     let mut all = records.snapshot()?;
+    if args.force {
+        // As in docker, what does not exist is no failure then.
+        let missing = |name: &String| !name.is_empty() && all.lacks(name);
+        names.iter().filter(|name| missing(name)).for_each(|name| {
+            print::say(&format!("gpurun: there is no container `{name}`"));
+        });
+        names.retain(|name| !missing(name));
+    }
     for_each(&names, |name| {
         let entry = match all.find_any(name)? {
             Found::Whole(entry) => entry,

@@ -43,6 +43,16 @@ const COMMANDS: &[(&str, &str)] = &[
         "use `gpurun image pull --platform OS/ARCH NAME` for one platform, and `gpurun image inspect NAME` to see it",
     ),
     ("buildx create|buildx use|buildx ls|buildx inspect|buildx rm|buildx bake|buildx imagetools", NO_BUILDER),
+    ("compose create", "use `gpurun compose up -d`, which creates and starts the containers"),
+    ("compose push", "name the images: `gpurun push IMAGE`; `gpurun compose config --images` lists them"),
+    ("compose events", "use `gpurun events`"),
+    ("compose stats", "use `gpurun stats`"),
+    ("compose attach", "use `gpurun attach NAME`; `gpurun compose ps` lists the names"),
+    ("compose watch", "run `gpurun compose up -d --build` after a change"),
+    ("compose scale", "use `gpurun compose up -d --scale SERVICE=N`"),
+    ("compose commit|compose export", "use `gpurun commit NAME IMAGE` and `gpurun export NAME`"),
+    ("compose volumes", "use `gpurun volume ls`"),
+    ("compose publish|compose bridge", "copy the compose files"),
     ("context|contexts", "run gpurun on the other host: `ssh HOST sudo gpurun ps`"),
     ("swarm|node|service|stack|config", ONE_HOST),
     ("pod|kube|generate|machine", ONE_HOST),
@@ -106,7 +116,7 @@ const FLAGS: &[(&str, &str)] = &[
         "omit it: steps are cached in the store, and `--no-cache` builds all of them again",
     ),
     (
-        "build --provenance|build --sbom|build --attest|build --annotation|build --allow|build --builder|build --call|build --check",
+        "build --provenance|build --sbom|build --attest|build --annotation|build --allow|build --builder|build --call|build --check|build --debug|build -D|build --policy",
         "omit it: gpurun builds without a builder process and without attestations",
     ),
     (
@@ -126,6 +136,7 @@ const FLAGS: &[(&str, &str)] = &[
     ("gpurun --config", "set DOCKER_CONFIG, or use `--authfile FILE`, for the logins of registries"),
     ("gpurun --debug|gpurun -D|gpurun --log-level", "set GPURUN_LOG, for example to `debug`"),
     ("image import --platform", "omit it: the image is for this host's platform"),
+    ("image rm --platform", "omit it: an image here is for one platform"),
     ("image ls --tree", "omit it: an image here is for one platform"),
     ("cp --no-dereference", "omit it: links are copied as links unless `-L` is given"),
     ("update --cpu-rt-period|update --cpu-rt-runtime", REAL_TIME),
@@ -284,6 +295,18 @@ mod tests {
         history image images import info inspect kill load login logout logs manifest network node pause plugin port ps pull push \
         rename restart rm rmi run save search secret service stack start stats stop swarm system tag top trust unpause update version \
         volume wait buildx";
+    /// Flags of later releases, from the `--help` of docker 28.2 and 29.8 and of buildx.
+    const LATER_FLAGS: &str = "create --use-api-socket|history --platform|image history --platform|image inspect --platform|\
+        image load --platform|image ls --tree|image push --platform|image rm --platform|image save --platform|\
+        images --tree|load --platform|network connect --gw-priority|network create --ipv4|push --platform|\
+        restart --timeout|rmi --platform|run --use-api-socket|save --platform|stop --timeout|container stop --timeout|\
+        container restart --timeout|build --add-host|build --allow|build --annotation|build --attest|\
+        build --build-arg|build --build-context|build --builder|build --cache-from|build --cache-to|build --call|\
+        build --cgroup-parent|build --check|build --debug|build --file|build --iidfile|build --label|build --load|\
+        build --metadata-file|build --network|build --no-cache|build --no-cache-filter|build --output|\
+        build --platform|build --policy|build --progress|build --provenance|build --pull|build --push|\
+        build --quiet|build --sbom|build --secret|build --shm-size|build --ssh|build --tag|build --target|\
+        build --ulimit|buildx build --push|buildx build --load";
     const DOCKERS_RUN_FLAGS: &str = "add-host annotation attach blkio-weight blkio-weight-device cap-add cap-drop cgroup-parent cgroupns \
         cidfile cpu-count cpu-percent cpu-period cpu-quota cpu-rt-period cpu-rt-runtime cpu-shares cpus cpuset-cpus cpuset-mems detach \
         detach-keys device device-cgroup-rule device-read-bps device-read-iops device-write-bps device-write-iops \
@@ -317,6 +340,12 @@ mod tests {
         let root = gpurun();
         for word in DOCKERS_COMMANDS.split_whitespace() {
             assert!(root.find_subcommand(word).is_some() || command(&[word]).is_some(), "docker {word}");
+        }
+        for line in LATER_FLAGS.split('|') {
+            let (name, flag) = line.rsplit_once(' ').unwrap();
+            let name = resolved(name);
+            let known = at(&root, &name.split(' ').collect::<Vec<_>>()).expect(&name);
+            assert!(has_flag(known, flag) || super::flag(&name, flag).is_some(), "docker {line}");
         }
         let run = root.find_subcommand("run").unwrap();
         for name in DOCKERS_RUN_FLAGS.split_whitespace().map(|name| format!("--{name}")) {

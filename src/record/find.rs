@@ -66,11 +66,19 @@ impl Snapshot {
         self.found(asked, Names::Whole)
     }
 
+    /// Returns whether no container has this name, or an ID that begins so.
+    pub(crate) fn lacks(&self, asked: &str) -> bool {
+        matches!(choose(&self.keys(), asked, Names::Whole), Err(FindError::None(_)))
+    }
+
+    /// The names (empty if unknown) and IDs of all containers.
+    fn keys(&self) -> Vec<(&str, &str)> {
+        let readable = self.entries.iter().map(|entry| (entry.record.name.as_str(), entry.record.id.as_str()));
+        readable.chain(self.unreadable.iter().map(|container| ("", container.id.as_str()))).collect()
+    }
+
     fn found(&mut self, asked: &str, names: Names) -> Result<Found, Report> {
-        let mut keys: Vec<(&str, &str)> =
-            self.entries.iter().map(|entry| (entry.record.name.as_str(), entry.record.id.as_str())).collect();
-        keys.extend(self.unreadable.iter().map(|container| ("", container.id.as_str())));
-        let index = choose(&keys, asked, names).inspect_err(|_| {
+        let index = choose(&self.keys(), asked, names).inspect_err(|_| {
             // One of the unreadable containers may be the one that the caller means.
             self.unreadable.iter().for_each(|container| tracing::warn!("{}", Report::of(&container.error)));
         })?;

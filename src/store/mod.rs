@@ -65,7 +65,7 @@ pub(crate) use load::{LoadOptions, Loaded};
 pub(crate) use located::Stretch;
 pub(crate) use pins::Pins;
 pub(crate) use progress::Progress;
-pub(crate) use remove::{Removed, User};
+pub(crate) use remove::{RemoveError, Removed, User};
 pub(crate) use root::Store;
 pub(crate) use save::{Format, Sink, ToSave};
 pub(crate) use usage::Usage;

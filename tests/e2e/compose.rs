@@ -15,6 +15,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("an_exit_code_comes_from_a_service", exit_code),
     ("exec_run_cp_port_and_kill_find_their_container", commands),
     ("images_are_built_and_the_cache_can_be_left_out", builds),
+    ("services_are_paused_and_resumed", pauses),
     ("a_build_reads_the_image_of_another_service", builds_from_services),
     ("secrets_and_configs_are_mounted", secrets),
     ("scale_profiles_and_orphans", scale),
@@ -356,6 +357,27 @@ services:
     assert_ne!(id(&host, "lab-app-1"), before, "a new image makes a new container");
     ok(&host, &["down", "--rmi", "all"]);
     assert!(!host.ok(&["image", "ls"]).contains("lab-app"));
+}
+
+fn pauses() {
+    let host = project(
+        "services:\n  one: {image: box, command: sleep 1000, init: true}\n  two: {image: box, command: sleep 1000, init: true}\n",
+    );
+    ok(&host, &["--ansi", "never", "--progress", "plain", "--parallel", "2", "up", "-d"]);
+    let states = || host.ok(&["ps", "--format", "{{.Names}} {{.State}}"]);
+    let said = compose(&host, &["pause", "two"]);
+    assert!(said.code == 0 && said.err.contains("Container lab-two-1  Paused"), "{}", said.err);
+    assert!(states().contains("lab-two-1 paused") && states().contains("lab-one-1 running"), "{}", states());
+    ok(&host, &["pause"]);
+    assert!(states().contains("lab-one-1 paused"), "{}", states());
+    ok(&host, &["unpause"]);
+    assert!(!states().contains("paused"), "{}", states());
+    // Colors that are asked for are there without a terminal.
+    assert!(compose(&host, &["--ansi", "always", "logs"]).code == 0);
+    let error = fails(&host, &["push"]);
+    assert!(error.contains("gpurun has no command `compose push`") && error.contains("gpurun push IMAGE"), "{error}");
+    ok(&host, &["down", "-t", "0"]);
+    assert_eq!(host.leftovers(), "");
 }
 
 fn builds_from_services() {

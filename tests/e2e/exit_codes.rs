@@ -149,6 +149,12 @@ fn codes() {
         }
     }
     assert_eq!(wrong, "");
+    // With `--force`, what does not exist is no failure.
+    for line in ["rm -f nope", "rmi -f nope", "volume rm -f nope", "network rm -f nope", "container rm -f nope"] {
+        let answer = host.run(&line.split(' ').collect::<Vec<_>>());
+        assert_eq!(answer.code, 0, "{line}: {}", answer.err);
+    }
+    assert!(host.run(&["rm", "-f", "nope"]).err.contains("there is no container `nope`"));
     assert_eq!(host.run(&["inspect", "nope"]).out, "[]\n", "docker's command prints an empty list");
     host.ok(&["rm", "-f", "up", "paused", "ended"]);
     host.ok(&["network", "rm", "lab"]);

@@ -33,6 +33,26 @@ pub(crate) struct ComposeArgs {
     /// Base directory of relative paths (default: that of the first file)
     #[arg(long, value_name = "DIR")]
     pub(super) project_directory: Option<PathBuf>,
+    /// When to print service names in color
+    #[arg(long, value_name = "WHEN", default_value = "auto", hide_default_value = true)]
+    pub(super) ansi: Ansi,
+    /// Accepted for compatibility: a build shows its steps on a terminal and prints lines elsewhere
+    #[arg(long, value_name = "HOW", value_parser = ["auto", "tty", "plain", "quiet", "json"], hide_possible_values = true)]
+    progress: Option<String>,
+    /// Accepted for compatibility: containers always start in parallel
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    parallel: Option<i64>,
+    /// Accepted for compatibility
+    #[arg(long, hide = true)]
+    compatibility: bool,
+}
+
+/// When output has colors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Ansi {
+    Auto,
+    Always,
+    Never,
 }
 
 /// A project's name, and its files where they were read.

@@ -212,6 +212,19 @@ fn start_all(context: &Context, all: Vec<Container>) -> Result<u8, Report> {
     Ok(0)
 }
 
+/// Pauses or resumes the containers that run.
+pub(super) fn pause(args: &ServicesArgs, compose: &ComposeArgs, context: &Context, paused: bool) -> Result<u8, Report> {
+    let (_, mut all) = chosen(compose, context, &args.services)?;
+    all.retain(|container| container.is_running() && container.state.paused != paused);
+    let (command, done) = if paused { ("pause", "Paused") } else { ("resume", "Unpaused") };
+    parallel(&all, |container| {
+        child::run(context, &words(&[command, container.name()]))?.check()?;
+        print::say(&format!(" Container {}  {done}", container.name()));
+        Ok(())
+    })
+    .map(|()| 0)
+}
+
 pub(super) fn restart(args: &StopArgs, compose: &ComposeArgs, context: &Context) -> Result<u8, Report> {
     let (scope, all) = chosen(compose, context, &args.services)?;
     let mut names: Vec<String> = all.iter().map(|container| container.name().to_owned()).collect();

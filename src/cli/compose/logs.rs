@@ -11,7 +11,7 @@ use nix::sys::signalfd::SignalFd;
 
 use super::super::session::take_signals;
 use super::super::{Context, print};
-use super::args::ComposeArgs;
+use super::args::{Ansi, ComposeArgs};
 use super::containers::{self, Container};
 use super::{child, group};
 use crate::report::Report;
@@ -47,9 +47,14 @@ pub(super) struct Style {
 }
 
 impl Style {
-    pub(super) fn new(no_color: bool, no_prefix: bool, timestamps: bool) -> Self {
-        let allowed = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { color: !no_color && allowed && std::io::stdout().is_terminal(), prefix: !no_prefix, timestamps }
+    pub(super) fn new(ansi: Ansi, no_color: bool, no_prefix: bool, timestamps: bool) -> Self {
+        let allowed = || std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let wanted = match ansi {
+            Ansi::Auto => allowed() && std::io::stdout().is_terminal(),
+            Ansi::Always => true,
+            Ansi::Never => false,
+        };
+        Self { color: !no_color && wanted, prefix: !no_prefix, timestamps }
     }
 }
 
@@ -148,7 +153,8 @@ pub(super) fn run(args: &LogsArgs, compose: &ComposeArgs, context: &Context) -> 
     let scope = compose.scope(&[])?;
     let mut all = containers::of(context, &scope.name)?;
     containers::select(&mut all, &args.services, &scope.services())?;
-    let printer = Printer::new(Style::new(args.no_color, args.no_log_prefix, args.timestamps), &all, &scope.name);
+    let printer =
+        Printer::new(Style::new(compose.ansi, args.no_color, args.no_log_prefix, args.timestamps), &all, &scope.name);
     let mut children = Vec::new();
     for container in &all {
         children.push(child::follow(context, &arguments(container, args.follow, &args.tail, printer.style))?);

@@ -56,6 +56,8 @@ enum Command {
     Logs(logs::LogsArgs),
     /// List the projects on this host
     Ls(show::LsArgs),
+    /// Pause the containers of services
+    Pause(end::ServicesArgs),
     /// Print the address of a published port
     Port(show::PortArgs),
     /// List the containers of a project
@@ -74,6 +76,8 @@ enum Command {
     Stop(end::StopArgs),
     /// Show the processes of each container
     Top(show::TopArgs),
+    /// Resume the paused containers of services
+    Unpause(end::ServicesArgs),
     /// Create and start the containers of a project
     Up(up::UpArgs),
     /// Show the version of docker compose whose command line gpurun follows
@@ -101,6 +105,8 @@ pub(super) fn run(command: &ComposeCommand, context: &Context, check: CheckRun) 
         Command::Kill(kill) => end::kill(kill, args, context),
         Command::Logs(logs) => logs::run(logs, args, context),
         Command::Ls(ls) => show::ls(ls, context),
+        Command::Pause(pause) => end::pause(pause, args, context, true),
+        Command::Unpause(pause) => end::pause(pause, args, context, false),
         Command::Port(port) => show::port(port, args, context),
         Command::Ps(ps) => show::ps(ps, args, context),
         Command::Pull(pull) => build::pull_command(pull, args, context),

@@ -101,7 +101,7 @@ pub(super) fn run(args: &UpArgs, compose: &ComposeArgs, context: &Context, check
         abort: args.abort_on_container_exit || args.exit_code_from.is_some(),
         exit_code_from: args.exit_code_from.as_deref(),
         timeout: args.timeout,
-        style: logs::Style::new(args.no_color, args.no_log_prefix, false),
+        style: logs::Style::new(compose.ansi, args.no_color, args.no_log_prefix, false),
         since,
     };
     if interrupted {

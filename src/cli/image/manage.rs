@@ -13,7 +13,7 @@ use crate::cli::moment;
 use crate::names::{Digest, Reference};
 use crate::report::Report;
 use crate::rootfs::images;
-use crate::store::{Fault, Image, Removed, Repair, ResolveError, Store};
+use crate::store::{Fault, Image, RemoveError, Removed, Repair, ResolveError, Store};
 
 #[derive(Debug, Args)]
 pub(crate) struct RmArgs {
@@ -91,6 +91,10 @@ pub(super) fn rm(store: &Store, args: &RmArgs, mounts: &Mounts<'_>, users: &NewU
         let chain = store.resolve(image).ok().map(|image| image.chain_id);
         let removed = match store.remove(image, args.force, &*users()) {
             Ok(removed) => removed,
+            Err(error @ RemoveError::Resolve(ResolveError::NotFound { .. })) if args.force => {
+                crate::cli::print::say(&format!("gpurun: {error}"));
+                continue;
+            }
             // As in docker, the others are removed all the same.
             Err(error) => {
                 let report = Report::from(error).with_exit_code(1);
