@@ -1,43 +1,76 @@
 //! How a process enters a container's cgroup without waiting for the kernel.
 //!
 //! A process that is moved by another one, or with all of its threads, waits for an RCU grace period (4 to 19 ms
-//! measured). The kernel omits the wait for a thread that moves only itself: under version 1, it writes `0` to the
-//! `tasks` file of each hierarchy. For a process with one thread, the result is the same.
+//! measured). The kernel omits the wait in two cases: under version 1, for a thread that moves only itself by writing `0`
+//! to the `tasks` file of each hierarchy (for a process with one thread, the result is the same); under version 2, for a
+//! process that is created in the cgroup (`CLONE_INTO_CGROUP`, since Linux 5.7).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
 use super::host::TASKS;
-use super::{Cgroup, Host, Place};
+use super::{Cgroup, Hierarchy, Host, Place};
 
-/// The files through which a process with one thread enters a cgroup.
+/// How a process with one thread enters a cgroup.
 #[derive(Debug, Clone)]
-pub(crate) struct Entrance {
-    tasks: Vec<PathBuf>,
+pub(crate) enum Entrance {
+    /// Version 1: the files to which the process writes.
+    Tasks(Vec<PathBuf>),
+    /// Version 2: the directory of the cgroup, and where the hierarchy is mounted.
+    Directory { dir: PathBuf, mount: PathBuf },
 }
 
-/// The open files of an [`Entrance`].
+/// The open files of version 1.
 #[derive(Debug)]
 pub(crate) struct OpenEntrance(Vec<File>);
 
 impl Host {
-    /// The entrance of a cgroup. `None` under version 2, which has no such files for a process of its own.
+    /// The entrance of a cgroup. `None` if no controller of version 1 is mounted.
     #[must_use]
     pub(crate) fn entrance(&self, place: &Place) -> Option<Entrance> {
+        if let Hierarchy::V2 { mount } = &self.hierarchy {
+            let path = place.of("").trim_start_matches('/');
+            return Some(Entrance::Directory { dir: mount.join(path), mount: mount.clone() });
+        }
         let mut dirs: Vec<PathBuf> = self.v1_dirs(place).into_iter().map(|(_, dir)| dir).collect();
         dirs.sort();
         dirs.dedup();
-        (!dirs.is_empty()).then(|| Entrance { tasks: dirs.into_iter().map(|dir| dir.join(TASKS)).collect() })
+        (!dirs.is_empty()).then(|| Entrance::Tasks(dirs.into_iter().map(|dir| dir.join(TASKS)).collect()))
     }
 }
 
 impl Entrance {
-    /// Opens the files. A process that no longer sees them can then still enter.
+    /// Opens the directory in which the process is to be created. `None` under version 1.
+    pub(crate) fn open_dir(&self) -> io::Result<Option<OwnedFd>> {
+        match self {
+            Self::Tasks(_) => Ok(None),
+            Self::Directory { dir, .. } => Ok(Some(File::open(dir)?.into())),
+        }
+    }
+
+    /// Opens the files of version 1. A process that no longer sees them can then still enter.
     pub(crate) fn open(&self) -> io::Result<OpenEntrance> {
         let open = |path: &PathBuf| OpenOptions::new().write(true).open(path);
-        self.tasks.iter().map(open).collect::<io::Result<_>>().map(OpenEntrance)
+        let Self::Tasks(files) = self else { return Ok(OpenEntrance(Vec::new())) };
+        files.iter().map(open).collect::<io::Result<_>>().map(OpenEntrance)
     }
+
+    /// Whether the calling process, which was created in the cgroup, may use the cgroup's CPUs and memory nodes. Some
+    /// kernels before 6.3 leave it those of its parent.
+    pub(crate) fn has_sets(&self) -> bool {
+        let Self::Directory { dir, .. } = self else { return true };
+        let status = crate::sys::file::read_control("/proc/thread-self/status").unwrap_or_default();
+        ["cpu", "mem"].into_iter().all(|what| has_set(dir, &status, what))
+    }
+}
+
+/// Without the controller, there is no such file.
+fn has_set(dir: &Path, status: &str, what: &str) -> bool {
+    let Ok(set) = crate::sys::file::read_control(dir.join(format!("cpuset.{what}s.effective"))) else { return true };
+    let title = if what == "cpu" { "Cpus_allowed_list:" } else { "Mems_allowed_list:" };
+    status.lines().any(|line| line.strip_prefix(title).is_some_and(|list| list.trim() == set.trim()))
 }
 
 impl OpenEntrance {
@@ -70,6 +103,19 @@ fn is_in(list: &str, controller: &str, path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_sets_of_a_process_are_compared() {
+        let dir = tempfile::tempdir().unwrap();
+        let status = "Cpus_allowed:\t3\nCpus_allowed_list:\t0-1\nMems_allowed_list:\t0\n";
+        assert!(has_set(dir.path(), status, "cpu"), "there is no controller");
+        for (what, set, equal) in
+            [("cpu", "0-1\n", true), ("cpu", "1\n", false), ("mem", "0\n", true), ("mem", "0-1", false)]
+        {
+            std::fs::write(dir.path().join(format!("cpuset.{what}s.effective")), set).unwrap();
+            assert_eq!(has_set(dir.path(), status, what), equal, "{what} {set}");
+        }
+    }
 
     #[test]
     fn the_list_of_a_process_names_its_cgroups() {

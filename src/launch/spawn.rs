@@ -87,13 +87,12 @@ pub(crate) fn spawn(
     super::step_keeper::start(root, run_dir, entry, &host)?;
     // The supervisor repeats a step that fails here, and reports the reason. Under version 2 only the supervisor
     // creates the cgroup, because the available controllers depend on the cgroup of the process.
-    let is_v1 = host.limits_version() == Version::V1;
-    if is_v1 {
+    if host.limits_version() == Version::V1 {
         let _ = host.make(cgroup, &Limits::default());
     }
     super::progress::step("made");
-    // Under version 1, only containers with hooks are moved by another process. GPUs may have some.
-    if !is_v1 || entry.record.request.gpus.is_some() {
+    // Only containers with hooks are moved by another process. GPUs may have some.
+    if entry.record.request.gpus.is_some() {
         prime_moves(host.clone());
     }
     match start(root, run_dir, entry, first) {

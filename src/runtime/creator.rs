@@ -3,7 +3,8 @@
 //! libcontainer's own way into the cgroup scans the mount table for each controller, and then waits for a grace period
 //! of the kernel (see `cgroup::Entrance`). A process inherits the cgroup of the one that creates it. So this
 //! process enters first, and libcontainer, which it runs, finds a cgroup file that does nothing: in a mount namespace
-//! of this process, `/sys/fs/cgroup` is a mount of version 2 whose `cgroup.procs` is the null device.
+//! of this process, `/sys/fs/cgroup` is a mount of version 2 whose `cgroup.procs` is the null device. On a host with
+//! version 2 only, the process is created in the cgroup, and only that file is replaced.
 //!
 //! It also enters those of the container's namespaces that sysfs and mqueue depend on, and makes these mounts with far
 //! fewer system calls than libcontainer.
@@ -17,6 +18,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use nix::mount::MsFlags;
@@ -26,19 +28,17 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::early::CGROUPS;
 use super::error::{Cause, Relayed};
 use super::inner::Inner;
 use super::{RuntimeError, pipes};
 use crate::cgroup::OpenEntrance;
 use crate::sys::process::{self, Fork};
 
-/// Where libcontainer looks for cgroups.
-pub(super) const CGROUPS: &str = "/sys/fs/cgroup";
-
 /// Where a host with the controllers of version 1 has mounted version 2, if at all.
 const UNIFIED: &str = "/sys/fs/cgroup/unified";
 
-/// The step that a host may refuse.
+/// The step that a host may refuse. libcontainer then puts the container into its cgroup.
 const HIDE: &str = "prepare the cgroup mounts that the runtime sees";
 
 /// What the process reports.
@@ -73,7 +73,16 @@ pub(super) fn create(
     process::set_undumpable().map_err(sys("hide gpurun's own process"))?;
     let (mut reader, writer) = pipes::pipe().map_err(Failed::Own)?;
     let supervisor = nix::unistd::getpid();
-    match process::fork(false).map_err(sys("start the process that creates the container"))? {
+    let dir = inner.open_entrance_dir().map_err(sys("open the container's cgroup"))?;
+    let forked = match &dir {
+        // Where the kernel cannot create a process in a cgroup, libcontainer moves one.
+        Some(dir) => process::fork_into(dir.as_fd()).ok(),
+        None => Some(process::fork(false).map_err(sys("start the process that creates the container"))?),
+    };
+    // No process of the container may inherit it.
+    drop(dir);
+    let Some(forked) = forked else { return Ok(None) };
+    match forked {
         Fork::Child => {
             let report = match prepare(inner, supervisor) {
                 Ok(()) => work(inner).map_or_else(|error| Report::Failed(chain(&*error)), Report::Created),
@@ -129,6 +138,9 @@ fn prepare(inner: &mut Inner, supervisor: Pid) -> Result<(), (&'static str, io::
         if nix::unistd::getppid() == supervisor { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
     };
     tie().map_err(step("tie the process that creates the container to its supervisor"))?;
+    if !inner.has_sets() {
+        return Err((HIDE, io::ErrorKind::Unsupported.into()));
+    }
     let entrance = inner.open_entrance().map_err(step("open the container's cgroup"))?;
     inner.begin().map_err(step("enter the container's namespaces"))?;
     hide_cgroups().map_err(step(HIDE))?;
@@ -144,9 +156,13 @@ fn hide_cgroups() -> io::Result<()> {
     // namespaces.
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
     let none = None::<&Path>;
+    let is_v2 = |path: &str| {
+        nix::sys::statfs::statfs(path).is_ok_and(|about| about.filesystem_type() == CGROUP2_SUPER_MAGIC)
+    };
     // A new mount waits until removed cgroups are gone (10 to 30 ms measured); one of the host's mount does not.
-    let is_v2 = nix::sys::statfs::statfs(UNIFIED).is_ok_and(|about| about.filesystem_type() == CGROUP2_SUPER_MAGIC);
-    if is_v2 {
+    if is_v2(CGROUPS) {
+        // The host has only version 2.
+    } else if is_v2(UNIFIED) {
         nix::mount::mount(Some(UNIFIED), CGROUPS, none, MsFlags::MS_BIND, none)?;
     } else {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;

@@ -21,7 +21,8 @@ use serde_json::{Value, json};
 use crate::rootfs;
 use crate::sys::mount::{self, Attr, FsContext};
 
-const CGROUPS: &str = "/sys/fs/cgroup";
+/// Where a container, and libcontainer, find the cgroups.
+pub(super) const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// The mounts, until this is dropped.
 #[derive(Debug, Default)]

@@ -1,6 +1,7 @@
 //! The spec that libcontainer reads.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nix::sched::CloneFlags;
@@ -46,6 +47,12 @@ pub(super) fn adapt_spec(request: &CreateRequest<'_>, entrance: Option<Entrance>
     std::fs::create_dir_all(&dir).map_err(io("create the directory", &dir))?;
     let cgroups = request.state_root.join("cgroups");
     let early = early::make(&mut spec, &cgroups);
+    // libcontainer looks for version 2 at one path only.
+    let is_usual = |entrance: &Entrance| match entrance {
+        Entrance::Directory { mount, .. } => mount == Path::new(early::CGROUPS),
+        Entrance::Tasks(_) => true,
+    };
+    let entrance = entrance.filter(is_usual);
     // Without faccessat2, libcontainer recurses without end where it finds no procfs of its own.
     let entrance =
         entrance.filter(|_| !has_hooks(&spec) && !has_binds(&spec, &cgroups) && crate::sys::access::has_faccessat2());
@@ -68,6 +75,16 @@ impl Inner {
     /// Opens the way into the cgroup.
     pub(super) fn open_entrance(&self) -> io::Result<Option<OpenEntrance>> {
         self.entrance.as_ref().map(Entrance::open).transpose()
+    }
+
+    /// Opens the cgroup in which the process is to be created, under version 2.
+    pub(super) fn open_entrance_dir(&self) -> io::Result<Option<OwnedFd>> {
+        Ok(self.entrance.as_ref().map(Entrance::open_dir).transpose()?.flatten())
+    }
+
+    /// Whether the calling process has the CPUs of the cgroup in which it was created.
+    pub(super) fn has_sets(&self) -> bool {
+        self.entrance.as_ref().is_none_or(Entrance::has_sets)
     }
 
     /// Writes the spec for a process that is in the cgroup. libcontainer reads it next.
@@ -111,7 +128,28 @@ impl Inner {
     /// Makes the mounts that depend on these namespaces. They end with the namespace of this process and of the
     /// container.
     pub(super) fn mount(&mut self) {
+        if let Some(Entrance::Directory { dir, mount }) = &self.entrance {
+            bind_cgroup(&mut self.spec, dir, mount);
+        }
         std::mem::forget(early::make_in_namespaces(&mut self.spec));
+    }
+}
+
+/// Under version 2, binds the directory of the cgroup instead of making a mount of the file system, which has the same
+/// root in the container's cgroup namespace.
+fn bind_cgroup(spec: &mut Value, dir: &Path, whole: &Path) {
+    let has_namespace = |spec: &Value| {
+        let mut namespaces = spec["linux"]["namespaces"].as_array().into_iter().flatten();
+        namespaces.any(|namespace| namespace["type"] == "cgroup")
+    };
+    let source = if has_namespace(spec) { dir } else { whole };
+    let mounts = spec["mounts"].as_array_mut().into_iter().flatten();
+    for mount in mounts.filter(|mount| mount["type"] == "cgroup") {
+        mount["type"] = "bind".into();
+        mount["source"] = source.to_string_lossy().into();
+        if let Some(options) = mount["options"].as_array_mut() {
+            options.retain(|option| option != "relatime");
+        }
     }
 }
 
@@ -199,6 +237,16 @@ mod tests {
         assert!(!has_hooks(&json!({ "hooks": { "prestart": [], "poststop": [] } })));
         assert!(!has_hooks(&json!({})));
         assert!(has_hooks(&json!({ "hooks": { "prestart": [], "poststop": [{ "path": "/bin/true" }] } })));
+    }
+
+    #[test]
+    fn a_directory_of_version_2_is_bound() {
+        let mount = json!({ "type": "cgroup", "source": "cgroup", "options": ["nosuid", "relatime", "ro"] });
+        for (namespaces, source) in [(json!([{ "type": "cgroup" }]), "/c/gpurun/ID"), (json!([]), "/c")] {
+            let mut spec = json!({ "mounts": [mount], "linux": { "namespaces": namespaces } });
+            bind_cgroup(&mut spec, Path::new("/c/gpurun/ID"), Path::new("/c"));
+            assert_eq!(spec["mounts"], json!([{ "type": "bind", "source": source, "options": ["nosuid", "ro"] }]));
+        }
     }
 
     #[test]

@@ -207,6 +207,29 @@ pub fn fork(sibling: bool) -> io::Result<Fork> {
     }
 }
 
+/// clone3(2) takes this flag only.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Forks like [`fork`], with the child in the cgroup of version 2 whose directory is open as `cgroup`. The process must
+/// be single-threaded (checked).
+pub(crate) fn fork_into(cgroup: BorrowedFd<'_>) -> io::Result<Fork> {
+    if thread_count() != 1 {
+        return Err(io::Error::other("a process with threads cannot be forked"));
+    }
+    // SAFETY: the structure consists of numbers, for which zero is valid.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = CLONE_INTO_CGROUP;
+    args.exit_signal = libc::SIGCHLD as u64;
+    args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    // SAFETY: as in `fork`. The kernel reads the structure, whose size is passed. The descriptor is open.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
+    match pid {
+        0 => Ok(Fork::Child),
+        pid if pid > 0 => Ok(Fork::Parent(pid as i32)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// The number of threads of this process. Its directory of threads has one link for each, besides two of its own.
 #[must_use]
 pub(crate) fn thread_count() -> usize {
