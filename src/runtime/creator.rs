@@ -31,8 +31,10 @@ use serde::{Deserialize, Serialize};
 use super::early::CGROUPS;
 use super::error::{Cause, Relayed};
 use super::inner::Inner;
+use super::late::Late;
 use super::{RuntimeError, pipes};
 use crate::cgroup::OpenEntrance;
+use crate::spec::Process;
 use crate::sys::process::{self, Fork};
 
 /// Where a host with the controllers of version 1 has mounted version 2, if at all.
@@ -65,7 +67,8 @@ pub(super) enum Failed {
 /// host refuses the mounts that this needs; nothing has been done then. The caller must be single-threaded.
 pub(super) fn create(
     inner: &mut Inner,
-    work: impl FnOnce(&Inner) -> Result<i32, Cause>,
+    process: &Process,
+    work: impl FnOnce(&Inner, Option<Late>) -> Result<i32, Cause>,
 ) -> Result<Option<i32>, Failed> {
     let sys = |what: &'static str| move |error: io::Error| Failed::Own(RuntimeError::Sys(what, error));
     // As libcontainer does to the process in which it runs: no process of the container can read the supervisor's
@@ -84,8 +87,8 @@ pub(super) fn create(
     let Some(forked) = forked else { return Ok(None) };
     match forked {
         Fork::Child => {
-            let report = match prepare(inner, supervisor) {
-                Ok(()) => work(inner).map_or_else(|error| Report::Failed(chain(&*error)), Report::Created),
+            let report = match prepare(inner, process, supervisor) {
+                Ok(late) => work(inner, late).map_or_else(|error| Report::Failed(chain(&*error)), Report::Created),
                 Err((HIDE, _)) => Report::Refused,
                 Err((step, error)) => Report::Step(step.into(), error.raw_os_error().unwrap_or(libc::EIO)),
             };
@@ -129,8 +132,13 @@ fn chain(error: &dyn std::error::Error) -> Vec<String> {
     std::iter::successors(Some(error), |error| error.source()).map(text).collect()
 }
 
-/// The steps of the new process before libcontainer. Returns the step that failed.
-fn prepare(inner: &mut Inner, supervisor: Pid) -> Result<(), (&'static str, io::Error)> {
+/// The steps of the new process before libcontainer. Returns the steps that the container's first process does late, or
+/// the one that failed.
+fn prepare(
+    inner: &mut Inner,
+    container: &Process,
+    supervisor: Pid,
+) -> Result<Option<Late>, (&'static str, io::Error)> {
     let step = |step: &'static str| move |error: io::Error| (step, error);
     let tie = || {
         process::set_parent_death_signal(libc::SIGKILL)?;
@@ -145,9 +153,11 @@ fn prepare(inner: &mut Inner, supervisor: Pid) -> Result<(), (&'static str, io::
     inner.begin().map_err(step("enter the container's namespaces"))?;
     hide_cgroups().map_err(step(HIDE))?;
     inner.mount();
+    let late = inner.take_late(container);
     inner.write().map_err(step("write the spec for the runtime"))?;
     // Last, because the container's limits apply from here on.
-    entrance.map_or(Ok(()), OpenEntrance::enter).map_err(step("enter the container's cgroup"))
+    entrance.map_or(Ok(()), OpenEntrance::enter).map_err(step("enter the container's cgroup"))?;
+    Ok(late)
 }
 
 /// Makes libcontainer find a cgroup of version 2 in which it can put a process without any effect.

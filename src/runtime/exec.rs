@@ -21,7 +21,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -29,15 +29,13 @@ use nix::sched::CloneFlags;
 use nix::unistd::{Gid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, setgroups, setresgid, setresuid, setsid};
 use serde::{Deserialize, Serialize};
 
-use super::executor::{Failure, c_strings, execute, send_failure};
+use super::executor::{c_strings, execute};
+use super::failure::{Failure, Step, failed, failed_nix, send_failure};
 use super::pipes::{pipe, read_failure};
 use super::{RuntimeError, Stdio};
 use crate::spec::{Process, Rlimit};
 use crate::sys::process::Fork;
 use crate::sys::{self, caps, exe, keyring, mount, pty, seccomp};
-
-/// The number of `/dev/null`.
-const NULL_DEVICE: libc::dev_t = libc::makedev(1, 3);
 
 /// The name of the helper's subcommand.
 pub const EXEC_HELPER: &str = "exec-helper";
@@ -152,18 +150,6 @@ fn read_pid(mut reader: File) -> Option<i32> {
     Some(i32::from_ne_bytes(bytes))
 }
 
-type Step = Result<(), Failure>;
-
-fn failed(step: &str) -> impl Fn(std::io::Error) -> Failure {
-    let step = step.to_owned();
-    move |error| Failure::step(&step, error.raw_os_error().unwrap_or(libc::EIO))
-}
-
-fn failed_nix(step: &str) -> impl Fn(nix::Error) -> Failure {
-    let step = step.to_owned();
-    move |errno| Failure::step(&step, errno as i32)
-}
-
 /// Runs the helper. `numbers` are the numbers of its descriptors. Once it has the descriptors, it never returns.
 #[must_use]
 pub fn exec_helper_main(numbers: &[i32]) -> u8 {
@@ -254,9 +240,8 @@ fn load_filter(process: &Process) -> Step {
 /// Replaces those of the standard streams that are the host's null device.
 fn own_null() -> Step {
     let step = "open a null device";
-    let is_null = |fd: BorrowedFd<'_>| nix::sys::stat::fstat(fd).is_ok_and(|stat| stat.st_rdev == NULL_DEVICE);
     let [stdin, stdout, stderr] =
-        [is_null(io::stdin().as_fd()), is_null(io::stdout().as_fd()), is_null(io::stderr().as_fd())];
+        [mount::is_null(io::stdin().as_fd()), mount::is_null(io::stdout().as_fd()), mount::is_null(io::stderr().as_fd())];
     if !(stdin || stdout || stderr) {
         return Ok(());
     }

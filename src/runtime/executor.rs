@@ -1,7 +1,6 @@
 //! The last steps of pid 1, between libcontainer's set-up and its program.
 
 use std::ffi::CString;
-use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -10,71 +9,12 @@ use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{
     Executor as WorkloadExecutor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
-use serde::{Deserialize, Serialize};
 
-use super::{CreateRequest, DeviceCheck, DeviceFault, RuntimeError};
+use super::failure::{DEVICES, Failure, send_failure};
+use super::late::Late;
+use super::{CreateRequest, DeviceCheck, RuntimeError};
 use crate::spec::seccomp::Filter;
 use crate::sys::{caps, process, seccomp};
-
-/// A failure to execute the program, in the form that is sent through a pipe.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Failure {
-    /// The failed step. An empty string means executing the program itself.
-    pub step: String,
-    pub errno: i32,
-    /// The path of the program or of the working directory, if that is the cause. For a device check, the fault as
-    /// JSON.
-    pub found: Option<String>,
-}
-
-/// The step of entering the working directory.
-const DIRECTORY: &str = "enter the working directory";
-/// The step of checking the devices. Its fault is in `found`, as JSON.
-const DEVICES: &str = "check the devices";
-
-impl Failure {
-    pub(super) fn step(step: impl Into<String>, errno: i32) -> Self {
-        Self { step: step.into(), errno, found: None }
-    }
-
-    pub(super) fn directory(path: &Path, errno: i32) -> Self {
-        Self { step: DIRECTORY.to_owned(), errno, found: Some(path.display().to_string()) }
-    }
-
-    fn device(fault: &DeviceFault) -> Self {
-        Self { step: DEVICES.to_owned(), errno: libc::ENODEV, found: serde_json::to_string(fault).ok() }
-    }
-
-    /// Converts the failure to an error. `captured` are libcontainer's messages, of which there are none for failures of
-    /// the program.
-    pub(super) fn into_error(self, program: &str, captured: &[String]) -> RuntimeError {
-        let source = std::io::Error::from_raw_os_error(self.errno);
-        if let (DIRECTORY, Some(path)) = (&*self.step, &self.found) {
-            return RuntimeError::Directory { path: path.into(), source };
-        }
-        if let (DEVICES, Some(Ok(fault))) = (&*self.step, self.found.as_deref().map(serde_json::from_str)) {
-            return RuntimeError::Device(fault);
-        }
-        if !self.step.is_empty() {
-            let step = if captured.is_empty() { self.step } else { format!("{} ({})", self.step, captured.join("; ")) };
-            return RuntimeError::Enter { step, source };
-        }
-        let not_found = matches!(self.errno, libc::ENOENT | libc::ENOTDIR);
-        let why = match (self.errno, self.found) {
-            // The kernel also returns ENOENT for a missing `#!` interpreter or dynamic loader.
-            (libc::ENOENT, Some(path)) => format!("the interpreter that `{path}` names is not in the image"),
-            (libc::ENOENT | libc::ENOTDIR, _) if program.contains('/') => "there is no such file in the image".into(),
-            (libc::ENOENT | libc::ENOTDIR, _) => "there is no such program in the container's PATH".into(),
-            (libc::EACCES, _) => "it is not an executable file, or the container's user may not execute it".into(),
-            (libc::EISDIR, _) => "it is a directory".into(),
-            (libc::ENOEXEC, _) => {
-                "it is not a program for this machine (another architecture, or a script without `#!`)".into()
-            }
-            _ => source.to_string(),
-        };
-        RuntimeError::Execute { program: program.to_owned(), why, not_found }
-    }
-}
 
 /// Everything that the last steps before exec need, prepared by the parent.
 #[derive(Debug, Clone)]
@@ -88,6 +28,8 @@ pub(super) struct Executor {
     umask: Option<u32>,
     passed_fds: Vec<i32>,
     devices: Option<Rc<DeviceCheck>>,
+    /// What libcontainer has left to this process.
+    late: Option<Late>,
     /// The supervisor's pidfd, to check whether the supervisor is still alive.
     supervisor: Rc<OwnedFd>,
     failures: Rc<OwnedFd>,
@@ -109,9 +51,16 @@ impl Executor {
             umask: request.process.umask,
             passed_fds: request.passed_fds.to_vec(),
             devices: request.devices.clone(),
+            late: None,
             supervisor: Rc::new(supervisor),
             failures: Rc::new(failures),
         })
+    }
+
+    /// Adds the steps that libcontainer leaves out.
+    pub(super) fn with(mut self, late: Option<Late>) -> Self {
+        self.late = late;
+        self
     }
 
     fn send_failure(&self, failure: &Failure) {
@@ -150,6 +99,10 @@ impl Executor {
 
 impl WorkloadExecutor for Executor {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        if let Some(Err(failure)) = self.late.as_ref().map(Late::apply) {
+            self.send_failure(&failure);
+            return Err(ExecutorValidationError::ArgValidationError(failure.step));
+        }
         // From here on the container dies with its supervisor, also while it waits for the start.
         if let Err(error) = self.tie() {
             return Err(ExecutorValidationError::ArgValidationError(error.to_string()));
@@ -195,13 +148,6 @@ pub(super) fn c_strings(texts: &[String]) -> Result<Vec<CString>, RuntimeError> 
             .map_err(|error| RuntimeError::Sys("pass a string with a NUL byte to a program", error.into()))
     };
     texts.iter().map(convert).collect()
-}
-
-pub(super) fn send_failure(pipe: &OwnedFd, failure: &Failure) {
-    if let (Ok(copy), Ok(bytes)) = (pipe.try_clone(), serde_json::to_vec(failure)) {
-        // The reader may be gone. That is not an error here.
-        let _ = std::fs::File::from(copy).write_all(&bytes);
-    }
 }
 
 /// The program's path: the name itself if it contains a slash, otherwise the first executable file of that name in

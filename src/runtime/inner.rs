@@ -8,8 +8,10 @@ use nix::sched::CloneFlags;
 use nix::unistd::Gid;
 use serde_json::Value;
 
+use super::late::{self, Late};
 use super::{CreateRequest, RuntimeError, early};
 use crate::cgroup::{Entrance, OpenEntrance};
+use crate::spec::Process;
 
 const SPEC: &str = "config.json";
 
@@ -85,6 +87,11 @@ impl Inner {
     /// Whether the calling process has the CPUs of the cgroup in which it was created.
     pub(super) fn has_sets(&self) -> bool {
         self.entrance.as_ref().is_none_or(Entrance::has_sets)
+    }
+
+    /// Removes from the spec what the container's first process does late. libcontainer's terminals need its `/proc`.
+    pub(super) fn take_late(&mut self, process: &Process) -> Option<Late> {
+        if self.spec["process"]["terminal"] == true { None } else { late::take(&mut self.spec, process) }
     }
 
     /// Writes the spec for a process that is in the cgroup. libcontainer reads it next.

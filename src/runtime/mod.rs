@@ -21,6 +21,7 @@
 //! | the umask of the caller is inherited | `executor` and `exec` set 022, as docker does |
 //! | errors contain little detail | ERROR events of its tracing, also from its children, are captured (`capture`) |
 //! | seventy system calls for each mount | `early` makes those that need no namespace of the container |
+//! | seventy calls for `/proc`, and as many for capabilities | `late` does these steps in pid 1 |
 //! | the mount table is scanned for each cgroup controller | `creator` enters the cgroup |
 //! | a failed create leaves zombies, and after an early error the state directory | killed, reaped and removed here |
 //!
@@ -39,7 +40,10 @@ mod error;
 mod error_tests;
 mod exec;
 mod executor;
+mod failure;
 mod inner;
+mod late;
+mod masks;
 mod pipes;
 mod request;
 mod socket;
@@ -179,8 +183,8 @@ fn first_process(
     console: Option<&Console>,
 ) -> Result<(i32, Handle), Failed> {
     if inner.is_apart() {
-        let work = |inner: &Inner| Ok(pid_of(&build(request, inner, executor.clone(), console)?));
-        if let Some(pid) = creator::create(inner, work)? {
+        let work = |inner: &Inner, late| Ok(pid_of(&build(request, inner, executor.clone().with(late), console)?));
+        if let Some(pid) = creator::create(inner, request.process, work)? {
             return Ok((pid, Handle::Socket));
         }
         inner.without_entrance().map_err(Failed::Own)?;

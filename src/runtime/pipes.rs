@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 
 use super::error::RuntimeError;
-use super::executor::Failure;
+use super::failure::Failure;
 
 pub(super) fn pipe() -> Result<(File, OwnedFd), RuntimeError> {
     let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)

@@ -187,6 +187,14 @@ pub(crate) fn set(mount: &OwnedFd, attr: Attr, recursive: bool) -> io::Result<()
     super::idmap::set_attr(mount, &attr, recursive)
 }
 
+/// Whether an open file is the null device.
+pub(crate) fn is_null(fd: BorrowedFd<'_>) -> bool {
+    let is_null = |stat: nix::sys::stat::FileStat| {
+        stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == libc::makedev(1, 3)
+    };
+    nix::sys::stat::fstat(fd).is_ok_and(is_null)
+}
+
 /// Opens a null device in a file system of its own. A process that is handed the host's `/dev/null` can change the mode
 /// and the owner of that node through `/proc/self/fd`. With this one it changes nothing that another process sees.
 pub(crate) fn private_null() -> io::Result<OwnedFd> {
