@@ -115,26 +115,19 @@ pub(super) fn why_missing(mount: &Path, parent: &Path, name: &str) -> Missing {
 
 /// Copies the parents' sets down. A new cpuset of version 1 is empty, and no process can enter an empty cpuset.
 pub(super) fn inherit_cpuset(mount: &Path, relative: &Path) -> Result<(), CgroupError> {
-    let mut parent = mount.to_path_buf();
-    // The sets of the parent, once they are known.
-    let mut sets = [String::new(), String::new()];
-    for component in relative.components() {
-        let dir = parent.join(component);
-        for (file, above) in ["cpuset.cpus", "cpuset.mems"].into_iter().zip(&mut sets) {
-            let path = dir.join(file);
-            let own = read(&path)?;
-            if own.is_empty() {
-                if above.is_empty() {
-                    *above = read(&parent.join(file))?;
-                }
-                write(&path, above)?;
-            } else {
-                *above = own;
-            }
-        }
-        parent = dir;
-    }
-    Ok(())
+    let dir = mount.join(relative);
+    ["cpuset.cpus", "cpuset.mems"].into_iter().try_for_each(|file| inherited(mount, &dir, file).map(drop))
+}
+
+/// Returns the set of a directory, after copying it from the nearest directory above that has one.
+fn inherited(mount: &Path, dir: &Path, file: &str) -> Result<String, CgroupError> {
+    let path = dir.join(file);
+    let own = read(&path)?;
+    let above = dir.parent().filter(|_| own.is_empty() && dir != mount);
+    let Some(above) = above else { return Ok(own) };
+    let set = inherited(mount, above, file)?;
+    write(&path, &set)?;
+    Ok(set)
 }
 
 #[cfg(test)]

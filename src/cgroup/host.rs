@@ -116,7 +116,7 @@ impl Host {
         }
     }
 
-    /// Returns the directories of a cgroup in all hierarchies.
+    /// Returns the directories that a cgroup has in all hierarchies, whether or not they exist.
     #[must_use]
     pub fn directories(&self, path: &str) -> Vec<PathBuf> {
         let mounts: Vec<&PathBuf> = match &self.hierarchy {
@@ -126,7 +126,6 @@ impl Host {
         let mut dirs: Vec<PathBuf> = mounts.into_iter().map(|mount| mount.join(path.trim_start_matches('/'))).collect();
         dirs.sort();
         dirs.dedup();
-        dirs.retain(|dir| dir.is_dir());
         dirs
     }
 

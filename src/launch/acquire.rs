@@ -141,8 +141,8 @@ pub(super) fn acquire(launch: Launch<'_>, tell: Tell<'_>, undo: &mut Undo) -> Re
     mounts::make_workdir(&cwd, &mounts)?;
     propagation::check(&mounts)?;
     let made_by_runtime = nested::assemble(&entry.run_dir, &mounts)?;
-    let hook_reports = hooks::make_reports(entry)?;
     let hooks = hooks::matching(request, &hooks::annotations(request, &gpus), &command.args)?;
+    let hook_reports = hooks::make_reports(entry, &gpus.combine(hooks.clone()))?;
     let opening = gpus.opens.take().map(|opens| Opening::new(entry, opens, &rootfs, user.uid));
     let acquired = Acquired {
         cgroup: entry.record.cgroup.clone(),
@@ -262,7 +262,7 @@ fn network(
         ports: &ports,
         state_dir: &state_dir,
         subnet: crate::config::Config::load()?.network.subnet.map(|subnet| subnet.0),
-        servers: &files::name_servers(request),
+        servers: &if is_bridge { files::name_servers(request) } else { Vec::new() },
     })
     // A network may have been removed since the command found it.
     .map_err(|error| Report::from(error).with_exit_code(EXIT_GPURUN))?;

@@ -35,10 +35,14 @@ pub(super) fn matching(
     Ok(hook::matching(&definitions, &about)?)
 }
 
-/// Creates an empty directory for the hooks' reports. Reports from the hooks of an earlier run no longer matter.
-pub(super) fn make_reports(entry: &Entry) -> Result<PathBuf, Report> {
+/// Creates an empty directory for the hooks' reports, if there are hooks. Reports from the hooks of an earlier run no
+/// longer matter.
+pub(super) fn make_reports(entry: &Entry, hooks: &[hook::Chosen]) -> Result<PathBuf, Report> {
     let reports = entry.run_dir.join("hooks");
     let _ = fs::remove_dir_all(&reports);
+    if hooks.is_empty() {
+        return Ok(reports);
+    }
     fs::create_dir_all(&reports)
         .map_err(|error| Report::new(format!("cannot create `{}`", reports.display())).with_cause(error))?;
     Ok(reports)

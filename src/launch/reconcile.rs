@@ -221,6 +221,7 @@ fn remove_record(records: &Records, id: &str) -> Result<(), Report> {
 fn remove_dirs(records: &Records, id: &str) -> Result<(), Report> {
     let (dir, run_dir) = records.paths(id);
     remove_record(records, id)?;
+    rootfs::remove_work(&dir.join("work"));
     records.files(id).iter().try_for_each(|path| remove_tree(path))?;
     remove_tree(&dir)?;
     remove_tree(&run_dir)
@@ -262,7 +263,7 @@ fn remove_tree(dir: &Path) -> Result<(), Report> {
 /// The ids of the containers that no process runs or starts, and that still need a clean-up.
 fn dead(records: &Records) -> Result<Vec<String>, Report> {
     let mut ids = records.ids_in_run()?;
-    ids.extend(records.orphans()?);
+    ids.extend(records.orphans(&ids)?);
     // Unreadable records are skipped here; the command's own listing reports them.
     for entry in records.list_all()?.0 {
         // After a reboot /run is empty, but the file still contains `running`.

@@ -31,8 +31,12 @@ pub(crate) struct InUse(#[expect(dead_code, reason = "held for its Drop")] Proce
 
 /// Checks that `run` is the run directory of the root of `containers`, or binds the root to it.
 pub(super) fn bind(containers: &Path, run: &Path) -> Result<(), RecordError> {
+    let before = known(containers)?;
+    if is_current(before.as_ref(), run) {
+        return Ok(());
+    }
     let wanted = current(run)?;
-    if known(containers)?.as_ref() == Some(&wanted) {
+    if before.as_ref() == Some(&wanted) {
         return Ok(());
     }
     // Serialize the binding: two commands that use a new root at the same time must not take each other for its user.
@@ -62,7 +66,11 @@ pub(super) fn bind(containers: &Path, run: &Path) -> Result<(), RecordError> {
 pub(super) fn hold(containers: &Path, run: &Path) -> Result<InUse, RecordError> {
     let users = containers.join(".users");
     let lock = ProcessLock::share(&users).map_err(|source| RecordError::Io { action: "lock", path: users, source })?;
-    let (wanted, known) = (current(run)?, known(containers)?);
+    let known = known(containers)?;
+    if is_current(known.as_ref(), run) {
+        return Ok(InUse(lock));
+    }
+    let wanted = current(run)?;
     if known.as_ref() == Some(&wanted) {
         return Ok(InUse(lock));
     }
@@ -76,6 +84,13 @@ fn known(containers: &Path) -> Result<Option<Binding>, RecordError> {
         Err(RecordError::Damaged { .. }) => Ok(None),
         known => known,
     }
+}
+
+/// Whether a binding is to this run directory. Its path is not resolved: the number of the directory identifies it.
+fn is_current(known: Option<&Binding>, run: &Path) -> bool {
+    let (Some(known), Ok(metadata)) = (known, fs::metadata(run)) else { return false };
+    let is_same = known.run_dir == run && (known.device, known.inode) == (metadata.dev(), metadata.ino());
+    is_same && known.boot_id == process::boot_id()
 }
 
 /// The binding to a run directory as it is now.

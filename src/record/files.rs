@@ -11,6 +11,9 @@ use super::error::RecordError;
 use crate::durable;
 
 pub(super) fn make_dir(path: &Path) -> Result<(), RecordError> {
+    if path.is_dir() {
+        return Ok(());
+    }
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| RecordError::Io {
         action: "create the directory",
         path: path.to_path_buf(),

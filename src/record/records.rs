@@ -144,9 +144,9 @@ impl Records {
 
     /// The ids of directories here or in /run without a record, left by a killed launch or removal. A record that
     /// cannot be accessed or is lost counts as existing, because an orphan is removed with all its files.
-    pub(crate) fn orphans(&self) -> Result<Vec<String>, RecordError> {
+    pub(crate) fn orphans(&self, in_run: &[String]) -> Result<Vec<String>, RecordError> {
         let mut ids = self.ids(&self.containers)?;
-        ids.extend(self.ids(&self.run)?);
+        ids.extend(in_run.iter().cloned());
         ids.sort();
         ids.dedup();
         // The list reports records that cannot be accessed. No other container has to wait for them.
@@ -277,10 +277,10 @@ mod tests {
         for id in [&lost, &torn] {
             make_dir(&records.paths(id).0).unwrap();
         }
-        assert_eq!(records.orphans().unwrap(), [lost.clone(), torn.clone()]);
+        assert_eq!(records.orphans(&records.ids_in_run().unwrap()).unwrap(), [lost.clone(), torn.clone()]);
         fs::write(records.paths(&torn).0.join("record.json"), "{").unwrap();
         assert_eq!(
-            records.orphans().unwrap(),
+            records.orphans(&records.ids_in_run().unwrap()).unwrap(),
             std::slice::from_ref(&lost),
             "a record that cannot be understood is one"
         );
@@ -289,7 +289,7 @@ mod tests {
         fs::remove_dir_all(records.paths(&torn).0).unwrap();
         let path = records.paths(&lost).0.join("record.json");
         std::os::unix::fs::symlink(&path, &path).unwrap();
-        assert!(records.orphans().unwrap().is_empty());
+        assert!(records.orphans(&records.ids_in_run().unwrap()).unwrap().is_empty());
         assert!(matches!(unreadable(&records).error, RecordError::Io { action: "read", .. }));
     }
 

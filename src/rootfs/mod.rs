@@ -44,6 +44,7 @@ pub(crate) use guards::check_guards;
 pub(crate) use namespace::{HostNamespace, private_namespace};
 pub use overlay::Overlay;
 pub use overlay::overlay;
+pub(crate) use overlay::remove_work;
 pub(crate) use root::{
     MountpointKind, RootError, create_dir_in_root, link_in_root, make_mountpoint_in_root, open_mountpoint_below,
     open_root, read_file_in_root, replace_file_in_root, resolve_in_root, stat_in_root,

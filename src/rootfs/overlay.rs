@@ -144,6 +144,18 @@ fn be_like(lower: &Path, upper: &Path) -> io::Result<()> {
     Ok(nix::sys::stat::futimens(&own, &at, &at)?)
 }
 
+/// Removes what the kernel usually leaves in a work directory: a few nested directories, whose names are known. Errors
+/// are ignored, because the caller removes the whole tree next, with more calls.
+pub(crate) fn remove_work(work: &Path) {
+    let mark = work.join("work/incompat/volatile");
+    if std::fs::remove_file(mark.join("dirty")).is_ok() {
+        let levels = mark.ancestors().take_while(|level| *level != work);
+        for level in levels.chain([work]) {
+            let _ = std::fs::remove_dir(level);
+        }
+    }
+}
+
 /// Removes the mark that a volatile mount leaves in its work directory. The mark prevents other mounts, because the
 /// kernel cannot know whether there was a crash in between. A caller that requested `volatile` accepted that risk, so a
 /// restart must not fail because of it.

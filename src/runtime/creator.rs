@@ -134,11 +134,7 @@ fn chain(error: &dyn std::error::Error) -> Vec<String> {
 
 /// The steps of the new process before libcontainer. Returns the steps that the container's first process does late, or
 /// the one that failed.
-fn prepare(
-    inner: &mut Inner,
-    container: &Process,
-    supervisor: Pid,
-) -> Result<Option<Late>, (&'static str, io::Error)> {
+fn prepare(inner: &mut Inner, container: &Process, supervisor: Pid) -> Result<Option<Late>, (&'static str, io::Error)> {
     let step = |step: &'static str| move |error: io::Error| (step, error);
     let tie = || {
         process::set_parent_death_signal(libc::SIGKILL)?;
@@ -166,9 +162,8 @@ fn hide_cgroups() -> io::Result<()> {
     // namespaces.
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
     let none = None::<&Path>;
-    let is_v2 = |path: &str| {
-        nix::sys::statfs::statfs(path).is_ok_and(|about| about.filesystem_type() == CGROUP2_SUPER_MAGIC)
-    };
+    let is_v2 =
+        |path: &str| nix::sys::statfs::statfs(path).is_ok_and(|about| about.filesystem_type() == CGROUP2_SUPER_MAGIC);
     // A new mount waits until removed cgroups are gone (10 to 30 ms measured); one of the host's mount does not.
     if is_v2(CGROUPS) {
         // The host has only version 2.

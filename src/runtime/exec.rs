@@ -240,8 +240,11 @@ fn load_filter(process: &Process) -> Step {
 /// Replaces those of the standard streams that are the host's null device.
 fn own_null() -> Step {
     let step = "open a null device";
-    let [stdin, stdout, stderr] =
-        [mount::is_null(io::stdin().as_fd()), mount::is_null(io::stdout().as_fd()), mount::is_null(io::stderr().as_fd())];
+    let [stdin, stdout, stderr] = [
+        mount::is_null(io::stdin().as_fd()),
+        mount::is_null(io::stdout().as_fd()),
+        mount::is_null(io::stderr().as_fd()),
+    ];
     if !(stdin || stdout || stderr) {
         return Ok(());
     }

@@ -111,7 +111,8 @@ mod tests {
 
     #[test]
     fn the_usual_proc_is_taken() {
-        let proc = |options: &[&str]| json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": options });
+        let proc =
+            |options: &[&str]| json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": options });
         let usual = proc(&["nosuid", "noexec", "nodev"]);
         let below = json!({ "destination": "/proc/x", "type": "bind", "source": "/x", "options": [] });
         for (mounts, taken, left) in [

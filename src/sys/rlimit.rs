@@ -45,7 +45,10 @@ const LIFTED: [&str; 7] =
 
 /// Lifts the limits that were inherited from the caller. Without CAP_SYS_RESOURCE, the hard limit is the maximum.
 pub(crate) fn lift() {
-    LIFTED.into_iter().for_each(lift_one);
+    let before = all();
+    // Without the table, the limits are lifted in any case.
+    let is_lifted = |name: &str| before.iter().any(|(other, soft, _)| other == name && *soft == u64::MAX);
+    LIFTED.into_iter().filter(|name| !is_lifted(name)).for_each(lift_one);
 }
 
 /// Lifts only the limit on file sizes.
