@@ -140,13 +140,19 @@ impl Host {
             let found = text.lines().find_map(|line| line.strip_prefix(key));
             found.unwrap_or_default().trim_matches('"').trim().to_owned()
         };
-        let memory = line(&text("/proc/meminfo"), "MemTotal:");
         Self {
             kernel: text("/proc/sys/kernel/osrelease").trim().to_owned(),
             system: line(&text("/etc/os-release"), "PRETTY_NAME="),
             name: text("/proc/sys/kernel/hostname").trim().to_owned(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
-            memory: memory.split(' ').next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10,
+            memory: memory_total().unwrap_or(0),
         }
     }
+}
+
+/// The host's memory in bytes.
+pub(super) fn memory_total() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }

@@ -62,20 +62,24 @@ const TITLES: &Titles = &[
     ("User", "USER"),
 ];
 
-/// The fields of a sample for `--format`, with docker's names.
-fn fields(sample: &Sample, whole: bool) -> Value {
+/// The fields of a sample for `--format`, with docker's names. Where a container has no limit, docker shows the host's
+/// memory.
+fn fields(sample: &Sample, whole: bool, host_memory: Option<u64>) -> Value {
     let percent = |value: Option<f64>| format!("{:.2}%", value.unwrap_or(0.0));
     let size = |bytes: Option<u64>| format_memory(bytes.unwrap_or(0)).replace(' ', "");
     let io = |bytes: Option<u64>| super::image::size(bytes.unwrap_or(0));
     let stats = &sample.stats;
+    let limit = stats.memory_limit.or(host_memory);
+    let part = |(used, limit): (u64, u64)| 100.0 * used as f64 / limit.max(1) as f64;
+    let memory_percent = sample.memory_percent.or_else(|| stats.memory_used.zip(limit).map(part));
     let id = if whole { sample.id.as_str() } else { short(&sample.id) };
     format::row([
         ("ID", id.into()),
         ("Container", id.into()),
         ("Name", sample.name.as_str().into()),
         ("CPUPerc", percent(sample.cpu_percent).into()),
-        ("MemUsage", format!("{} / {}", size(stats.memory_used), size(stats.memory_limit)).into()),
-        ("MemPerc", percent(sample.memory_percent).into()),
+        ("MemUsage", format!("{} / {}", size(stats.memory_used), size(limit)).into()),
+        ("MemPerc", percent(memory_percent).into()),
         ("NetIO", format!("{} / {}", io(sample.net_received_bytes), io(sample.net_sent_bytes)).into()),
         ("BlockIO", format!("{} / {}", io(stats.io_read_bytes), io(stats.io_write_bytes)).into()),
         ("PIDs", stats.pids_current.unwrap_or(0).to_string().into()),
@@ -113,7 +117,8 @@ pub(super) fn run(args: &StatsArgs, context: &Context) -> Result<u8, Report> {
                 print::json_line(sample)?;
             }
         } else if !matches!(format, Format::Table) {
-            let rows: Vec<Value> = samples.iter().map(|sample| fields(sample, args.no_trunc)).collect();
+            let memory = super::info::memory_total();
+            let rows: Vec<Value> = samples.iter().map(|sample| fields(sample, args.no_trunc, memory)).collect();
             format.print(TITLES, &rows)?;
         } else {
             let width =

@@ -662,6 +662,10 @@ fn stats() {
     assert!(row["MemUsage"].as_str().unwrap().ends_with(" / 64MiB") && row["CPUPerc"].as_str().unwrap().ends_with('%'));
     let table = host.ok(&["stats", "--no-stream", "--format", r"table {{.Name}}\t{{.MemPerc}}"]);
     assert!(table.starts_with("NAME   MEM %\nlab    "), "{table}");
+    // Without a limit, docker shows the host's memory.
+    run(&host, &["--name", "free", "box", "sleep", "1000"]);
+    let usage = host.ok(&["stats", "--no-stream", "--format", "{{.MemUsage}} {{.MemPerc}}", "free"]);
+    assert!(usage.contains("iB ") && !usage.contains("/ 0B"), "{usage}");
 }
 
 fn import() {
