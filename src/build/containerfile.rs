@@ -68,15 +68,25 @@ fn unreadable(inside: &Path, error: ContextError) -> Report {
 }
 
 fn text(input: impl Read, name: &str) -> Result<String, Report> {
-    let mut text = String::new();
-    input
-        .take(LONGEST + 1)
-        .read_to_string(&mut text)
-        .map_err(|error| Report::new(format!("cannot read `{name}`")).with_cause(error))?;
-    if text.len() as u64 > LONGEST {
+    let failed = |error: io::Error| Report::new(format!("cannot read `{name}`")).with_cause(error);
+    let mut bytes = Vec::new();
+    input.take(LONGEST + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if is_archive(&bytes) {
+        return Err(Report::new(format!("cannot read `{name}`: it is an archive")).with_hint(
+            "unpack the archive, and name the directory: `mkdir DIR && tar -xf FILE -C DIR && gpurun build -t NAME DIR`",
+        ));
+    }
+    if bytes.len() as u64 > LONGEST {
         return Err(Report::new(format!("cannot read `{name}`: it is larger than {} MiB", LONGEST >> 20)));
     }
-    Ok(text)
+    String::from_utf8(bytes).map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))
+}
+
+/// Whether the bytes begin a tar archive, or one that is compressed with gzip, bzip2, xz or zstd: docker takes it as a
+/// context.
+fn is_archive(bytes: &[u8]) -> bool {
+    const COMPRESSED: [&[u8]; 4] = [b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
+    bytes.get(257..262) == Some(b"ustar") || COMPRESSED.iter().any(|magic| bytes.starts_with(magic))
 }
 
 fn default_name(context: &Path) -> Result<&'static str, Report> {

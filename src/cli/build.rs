@@ -211,8 +211,12 @@ fn options(args: &BuildArgs, context: &Context) -> Result<Options, Report> {
         ));
     }
     if !from_stdin && !args.context.is_dir() {
-        return Err(Report::new(format!("the build context `{}` is not a directory", args.context.display()))
-            .with_hint("name the directory with the files to copy: `gpurun build -t NAME .`"));
+        let text = args.context.to_string_lossy();
+        let is_remote = text.contains("://") || text.starts_with("git@");
+        return Err(Report::new(format!("the build context `{text}` is not a directory")).with_hint(match is_remote {
+            true => "download it first, for example with `git clone URL DIR`, and run `gpurun build -t NAME DIR`",
+            false => "name the directory with the files to copy: `gpurun build -t NAME .`",
+        }));
     }
     let host = Platform::host();
     if let Some(platform) = args.registry.platform.as_ref().filter(|platform| !platform.runs_on(&host)) {

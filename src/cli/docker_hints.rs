@@ -151,7 +151,7 @@ const DIFFERENT: &[(&str, &str)] = &[
     ),
     (
         "build",
-        "without a builder process; steps have docker's default isolation; `--cache-from` has no effect; `--ssh` takes sockets, not keys; `--output` also keeps the image in the store",
+        "without a builder process; steps have docker's default isolation; `--cache-from` has no effect; the context is a directory of this host, not an archive or a repository; `--ssh` takes sockets, not keys; `--output` also keeps the image in the store",
     ),
     (
         "events",

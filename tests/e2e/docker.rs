@@ -22,6 +22,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("events_are_selected_and_have_dockers_shape", events),
     ("stats_are_formatted", stats),
     ("a_tar_archive_becomes_an_image", import),
+    ("builds_take_dockers_forms", builds),
     ("the_table_is_of_dockers_help", oracle),
 ];
 
@@ -666,6 +667,24 @@ fn stats() {
     run(&host, &["--name", "free", "box", "sleep", "1000"]);
     let usage = host.ok(&["stats", "--no-stream", "--format", "{{.MemUsage}} {{.MemPerc}}", "free"]);
     assert!(usage.contains("iB ") && !usage.contains("/ 0B"), "{usage}");
+}
+
+fn builds() {
+    let host = Host::with_box();
+    std::fs::create_dir(host.dir.join("context")).unwrap();
+    std::fs::write(host.dir.join("context/Dockerfile"), "FROM box\n").unwrap();
+    // BuildKit's boolean forms.
+    host.ok(&["build", "-q", "--pull=false", "context"]);
+    assert!(host.fails(1, &["build", "--pull=true", "context"]).contains("cannot pull"));
+    assert_eq!(host.with_input(&["build", "-q", "-"], b"FROM box\n").code, 0);
+    // A context on standard input is not taken for a Containerfile.
+    for flag in ["-c", "-cz"] {
+        let mut tar = std::process::Command::new("tar");
+        let tar = tar.arg(flag).arg(".").current_dir(host.dir.join("context")).output().unwrap();
+        let answer = host.with_input(&["build", "-q", "-"], &tar.stdout);
+        assert!(answer.code == 1 && answer.err.contains("it is an archive"), "{} {}", answer.code, answer.err);
+        assert!(answer.err.contains("hint: unpack the archive"), "{}", answer.err);
+    }
 }
 
 fn import() {

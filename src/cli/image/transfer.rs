@@ -271,7 +271,9 @@ pub(super) fn reference(name: &str) -> Result<Reference, Report> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub(crate) enum PullPolicy {
     #[default]
+    #[value(alias = "false")]
     Missing,
+    #[value(alias = "true")]
     Always,
     Never,
 }
