@@ -106,9 +106,10 @@ pub(super) type Remove = fn(&Records, &Entry) -> Result<(), Report>;
 
 /// Removes the container that has the requested name, for `--replace`.
 pub(super) fn replace(flags: &ContainerFlags, context: &Context, remove: Remove) -> Result<(), Report> {
-    let (true, Some(name)) = (flags.replace, &flags.name) else { return Ok(()) };
+    let name = super::step::task_name(flags.name.as_deref());
+    let (true, Some(name)) = (flags.replace, name) else { return Ok(()) };
     let records = context.records()?;
-    match records.list()?.into_iter().find(|entry| entry.record.name == *name) {
+    match records.list()?.into_iter().find(|entry| entry.record.name == name) {
         Some(entry) => remove(&records, &entry),
         None => Ok(()),
     }

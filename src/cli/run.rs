@@ -47,7 +47,8 @@ pub(super) fn run(args: &RunArgs, context: &Context, remove: prepare::Remove) ->
     let is_silent = !attached.stdout && !attached.stderr;
     let is_detached = flags.detach || (is_silent && keys == Keys::Ignored);
     let first = if is_detached { Vec::new() } else { attachment(keys, tty) };
-    let new = New { name: flags.name.as_deref(), image, request, secrets: None, first: &first };
+    let name = super::step::task_name(flags.name.as_deref());
+    let new = New { name: name.as_deref(), image, request, secrets: None, first: &first };
     let (spawned, launch) = start_new(context, new, hold, &signals)?;
     let id = spawned.id.clone();
     if let Some(cidfile) = &mut cidfile {

@@ -58,6 +58,17 @@ pub(super) fn complete(flags: &ContainerFlags, request: &mut Request) -> Result<
     Ok(())
 }
 
+/// Returns the name of this task's container. All tasks of a step run the same command line, and a name is unique, so each
+/// of several tasks adds its rank.
+pub(super) fn task_name(name: Option<&str>) -> Option<String> {
+    let name = name?;
+    let number = |variable: &str| std::env::var(variable).ok()?.parse::<u32>().ok();
+    match (number("SLURM_NTASKS"), number("SLURM_PROCID")) {
+        (Some(2..), Some(rank)) if Step::current().is_some() => Some(format!("{name}-{rank}")),
+        _ => Some(name.to_owned()),
+    }
+}
+
 /// Adds variables that the caller has not set with a flag.
 fn add(request: &mut Request, variables: Vec<(String, String)>) {
     let given = |name: &str| request.env.iter().any(|(known, _)| known == name);

@@ -368,6 +368,11 @@ fn tasks() {
     let out = cluster.ok(&format!("export MARK={mark} GPURUN_ROOT=$PWD/cold; {run} ./box.tar sh -c '{line}'"));
     crate::host::sh(&format!("rm -f /dev/shm/{mark}-*"));
     let host = crate::host::sh("hostname");
+    // The same name for all tasks becomes one name for each. A single task keeps it.
+    let named = "srun -N1 -n2 --cpu-bind=none $G run --name train box true; srun -n1 $G run --name train box true";
+    let list = "$G ps -a --format '{{.Names}}' | sort | tr '\\n' ' '; $G rm train train-0 train-1 >/dev/null";
+    let names = cluster.ok(&format!("export GPURUN_ROOT=$PWD/cold; $G load -q box.tar >/dev/null; {named}; {list}"));
+    assert_eq!(names, "train train-0 train-1 ");
     assert_eq!(out, format!("0 1 2 3 4 5 6 7 {host}").repeat(8));
     cluster.nothing_is_left("none");
 }
