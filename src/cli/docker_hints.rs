@@ -159,6 +159,7 @@ const DIFFERENT: &[(&str, &str)] = &[
     ),
     ("exec", "the program gets its own pipes or terminal, never the caller's descriptors"),
     ("image ls", "`--quiet` prints each ID once; foreign images have a column PLATFORM"),
+    ("image load", "`--quiet` prints the IDs"),
     ("image pull", "`--quiet` prints the ID, as podman does"),
     ("info|version", "client and server are the same program"),
     ("inspect", "what only gpurun knows is below the key `Gpurun`"),

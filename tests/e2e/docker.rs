@@ -203,6 +203,17 @@ fn images() {
         host.ok(&["history", "--human=false", "--format", "{{.Size}}", "box"]).lines().next().unwrap().parse().unwrap();
     assert!(size > 100_000, "{size}");
     assert_eq!(host.ok(&["image", "inspect", "-f", "{{.Os}} {{index .RepoTags 0}}", "box"]), "linux box:latest");
+    // What is missing does not hide what was found.
+    for (args, out) in [(&["nosuch", "box"][..], "linux\n"), (&["nosuch"], "")] {
+        let answer = host.run(&[&["image", "inspect", "-f", "{{.Os}}"], args].concat());
+        assert!(
+            answer.code == 1 && answer.out == out && answer.err.contains("nosuch"),
+            "{} {}",
+            answer.out,
+            answer.err
+        );
+    }
+    assert_eq!(host.run(&["image", "inspect", "nosuch"]).out, "[]\n");
 }
 
 fn inspect() {

@@ -298,12 +298,20 @@ pub(crate) fn inspect_json(store: &Store, image: &Image) -> Value {
 }
 
 pub(super) fn inspect(store: &Store, args: &InspectArgs) -> Result<(), Report> {
-    let mut list = Vec::new();
-    for name in &args.images {
+    let one = |name: &str| -> Result<Value, Report> {
         let image = store.resolve(&provide(store, name, PullPolicy::Never, &args.registry)?)?;
-        list.push(inspect_json(store, &image));
+        Ok(inspect_json(store, &image))
+    };
+    let (mut list, mut first) = (Vec::new(), None);
+    for name in &args.images {
+        match one(name) {
+            Ok(value) => list.push(value),
+            Err(report) => drop(first.get_or_insert(report)),
+        }
     }
-    crate::cli::format::print_all(args.format.as_deref(), &list)
+    // As in docker, what was found is printed before the error.
+    crate::cli::format::print_all(args.format.as_deref(), &list)?;
+    first.map_or(Ok(()), Err)
 }
 
 pub(super) fn history(store: &Store, args: &HistoryArgs) -> Result<(), Report> {
