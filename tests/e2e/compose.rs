@@ -372,6 +372,13 @@ fn pauses() {
     assert!(states().contains("lab-one-1 paused"), "{}", states());
     ok(&host, &["unpause"]);
     assert!(!states().contains("paused"), "{}", states());
+    let filtered = |filter: &str| ok(&host, &["ps", "--filter", filter, "--format", "{{.Name}}"]);
+    assert_eq!((filtered("status=running").lines().count(), &*filtered("status=exited")), (2, ""));
+    for flags in [&["--since", "1h"][..], &["--until", "1s", "--since", "1h"]] {
+        ok(&host, &[&["logs"], flags, &["one"]].concat());
+    }
+    assert!(fails(&host, &["logs", "--since", "x"]).contains("`--since x` is not a time"));
+    ok(&host, &["up", "-d", "--quiet-pull", "--pull", "missing"]);
     // Colors that are asked for are there without a terminal.
     assert!(compose(&host, &["--ansi", "always", "logs"]).code == 0);
     let error = fails(&host, &["push"]);

@@ -157,7 +157,7 @@ pub(super) fn pull_command(args: &PullArgs, compose: &ComposeArgs, context: &Con
         if plan.build.is_some() && (args.ignore_buildable || !project.has_image(&plan.service)) {
             continue;
         }
-        if let Err(report) = pull(context, plan) {
+        if let Err(report) = pull(context, plan, args.quiet) {
             if args.ignore_pull_failures || plan.build.is_some() {
                 print::say(&format!("gpurun: {}", report.message));
             } else {
@@ -169,9 +169,12 @@ pub(super) fn pull_command(args: &PullArgs, compose: &ComposeArgs, context: &Con
 }
 
 /// Pulls the image of one service.
-pub(super) fn pull(context: &Context, plan: &Plan) -> Result<(), Report> {
-    print::say(&format!(" Service {}  Pulling {}", plan.service, plan.image));
-    let arguments = ["image", "pull", &plan.image].map(str::to_owned);
+pub(super) fn pull(context: &Context, plan: &Plan, quiet: bool) -> Result<(), Report> {
+    let mut arguments = ["image", "pull", &plan.image].map(str::to_owned).to_vec();
+    match quiet {
+        true => arguments.push("--quiet".to_owned()),
+        false => print::say(&format!(" Service {}  Pulling {}", plan.service, plan.image)),
+    }
     match child::run_shown(context, &arguments)? {
         0 => Ok(()),
         code => Err(Report::new(format!("cannot pull the image `{}` of service `{}`", plan.image, plan.service))

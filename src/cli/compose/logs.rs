@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 
 use super::super::session::take_signals;
-use super::super::{Context, print};
+use super::super::{Context, moment, print};
 use super::args::{Ansi, ComposeArgs};
 use super::containers::{self, Container};
 use super::{child, group};
@@ -24,6 +24,12 @@ pub(super) struct LogsArgs {
     /// Number of lines to show from the end of each log, or `all`
     #[arg(short = 'n', long, value_name = "N", default_value = "all")]
     tail: String,
+    /// Show the lines since a time: 10m, 2026-01-31T12:00:00
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Show the lines until a time
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
     /// Show the time of each line
     #[arg(short, long)]
     timestamps: bool,
@@ -150,6 +156,9 @@ fn arguments(container: &Container, follow: bool, tail: &str, style: Style) -> V
 }
 
 pub(super) fn run(args: &LogsArgs, compose: &ComposeArgs, context: &Context) -> Result<u8, Report> {
+    for (flag, time) in [("--since", &args.since), ("--until", &args.until)] {
+        time.as_deref().map(|time| moment::parse(flag, time)).transpose()?;
+    }
     let scope = compose.scope(&[])?;
     let mut all = containers::of(context, &scope.name)?;
     containers::select(&mut all, &args.services, &scope.services())?;
@@ -157,7 +166,12 @@ pub(super) fn run(args: &LogsArgs, compose: &ComposeArgs, context: &Context) -> 
         Printer::new(Style::new(compose.ansi, args.no_color, args.no_log_prefix, args.timestamps), &all, &scope.name);
     let mut children = Vec::new();
     for container in &all {
-        children.push(child::follow(context, &arguments(container, args.follow, &args.tail, printer.style))?);
+        let mut words = arguments(container, args.follow, &args.tail, printer.style);
+        let times = [("--since", &args.since), ("--until", &args.until)];
+        let times = times.into_iter().filter_map(|(flag, time)| Some(format!("{flag}={}", time.as_ref()?)));
+        // Before the name of the container.
+        words.splice(1..1, times);
+        children.push(child::follow(context, &words)?);
     }
     // Without `--follow`, the logs are printed one after the other.
     let signals = take_signals()?;

@@ -138,12 +138,12 @@ pub(super) fn run(args: &RunArgs, compose: &ComposeArgs, context: &Context, chec
     };
     // The dependencies first, as `up` starts them.
     let others = Starter { context, project: &project, plans: &plans, timeout: None };
-    others.images(args.build, false, None)?;
+    others.images(args.build, false, None, false)?;
     others.check(check)?;
     others.start(Recreate::Changed, &Progress::default())?;
     let own = Plans { services: [(args.service.clone(), plan.clone())].into(), ..plans.clone() };
     let starter = Starter { context, project: &project, plans: &own, timeout: None };
-    starter.images(args.build, false, None)?;
+    starter.images(args.build, false, None, false)?;
     if let Some(entrypoint) = &args.entrypoint {
         plan.entrypoint = Some(Some(entrypoint.clone()).filter(|text| !text.is_empty()).into_iter().collect());
         plan.command.clear();

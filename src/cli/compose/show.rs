@@ -38,6 +38,9 @@ pub(super) struct PsArgs {
     /// Show containers with this status only: created, running, paused, restarting or exited
     #[arg(long, value_name = "STATUS")]
     status: Vec<String>,
+    /// Select containers: status=STATUS
+    #[arg(long, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
     /// Services (default: all)
     #[arg(value_name = "SERVICE")]
     names: Vec<String>,
@@ -240,12 +243,13 @@ pub(super) fn ps(args: &PsArgs, compose: &ComposeArgs, context: &Context) -> Res
     let scope = compose.scope(&[])?;
     let mut all = containers::of(context, &scope.name)?;
     containers::select(&mut all, &args.names, &scope.services())?;
+    let filters = Filters::parse(&args.filter, &["status"])?;
     all.retain(|container| {
-        if args.status.is_empty() {
-            args.all || container.is_running()
-        } else {
-            args.status.iter().any(|status| status == state(container))
-        }
+        let found = match args.status.is_empty() {
+            true => args.all || !args.filter.is_empty() || container.is_running(),
+            false => args.status.iter().any(|status| status == state(container)),
+        };
+        found && (args.filter.is_empty() || filters.any("status", |status| status == state(container)))
     });
     if args.quiet {
         return print::out(&all.iter().map(|c| format!("{}\n", c.entry.record.id)).collect::<String>()).map(|()| 0);

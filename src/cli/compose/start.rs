@@ -129,7 +129,7 @@ fn first_error<T>(results: Vec<Result<T, Report>>) -> Result<Vec<T>, Report> {
 
 impl Starter<'_> {
     /// Makes sure that all images are in the store. With `all`, all that have a build are built.
-    pub(super) fn images(&self, all: bool, no_build: bool, pull: Option<&str>) -> Result<(), Report> {
+    pub(super) fn images(&self, all: bool, no_build: bool, pull: Option<&str>, quiet: bool) -> Result<(), Report> {
         let mut builder = build::Builder::new(self.context, self.project, self.plans, &[]);
         for plan in self.plans.services.values() {
             let exists = self.context.store()?.resolve(&plan.image).is_ok();
@@ -141,7 +141,7 @@ impl Starter<'_> {
             if plan.build.is_some() && !no_build && (all || !exists || plan.pull == PullPolicy::Build) {
                 builder.build(&plan.service, all)?;
             } else if plan.build.is_none() && (pull == PullPolicy::Always || (!exists && pull != PullPolicy::Never)) {
-                build::pull(self.context, plan)?;
+                build::pull(self.context, plan, quiet)?;
             } else if !exists {
                 let image = &plan.image;
                 return Err(Report::new(format!(

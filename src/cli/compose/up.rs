@@ -28,6 +28,9 @@ pub(super) struct UpArgs {
     /// When to pull images: always, missing or never (default: each service's `pull_policy`)
     #[arg(long, value_name = "POLICY", value_parser = ["always", "missing", "never"])]
     pull: Option<String>,
+    /// Do not show the progress of pulls
+    #[arg(long)]
+    quiet_pull: bool,
     /// Wait until the services run and are healthy; implies `--detach`
     #[arg(long)]
     wait: bool,
@@ -79,7 +82,7 @@ pub(super) fn run(args: &UpArgs, compose: &ComposeArgs, context: &Context, check
     let since = crate::clock::now();
     let starter = Starter { context, project: &project, plans: &plans, timeout: args.timeout };
     starter.check(check)?;
-    starter.images(args.build, args.no_build, args.pull.as_deref())?;
+    starter.images(args.build, args.no_build, args.pull.as_deref(), args.quiet_pull)?;
     starter.orphans(args.remove_orphans)?;
     let progress = Progress::default();
     if args.detach || args.wait {
