@@ -361,11 +361,16 @@ pub(super) fn rm(args: &RmArgs, context: &Context) -> Result<u8, Report> {
     let mut all = records.snapshot()?;
     if args.force {
         // As in docker, what does not exist is no failure then.
-        let missing = |name: &String| !name.is_empty() && all.lacks(name);
-        names.iter().filter(|name| missing(name)).for_each(|name| {
-            print::say(&format!("gpurun: there is no container `{name}`"));
+        names.retain(|name| match name.is_empty() || !all.lacks(name) {
+            true => true,
+            false => {
+                // The search also warns about containers whose records, and so names, cannot be read.
+                if let Err(report) = all.find_any(name) {
+                    print::say(&format!("gpurun: {}", report.message));
+                }
+                false
+            }
         });
-        names.retain(|name| !missing(name));
     }
     for_each(&names, |name| {
         let entry = match all.find_any(name)? {

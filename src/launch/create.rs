@@ -4,6 +4,9 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
+use nix::unistd::Pid;
+
 use super::acquire::Handles;
 use super::container::{Container, Created};
 use super::context::Launch;
@@ -73,7 +76,7 @@ pub(super) fn create(
     if place.step.is_some() {
         cgroup.adopt(created.pid)?;
     }
-    verify_cgroup(&cgroup, created.pid)?;
+    verify_cgroup(&cgroup, created.pid).map_err(|report| rlimits::descriptors(report, &request.ulimits))?;
     mounted::verify(created.pid, &mounts)?;
     propagation::attach(created.pid, &mounts)?;
     scaffold::note(entry, before.as_ref())?;
@@ -137,7 +140,15 @@ fn verify_cgroup(cgroup: &Cgroup, pid: i32) -> Result<(), Report> {
         .outside(pid)
         .map_err(|error| Report::new("cannot read the cgroups of the container's process").with_cause(error))?;
     let Some(dir) = outside else { return Ok(()) };
-    Err(Report::new(format!("cannot create the container: its process is not in its cgroup `{}`", dir.display())))
+    // A process that has ended is in no cgroup.
+    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    let state = nix::sys::wait::waitid(Id::Pid(Pid::from_raw(pid)), look);
+    Err(Report::new(match state {
+        Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => {
+            "cannot create the container: its process ended before it started the program".to_owned()
+        }
+        _ => format!("cannot create the container: its process is not in its cgroup `{}`", dir.display()),
+    }))
 }
 
 /// Prefers a hook's own message, which says more than the runtime's.
