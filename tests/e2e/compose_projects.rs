@@ -88,7 +88,7 @@ const PROJECTS: &[Project] = &[
     runs("25-literal"),
     // The image has a command only without the empty entrypoint.
     Project { instead: &[("command: []", "command: [serve]")], ..runs("26-scale") },
-    refused("27-links", "services.web.pid"),
+    runs("27-links"),
     refused("28-blkio", "services.io"),
     Project {
         before: &[
