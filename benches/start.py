@@ -25,7 +25,9 @@ ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 30
 TARGET = os.environ.get("CARGO_TARGET_DIR", "target")
 GPURUN = os.path.abspath(f"{TARGET}/release/gpurun")
 work = tempfile.mkdtemp(prefix="gpurun-bench.", dir="/var/tmp")
-environment = os.environ | {"GPURUN_ROOT": f"{work}/root", "GPURUN_RUN": f"{work}/run"}
+# /run is a tmpfs on an installed system, though not in every container and virtual machine.
+run_dir = tempfile.mkdtemp(prefix="gpurun-bench.", dir="/dev/shm")
+environment = os.environ | {"GPURUN_ROOT": f"{work}/root", "GPURUN_RUN": run_dir}
 
 
 def call(*words, **more):
@@ -210,6 +212,7 @@ finally:
             subprocess.run([tool, "--root", f"{work}/{tool}", "--runroot", f"{work}/{tool}-run", "system", "reset", "-f"], capture_output=True)
     for line in open("/proc/self/mountinfo").read().splitlines()[::-1]:
         point = line.split()[4]
-        if point.startswith(work):
+        if point.startswith((work, run_dir)):
             subprocess.run(["umount", "-l", point])
     shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(run_dir, ignore_errors=True)

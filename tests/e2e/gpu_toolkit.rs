@@ -31,7 +31,12 @@ const LOOK: &str = "look() { if [ ! -e /dev/nvidia$1 ]; then mknod /tmp/n$1 c 19
 
 #[track_caller]
 fn refused(answer: &Answer, reported: &[&str]) {
-    assert_eq!((answer.code, answer.out.as_str()), (125, ""), "{}", answer.err);
+    refused_with(125, answer, reported);
+}
+
+#[track_caller]
+fn refused_with(code: i32, answer: &Answer, reported: &[&str]) {
+    assert_eq!((answer.code, answer.out.as_str()), (code, ""), "{}", answer.err);
     for snippets in reported {
         assert!(answer.err.contains(snippets), "{snippets}: {}", answer.err);
     }
@@ -171,7 +176,7 @@ fn lies() {
     ]);
     lab.ok(&["stop", "-t", "0", "lab"]);
     lab.driver.lie("nothing");
-    refused(&lab.run(&["start", "lab"]), &["is not in the container"]);
+    refused_with(1, &lab.run(&["start", "lab"]), &["is not in the container"]);
     lab.driver.lie("");
     lab.ok(&["start", "lab"]);
     lab.ok(&["rm", "-f", "lab"]);
