@@ -28,6 +28,7 @@ mod explain;
 mod filter;
 mod flags;
 mod format;
+mod frequent;
 mod gpu_queue;
 mod gpus;
 #[cfg(test)]
@@ -281,7 +282,8 @@ fn configured(command: clap::Command, config: &Config, except: Option<&str>) -> 
     config.flags().into_iter().filter(|(flag, _)| Some(*flag) != except).fold(command, |command, (flag, value)| {
         let value = forever(value);
         let launch = command.mut_arg(flag, |arg| arg.default_value(value));
-        ["run", "create"].into_iter().fold(launch, |launch, name| {
+        let defined = ["run", "create"].into_iter().filter(|name| launch.find_subcommand(name).is_some());
+        defined.collect::<Vec<_>>().into_iter().fold(launch, |launch, name| {
             launch.mut_subcommand(name, |run| run.mut_arg(flag, |arg| arg.default_value(value)))
         })
     })
@@ -310,6 +312,25 @@ fn arranged(command: clap::Command) -> clap::Command {
 
 /// Parses the arguments that follow the program name.
 fn parse(config: &Config, args: Vec<OsString>) -> Result<Cli, clap::Error> {
+    match parse_frequent(config, &args) {
+        Some(cli) => Ok(cli),
+        None => parse_complete(config, args),
+    }
+}
+
+/// Parses one of the frequent commands. `None` for all others, and for what is not valid.
+fn parse_frequent(config: &Config, args: &[OsString]) -> Option<Cli> {
+    let complete = |command, except: Option<&str>| configured(arranged(command), config, except);
+    let frequent::Short { globals, jupyter, command } = frequent::parse(args, complete, mixes_limits)?;
+    let command = match command {
+        frequent::Frequent::Run(run) => Command::Run(run),
+        frequent::Frequent::Exec(exec) => Command::Exec(exec),
+    };
+    Some(Cli { globals, jupyter, command: Some(command) })
+}
+
+/// Parses the arguments with the definition of all commands.
+fn parse_complete(config: &Config, args: Vec<OsString>) -> Result<Cli, clap::Error> {
     let mut command = configured(self::command(), config, None);
     let args = command_line::prepare(&command, synonyms::resolve(&command, args));
     let args: Vec<OsString> = std::iter::once("gpurun".into()).chain(args).collect();

@@ -217,3 +217,30 @@ fn errors_of_several_causes() {
     }
     insta::assert_snapshot!(texts.0);
 }
+
+#[test]
+fn frequent_commands_mean_the_same_as_in_the_complete_definition() {
+    let config = crate::config::Config::default();
+    let words = |line: &str| line.split(' ').map(std::ffi::OsString::from).collect::<Vec<_>>();
+    for line in [
+        "run box",
+        "run --rm -it box sh -c ls",
+        "run -d --name web -p 8080:80 -v /a:/b:ro --memory 64m --cpus 1.5 box",
+        "run --rm=false -m 64m --memory-swap 128m box true --rm",
+        "run --root /x --gpus all --env A=1 -e B box -- x",
+        "run -h name --network none box",
+        "exec web ls -l",
+        "exec -it -u 1 --workdir /tmp web sh",
+        "exec --run-dir /y -e A=1 web env",
+    ] {
+        let frequent = super::parse_frequent(&config, &words(line)).unwrap_or_else(|| panic!("{line}"));
+        let complete = super::parse_complete(&config, words(line)).unwrap();
+        assert_eq!(format!("{frequent:?}"), format!("{complete:?}"), "{line}");
+    }
+    // Mistakes and `--help` have the messages of the complete definition.
+    for line in
+        ["ps -a", "run", "run --help", "exec --nope web ls", "--root /x run box", "run --memry 1g box", "help run"]
+    {
+        assert!(super::parse_frequent(&config, &words(line)).is_none(), "{line}");
+    }
+}

@@ -10,6 +10,11 @@ use crate::compose::{Plans, Project, Source};
 use crate::report::Report;
 use crate::units::{UnitError, parse_whole};
 
+/// Parses docker's number of operations at the same time, -1 for any.
+fn operations(text: &str) -> Result<i64, UnitError> {
+    parse_whole(text, &(-1..=i32::MAX.into()))
+}
+
 /// Parses the number of a container of a service.
 pub(super) fn index(text: &str) -> Result<u32, UnitError> {
     parse_whole(text, &(1..=1000)).map(|number| number as u32)
@@ -40,7 +45,7 @@ pub(crate) struct ComposeArgs {
     #[arg(long, value_name = "HOW", value_parser = ["auto", "tty", "plain", "quiet", "json"], hide_possible_values = true)]
     progress: Option<String>,
     /// Accepted for compatibility: containers always start in parallel
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = operations)]
     parallel: Option<i64>,
     /// Accepted for compatibility
     #[arg(long, hide = true)]
