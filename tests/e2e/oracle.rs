@@ -64,8 +64,18 @@ fn limits() {
 /// What a launch does below /sys/fs/cgroup, as strace saw it: the container's directories, and every write to a file in them.
 fn trace_of_a_launch(host: &Host) -> String {
     let file = host.dir.join("trace");
-    let strace =
-        ["strace", "-f", "-qq", "-y", "-s", "200", "-e", "trace=mkdir,mkdirat,write", "-o", file.to_str().unwrap()];
+    let strace = [
+        "strace",
+        "-f",
+        "-qq",
+        "-y",
+        "-s",
+        "200",
+        "-e",
+        "trace=mkdir,mkdirat,openat,write,clone3",
+        "-o",
+        file.to_str().unwrap(),
+    ];
     let limits = [
         "--memory",
         "2g",
@@ -84,9 +94,14 @@ fn trace_of_a_launch(host: &Host) -> String {
     let answer = crate::host::answer(host.behind(&strace, &launch).output().unwrap());
     assert_eq!(answer.code, 0, "{}", answer.err);
     let mut shown = Vec::new();
+    // The last path of each descriptor.
+    let mut opened = std::collections::HashMap::new();
     for line in std::fs::read_to_string(&file).unwrap().lines() {
         let Some((_, call)) = line.split_once(' ') else { continue };
         let call = call.trim_start();
+        if let Some((number, path)) = call.rsplit_once(" = ").and_then(|(_, opened)| opened.split_once('<')) {
+            opened.insert(number.to_owned(), path.trim_end_matches('>').to_owned());
+        }
         let step = if call.starts_with("mkdir(\"/sys/fs/cgroup/") && call.ends_with("= 0") {
             call.split('"').nth(1).map(|path| format!("mkdir {path}"))
         } else if call.starts_with("write(") && call.contains("</sys/fs/cgroup/") {
@@ -94,6 +109,11 @@ fn trace_of_a_launch(host: &Host) -> String {
             let value = call.split('"').nth(1).unwrap().trim_end_matches("\\n");
             let pid = if path.ends_with("cgroup.procs") { "PID" } else { value };
             Some(format!("{path} = {pid}"))
+        } else if call.starts_with("clone3(") && call.contains("CLONE_INTO_CGROUP") {
+            // A process that is created in the cgroup is moved by no write.
+            let number = call.split_once(", cgroup=").and_then(|(_, rest)| rest.split([',', '}']).next());
+            let path = number.and_then(|number| opened.get(number));
+            path.map(|path| format!("clone3(CLONE_INTO_CGROUP) {path}"))
         } else {
             None
         };
@@ -114,7 +134,7 @@ fn trace_of_a_launch(host: &Host) -> String {
         .map(|at| shown[at].clone())
         .collect();
     assert!(
-        last.iter().any(|line| line.contains("cgroup.procs = PID") || line.contains("tasks = 0")),
+        last.iter().any(|line| ["cgroup.procs = PID", "tasks = 0", "clone3"].iter().any(|way| line.contains(way))),
         "it enters: {last:?}"
     );
     last.join("\n")
