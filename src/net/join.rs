@@ -5,6 +5,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::bridge::{is_own, live, lock, no_ipv6, of_attachment, open_netfilter, prepare};
 use super::lease::{self, Lease};
@@ -172,6 +173,10 @@ fn unplug(netlink: &Netlink, endpoint: &Endpoint) -> Result<(), NetError> {
     if index != 0 && is_own(&endpoint.veth, endpoint.veth_index, index) { netlink.remove(index) } else { Ok(()) }
 }
 
+/// How long a chosen address is waited for. The kernel removes the device of a container that has ended a little later, in
+/// the background.
+const DEVICE_GONE: Duration = Duration::from_secs(5);
+
 /// Where endpoints are added: a container's namespace.
 struct Place<'a> {
     id: &'a str,
@@ -218,6 +223,7 @@ impl Place<'_> {
         let mut taken: BTreeSet<Ipv4Addr> = on_bridge.map(|other| other.ip).collect();
         taken.insert(bridge.gateway);
         let position = lease.endpoints.len();
+        let began = Instant::now();
         loop {
             let ip = match attachment.ip {
                 Some(ip) => self.fixed(ip, &bridge, &taken)?,
@@ -238,7 +244,11 @@ impl Place<'_> {
                 Ok(()) => {}
                 // A container of another run directory has this address, or had it until a moment ago.
                 Err(NetError::Link { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => {
-                    taken.insert(ip);
+                    if attachment.ip.is_some() && began.elapsed() < DEVICE_GONE {
+                        std::thread::sleep(Duration::from_millis(10));
+                    } else {
+                        taken.insert(ip);
+                    }
                     continue;
                 }
                 Err(error) => return Err(error),

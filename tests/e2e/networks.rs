@@ -18,8 +18,31 @@ pub const TESTS: &[(&str, fn())] = &[
     ("twenty_starts_at_once_get_addresses_of_their_own", at_once),
     ("a_network_survives_a_killed_supervisor_and_a_reboot", survives),
     ("a_network_is_not_removed_under_a_start", removal_race),
+    ("a_chosen_address_is_waited_for", lingering),
     ("a_container_cannot_write_into_the_names_of_another", hostile_names),
 ];
+
+/// The kernel removes the device of an ended container in the background: here it takes half a second.
+fn lingering() {
+    let host = Host::with_box();
+    host.ok(&["network", "create", "--subnet", "10.71.3.0/24", "lab"]);
+    let run = ["run", "--rm", "--network", "lab", "--ip", "10.71.3.9", "box"];
+    host.ok(&["run", "-d", "--name", "first", "--network", "lab", "--ip", "10.71.3.9", "box", "sleep", "1000"]);
+    let links = sh(&format!("ip -n {} -o link show type veth", host.netns));
+    let name = links.split_whitespace().find(|word| word.contains("-9@")).unwrap_or_else(|| panic!("{links}"));
+    let name = name.split('@').next().unwrap();
+    host.ok(&["rm", "-f", "first"]);
+    let is_gone = || !sh(&format!("ip -n {} -o link", host.netns)).contains(name);
+    eventually("the device is removed", is_gone);
+    sh(&format!("ip -n {} link add {name} type veth peer name peer0", host.netns));
+    let netns = host.netns.clone();
+    let line = format!("sleep 0.5; ip -n {netns} link del {name}");
+    let mut removal = Command::new("sh").args(["-c", &line]).spawn().unwrap();
+    assert_eq!(host.ok(&[&run[..], &["echo", "fine"]].concat()), "fine");
+    assert!(removal.wait().unwrap().success());
+    host.ok(&["network", "rm", "lab"]);
+    assert_eq!(host.leftovers(), "");
+}
 
 /// What a TCP server answers a container. A refused connection and an unknown name end at once.
 fn fetch(host: &Host, from: &str, to: &str) -> Option<String> {
