@@ -21,6 +21,7 @@ use crate::hook;
 use crate::net;
 use crate::record::{Entry, LimitRow, PublishedPort};
 use crate::report::Report;
+use crate::request::Ulimit;
 use crate::runtime::{self, CreateRequest, RuntimeError, Stdio};
 use crate::spec::{self, Limits, oci_spec};
 
@@ -76,9 +77,10 @@ pub(super) fn create(
     if place.step.is_some() {
         cgroup.adopt(created.pid)?;
     }
-    verify_cgroup(&cgroup, created.pid).map_err(|report| rlimits::descriptors(report, &request.ulimits))?;
-    mounted::verify(created.pid, &mounts)?;
-    propagation::attach(created.pid, &mounts)?;
+    verify_cgroup(&cgroup, created.pid)
+        .and_then(|()| mounted::verify(created.pid, &mounts))
+        .and_then(|()| propagation::attach(created.pid, &mounts))
+        .map_err(|report| explain_end(report, created.pid, &request.ulimits))?;
     scaffold::note(entry, before.as_ref())?;
     let pidfd = created
         .pidfd
@@ -140,15 +142,19 @@ fn verify_cgroup(cgroup: &Cgroup, pid: i32) -> Result<(), Report> {
         .outside(pid)
         .map_err(|error| Report::new("cannot read the cgroups of the container's process").with_cause(error))?;
     let Some(dir) = outside else { return Ok(()) };
-    // A process that has ended is in no cgroup.
+    Err(Report::new(format!("cannot create the container: its process is not in its cgroup `{}`", dir.display())))
+}
+
+/// Says so if the process that could not be examined has ended.
+fn explain_end(report: Report, pid: i32, ulimits: &[Ulimit]) -> Report {
     let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    let state = nix::sys::wait::waitid(Id::Pid(Pid::from_raw(pid)), look);
-    Err(Report::new(match state {
-        Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => {
-            "cannot create the container: its process ended before it started the program".to_owned()
-        }
-        _ => format!("cannot create the container: its process is not in its cgroup `{}`", dir.display()),
-    }))
+    match nix::sys::wait::waitid(Id::Pid(Pid::from_raw(pid)), look) {
+        Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => rlimits::descriptors(
+            Report::new("cannot create the container: its process ended before it started the program"),
+            ulimits,
+        ),
+        _ => report,
+    }
 }
 
 /// Prefers a hook's own message, which says more than the runtime's.

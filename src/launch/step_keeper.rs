@@ -33,6 +33,9 @@ const OUTSIDE: &str = "/gpurun/supervisors";
 /// How long to wait between two looks at the locks of a container that is neither running nor idle.
 const LOOK: Duration = Duration::from_millis(5);
 
+/// How long `slurmstepd` has to end after all processes of its step were killed.
+const DAEMON_ENDS: Duration = Duration::from_secs(10);
+
 /// Starts the process for a container that is about to be launched, if it is in a step. The process has left the step
 /// when this function returns.
 pub(super) fn start(root: &Path, run_dir: &Path, entry: &Entry, host: &Host) -> Result<(), Report> {
@@ -88,16 +91,19 @@ pub(crate) fn step_keeper_main(
             None => std::thread::sleep(LOOK),
         }
     }
+    // A supervisor that ends by itself removes this directory.
+    let was_killed = records.paths(id).1.exists();
     reconcile(&records)?;
-    if let (Some(place), Some(daemon)) = (place, &daemon)
-        && has_ended(daemon)
+    // The daemon may have tried to remove the step's cgroups while the container's was in them, or may have been killed.
+    if let (true, Some(place), Some(daemon)) = (was_killed, place, &daemon)
+        && process::wait_pidfd(daemon, DAEMON_ENDS)
     {
         remove_step(&place)?;
     }
     Ok(())
 }
 
-/// Removes the cgroups of a step whose daemon has been killed, which would have removed them.
+/// Removes the empty cgroups of a step whose daemon has ended.
 fn remove_step(place: &Place) -> Result<(), Report> {
     Host::probe(Path::new("/"))?.remove_step(place);
     Ok(())
