@@ -1,7 +1,8 @@
 # The notebook in a real browser on the second machine. Sourced by tests/jupyter.sh, behind owners.sh.
 
 mkdir "$dir/index"
-on "$here" python3 tests/jupyter/index.py "$dir/index" 192.0.2.1 8443 2>/dev/null &
+# Not by `on`: $! would be the function's shell, and the server would outlive it.
+nsenter --net="/run/netns/$here" python3 tests/jupyter/index.py "$dir/index" 192.0.2.1 8443 2>/dev/null &
 index=$!
 until [ -e "$dir/index/ready" ]; do kill -0 $index || fail "the package index does not start"; sleep 0.1; done
 # As a lab's administrator sets it up: an index of its own, behind a certificate of its own.
