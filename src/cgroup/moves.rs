@@ -66,8 +66,8 @@ impl Cgroup {
 }
 
 impl Host {
-    /// Removes the cgroups of a step whose daemon has been killed, as far as no process is in them: those of the step and
-    /// all below it, and the job's if it has no other step.
+    /// Removes the cgroups of a step whose daemon has ended, as far as no process is in them: those of the step and all
+    /// below it, and the job's if it has no other step.
     pub(crate) fn remove_step(&self, place: &Place) {
         let dirs: Vec<PathBuf> = match &self.hierarchy {
             Hierarchy::V1 { controllers, .. } => {

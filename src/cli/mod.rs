@@ -356,7 +356,7 @@ enum Codes {
 }
 
 impl Codes {
-    /// Those of the command that a command line names, whether or not the rest of it is valid.
+    /// Returns the codes of the command that a command line names, whether or not the rest of it is valid.
     fn meant(args: &[OsString]) -> Self {
         let root = Cli::command();
         let path = command_line::path(&root, &synonyms::resolve(&root, args.to_vec()));

@@ -1,10 +1,10 @@
 //! A small process beside the supervisor that ends the container when the supervisor dies.
 //!
 //! A container dies with its supervisor through the PDEATHSIG of pid 1. The kernel drops that signal when pid 1 changes
-//! its credentials (setpriv, gosu, many start scripts) or executes a privileged program. With `--pid host` or `--pid container:NAME`, the death
-//! of pid 1 also ends no other process. Such containers get a keeper: gpurun's static init under another name. It holds
-//! the pidfds of the supervisor and of pid 1, and the files that kill the container's cgroup, all opened before pid 1
-//! runs. It holds no image, no record and no lock, and uses a few kilobytes.
+//! its credentials (setpriv, gosu, many start scripts) or executes a privileged program. With `--pid host` or
+//! `--pid container:NAME`, the death of pid 1 also ends no other process. Such containers get a keeper: gpurun's static
+//! init under another name. It holds the pidfds of the supervisor and of pid 1, and the files that kill the container's
+//! cgroup, all opened before pid 1 runs. It holds no image, no record and no lock, and uses a few kilobytes.
 //!
 //! When the supervisor and the keeper are killed at the same moment, the container runs until the next command, which
 //! kills its cgroup (`reconcile`). A keeper that is killed alone is replaced.

@@ -177,7 +177,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Creates a directory in `root`, with those above it. Where these exist, one call is enough.
+/// Creates a directory in `root`, and its missing parents. If the parents exist, one call is enough.
 fn make_dir(root: &OwnedFd, path: &Path) -> Option<()> {
     if let (Some(parent), Some(name)) = (path.parent(), path.file_name())
         && let Ok(Some(parent)) = rootfs::resolve_in_root(root, parent)
