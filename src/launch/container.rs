@@ -12,7 +12,7 @@ use super::plan::Gpus;
 use super::progress::step;
 use super::streams::Streams;
 use super::undo::{KILL, Undo};
-use super::{files, health, hostname, jupyter, keeper, readback};
+use super::{files, health, hostname, jupyter, keeper, readback, rlimits};
 use crate::cgroup::{Cgroup, Freeze, OomKill};
 use crate::net;
 use crate::network::Networks;
@@ -89,7 +89,8 @@ impl Created {
         let Self { mut container, jupyter } = self;
         match container.start(request, jupyter) {
             Ok(()) => Ok(container),
-            Err(mut report) => {
+            Err(report) => {
+                let mut report = rlimits::descriptors(report, &request.ulimits);
                 report.afterwards.extend(container.clear());
                 Err(report)
             }
