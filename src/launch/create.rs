@@ -3,9 +3,7 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
-
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
-use nix::unistd::Pid;
+use std::time::Duration;
 
 use super::acquire::Handles;
 use super::container::{Container, Created};
@@ -24,6 +22,7 @@ use crate::report::Report;
 use crate::request::Ulimit;
 use crate::runtime::{self, CreateRequest, RuntimeError, Stdio};
 use crate::spec::{self, Limits, oci_spec};
+use crate::sys::process;
 
 /// Creates the cgroup, writes the bundle, runs libcontainer, and verifies the limits. `undo` is left empty: from then
 /// on, the container undoes what was acquired.
@@ -80,7 +79,7 @@ pub(super) fn create(
     verify_cgroup(&cgroup, created.pid)
         .and_then(|()| mounted::verify(created.pid, &mounts))
         .and_then(|()| propagation::attach(created.pid, &mounts))
-        .map_err(|report| explain_end(report, created.pid, &request.ulimits))?;
+        .map_err(|report| explain_end(report, &created.pidfd, &request.ulimits))?;
     scaffold::note(entry, before.as_ref())?;
     let pidfd = created
         .pidfd
@@ -93,7 +92,8 @@ pub(super) fn create(
     }
     let mut limits: Vec<LimitRow> = cgroup.verify(&plan.limits)?.into_iter().map(readback::row).collect();
     limits.iter().filter_map(readback::tighter).for_each(|line| tell(Progress::Notice(line)));
-    let mut process_limits = readback::process(created.pid, request)?;
+    let mut process_limits = readback::process(created.pid, request)
+        .map_err(|report| explain_end(report, &created.pidfd, &request.ulimits))?;
     process_limits.extend(readback::of_step(&cgroup, &host, &limits));
     limits.extend(process_limits.iter().cloned());
     step("verified");
@@ -146,16 +146,19 @@ fn verify_cgroup(cgroup: &Cgroup, pid: i32) -> Result<(), Report> {
 }
 
 /// Says so if the process that could not be examined has ended.
-fn explain_end(report: Report, pid: i32, ulimits: &[Ulimit]) -> Report {
-    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    match nix::sys::wait::waitid(Id::Pid(Pid::from_raw(pid)), look) {
-        Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => rlimits::descriptors(
+fn explain_end(report: Report, pidfd: &OwnedFd, ulimits: &[Ulimit]) -> Report {
+    // A process that is ending already fails the checks, and can be waited for a moment later.
+    match process::end_of_child(pidfd, END) {
+        Some(_) => rlimits::descriptors(
             Report::new("cannot create the container: its process ended before it started the program"),
             ulimits,
         ),
-        _ => report,
+        None => report,
     }
 }
+
+/// How long a process that fails the checks may take to end.
+const END: Duration = Duration::from_secs(1);
 
 /// Prefers a hook's own message, which says more than the runtime's.
 fn create_failed(entry: &Entry, opening: Option<&Opening>, error: RuntimeError) -> Report {

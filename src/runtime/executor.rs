@@ -12,6 +12,7 @@ use libcontainer::workload::{
 
 use super::failure::{DEVICES, Failure, send_failure};
 use super::late::Late;
+use super::pipes::ABOUT_TO_EXECUTE;
 use super::{CreateRequest, DeviceCheck, RuntimeError};
 use crate::spec::seccomp::Filter;
 use crate::sys::{caps, process, seccomp};
@@ -127,6 +128,8 @@ impl WorkloadExecutor for Executor {
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        // Nobody waits for an answer if the reader is gone.
+        let _ = nix::unistd::write(&*self.failures, ABOUT_TO_EXECUTE);
         let env = environment(spec);
         if let Err(failure) = self.finish() {
             self.send_failure(&failure);

@@ -59,8 +59,8 @@ use inner::{Inner, adapt_spec};
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
-use nix::sys::wait::waitpid;
-use pipes::{pipe, read_failure};
+use nix::sys::wait::{WaitStatus, waitpid};
+use pipes::{pipe, read_failure, read_outcome};
 pub use request::{CreateRequest, Stdio};
 
 use capture::{CapturedErrors, capture};
@@ -105,6 +105,8 @@ enum Handle {
 const NOTIFY: &str = "notify.sock";
 /// Why a connection to it fails.
 const NO_ANSWER: &str = "its first process does not wait for the start any more";
+/// Why a start fails whose process has accepted the connection.
+const ENDED_EARLY: &str = "its first process ended before it executed the program";
 
 /// Everything that a container needs before its cgroup exists.
 #[derive(Debug)]
@@ -271,12 +273,21 @@ impl Created {
             Handle::Socket => socket::connect(&self.state_root.join(&self.id), NOTIFY)
                 .map_err(|error| RuntimeError::Start { reason: NO_ANSWER.into(), source: error.into() })?,
         }
-        // The pipe ends without data when the program is executed or when pid 1 is killed. The pidfd tells the two
-        // apart.
-        match read_failure(&mut self.failures) {
+        // The pipe ends when the program is executed, and when the process ends before that.
+        let outcome = read_outcome(&mut self.failures);
+        match outcome.failure {
             Some(failure) => Err(failure.into_error(&self.program, &self.captured.take())),
-            None => Ok(()),
+            None if outcome.is_begun || self.is_killed() => Ok(()),
+            None => Err(RuntimeError::Start {
+                reason: ENDED_EARLY.into(),
+                source: std::io::Error::from_raw_os_error(libc::ECHILD).into(),
+            }),
         }
+    }
+
+    /// Whether pid 1, which is ending, was killed. Its supervisor then says by whom or for what, as for a program.
+    fn is_killed(&self) -> bool {
+        matches!(process::end_of_child(&self.pidfd, END), Some(WaitStatus::Signaled(..)))
     }
 
     /// Sends a signal to pid 1, and never to another process that reuses its pid.

@@ -141,6 +141,14 @@ pub(crate) fn is_child(pidfd: impl AsFd) -> bool {
     waitid(Id::PIDFd(pidfd.as_fd()), flags).is_ok()
 }
 
+/// How a child has ended, if it has or does so within `time`. The child is not reaped.
+pub(crate) fn end_of_child(pidfd: impl AsFd, time: Duration) -> Option<nix::sys::wait::WaitStatus> {
+    use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+    wait_pidfd(&pidfd, time);
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    waitid(Id::PIDFd(pidfd.as_fd()), flags).ok().filter(|end| *end != WaitStatus::StillAlive)
+}
+
 /// Waits until a process (which need not be a child) has ended, but at most for `time`.
 pub fn wait_pid_gone(pid: i32, time: Duration) {
     if let Ok(pidfd) = open_pidfd(pid) {
