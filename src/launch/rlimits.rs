@@ -94,7 +94,7 @@ pub(super) fn resolve(
 }
 
 /// Adds a hint to an error when a low `nofile` limit may be the cause: the start itself needs a few descriptors. The
-/// process may end at any step: before the checks, between them, or when it is told to start.
+/// process may end at any step: before the checks, between them, or at the start itself.
 pub(super) fn descriptors(report: Report, ulimits: &[Ulimit]) -> Report {
     match ulimits.iter().find(|limit| limit.name == "nofile" && limit.soft < START_NOFILE) {
         Some(limit) if report.hint.is_none() => report.with_hint(format!(

@@ -128,7 +128,7 @@ impl WorkloadExecutor for Executor {
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        // Nobody waits for an answer if the reader is gone.
+        // Without a reader, no one waits for this start.
         let _ = nix::unistd::write(&*self.failures, ABOUT_TO_EXECUTE);
         let env = environment(spec);
         if let Err(failure) = self.finish() {
