@@ -11,7 +11,7 @@ use crate::cluster::{self, Step};
 use crate::launch;
 use crate::record::Entry;
 use crate::report::Report;
-use crate::request::{MountRequest, MountSource, NetworkMode, Request, RestartPolicy};
+use crate::request::{IpcMode, MountRequest, MountSource, NetworkMode, Request, RestartPolicy};
 use crate::sys::process;
 
 /// The beginnings of the names of the variables that a step's processes need.
@@ -35,11 +35,12 @@ pub(super) fn complete(flags: &ContainerFlags, request: &mut Request) -> Result<
     let Some(step) = Step::current() else { return Ok(()) };
     check_flags(flags, request, &step)?;
     let host = cgroup::Host::probe(Path::new("/"))?;
-    cluster::check_limits(&step, &host, &request.limits.resolve(&host.facts()?)?)?;
+    cluster::check_limits(&step.place(""), &host, &request.limits.resolve(&host.facts()?)?)?;
     let network = &flags.network;
     if network.network.is_empty() && network.network_alias.is_empty() && network.ip.is_none() {
         request.network = NetworkMode::Host;
     }
+    share_memory(flags, request, lookup);
     // As PID 1, a program without a handler for SIGTERM would ignore the signal of scancel.
     request.init = true;
     let passed = |name: &String| PREFIXES.iter().any(|prefix| name.starts_with(prefix)) && name != TOKEN;
@@ -56,6 +57,24 @@ pub(super) fn complete(flags: &ContainerFlags, request: &mut Request) -> Result<
         request.gpus = launch::step_gpus(has_variable);
     }
     Ok(())
+}
+
+/// Lets the tasks of an MPI program share the node's memory. An MPI library finds the tasks of its node through Slurm,
+/// whatever their namespaces are. It exchanges data with them through files in /dev/shm, and by reading the memory of a
+/// task whose PID it was given (CMA). In another PID namespace, that PID is another process, perhaps the reader itself.
+fn share_memory(flags: &ContainerFlags, request: &mut Request, lookup: impl Fn(&str) -> Option<String>) {
+    let tasks = lookup("SLURM_STEP_NUM_TASKS").and_then(|number| number.parse::<u32>().ok());
+    let speaks_pmi = ["PMI_RANK", "PMIX_RANK"].iter().any(|name| lookup(name).is_some());
+    if tasks.is_some_and(|tasks| tasks > 1)
+        && speaks_pmi
+        && flags.security.ipc.is_none()
+        && flags.limits.shm_size.is_none()
+    {
+        request.ipc = IpcMode::Host;
+    }
+    if request.ipc == IpcMode::Host && flags.security.pid.is_none() {
+        request.pid_host = true;
+    }
 }
 
 /// Returns the name of this task's container. All tasks of a step run the same command line, and a name is unique, so each

@@ -2,8 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::step::Step;
-use crate::cgroup::{Ceilings, Host};
+use crate::cgroup::{Host, Place};
 use crate::report::{EXIT_USAGE, Explain};
 use crate::spec::Limits;
 use crate::units::format_memory;
@@ -30,14 +29,13 @@ impl Explain for LooserLimit {
     }
 }
 
-/// Refuses limits that are looser than the step's. A tighter one is set in the container's own cgroup.
-pub(crate) fn check_limits(step: &Step, host: &Host, limits: &Limits) -> Result<(), LooserLimit> {
-    compare(step, &host.ceilings(&step.place("ID")), limits)
-}
-
-fn compare(step: &Step, ceilings: &Ceilings, limits: &Limits) -> Result<(), LooserLimit> {
+/// Refuses limits of a container in a step that are looser than the step's. A tighter one is set in the container's own
+/// cgroup.
+pub(crate) fn check_limits(place: &Place, host: &Host, limits: &Limits) -> Result<(), LooserLimit> {
+    let Some(step) = &place.step else { return Ok(()) };
+    let ceilings = host.ceilings(place);
     let looser = |flag, asked, has, file: &PathBuf| {
-        Err(LooserLimit { flag, asked, step: step.to_string(), has, file: file.clone() })
+        Err(LooserLimit { flag, asked, step: step.clone(), has, file: file.clone() })
     };
     if let (Some(asked), Some(bound)) = (limits.memory, &ceilings.memory)
         && asked > bound.value
@@ -53,7 +51,8 @@ fn compare(step: &Step, ceilings: &Ceilings, limits: &Limits) -> Result<(), Loos
         && quota > count * period
     {
         let asked = quota as f64 / period as f64;
-        return looser("--cpus", asked.to_string(), format!("{count} CPUs"), &bound.file);
+        let has = if count == 1 { "1 CPU".to_owned() } else { format!("{count} CPUs") };
+        return looser("--cpus", asked.to_string(), has, &bound.file);
     }
     Ok(())
 }
@@ -61,6 +60,7 @@ fn compare(step: &Step, ceilings: &Ceilings, limits: &Limits) -> Result<(), Loos
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::Step;
 
     #[test]
     fn looser_limits_are_refused_with_both_values() {
@@ -74,7 +74,7 @@ mod tests {
             ("cg/cpuset/gpurun/cpuset.effective_cpus", "0-1\n"),
         ]);
         let host = Host::probe(root.path()).unwrap();
-        let check = |limits: Limits| check_limits(&step, &host, &limits).map_err(|error| error.to_string());
+        let check = |limits: Limits| check_limits(&step.place("ID"), &host, &limits).map_err(|error| error.to_string());
         let cpus = |text: &str| Limits { cpuset_cpus: Some(text.parse().unwrap()), ..Limits::default() };
         let quota = |quota| Limits { cpu_quota_us: Some(quota), cpu_period_us: Some(100_000), ..Limits::default() };
         let memory = |bytes| Limits { memory: Some(bytes), ..Limits::default() };

@@ -1,7 +1,10 @@
 //! Changes to a running container: its limits, and freezing or thawing it.
 
+use std::path::Path;
+
 use super::Supervisor;
-use crate::cgroup::Freeze;
+use crate::cgroup::{self, Freeze, Place};
+use crate::cluster;
 use crate::launch::{self, Container};
 use crate::record::LimitRow;
 use crate::report::Report;
@@ -118,6 +121,7 @@ impl Supervisor {
         let merged = before.updated_by(asked);
         let restart = restart.unwrap_or(request.restart);
         let times = times.map_or(request.time_limits, |asked| request.time_limits.updated_by(&asked));
+        check_step(&self.entry.record.cgroup, &merged)?;
         let mut container = container;
         let rows = match &mut container {
             Some(container) => Some(container.update(&before, &merged)?),
@@ -139,4 +143,13 @@ impl Supervisor {
         }
         Ok(self.state.limits.clone())
     }
+}
+
+/// Refuses a limit that is looser than that of the Slurm step that a container is in.
+fn check_step(place: &Place, limits: &LimitsRequest) -> Result<(), Report> {
+    if place.step.is_none() {
+        return Ok(());
+    }
+    let host = cgroup::Host::probe(Path::new("/"))?;
+    Ok(cluster::check_limits(place, &host, &limits.resolve(&host.facts()?)?)?)
 }

@@ -16,6 +16,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("nothing_outlives_slurmstepd", daemon_killed),
     ("tasks_share_one_image_and_their_memory", tasks),
     ("a_task_speaks_pmi_with_slurm", pmi),
+    ("mpi_tasks_share_their_memory", mpi),
     ("a_task_has_its_environment_terminal_and_exit_code", environment),
     ("two_nodes_meet_through_torchruns_variables", torchrun),
     ("arrays_and_allocations", jobs),
@@ -163,7 +164,7 @@ fn stays() {
     }
     // Its own limit holds below the step's, which the other commands show as well.
     let own = format!("/sys/fs/cgroup/memory{step}/task_0/{id}/memory.limit_in_bytes");
-    assert_eq!(fs::read_to_string(own).unwrap().trim(), (100 << 20).to_string());
+    assert_eq!(fs::read_to_string(&own).unwrap().trim(), (100 << 20).to_string());
     let inspected = cluster.host.inspect("lab");
     assert_eq!(inspected["ClusterStep"], "Slurm step 1.0");
     assert_eq!(inspected["ClusterCgroups"]["freezer"], format!("{step}/{id}"));
@@ -179,6 +180,14 @@ fn stays() {
         explained.contains(&format!("binding    /sys/fs/cgroup/cpuset{step}/cpuset.effective_cpus")),
         "{explained}"
     );
+    // A change of the running container has the same bounds, also from outside of the step.
+    cluster.host.ok(&["update", "--memory", "200m", "lab"]);
+    assert_eq!(fs::read_to_string(&own).unwrap().trim(), (200 << 20).to_string());
+    let error = cluster.host.fails(2, &["update", "--memory", "400m", "lab"]);
+    assert!(error.contains("cannot set `--memory 400 MiB`: the Slurm step 1.0 has 300 MiB (`/sys/fs"), "{error}");
+    let error = cluster.host.fails(2, &["update", "--cpus", "1.5", "lab"]);
+    assert!(error.contains("cannot set `--cpus 1.5`: the Slurm step 1.0 has 1 CPU"), "{error}");
+    assert_eq!(fs::read_to_string(&own).unwrap().trim(), (200 << 20).to_string());
     // Commands from outside of the step find the container.
     assert_eq!(cluster.host.ok(&["exec", "lab", "echo", "inside"]), "inside");
     assert_eq!(cluster.ok("srun --jobid=1 --overlap -n1 $G exec lab echo again"), "again\n");
@@ -212,7 +221,7 @@ fn refusals() {
         ("exec old true", ["cannot execute a command in container `old`", "does not belong to the job"]),
         ("run --memory 400m box true", ["`--memory 400 MiB`", "has 300 MiB (`/sys/fs/cgroup/memory/slurm_"]),
         ("run --cpuset-cpus 0-1 box true", ["`--cpuset-cpus 0-1`", "(`/sys/fs/cgroup/cpuset/slurm_"]),
-        ("run --cpus 1.5 box true", ["`--cpus 1.5`", "has 1 CPUs (`/sys/fs/cgroup/cpuset/slurm_"]),
+        ("run --cpus 1.5 box true", ["`--cpus 1.5`", "has 1 CPU (`/sys/fs/cgroup/cpuset/slurm_"]),
     ];
     let lines: Vec<String> = all.iter().map(|(line, _)| format!("$G {line} 2>&1; echo code $?")).collect();
     let out = cluster.ok(&format!("srun -n1 --mem=300 bash -c '{}'", lines.join("; ")));
@@ -411,6 +420,36 @@ hear
     let out = cluster
         .ok(&format!("srun -n1 bash -c 'PMI_FD=9 $G run --rm {}'", list.replace('"', "\\\"").replace("\\\"", "\"")));
     assert_eq!(out.matches("socket:").count(), 0, "{out}");
+}
+
+/// Debian's Open MPI in an image, with PMIx. It copies from task to task by PID, so the tasks of a node share their namespaces.
+fn mpi() {
+    let cluster = Cluster::new(1, 0);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/slurm/mpi-image");
+    cluster.ok(&format!("{script} mpi.tar && $G import mpi.tar mpi"));
+    let run = "srun -n2 --cpu-bind=none";
+    let out = cluster.ok(&format!("{run} --mpi=pmix $G run --rm mpi ping-pong | sort"));
+    let line = |rank| format!("rank {rank} of 2: 200 messages of 1048576 bytes, 0 wrong");
+    assert_eq!(out.trim_end(), [line(0), line(1)].join("\n"));
+    // The namespaces are the node's for the tasks of an MPI program, unless flags say otherwise.
+    let host = ["pid", "ipc"].map(|kind| crate::host::sh(&format!("readlink /proc/self/ns/{kind}")).trim().to_owned());
+    let shared = |srun: &str, flags: &str| {
+        let links = "sh -c 'readlink /proc/self/ns/pid; readlink /proc/self/ns/ipc'";
+        let out = cluster.ok(&format!("{srun} $G run --rm {flags} box {links}"));
+        [0, 1].map(|kind| out.lines().any(|line| line == host[kind]))
+    };
+    for (srun, flags, expected) in [
+        (&*format!("{run} --mpi=pmi2"), "", [true, true]),
+        (&format!("{run} --mpi=pmi2"), "--pid private", [false, true]),
+        (&format!("{run} --mpi=pmi2"), "--ipc private", [false, false]),
+        (&format!("{run} --mpi=pmi2"), "--shm-size 1m", [false, false]),
+        (run, "", [false, false]),
+        (run, "--ipc host", [true, true]),
+        ("srun -n1 --mpi=pmi2", "", [false, false]),
+    ] {
+        assert_eq!(shared(srun, flags), expected, "{srun} {flags}");
+    }
+    cluster.nothing_is_left("none");
 }
 
 fn environment() {
