@@ -34,7 +34,6 @@ use std::fs;
 use std::path::Path;
 
 pub(crate) use apply::Verified;
-pub(crate) use ceilings::Ceilings;
 pub(crate) use entrance::{Entrance, OpenEntrance};
 pub(crate) use error::CgroupError;
 pub(crate) use error::Missing;
