@@ -36,6 +36,7 @@
 //! - [`jupyter`]: starting Jupyter, passwords, readiness, owners of files
 //! - [`launch`]: from a record to a running container, and the clean-up behind dead supervisors
 //! - [`supervise`]: one process per container
+//! - [`spank`]: the containers of `srun --container-image`
 //! - [`build`]: Containerfiles to images
 //! - [`compose`]: compose files to one project, and its services to command lines
 //! - [`sampler`]: samples of what running containers use
@@ -95,6 +96,7 @@ mod jupyter;
 mod lab;
 mod launch;
 mod sampler;
+mod spank;
 mod supervise;
 
 mod cli;

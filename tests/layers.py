@@ -14,7 +14,7 @@ LAYERS = [
     ["report", "units", "names", "clock", "sys", "durable", "inflate", "template"],
     ["spec", "request"],
     ["image", "layer", "transport", "store", "rootfs", "hook", "gpu", "network", "net", "cgroup", "runtime", "record", "volume", "control", "config"],
-    ["cluster", "jupyter", "launch", "supervise", "build", "compose", "sampler", "explain", "lab", "doctor"],
+    ["cluster", "jupyter", "launch", "supervise", "build", "compose", "sampler", "explain", "lab", "doctor", "spank"],
     ["cli"],
 ]
 

@@ -9,7 +9,7 @@ use clap::{Args, Parser};
 
 use super::lab;
 use crate::report::Report;
-use crate::{launch, net, runtime, supervise};
+use crate::{launch, net, runtime, spank, supervise};
 
 #[derive(Debug, Parser)]
 #[command(name = "gpurun", bin_name = "gpurun", disable_help_subcommand = true)]
@@ -25,9 +25,10 @@ enum Internal {
     WatchProbe(SuperviseArgs),
     Resolve(ResolveArgs),
     StepKeeper(StepKeeperArgs),
+    StepEnter(StepEnterArgs),
 }
 
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "supervise",
     "lab-payload",
     "hook-shim",
@@ -39,6 +40,7 @@ const NAMES: [&str; 11] = [
     supervise::probe::SUBCOMMAND,
     net::RESOLVE,
     launch::STEP_KEEPER,
+    spank::STEP_ENTER,
 ];
 
 /// Returns whether this process runs an internal command.
@@ -63,6 +65,7 @@ pub(super) fn main() -> Result<u8, Report> {
         Internal::WatchProbe(args) => supervise::probe::main(&args.root, &args.run_dir, &args.id),
         Internal::Resolve(args) => net::resolve_main(&args.fds, args.servers),
         Internal::StepKeeper(args) => step_keeper(args),
+        Internal::StepEnter(args) => step_enter(args),
         Internal::GpuParams => crate::gpu::nvidia::params::main().map(|()| 0),
     }
 }
@@ -111,6 +114,20 @@ fn step_keeper(args: StepKeeperArgs) -> Result<u8, Report> {
     let client = take(args.client).ok_or_else(|| Report::new("the command's descriptor is not open"))?;
     let daemon = args.daemon.and_then(take);
     launch::step_keeper_main(&args.root, &args.run_dir, &args.id, client, daemon).map(|()| 0)
+}
+
+/// The directories have the defaults of the other commands.
+#[derive(Debug, Args)]
+struct StepEnterArgs {
+    #[command(flatten)]
+    globals: super::Globals,
+}
+
+fn step_enter(args: StepEnterArgs) -> Result<u8, Report> {
+    super::context::need_root()?;
+    let context = super::Context::new(&args.globals)?;
+    context.check()?;
+    spank::step_enter_main(context.root, context.run_dir).map(|()| 0)
 }
 
 #[derive(Debug, Args)]

@@ -161,6 +161,20 @@ impl Store {
         self.load_images(&mut images, &staging, progress)
     }
 
+    /// Loads like [`Self::load`], without the names that the source gives its images: it is a user's, and must not replace
+    /// the image of a name.
+    pub(crate) fn load_unnamed(
+        &self,
+        source: &Source,
+        options: &LoadOptions,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Loaded>, LoadError> {
+        let staging = Staging::new(self)?;
+        let mut images = find_images(source, options, &staging, progress)?;
+        images.iter_mut().for_each(|image| image.names.clear());
+        self.load_images(&mut images, &staging, progress)
+    }
+
     /// Loads images that a transport has found.
     fn load_images(
         &self,

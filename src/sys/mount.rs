@@ -187,6 +187,12 @@ pub(crate) fn set(mount: &OwnedFd, attr: Attr, recursive: bool) -> io::Result<()
     super::idmap::set_attr(mount, &attr, recursive)
 }
 
+/// Makes a detached mount, and those below it, private: no mount of the host appears in them.
+pub(crate) fn make_private(mount: &OwnedFd) -> io::Result<()> {
+    let attr = super::idmap::MountAttr { propagation: libc::MS_PRIVATE, ..Default::default() };
+    super::idmap::set_attr(mount, &attr, true)
+}
+
 /// Whether an open file is the null device.
 pub(crate) fn is_null(fd: BorrowedFd<'_>) -> bool {
     let is_null = |stat: nix::sys::stat::FileStat| {

@@ -51,6 +51,7 @@ mod run_flags;
 mod run_shared;
 mod sharing;
 mod slurm;
+mod slurm_plugin;
 mod storage;
 mod streams;
 mod teach;
@@ -124,6 +125,7 @@ fn main() {
         ("run", run::TESTS),
         ("sharing", sharing::TESTS),
         ("slurm", slurm::TESTS),
+        ("slurm::plugin", slurm_plugin::TESTS),
         ("life", life::TESTS),
         ("streams", streams::TESTS),
         ("keep", keep::TESTS),

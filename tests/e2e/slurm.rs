@@ -30,17 +30,17 @@ pub fn is_possible() -> bool {
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/slurm/cluster");
 
-struct Cluster {
-    host: Host,
-    dir: PathBuf,
+pub struct Cluster {
+    pub host: Host,
+    pub dir: PathBuf,
     /// The nodes are this and a number.
-    node: String,
-    driver: Option<FakeDriver>,
+    pub node: String,
+    pub driver: Option<FakeDriver>,
 }
 
 impl Cluster {
     /// A cluster whose first node has the GPUs of a stand-in driver, if there are some.
-    fn new(nodes: usize, gpus: usize) -> Self {
+    pub fn new(nodes: usize, gpus: usize) -> Self {
         let host = Host::with_box();
         let driver = (gpus > 0).then(|| FakeDriver::new(&host.dir.join("driver"), gpus));
         let node = host.netns.replace("gpurun-e2e", "g").replace('-', "x") + "n";
@@ -64,7 +64,7 @@ impl Cluster {
     }
 
     /// A line of bash with this cluster and gpurun as `$G`.
-    fn command(&self, line: &str) -> Command {
+    pub fn command(&self, line: &str) -> Command {
         let mut command = self.host.shell(line);
         command.env("SLURM_CONF", self.dir.join("slurm.conf")).env("G", binary()).env("NODE", &self.node);
         if let Some(driver) = &self.driver {
@@ -73,12 +73,12 @@ impl Cluster {
         command
     }
 
-    fn run(&self, line: &str) -> Answer {
+    pub fn run(&self, line: &str) -> Answer {
         answer(self.command(line).output().unwrap())
     }
 
     #[track_caller]
-    fn ok(&self, line: &str) -> String {
+    pub fn ok(&self, line: &str) -> String {
         let answer = self.run(line);
         assert_eq!(answer.code, 0, "{line}\nstdout: {}\nstderr: {}", answer.out, answer.err);
         answer.out
@@ -86,7 +86,7 @@ impl Cluster {
 
     /// Runs a line that fails with a code and with these parts in its error.
     #[track_caller]
-    fn fails(&self, code: i32, line: &str, parts: &[&str]) {
+    pub fn fails(&self, code: i32, line: &str, parts: &[&str]) {
         let answer = self.run(line);
         assert_eq!(answer.code, code, "{line}\nstdout: {}\nstderr: {}", answer.out, answer.err);
         for part in parts {
@@ -94,7 +94,7 @@ impl Cluster {
         }
     }
 
-    fn begin(&self, line: &str) -> Child {
+    pub fn begin(&self, line: &str) -> Child {
         self.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
@@ -125,7 +125,7 @@ impl Cluster {
     }
 
     #[track_caller]
-    fn nothing_is_left(&self, id: &str) {
+    pub fn nothing_is_left(&self, id: &str) {
         let mut left = Vec::new();
         let begin = std::time::Instant::now();
         while begin.elapsed() < crate::host::PATIENCE {

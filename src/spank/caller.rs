@@ -1,0 +1,115 @@
+//! The user of the job: everything that concerns the user's files is done by a process with the user's credentials.
+//!
+//! Such a process is a fork of this one, which has a single thread. It becomes the user for good, does one thing, and ends
+//! with the error number as its status. It runs no other program, and the user cannot trace it, because its credentials
+//! changed. The kernel decides what it may do, on network file systems as well.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::stat::Mode;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{AccessFlags, Gid, Pid, Uid};
+
+use crate::sys::process::{self, Fork};
+
+/// The credentials of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Caller {
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+}
+
+impl Caller {
+    /// Opens a path as the user, relative to the job's directory. Links of /proc (`/proc/self/root`, for example) are not
+    /// followed.
+    pub(super) fn open(&self, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
+        let (here, there) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let child = self.fork(|| process::send_fd(there.as_fd(), open(path, flags)?.as_fd()))?;
+        drop(there);
+        let received = process::receive_fd(here.as_fd());
+        finish(child)?;
+        received
+    }
+
+    /// Returns whether the user may write to a path, or create it.
+    pub(super) fn check_writable(&self, path: &Path) -> io::Result<()> {
+        let child = self.fork(|| match nix::sys::stat::lstat(path) {
+            Ok(stat) if stat.st_mode & libc::S_IFMT != libc::S_IFREG => Err(io::Error::from_raw_os_error(libc::EEXIST)),
+            Ok(_) => may(path, AccessFlags::W_OK),
+            Err(Errno::ENOENT) => {
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                may(parent, AccessFlags::W_OK | AccessFlags::X_OK)
+            }
+            Err(errno) => Err(errno.into()),
+        })?;
+        finish(child)
+    }
+
+    /// Writes a file as the user, from a pipe. A link in the last component is not followed.
+    pub(super) fn write(&self, path: &Path, mut from: File) -> io::Result<()> {
+        let child = self.fork(|| {
+            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+            let mut file = File::from(open(path, flags)?);
+            // Nothing but a file is truncated or written.
+            if !file.metadata()?.is_file() {
+                return Err(io::Error::from_raw_os_error(libc::EEXIST));
+            }
+            file.set_len(0)?;
+            io::copy(&mut from, &mut file).map(drop)
+        })?;
+        drop(from);
+        finish(child)
+    }
+
+    /// Does something in a process of the user.
+    pub(super) fn fork(&self, work: impl FnOnce() -> io::Result<()>) -> io::Result<Pid> {
+        match process::fork(false)? {
+            Fork::Parent(pid) => Ok(Pid::from_raw(pid)),
+            Fork::Child => {
+                let done = self.become_user().and_then(|()| work());
+                let code = done.err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
+                process::exit_now(code)
+            }
+        }
+    }
+
+    fn become_user(&self) -> io::Result<()> {
+        let groups: Vec<Gid> = self.groups.iter().copied().map(Gid::from_raw).collect();
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        nix::unistd::setgroups(&groups)?;
+        nix::unistd::setresgid(gid, gid, gid)?;
+        nix::unistd::setresuid(uid, uid, uid)?;
+        Ok(())
+    }
+}
+
+fn open(path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
+    let mode = if flags.contains(OFlag::O_CREAT) { Mode::from_bits_truncate(0o644) } else { Mode::empty() };
+    let more = if flags.contains(OFlag::O_PATH) { OFlag::empty() } else { OFlag::O_NOCTTY };
+    let how = OpenHow::new().flags(flags | more | OFlag::O_CLOEXEC).mode(mode);
+    Ok(nix::fcntl::openat2(nix::fcntl::AT_FDCWD, path, how.resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS))?)
+}
+
+fn may(path: &Path, access: AccessFlags) -> io::Result<()> {
+    Ok(nix::unistd::faccessat(nix::fcntl::AT_FDCWD, path, access, AtFlags::AT_EACCESS)?)
+}
+
+/// Waits for such a process, and returns its error.
+pub(super) fn finish(child: Pid) -> io::Result<()> {
+    loop {
+        match waitpid(child, None) {
+            Err(Errno::EINTR) => {}
+            Ok(WaitStatus::Exited(_, 0)) => return Ok(()),
+            Ok(WaitStatus::Exited(_, code)) => return Err(io::Error::from_raw_os_error(code)),
+            Ok(_) => return Err(io::ErrorKind::Interrupted.into()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}

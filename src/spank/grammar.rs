@@ -1,0 +1,190 @@
+//! The values of the options of `srun`, with pyxis' grammar.
+
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
+
+use crate::report::Report;
+
+/// One of `--container-mounts`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct MountOption {
+    /// `None` for a tmpfs.
+    pub source: Option<PathBuf>,
+    pub destination: PathBuf,
+    pub read_only: bool,
+}
+
+/// The name of `--container-name`, which becomes a tag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ContainerName {
+    pub name: String,
+    /// The files must be new.
+    pub create: bool,
+}
+
+const MOUNT_HINT: &str = "use `--container-mounts=SOURCE:DESTINATION[:ro]`, with an absolute DESTINATION";
+
+/// Parses `SRC:DST[:FLAGS][,…]`.
+pub(super) fn mounts(text: &str) -> Result<Vec<MountOption>, Report> {
+    text.split(',').map(mount).collect()
+}
+
+fn mount(text: &str) -> Result<MountOption, Report> {
+    let wrong = |why: &str| {
+        Report::usage(format!("cannot use `{}` of `--container-mounts`: {why}", text.escape_debug()))
+            .with_hint(MOUNT_HINT)
+    };
+    let mut parts = text.splitn(3, ':');
+    let source = parts.next().unwrap_or_default();
+    let destination = parts.next().unwrap_or(source);
+    if source.is_empty() || destination.is_empty() {
+        return Err(wrong("a path is empty"));
+    }
+    let is_tmpfs = source == "tmpfs";
+    if !is_tmpfs && !source.starts_with(['/', '.']) {
+        return Err(wrong("the source must begin with `/` or `.`, or be `tmpfs`"));
+    }
+    let path = Path::new(destination);
+    if !path.is_absolute() {
+        return Err(wrong("the destination must be absolute"));
+    }
+    if path.components().any(|part| part == Component::ParentDir) {
+        return Err(wrong("the destination contains `..`"));
+    }
+    if path == Path::new("/") {
+        return Err(wrong("the destination is the container's root"));
+    }
+    let mut read_only = false;
+    for flag in parts.next().unwrap_or_default().split('+').filter(|flag| !flag.is_empty()) {
+        match flag {
+            "ro" => read_only = true,
+            // All mounts are bind mounts with those below them, private, and without setuid programs and devices.
+            "rw" | "bind" | "rbind" | "private" | "rprivate" | "nosuid" | "nodev" => {}
+            _ => return Err(wrong(&format!("the flag `{}` is unknown", flag.escape_debug()))),
+        }
+    }
+    let source = (!is_tmpfs).then(|| source.into());
+    Ok(MountOption { source, destination: path.into(), read_only })
+}
+
+impl FromStr for ContainerName {
+    type Err = Report;
+
+    fn from_str(text: &str) -> Result<Self, Report> {
+        let wrong = |why: &str| {
+            Report::usage(format!("cannot use `--container-name={}`: {why}", text.escape_debug()))
+                .with_hint("use letters, digits, `_`, `.` and `-`: `--container-name=train`")
+        };
+        let (name, flag) = text.split_once(':').unwrap_or((text, "auto"));
+        let is_good = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+        if name.is_empty() || name.starts_with(['.', '-']) || name.len() > 64 || !name.chars().all(is_good) {
+            return Err(wrong("a name has up to 64 letters, digits, `_`, `.` and `-`"));
+        }
+        match flag {
+            "" | "auto" | "no_exec" | "create" => Ok(Self { name: name.into(), create: flag == "create" }),
+            "exec" => Err(wrong("a step does not enter the container of another step")),
+            _ => Err(wrong("the flag must be `auto`, `create` or `no_exec`")),
+        }
+    }
+}
+
+/// Parses the names of variables.
+pub(super) fn variables(text: &str) -> Result<Vec<String>, Report> {
+    let is_good = |name: &str| {
+        !name.is_empty()
+            && !name.starts_with(|c: char| c.is_ascii_digit())
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    let names: Vec<String> = text.split(',').map(str::to_owned).collect();
+    match names.iter().find(|name| !is_good(name)) {
+        None => Ok(names),
+        Some(name) => Err(Report::usage(format!(
+            "cannot use `{}` of `--container-env`: it is not the name of a variable",
+            name.escape_debug()
+        ))
+        .with_hint("use `--container-env=NAME[,NAME…]`")),
+    }
+}
+
+/// Parses the working directory. As in pyxis, a relative one begins at the container's root.
+pub(super) fn workdir(text: &str) -> Result<String, Report> {
+    let path = Path::new("/").join(text);
+    path.to_str().map(str::to_owned).ok_or_else(|| Report::usage("cannot use `--container-workdir`: it is not UTF-8"))
+}
+
+/// Parses the file of `--container-save`.
+pub(super) fn save(text: &str) -> Result<PathBuf, Report> {
+    if text.ends_with('/') || Path::new(text).file_name().is_none() {
+        return Err(Report::usage(format!("cannot use `--container-save={}`: it is a directory", text.escape_debug()))
+            .with_hint("name a file: `--container-save=./image.tar`"));
+    }
+    Ok(text.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_in_all_forms() {
+        let one = |source: &str, destination: &str, read_only| MountOption {
+            source: (source != "tmpfs").then(|| source.into()),
+            destination: destination.into(),
+            read_only,
+        };
+        for (text, expected) in [
+            ("/a:/b", vec![one("/a", "/b", false)]),
+            ("/a", vec![one("/a", "/a", false)]),
+            ("./x:/b:ro", vec![one("./x", "/b", true)]),
+            ("../x y:/b c:rw", vec![one("../x y", "/b c", false)]),
+            ("/a:/b:rbind+ro+rprivate,tmpfs:/t", vec![one("/a", "/b", true), one("tmpfs", "/t", false)]),
+        ] {
+            assert_eq!(mounts(text).unwrap(), expected, "{text}");
+        }
+        for wrong in [
+            "",
+            ":",
+            "/a:",
+            ":/b",
+            "/a:b",
+            "a:/b",
+            "/a:../b",
+            "/a:/b/../c",
+            "/a:/",
+            "/a:/b:exec",
+            "/a:/b,",
+            "./x",
+            "tmpfs",
+            "umount:/b",
+        ] {
+            assert!(mounts(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn names_are_tags() {
+        for (text, name, create) in
+            [("train", "train", false), ("A.b-c_1:create", "A.b-c_1", true), ("x:no_exec", "x", false)]
+        {
+            assert_eq!(text.parse::<ContainerName>().unwrap(), ContainerName { name: name.into(), create }, "{text}");
+        }
+        let long = "a".repeat(65);
+        for wrong in ["", ":exec", "x:exec", "x:what", "/tmp/foo", "../x", ".x", "-x", "a b", "a/b", "a\nb", "ü", &long]
+        {
+            assert!(wrong.parse::<ContainerName>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn other_values() {
+        assert_eq!(variables("A,B_1").unwrap(), ["A", "B_1"]);
+        for wrong in ["", "A,", "1A", "A=1", "A B", "A-B"] {
+            assert!(variables(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!((workdir("/a").unwrap(), workdir("../b").unwrap()), ("/a".to_owned(), "/../b".to_owned()));
+        assert_eq!(save("./a.tar").unwrap(), Path::new("./a.tar"));
+        for wrong in ["/", "/tmp/", "./", ".."] {
+            assert!(save(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! The image of a step.
+//!
+//! ```text
+//! <run dir>/loaded/<key>   the ID of an image that was loaded from a user's archive; the key is the archive's identity
+//! ```
+//!
+//! - A name is a full reference, never a path or an ID. It is pulled if the node's store does not have it, without any
+//!   login: root's logins are not the users'. Names below `localhost/slurm` are the files that steps keep.
+//! - An archive that only root can change is used in place. Another one is copied into the store: containers of several
+//!   users may share an image, and none of them may be able to change it afterwards. Its names are ignored.
+//! - An OCI layout is read as a tar stream, by a process of the user.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use nix::fcntl::OFlag;
+use sha2::{Digest as _, Sha256};
+
+use super::command::{await_child, gpurun, run};
+use super::dirs::Dirs;
+use super::request::StepRequest;
+use super::talk::Sockets;
+use super::tasks::Tasks;
+use super::{caller, kept};
+use crate::durable;
+use crate::names::{Digest, Reference};
+use crate::report::Report;
+use crate::store::{Image, LoadOptions, Source, Store};
+use crate::sys::mount::fd_path;
+use crate::sys::process;
+
+/// The magic number of FUSE (statfs(2)): a file there has whatever owner its user says.
+const FUSE: i64 = 0x6573_5546;
+
+/// A found image, and what `gpurun run` is to be given.
+#[derive(Debug)]
+pub(super) struct Provided {
+    pub image: Image,
+    pub argument: String,
+}
+
+/// Finds the image, and loads or pulls it if necessary.
+pub(super) fn provide(
+    dirs: &Dirs,
+    request: &StepRequest,
+    tasks: &Tasks,
+    sockets: &Sockets,
+) -> Result<Provided, Report> {
+    let store = Store::open(&dirs.root)?;
+    if let Some(name) = &request.options.name {
+        let known = kept::reference(request, name);
+        match (store.resolve(&known), name.create, &request.options.image) {
+            (Ok(_), true, _) => {
+                return Err(Report::new(format!("the container `{}` exists in this job", name.name))
+                    .with_hint("omit `:create`, or choose another name"));
+            }
+            (Ok(image), false, _) => return Ok(by_id(image)),
+            (Err(_), _, Some(_)) => {}
+            (Err(_), _, None) => {
+                return Err(Report::new(format!(
+                    "the container `{}` does not exist in this job on this node",
+                    name.name
+                ))
+                .with_hint("create it with an image: `srun --container-image=IMAGE --container-name=NAME …`"));
+            }
+        }
+    }
+    let text = request.options.image.as_deref().unwrap_or_default();
+    if text.starts_with(['/', '.']) {
+        return of_path(dirs, &store, request, Path::new(text), tasks);
+    }
+    let reference = reference(text)?;
+    let name = reference.to_string();
+    if store.resolve(&name).is_err() {
+        sockets.say(&format!("gpurun: pulling {reference}"));
+        pull(dirs, &name, tasks)?;
+    }
+    store.resolve(&name).map(by_id).map_err(Report::from)
+}
+
+fn by_id(image: Image) -> Provided {
+    Provided { argument: image.id.to_string(), image }
+}
+
+/// Parses the name of an image. pyxis separates the registry from the name by `#`.
+fn reference(text: &str) -> Result<Reference, Report> {
+    let plain = text.strip_prefix("docker://").unwrap_or(text).replacen('#', "/", 1);
+    let reference: Reference = plain.parse().map_err(|error| {
+        Report::from(error).under(format!("cannot use `--container-image={}`", text.escape_debug()))
+    })?;
+    if kept::is_kept(&reference) {
+        return Err(Report::usage(format!("cannot use `--container-image={reference}`: these are files of a step"))
+            .with_hint("use them in the same job: `--container-name=NAME`"));
+    }
+    Ok(reference)
+}
+
+/// Pulls without a login.
+fn pull(dirs: &Dirs, name: &str, tasks: &Tasks) -> Result<(), Report> {
+    let failed = |error: io::Error| Report::new(format!("cannot pull `{name}`")).with_cause(error);
+    let logins = process::memory_file(c"logins", b"{}").map_err(failed)?;
+    let mut command = gpurun(dirs)?;
+    command.args(["image", "pull", "--quiet", "--authfile"]).arg(fd_path(&logins)).arg(name);
+    process::pass_only(&mut command, &[logins.as_raw_fd()]);
+    let ran = run(command, tasks)?;
+    if ran.code == 0 { Ok(()) } else { Err(ran.report(format!("cannot pull `{name}`"))) }
+}
+
+/// Takes the image from a file or a directory of the user.
+fn of_path(dirs: &Dirs, store: &Store, request: &StepRequest, path: &Path, tasks: &Tasks) -> Result<Provided, Report> {
+    let failed = |error: io::Error| {
+        Report::new(format!("cannot read the image `{}`", path.display())).with_cause(error).with_hint(HINT)
+    };
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+    let opened = File::from(request.caller.open(path, flags).map_err(failed)?);
+    let about = opened.metadata().map_err(failed)?;
+    if about.is_dir() {
+        return load(dirs, store, request, &opened.into(), true, tasks).map_err(|report| report.with_hint(HINT));
+    }
+    if !about.is_file() {
+        return Err(failed(io::Error::other("it is neither a file nor a directory")));
+    }
+    let keeps = request.options.save.is_some() || request.options.name.is_some();
+    if is_roots(&opened, &about) && !keeps {
+        let path = std::path::absolute(path).map_err(failed)?;
+        if let Some(image) = in_place(store, &path, &about, tasks)? {
+            return Ok(Provided { image, argument: path.display().to_string() });
+        }
+    }
+    let known = dirs.run_dir.join("loaded").join(key(request.caller.uid, &about));
+    let id = fs::read_to_string(&known).ok().and_then(|id| id.parse::<Digest>().ok());
+    if let Some(image) = id.and_then(|id| store.resolve(&id.to_string()).ok()) {
+        return Ok(by_id(image));
+    }
+    let opened = OwnedFd::from(opened);
+    // The error names the file as the user did.
+    let named = |text: String| text.replace(&fd_path(&opened).display().to_string(), &path.display().to_string());
+    let provided = load(dirs, store, request, &opened, false, tasks).map_err(|report| Report {
+        message: named(report.message),
+        causes: report.causes.into_iter().map(named).collect(),
+        ..report
+    })?;
+    // It only saves time. An error has no other effect.
+    let _ = fs::create_dir_all(dirs.run_dir.join("loaded"));
+    let _ = durable::write_atomic_volatile(&known, provided.argument.as_bytes());
+    Ok(provided)
+}
+
+const HINT: &str = "name a docker-archive, an OCI archive or an OCI layout that you may read on the node";
+
+/// Whether only root can change a file.
+fn is_roots(file: &File, about: &fs::Metadata) -> bool {
+    let is_fuse = nix::sys::statfs::fstatfs(file).map_or(true, |stat| stat.filesystem_type().0 == FUSE);
+    about.uid() == 0 && about.mode() & 0o022 == 0 && !is_fuse
+}
+
+/// The identity of a user's file, in its current state.
+fn key(uid: u32, about: &fs::Metadata) -> String {
+    let identity = (uid, about.dev(), about.ino(), about.len());
+    let times = [about.mtime(), about.mtime_nsec(), about.ctime(), about.ctime_nsec()];
+    hex::encode(Sha256::digest(format!("{identity:?}{times:?}")))
+}
+
+/// Prepares an archive to be used in place, if that is possible. Root opens its path again, so it must be the same file.
+fn in_place(store: &Store, path: &Path, about: &fs::Metadata, tasks: &Tasks) -> Result<Option<Image>, Report> {
+    let id = in_child(tasks, None, || {
+        let found = store.open_in_place(&Source::path(path), &LoadOptions::default(), true, &())?;
+        Ok(found.map_or_else(String::new, |image| image.id.to_string()))
+    })?;
+    let Ok(id) = id.parse::<Digest>() else { return Ok(None) };
+    let image = store.image_of(id)?;
+    let Some(place) = &image.in_place else { return Ok(Some(image)) };
+    let is_same =
+        |file: &Path| file.metadata().is_ok_and(|other| (other.dev(), other.ino()) == (about.dev(), about.ino()));
+    if place.layers.iter().all(|layer| is_same(&layer.path)) && is_same(path) {
+        return Ok(Some(image));
+    }
+    Err(Report::new(format!("the image `{}` was replaced while it was read", path.display())))
+}
+
+/// Copies an image into the store, without its names.
+fn load(
+    dirs: &Dirs,
+    store: &Store,
+    request: &StepRequest,
+    opened: &OwnedFd,
+    is_layout: bool,
+    tasks: &Tasks,
+) -> Result<Provided, Report> {
+    let failed = |error: io::Error| Report::new("cannot read the image").with_cause(error);
+    let (source, input, reader) = if is_layout {
+        let (output, input) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed(errno.into()))?;
+        let child = request.caller.fork(|| pack(opened, &input)).map_err(failed)?;
+        (Source::Stdin, Some(output), Some(child))
+    } else {
+        (Source::path(fd_path(opened)), None, None)
+    };
+    let id = in_child(tasks, input.as_ref(), || {
+        let loaded = Store::open(&dirs.root)?.load_unnamed(&source, &LoadOptions::default(), &())?;
+        match loaded.as_slice() {
+            [image] => Ok(image.id.to_string()),
+            images => Err(Report::new(format!("the archive contains {} images", images.len()))
+                .with_hint("save the image alone: `gpurun image save -o FILE NAME`")),
+        }
+    });
+    drop(input);
+    if let Some(child) = reader {
+        let _ = caller::finish(child);
+    }
+    Ok(by_id(store.resolve(&id?)?))
+}
+
+/// Writes a directory as a tar stream, as the user.
+fn pack(dir: &OwnedFd, out: &OwnedFd) -> io::Result<()> {
+    nix::unistd::fchdir(dir)?;
+    let mut command = Command::new("tar");
+    command.args(["-cf", "-", "."]).env_clear().env("PATH", "/usr/bin:/bin");
+    command.stdin(std::process::Stdio::null()).stdout(out.try_clone()?).stderr(std::process::Stdio::null());
+    command.status().map(drop)
+}
+
+/// Does something in a child, which may have threads, and ends it when the step ends. `input` becomes its standard input.
+fn in_child(
+    tasks: &Tasks,
+    input: Option<&OwnedFd>,
+    work: impl FnOnce() -> Result<String, Report>,
+) -> Result<String, Report> {
+    let failed = |error: io::Error| Report::new("cannot read the image").with_cause(error);
+    let answer = process::memory_file(c"answer", b"").map_err(failed)?;
+    let child = match process::fork(false).map_err(failed)? {
+        process::Fork::Parent(pid) => pid,
+        process::Fork::Child => {
+            let write = || -> io::Result<()> {
+                if let Some(input) = input {
+                    nix::unistd::dup2_stdin(input.as_fd())?;
+                }
+                let result = work();
+                serde_json::to_writer(File::from(answer.try_clone()?), &result).map_err(io::Error::other)
+            };
+            process::exit_now(i32::from(write().is_err()))
+        }
+    };
+    await_child(child, tasks)?;
+    let mut text = String::new();
+    io::Seek::rewind(&mut File::from(answer.try_clone().map_err(failed)?)).map_err(failed)?;
+    File::from(answer).read_to_string(&mut text).map_err(failed)?;
+    serde_json::from_str::<Result<String, Report>>(&text).map_err(|error| failed(error.into()))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_are_names() {
+        for (text, expected) in [
+            ("torch", "docker.io/library/torch:latest"),
+            ("nvcr.io#nvidia/pytorch:24.01-py3", "nvcr.io/nvidia/pytorch:24.01-py3"),
+            ("docker://quay.io/a/b", "quay.io/a/b:latest"),
+        ] {
+            assert_eq!(reference(text).unwrap().to_string(), expected);
+        }
+        for wrong in [
+            "",
+            "-v",
+            "--rm",
+            "oci:/etc",
+            "docker-archive:/etc/shadow",
+            "docker://",
+            "a b",
+            "a\nb",
+            "localhost/slurm/job1/uid0:x",
+        ] {
+            assert!(reference(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_user_is_another_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        fs::write(&path, "").unwrap();
+        let about = path.metadata().unwrap();
+        assert_ne!(key(1, &about), key(2, &about));
+        fs::write(&path, "x").unwrap();
+        assert_ne!(key(1, &about), key(1, &path.metadata().unwrap()));
+    }
+}
