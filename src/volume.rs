@@ -3,11 +3,12 @@
 //! ```text
 //! /var/lib/gpurun/volumes/
 //!     NAME              the files of a volume
-//!     .NAME.json        the labels of a volume that `gpurun volume create` made with labels
+//!     .NAME.json        the labels of a volume that `gpurun volume create` made with labels, or without a name
 //!     .NAME.new         a volume that `gpurun volume create` made and that no container has used: its first use fills
 //!                       it with the image's files
 //!     .NAME.lock        held while a volume is created, see [`lock`]
-//!     .NAME.PID.tmp     a volume that a launch is filling with the image's files, under that lock
+//!     .NAME.PID.tmp     a volume that a launch is filling with the image's files, under that lock: while the lock is
+//!                       free, its launch is dead
 //!     .removed.PID.NAME a volume that is being removed
 //! ```
 //!
@@ -15,9 +16,10 @@
 //! finds no record with a volume can remove the volume, and its lock file: only a launch, which has a record, waits for
 //! that. A caller that holds the records' lock never waits for a volume's lock, because a fill may take long. A removal renames the directory first, so that a volume exists
 //! as a whole or not at all. [`Volumes::sweep`], which every command that reads records calls, finishes the removals of
-//! dead processes.
+//! dead processes, and removes what dead launches have filled.
 //!
-//! An anonymous volume is not here. It is a directory of its container, and is removed with it.
+//! An anonymous volume of a container is not here. It is a directory of its container, and is removed with it. A volume
+//! that `gpurun volume create` made without a name is anonymous too, and is marked with docker's label.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -44,6 +46,16 @@ pub(crate) struct Volume {
     pub(crate) created: Option<u64>,
     pub(crate) labels: BTreeMap<String, String>,
 }
+
+impl Volume {
+    /// Whether `gpurun volume create` made it without a name.
+    pub(crate) fn is_unnamed(&self) -> bool {
+        self.labels.contains_key(ANONYMOUS)
+    }
+}
+
+/// The label of a volume without a name, as in docker.
+pub(crate) const ANONYMOUS: &str = "com.docker.volume.anonymous";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VolumeError {
@@ -177,18 +189,41 @@ impl Volumes {
         Ok(Removal { name: name.to_owned(), path: aside })
     }
 
-    /// Finishes the removals of processes that were killed.
+    /// Finishes the removals of processes that were killed, and removes the copies of launches that were killed.
     pub(crate) fn sweep(&self) {
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let pid = name.to_str().and_then(|name| name.strip_prefix(REMOVED)?.split('.').next()?.parse::<u32>().ok());
-            if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
-                && let Err(error) = crate::sys::tree::remove(&entry.path())
-            {
+            let file_name = entry.file_name();
+            let Some(name) = file_name.to_str() else { continue };
+            let pid = name.strip_prefix(REMOVED).and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+            let dead = match pid {
+                Some(pid) if !Path::new(&format!("/proc/{pid}")).exists() => Some(entry.path()),
+                Some(_) => None,
+                None => filled_volume(name).and_then(|volume| self.abandoned(&entry.path(), volume)),
+            };
+            if let Some(Err(error)) = dead.map(|path| crate::sys::tree::remove(&path)) {
                 tracing::warn!("cannot remove `{}`: {error}", entry.path().display());
             }
         }
     }
+
+    /// Moves a copy aside whose launch is dead, so that its removal needs no lock. Returns the new path.
+    fn abandoned(&self, copy: &Path, volume: &str) -> Option<PathBuf> {
+        let _lock = FileLock::try_exclusive(&lock_path(&self.dir.join(volume))).ok()??;
+        let aside = self.dir.join(format!("{REMOVED}{}.{volume}.tmp", std::process::id()));
+        fs::rename(copy, &aside).ok()?;
+        Some(aside)
+    }
+}
+
+/// The path of the copy that this process makes of an image's files for a volume.
+pub(crate) fn copy_path(volume: &Path) -> PathBuf {
+    beside(volume, &format!("{}.tmp", std::process::id()))
+}
+
+/// The name of the volume that a copy was made for.
+fn filled_volume(name: &str) -> Option<&str> {
+    let (volume, pid) = name.strip_prefix('.')?.strip_suffix(".tmp")?.rsplit_once('.')?;
+    (is_name(volume) && pid.parse::<u32>().is_ok()).then_some(volume)
 }
 
 /// The path of the mark of a volume that no container has used.
@@ -275,5 +310,28 @@ mod tests {
         fs::rename(&removal.path, &dead).unwrap();
         volumes.sweep();
         assert!(!dead.exists());
+    }
+
+    #[test]
+    fn a_copy_is_removed_when_its_launch_is_dead() {
+        let root = tempfile::tempdir().unwrap();
+        let volumes = Volumes::new(root.path());
+        volumes.create("data", &BTreeMap::new()).unwrap();
+        let dir = root.path().join("volumes");
+        // Neither the number of a living process nor a dot in the name of the volume matters: the lock decides.
+        let copies = [".data.4194305.tmp", ".da.ta.1.tmp", ".data.x.tmp", ".-data.1.tmp"].map(|name| dir.join(name));
+        copies.iter().for_each(|copy| fs::create_dir_all(copy.join("files")).unwrap());
+        let held = ["data", "da.ta"].map(|name| lock(&dir.join(name)).unwrap());
+        volumes.sweep();
+        assert!(copies.iter().all(|copy| copy.exists()), "their launches live");
+        drop(held);
+        volumes.sweep();
+        let left: Vec<bool> = copies.iter().map(|copy| copy.exists()).collect();
+        assert_eq!(left, [false, false, true, true], "files with other names are not ours");
+        let aside = fs::read_dir(&dir)
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(REMOVED));
+        assert_eq!(aside.count(), 0);
+        assert_eq!(names(&volumes), ["data"]);
     }
 }

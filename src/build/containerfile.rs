@@ -26,35 +26,46 @@ pub(crate) struct Containerfile {
 }
 
 impl Containerfile {
-    /// Reads the file that `--file` names, or the context's default. `-`, or a missing context, means standard input.
-    pub(crate) fn read(context: Option<&Path>, file: Option<&Path>) -> Result<Self, Report> {
-        let place = match (file, context) {
-            (Some(file), _) if file == Path::new("-") => Place::StandardInput,
-            (Some(file), Some(context)) => place(file, context),
-            (Some(file), None) => Place::Outside(file.to_owned()),
-            (None, Some(context)) => Place::Inside(default_name(context)?.into()),
-            (None, None) => Place::StandardInput,
+    /// Reads the file that `--file` names, or the context's default. `-` means standard input.
+    pub(crate) fn read(context: &Path, file: Option<&Path>) -> Result<Self, Report> {
+        let Some(file) = file else {
+            let inside = PathBuf::from(default_name(context, &format!("`{}`", context.display()))?);
+            let name = context.join(&inside).display().to_string();
+            return Self::inside(context, inside, name);
         };
-        let name = match (&place, file, context) {
-            (Place::StandardInput, ..) => "-".to_owned(),
-            (_, Some(file), _) => file.display().to_string(),
-            (Place::Inside(inside), None, Some(context)) => context.join(inside).display().to_string(),
-            (Place::Inside(path) | Place::Outside(path), ..) => path.display().to_string(),
-        };
-        let text = match (&place, context) {
-            (Place::Inside(inside), Some(context)) => {
-                let context = Context::bare(context)?;
-                let file = context.file(inside).map_err(|error| unreadable(inside, error))?;
-                text(file, &name)?
+        if file == Path::new("-") {
+            return Self::from_stream(io::stdin().lock());
+        }
+        let name = file.display().to_string();
+        match inside(file, context) {
+            Some(inside) => Self::inside(context, inside, name),
+            None => {
+                let open =
+                    File::open(file).map_err(|error| Report::new(format!("cannot read `{name}`")).with_cause(error))?;
+                Ok(Self { text: text(open, &name)?, name, place: Place::Outside(file.to_owned()) })
             }
-            (Place::Inside(path) | Place::Outside(path), _) => {
-                let file =
-                    File::open(path).map_err(|error| Report::new(format!("cannot read `{name}`")).with_cause(error))?;
-                text(file, &name)?
-            }
-            (Place::StandardInput, _) => text(io::stdin().lock(), "the Containerfile on standard input")?,
+        }
+    }
+
+    /// Reads a Containerfile from standard input.
+    pub(super) fn from_stream(input: impl Read) -> Result<Self, Report> {
+        let text = text(input, "the Containerfile on standard input")?;
+        Ok(Self { name: "-".to_owned(), text, place: Place::StandardInput })
+    }
+
+    /// Reads a file of a context that was on standard input, or its default.
+    pub(super) fn of_archive(context: &Path, file: Option<&Path>) -> Result<Self, Report> {
+        let inside = match file {
+            Some(file) => file.to_owned(),
+            None => default_name(context, "the archive on standard input")?.into(),
         };
-        Ok(Self { name, text, place })
+        let name = inside.display().to_string();
+        Self::inside(context, inside, name)
+    }
+
+    fn inside(context: &Path, inside: PathBuf, name: String) -> Result<Self, Report> {
+        let file = Context::bare(context)?.file(&inside).map_err(|error| unreadable(&inside, error))?;
+        Ok(Self { text: text(file, &name)?, name, place: Place::Inside(inside) })
     }
 }
 
@@ -72,9 +83,8 @@ fn text(input: impl Read, name: &str) -> Result<String, Report> {
     let mut bytes = Vec::new();
     input.take(LONGEST + 1).read_to_end(&mut bytes).map_err(failed)?;
     if is_archive(&bytes) {
-        return Err(Report::new(format!("cannot read `{name}`: it is an archive")).with_hint(
-            "unpack the archive, and name the directory: `mkdir DIR && tar -xf FILE -C DIR && gpurun build -t NAME DIR`",
-        ));
+        return Err(Report::new(format!("cannot read `{name}`: it is an archive"))
+            .with_hint("to build from an archive, pass it as the context: `gpurun build -t NAME - <FILE`"));
     }
     if bytes.len() as u64 > LONGEST {
         return Err(Report::new(format!("cannot read `{name}`: it is larger than {} MiB", LONGEST >> 20)));
@@ -89,18 +99,19 @@ fn is_archive(bytes: &[u8]) -> bool {
     bytes.get(257..262) == Some(b"ustar") || COMPRESSED.iter().any(|magic| bytes.starts_with(magic))
 }
 
-fn default_name(context: &Path) -> Result<&'static str, Report> {
+fn default_name(context: &Path, shown: &str) -> Result<&'static str, Report> {
     // A link counts, whatever its target is. To skip an existing file silently would be surprising.
     let found = DEFAULT_NAMES.into_iter().find(|name| context.join(name).symlink_metadata().is_ok());
     found.ok_or_else(|| {
-        Report::new(format!("there is no Containerfile or Dockerfile in `{}`", context.display()))
+        Report::new(format!("there is no Containerfile or Dockerfile in {shown}"))
             .with_hint("name it with `--file FILE`")
             .with_exit_code(1)
     })
 }
 
-/// Decides whether a file is inside the context, by its name or by the directory that really contains it.
-fn place(file: &Path, context: &Path) -> Place {
+/// The path of a file inside the context, by its name or by the directory that really contains it. `None` means that the
+/// file is outside.
+fn inside(file: &Path, context: &Path) -> Option<PathBuf> {
     let named = || plain(file)?.strip_prefix(plain(context)?).ok().map(Path::to_owned);
     let real = || {
         let parent = match file.parent() {
@@ -110,7 +121,7 @@ fn place(file: &Path, context: &Path) -> Place {
         let parent = parent.canonicalize().ok()?;
         Some(parent.strip_prefix(context.canonicalize().ok()?).ok()?.join(file.file_name()?))
     };
-    named().or_else(real).map_or_else(|| Place::Outside(file.to_owned()), Place::Inside)
+    named().or_else(real)
 }
 
 /// The absolute path, or `None` if it contains `..`, which cannot be resolved by name alone.
@@ -141,8 +152,7 @@ mod tests {
             ("context/../D", None),
             ("D", None),
         ] {
-            let want = want.map_or_else(|| Place::Outside(base.path().join(file)), |path| Place::Inside(path.into()));
-            assert_eq!(place(&base.path().join(file), &context), want, "{file}");
+            assert_eq!(inside(&base.path().join(file), &context), want.map(PathBuf::from), "{file}");
         }
     }
 }

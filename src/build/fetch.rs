@@ -141,7 +141,7 @@ fn is_bzip2(first: &[u8]) -> bool {
 const WINDOW: u64 = 256 << 20;
 
 /// Decompresses gzip, zstd, xz and bzip2. Any other stream is passed through.
-fn unpacker<'a>(mut input: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+pub(super) fn unpacker<'a>(mut input: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut first = Vec::new();
     input.by_ref().take(16).read_to_end(&mut first)?;
     let (is_xz, is_bzip2, compression) = (first.starts_with(XZ), is_bzip2(&first), Compression::sniff(&first));
@@ -230,7 +230,7 @@ impl Read for Hashed<'_> {
 }
 
 /// Explains why a stream could not be written to a file.
-fn not_poured(message: String, error: &IngestError) -> Report {
+pub(super) fn not_poured(message: String, error: &IngestError) -> Report {
     let mut report = Report::new(message);
     report = match error {
         // The decompressor's own message names its internal parameter.

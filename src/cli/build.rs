@@ -11,7 +11,7 @@ use super::build_result::{self, Target};
 use super::image::{Packing, PullPolicy, RegistryFlags, provide};
 use super::resources::{self, ResourceFlags};
 use super::{Context, moment, print};
-use crate::build::{self, Containerfile, NamedContext, Options, Output};
+use crate::build::{self, Containerfile, NamedContext, Options, Output, Piped};
 use crate::image::Platform;
 use crate::names::Reference;
 use crate::report::Report;
@@ -24,14 +24,14 @@ const MAX_SECRET: u64 = 500 << 10;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  gpurun build -t jupyter images/jupyter\n  gpurun build -t app --build-arg PYTHON=3.12 --target runtime .\n  gpurun build -t app --secret id=token,src=token.txt --host-ca .\n\n\
+    after_help = "Examples:\n  gpurun build -t jupyter images/jupyter\n  gpurun build -t app --build-arg PYTHON=3.12 --target runtime .\n  gpurun build -t app --secret id=token,src=token.txt --host-ca .\n  git archive HEAD | gpurun build -t app -\n\n\
         A Containerfile has docker build's syntax. An instruction that gpurun does not support is an error with its line. SOURCE_DATE_EPOCH (in the environment or as --build-arg) makes a build reproducible: no time in the image is later."
 )]
 pub(super) struct BuildArgs {
     /// Name of the image; may be given more than once
     #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
     tag: Vec<Reference>,
-    /// Containerfile, or `-` for standard input [default: DIR/Containerfile, else DIR/Dockerfile]
+    /// Containerfile, or `-` for standard input [default: Containerfile, else Dockerfile, of the context]
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Set an `ARG`; `KEY` alone passes on the caller's value. Proxy variables need no `ARG` and never reach the image
@@ -105,7 +105,7 @@ pub(super) struct BuildArgs {
     limits: ResourceFlags,
     #[command(flatten)]
     registry: RegistryFlags,
-    /// Build context, the directory that `COPY` and `ADD` read from; `-` reads a Containerfile from standard input, without a context
+    /// Build context, the directory that `COPY` and `ADD` read from; `-` reads it from standard input, as a tar archive, or only a Containerfile
     #[arg(value_name = "DIR|-")]
     context: PathBuf,
 }
@@ -122,7 +122,7 @@ enum Progress {
 pub(super) fn run(args: &BuildArgs, context: &Context) -> Result<u8, Report> {
     let targets = args.output.iter().map(|text| Target::parse(text)).collect::<Result<Vec<_>, _>>()?;
     targets.iter().try_for_each(Target::check)?;
-    let mut options = options(args, context)?;
+    let (mut options, piped) = options(args, context)?;
     let mut is_pushed = args.push;
     let mut packing = Packing::Gzip;
     for target in &targets {
@@ -157,7 +157,7 @@ pub(super) fn run(args: &BuildArgs, context: &Context) -> Result<u8, Report> {
     };
     let pull = |name: &str| base(&store, name, args);
     let built = build::build(&options, &store, &records, &pull, Some(&signals), output.as_mut())?;
-    drop(output);
+    drop((output, piped));
     let names: Vec<String> = options.names.iter().map(Reference::familiar).collect();
     let image = store.image_of(built.id)?;
     for target in &targets {
@@ -202,12 +202,12 @@ fn write_file(path: &Path, text: &str) -> Result<(), Report> {
         .map_err(|error| Report::new(format!("cannot write `{}`", path.display())).with_cause(error))
 }
 
-fn options(args: &BuildArgs, context: &Context) -> Result<Options, Report> {
+/// The options of the build, and what standard input held. The second value must live as long as the build.
+fn options(args: &BuildArgs, context: &Context) -> Result<(Options, Option<Piped>), Report> {
     let from_stdin = args.context == Path::new("-");
-    if from_stdin && args.file.is_some() {
+    if from_stdin && args.file.as_deref() == Some(Path::new("-")) {
         return Err(Report::usage(
-            "`-` and `--file` cannot be used together: `-` reads the Containerfile from \
-                                  standard input",
+            "cannot use `-` as the context and as `--file`: standard input can be only one of them",
         ));
     }
     if !from_stdin && !args.context.is_dir() {
@@ -226,8 +226,14 @@ fn options(args: &BuildArgs, context: &Context) -> Result<Options, Report> {
                         image save`",
             ));
     }
-    let directory = (!from_stdin).then_some(args.context.as_path());
-    let file = Containerfile::read(directory, args.file.as_deref())?;
+    let piped = match from_stdin {
+        true => Some(build::piped(&context.store()?, io::stdin().lock(), args.file.as_deref())?),
+        false => None,
+    };
+    let (file, directory) = match &piped {
+        Some(piped) => (piped.file.clone(), piped.context()),
+        None => (Containerfile::read(&args.context, args.file.as_deref())?, Some(args.context.clone())),
+    };
     let mut build_args = BTreeMap::new();
     for text in &args.build_arg {
         match text.split_once('=') {
@@ -236,10 +242,10 @@ fn options(args: &BuildArgs, context: &Context) -> Result<Options, Report> {
         }
     }
     let clamp = moment::source_date_epoch(build_args.get("SOURCE_DATE_EPOCH"))?;
-    Ok(Options {
+    let options = Options {
         root: context.root.clone(),
         file,
-        context: (!from_stdin).then(|| args.context.clone()),
+        context: directory,
         contexts: args.build_context.iter().map(|text| NamedContext::parse(text)).collect::<Result<_, _>>()?,
         names: args.tag.clone(),
         args: build_args,
@@ -257,7 +263,8 @@ fn options(args: &BuildArgs, context: &Context) -> Result<Options, Report> {
         agents: args.ssh.iter().map(|text| build_result::agent(text)).collect::<Result<_, _>>()?,
         host_ca: args.host_ca,
         clamp,
-    })
+    };
+    Ok((options, piped))
 }
 
 /// Returns a base image from the store or, depending on `--pull`, from a registry.

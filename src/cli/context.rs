@@ -29,6 +29,8 @@ pub(crate) struct Context {
     pub root: PathBuf,
     pub run_dir: PathBuf,
     pub verbose: bool,
+    /// `compose --dry-run`: nothing of the project is changed.
+    pub dry_run: bool,
 }
 
 impl Context {

@@ -43,7 +43,6 @@ const COMMANDS: &[(&str, &str)] = &[
         "use `gpurun image pull --platform OS/ARCH NAME` for one platform, and `gpurun image inspect NAME` to see it",
     ),
     ("buildx create|buildx use|buildx ls|buildx inspect|buildx rm|buildx bake|buildx imagetools", NO_BUILDER),
-    ("compose create", "use `gpurun compose up -d`, which creates and starts the containers"),
     ("compose push", "name the images: `gpurun push IMAGE`; `gpurun compose config --images` lists them"),
     ("compose events", "use `gpurun events`"),
     ("compose stats", "use `gpurun stats`"),
@@ -151,7 +150,7 @@ const DIFFERENT: &[(&str, &str)] = &[
     ),
     (
         "build",
-        "without a builder process; steps have docker's default isolation; `--cache-from` has no effect; the context is a directory of this host, not an archive or a repository; `--ssh` takes sockets, not keys; `--output` also keeps the image in the store",
+        "without a builder process; steps have docker's default isolation; `--cache-from` has no effect; the context is a directory of this host or an archive on standard input, not a repository; `--ssh` takes sockets, not keys; `--output` also keeps the image in the store",
     ),
     (
         "events",
@@ -175,7 +174,6 @@ const DIFFERENT: &[(&str, &str)] = &[
     ("system df", "`--verbose` shows no number of uses of a part of the build cache"),
     ("top", "without a container, a live screen over all containers"),
     ("volume create", "`local` is the only driver, and it has no options"),
-    ("volume prune", "an anonymous volume is never unused, so only `--all` finds any"),
     ("wait", "`--condition`, as in podman"),
 ];
 

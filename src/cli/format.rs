@@ -107,7 +107,7 @@ fn lines(source: &str, template: &Template, rows: &[Value]) -> Result<Vec<String
     rows.iter().map(line).collect()
 }
 
-/// Aligns columns with three blanks between them, as docker does.
+/// Aligns columns with docker's spacing.
 fn aligned(rows: &[Vec<String>]) -> String {
     let rows: Vec<Vec<_>> =
         rows.iter().map(|row| row.iter().map(|cell| crate::report::printable_line(cell)).collect()).collect();
@@ -119,7 +119,7 @@ fn aligned(rows: &[Vec<String>]) -> String {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             line.push_str(cell);
-            line.extend(std::iter::repeat_n(' ', width + 3 - cell.chars().count()));
+            line.extend(std::iter::repeat_n(' ', print::column_width(*width) - cell.chars().count()));
         }
         text.push_str(line.trim_end());
         text.push('\n');

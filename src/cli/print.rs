@@ -78,18 +78,32 @@ pub(super) fn write_stderr(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// Formats a table: columns are aligned under their titles and separated by two spaces, without trailing spaces.
+/// The width of a column with its gap, as docker has it. `longest` is the length of its longest cell.
+pub(super) fn column_width(longest: usize) -> usize {
+    10.max(longest + 3)
+}
+
+/// Formats a table with docker's spacing, without trailing spaces.
 pub(super) fn table(titles: &[&str], rows: &[Vec<String>]) -> String {
+    spaced(titles, rows, column_width)
+}
+
+/// Formats a table whose columns are separated by two spaces, for tables that may be wider than the terminal.
+pub(super) fn compact_table(titles: &[&str], rows: &[Vec<String>]) -> String {
+    spaced(titles, rows, |longest| longest + 2)
+}
+
+fn spaced(titles: &[&str], rows: &[Vec<String>], full_width: impl Fn(usize) -> usize) -> String {
     let rows: Vec<Vec<_>> = rows.iter().map(|row| row.iter().map(|cell| printable_line(cell)).collect()).collect();
     let width = |column: usize| {
         rows.iter().map(|row| row[column].chars().count()).chain([titles[column].chars().count()]).max().unwrap_or(0)
     };
-    let widths: Vec<usize> = (0..titles.len()).map(width).collect();
+    let widths: Vec<usize> = (0..titles.len()).map(|column| full_width(width(column))).collect();
     let line = |cells: &mut dyn Iterator<Item = &str>| {
         let mut text = String::new();
         for (cell, width) in cells.zip(&widths) {
             text.push_str(cell);
-            text.extend(std::iter::repeat_n(' ', width + 2 - cell.chars().count()));
+            text.extend(std::iter::repeat_n(' ', width - cell.chars().count()));
         }
         text.truncate(text.trim_end().len());
         text.push('\n');
@@ -115,6 +129,10 @@ pub(super) fn show_table(titles: &[&str], rows: &[Vec<String>]) -> Result<(), Re
 const NARROWEST: usize = 8;
 
 fn table_within(titles: &[&str], rows: &[Vec<String>], width: usize) -> String {
+    let text = table(titles, rows);
+    if text.lines().all(|line| line.chars().count() <= width) {
+        return text;
+    }
     let rows: Vec<Vec<String>> =
         rows.iter().map(|row| row.iter().map(|cell| printable_line(cell).into_owned()).collect()).collect();
     let rows = &rows[..];
@@ -137,7 +155,7 @@ fn table_within(titles: &[&str], rows: &[Vec<String>], width: usize) -> String {
             (0..height).map(|line| cells.iter().map(|cell| cell.get(line).cloned().unwrap_or_default()).collect()),
         );
     }
-    table(titles, &lines)
+    compact_table(titles, &lines)
 }
 
 /// Narrows the widest columns until all columns fit. No column becomes narrower than its minimum width.
@@ -339,9 +357,10 @@ mod tests {
     #[test]
     fn tables_align() {
         let rows = vec![vec!["a".into(), "bb".into()], vec!["cccc".into(), String::new()]];
-        assert_eq!(table(&["X", "Y"], &rows), "X     Y\na     bb\ncccc\n");
+        assert_eq!(table(&["X", "Y"], &rows), "X         Y\na         bb\ncccc\n");
+        assert_eq!(compact_table(&["X", "Y"], &rows), "X     Y\na     bb\ncccc\n");
         let hostile = vec![vec!["a\n\x1b[2J".into(), "b".into()]];
-        assert_eq!(table(&["X", "Y"], &hostile), "X           Y\na\\n\\x1b[2J  b\n");
+        assert_eq!(table(&["X", "Y"], &hostile), "X            Y\na\\n\\x1b[2J   b\n");
     }
 
     #[test]

@@ -175,7 +175,7 @@ fn table(samples: &[Sample], width: usize) -> String {
     let mut rows: Vec<Vec<String>> = samples.iter().map(|sample| cells(sample, with_users, with_gpus)).collect();
     let mut dispensable = DISPENSABLE.iter();
     loop {
-        let text = print::table(&titles, &rows);
+        let text = print::compact_table(&titles, &rows);
         let widest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
         match dispensable.next() {
             Some(title) if widest > width => {

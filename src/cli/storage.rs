@@ -18,7 +18,7 @@ impl Context {
     pub(super) fn new(globals: &Globals) -> Result<Self, Report> {
         let root = absolute(&globals.root, ROOT)?;
         let run_dir = absolute(&globals.run_dir, RUN_DIR)?;
-        Ok(Self { root, run_dir, verbose: globals.verbose })
+        Ok(Self { root, run_dir, verbose: globals.verbose, dry_run: false })
     }
 
     /// Refuses directories that any user other than root can write to. A user with write access would control what root

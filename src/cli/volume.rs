@@ -15,7 +15,7 @@ use crate::record::{Entry, Records};
 use crate::report::Report;
 use crate::request::MountSource;
 use crate::template;
-use crate::volume::{Volume, Volumes};
+use crate::volume::{ANONYMOUS, Volume, Volumes};
 
 #[derive(Debug, Args)]
 pub(super) struct VolumeArgs {
@@ -86,7 +86,7 @@ struct LsArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "An anonymous volume is removed with its container, so without --all there is nothing to remove."
+    after_help = "Without --all, only volumes without a name are removed: those of `gpurun volume create` without NAME. The anonymous volumes of containers are removed with their container."
 )]
 pub(super) struct PruneArgs {
     /// Remove all unused volumes, also those with a name
@@ -222,9 +222,13 @@ fn create(args: &CreateArgs, context: &Context) -> Result<u8, Report> {
         return Err(Report::usage(format!("cannot use `--opt {option}`: a volume is a plain directory"))
             .with_hint("mount the file system on this host, and pass its path: `gpurun run -v /PATH:/DIR IMAGE`"));
     }
-    let labels = args.label.iter().map(|text| crate::request::parse_label(text)).collect::<Result<_, _>>()?;
+    let mut labels: BTreeMap<String, String> =
+        args.label.iter().map(|text| crate::request::parse_label(text)).collect::<Result<_, _>>()?;
     let records = context.records()?;
-    let name = args.name.clone().unwrap_or_else(crate::names::new_container_id);
+    let name = args.name.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| {
+        labels.insert(ANONYMOUS.to_owned(), String::new());
+        crate::names::new_container_id()
+    });
     let _lock = records.lock()?;
     Volumes::new(&context.root).create(&name, &labels)?;
     print::out(&format!("{name}\n"))?;
@@ -349,7 +353,9 @@ pub(super) fn prune_unused(args: &PruneArgs, context: &Context) -> Result<(Vec<S
         if let Some(report) = unknown {
             return Err(report.under("cannot find out which volumes are used"));
         }
-        let unused = all.iter().filter(|used| used.users.is_empty() && !used.is_anonymous && all_of_them);
+        let unused = all
+            .iter()
+            .filter(|used| used.users.is_empty() && !used.is_anonymous && (all_of_them || used.volume.is_unnamed()));
         for used in unused.filter(|used| filters.labels(&used.volume.labels)) {
             bytes += view::size_of(&used.volume.path);
             removals.push(Volumes::new(&context.root).remove(&used.volume.name)?);

@@ -11,14 +11,15 @@ use super::value::{At, Map, Node, Value};
 /// Most ports that one short form may stand for.
 const MAX_RANGE: u32 = 1000;
 
-/// Brings all services and resources of a tree into their long form. Relative paths are below `directory`.
-pub(super) fn canonical(root: &mut Node, directory: &Path) -> Result<(), Wrong> {
+/// Brings all services and resources of a tree into their long form. Relative paths are below `directory`. In a `raw`
+/// tree, variables are left, and so are the short forms that they are a part of.
+pub(super) fn canonical(root: &mut Node, directory: &Path, raw: bool) -> Result<(), Wrong> {
     let Some(map) = root.as_map_mut() else { return Ok(()) };
     if let Some(services) = map.get_mut("services").and_then(Node::as_map_mut) {
         for (name, service) in services {
             let path = format!("services.{name}");
             if let Some(service) = service.as_map_mut() {
-                self::service(service, &path, directory)?;
+                self::service(service, &path, directory, raw)?;
             }
         }
     }
@@ -70,7 +71,7 @@ fn local_bind(resource: &mut Map, directory: &Path) {
     }
 }
 
-fn service(service: &mut Map, path: &str, directory: &Path) -> Result<(), Wrong> {
+fn service(service: &mut Map, path: &str, directory: &Path, raw: bool) -> Result<(), Wrong> {
     if let Some(node) = service.get_mut("build") {
         build(node, directory);
     }
@@ -115,7 +116,7 @@ fn service(service: &mut Map, path: &str, directory: &Path) -> Result<(), Wrong>
         }
     }
     if let Some(node) = service.get_mut("devices") {
-        devices(node, &join(path, "devices"))?;
+        devices(node, &join(path, "devices"), raw)?;
     }
     for kind in ["secrets", "configs"] {
         if let Some(node) = service.get_mut(kind) {
@@ -123,10 +124,10 @@ fn service(service: &mut Map, path: &str, directory: &Path) -> Result<(), Wrong>
         }
     }
     if let Some(node) = service.get_mut("ports") {
-        ports(node, &join(path, "ports"))?;
+        ports(node, &join(path, "ports"), raw)?;
     }
     if let Some(node) = service.get_mut("volumes") {
-        volumes(node, &join(path, "volumes"), directory)?;
+        volumes(node, &join(path, "volumes"), directory, raw)?;
     }
     Ok(())
 }
@@ -148,10 +149,15 @@ fn every_gpu(device: &mut Node) {
     }
 }
 
-fn devices(node: &mut Node, path: &str) -> Result<(), Wrong> {
+/// Whether a text of a raw tree contains a variable.
+fn is_variable(text: &str, raw: bool) -> bool {
+    raw && text.contains('$')
+}
+
+fn devices(node: &mut Node, path: &str, raw: bool) -> Result<(), Wrong> {
     for (index, item) in node.as_list_mut().into_iter().flatten().enumerate() {
         let at = item.at;
-        if let Some(text) = item.as_text() {
+        if let Some(text) = item.as_text().filter(|text| !is_variable(text, raw)) {
             let parts: Vec<&str> = text.split(':').collect();
             let (source, target, permissions) = match parts[..] {
                 [source] => (source, source, "rwm"),
@@ -274,7 +280,7 @@ fn file_mounts(node: &mut Node, secrets: bool) {
     }
 }
 
-fn ports(node: &mut Node, path: &str) -> Result<(), Wrong> {
+fn ports(node: &mut Node, path: &str, raw: bool) -> Result<(), Wrong> {
     let Value::List(list) = &mut node.value else { return Ok(()) };
     let mut all = Vec::new();
     for (index, item) in std::mem::take(list).into_iter().enumerate() {
@@ -287,6 +293,7 @@ fn ports(node: &mut Node, path: &str) -> Result<(), Wrong> {
                 }
                 all.push(item);
             }
+            Some(text) if is_variable(&text, raw) => all.push(item),
             Some(text) => all.extend(port(&text, item.at).map_err(|reason| {
                 Wrong::new(item.at, format!("{path}[{index}]"), reason)
                     .with_hint("write `[IP:][HOST:]CONTAINER[/udp]`, in quotes, for example `\"8888:8888\"`")
@@ -412,11 +419,11 @@ pub(super) fn volume(text: &str) -> Result<Volume, String> {
     Ok(volume)
 }
 
-fn volumes(node: &mut Node, path: &str, directory: &Path) -> Result<(), Wrong> {
+fn volumes(node: &mut Node, path: &str, directory: &Path, raw: bool) -> Result<(), Wrong> {
     let Value::List(list) = &mut node.value else { return Ok(()) };
     for (index, item) in list.iter_mut().enumerate() {
         let at = item.at;
-        if let Some(text) = item.as_text() {
+        if let Some(text) = item.as_text().filter(|text| !is_variable(text, raw)) {
             let volume = volume(text).map_err(|reason| {
                 Wrong::new(at, format!("{path}[{index}]"), reason)
                     .with_hint("write `[SOURCE:]TARGET[:ro]`, for example `./data:/data:ro`")

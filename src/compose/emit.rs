@@ -22,6 +22,20 @@ pub(super) fn json(root: &Node) -> String {
     out.replace('$', "$$")
 }
 
+/// Returns a tree with its variables as YAML, with sorted keys. Dollar signs are as in the files.
+pub(super) fn raw_yaml(root: &Node) -> String {
+    let mut out = String::new();
+    block(root, &Type::Any, 0, &mut out);
+    out
+}
+
+/// Returns a tree with its variables as JSON.
+pub(super) fn raw_json(root: &Node) -> String {
+    let mut out = String::new();
+    Json { out: &mut out, pretty: true }.value(root, &Type::Any, "", 0);
+    out
+}
+
 /// Returns a service as compact JSON, for its hash.
 pub(super) fn service_json(service: &Node) -> String {
     let mut out = String::new();

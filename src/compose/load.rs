@@ -42,6 +42,8 @@ pub(super) struct Place<'a> {
     /// Relative paths are below this directory.
     pub(super) directory: &'a Path,
     pub(super) environment: &'a Environment,
+    /// Variables are left as they are written.
+    pub(super) raw: bool,
 }
 
 /// What a file is read for.
@@ -114,9 +116,11 @@ impl Loader {
                 root = self.document(root, document, file, place, purpose, (included, main))?;
             }
         }
-        canonical(&mut root, place.directory).map_err(|wrong| self.locate(wrong))?;
+        canonical(&mut root, place.directory, place.raw).map_err(|wrong| self.locate(wrong))?;
         deduplicate(&mut root, &mut Vec::new());
-        resolve_environment(&mut root, place.environment);
+        if !place.raw {
+            resolve_environment(&mut root, place.environment);
+        }
         Ok(root)
     }
 
@@ -134,8 +138,15 @@ impl Loader {
         if root.is_null() {
             return Ok(base);
         }
-        self.interpolate(&mut root, place.environment, "")?;
-        check(&mut root, &ROOT, "").map_err(|wrong| self.locate(wrong))?;
+        if place.raw {
+            // A text with a variable may become anything.
+            let mut fixed = root.clone();
+            drop_variables(&mut fixed);
+            check(&mut fixed, &ROOT, "").map_err(|wrong| self.locate(wrong))?;
+        } else {
+            self.interpolate(&mut root, place.environment, "")?;
+            check(&mut root, &ROOT, "").map_err(|wrong| self.locate(wrong))?;
+        }
         if purpose == Purpose::Project {
             let mut extender = Extender { loader: self, file, place, resets: &resets, chain: Vec::new() };
             extender.all(&mut root)?;
@@ -216,7 +227,7 @@ impl Loader {
             for (name, value) in env_files_values(&env_files, &environment)? {
                 environment.entry(name).or_insert(value);
             }
-            let place = Place { directory: &directory, environment: &environment };
+            let place = Place { directory: &directory, environment: &environment, raw: place.raw };
             let imported = self.model(&paths, place, Purpose::Project, included)?;
             self.import(imported, root)?;
         }
@@ -240,6 +251,22 @@ impl Loader {
             }
         }
         Ok(())
+    }
+}
+
+/// Removes the values that contain variables.
+fn drop_variables(node: &mut Node) {
+    let is_fixed = |node: &Node| !node.as_text().is_some_and(|text| text.contains('$'));
+    match &mut node.value {
+        Value::Map(map) => {
+            map.retain(|_, node| is_fixed(node));
+            map.values_mut().for_each(drop_variables);
+        }
+        Value::List(list) => {
+            list.retain(is_fixed);
+            list.iter_mut().for_each(drop_variables);
+        }
+        _ => {}
     }
 }
 
@@ -354,7 +381,7 @@ impl Extender<'_> {
         let base = match base_file {
             Some(path) => {
                 let parent = path.parent().unwrap_or(Path::new("/")).to_owned();
-                let place = Place { directory: &parent, environment: self.place.environment };
+                let place = Place { directory: &parent, ..self.place };
                 let mut root = self.loader.model(std::slice::from_ref(&path), place, Purpose::Base, &[])?;
                 let mut empty = Map::new();
                 let found = root.as_map_mut().and_then(|map| map.get_mut("services")).and_then(Node::as_map_mut);

@@ -23,6 +23,7 @@ mod merge;
 mod normalize;
 mod plan;
 mod project;
+mod raw;
 mod schema;
 mod service;
 mod template;
@@ -33,3 +34,4 @@ mod yaml;
 
 pub(crate) use plan::{Build, Condition, Connection, Plan, Plans, ProjectNetwork, PullPolicy};
 pub(crate) use project::{Project, Source, load};
+pub(crate) use raw::Raw;

@@ -3,8 +3,8 @@
 use super::dotenv::Environment;
 use super::value::{At, Map, Node, Value};
 
-/// Normalizes a merged tree in long form.
-pub(super) fn normalize(root: &mut Map, project: &str, environment: &Environment) {
+/// Normalizes a merged tree in long form. Without an environment, variables that have no value keep none.
+pub(super) fn normalize(root: &mut Map, project: &str, environment: Option<&Environment>) {
     let nowhere = At::default();
     let networks = root.entry("networks".to_owned()).or_insert_with(|| Node::map(Map::new(), nowhere));
     if let Some(networks) = networks.as_map_mut() {
@@ -35,7 +35,7 @@ pub(super) fn normalize(root: &mut Map, project: &str, environment: &Environment
     }
 }
 
-fn service(service: &mut Map, at: At, environment: &Environment) {
+fn service(service: &mut Map, at: At, environment: Option<&Environment>) {
     if !service.contains_key("networks") && !service.contains_key("network_mode") {
         let default = Map::from([("default".to_owned(), Node::new(Value::Null, at))]);
         service.insert("networks".to_owned(), Node::map(default, at));
@@ -49,11 +49,11 @@ fn service(service: &mut Map, at: At, environment: &Environment) {
         if !build.contains_key("dockerfile") && !build.contains_key("dockerfile_inline") {
             build.insert("dockerfile".to_owned(), Node::text("Dockerfile", at));
         }
-        if let Some(args) = build.get_mut("args") {
+        if let (Some(args), Some(environment)) = (build.get_mut("args"), environment) {
             resolve(args, environment, false);
         }
     }
-    if let Some(variables) = service.get_mut("environment") {
+    if let (Some(variables), Some(environment)) = (service.get_mut("environment"), environment) {
         resolve(variables, environment, true);
     }
     let implied = implied(service);

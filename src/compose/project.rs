@@ -51,17 +51,23 @@ pub(crate) struct Project {
     pub(super) rest: Map,
 }
 
-/// Loads a project. If `selected` names services, only these and their dependencies are enabled; that also enables
-/// their profiles. `dependencies` is false for `--no-deps`.
-pub(crate) fn load(source: &Source, selected: &[String], dependencies: bool) -> Result<Project, ComposeError> {
-    let (files, directory, environment) = find(source)?;
-    let mut loader = Loader::default();
+/// The files of a project, its directory, its variables and its name.
+struct Begun {
+    files: Vec<PathBuf>,
+    directory: PathBuf,
+    environment: Environment,
+    name: String,
+}
+
+static ROOT: Type = Type::Object(&PROJECT);
+
+fn begin(source: &Source) -> Result<Begun, ComposeError> {
+    let (files, directory, mut environment) = find(source)?;
     if let Some(missing) = files.iter().find(|file| file.as_os_str() != "-" && !file.exists()) {
         let hint = "check the path after `-f`, or the variable COMPOSE_FILE";
         return Err(whole(format!("the compose file `{}` does not exist", missing.display())).hinted(hint));
     }
     let (name, fixed) = early_name(source, &environment, &directory)?;
-    let mut environment = environment;
     environment.entry("COMPOSE_PROJECT_NAME".to_owned()).or_insert_with(|| name.clone());
     let named_by_file = if fixed { None } else { name_in_files(&files, &environment) };
     let name = named_by_file.unwrap_or(name);
@@ -69,15 +75,42 @@ pub(crate) fn load(source: &Source, selected: &[String], dependencies: bool) -> 
         return Err(whole("the project has no name").hinted("give it one with `-p NAME`"));
     }
     environment.insert("COMPOSE_PROJECT_NAME".to_owned(), name.clone());
-    let place = Place { directory: &directory, environment: &environment };
-    let mut root = loader.project(&files, place)?;
-    let located = |loader: &Loader, wrong| loader.locate(wrong);
+    Ok(Begun { files, directory, environment, name })
+}
+
+/// Reads and merges the files of a project.
+fn tree(loader: &mut Loader, begun: &Begun, raw: bool) -> Result<Node, ComposeError> {
+    let place = Place { directory: &begun.directory, environment: &begun.environment, raw };
+    let mut root = loader.project(&begun.files, place)?;
     let Some(map) = root.as_map_mut().filter(|map| !map.is_empty()) else {
-        return Err(ComposeError { file: files.first().cloned(), ..whole("the file is empty") });
+        return Err(ComposeError { file: begun.files.first().cloned(), ..whole("the file is empty") });
     };
-    normalize(map, &name, &environment);
-    static ROOT: Type = Type::Object(&PROJECT);
-    check::required(&root, &ROOT, "").map_err(|wrong| located(&loader, wrong))?;
+    let defines_default = map.get("networks").and_then(|networks| networks.get("default")).is_some();
+    normalize(map, &begun.name, (!raw).then_some(&begun.environment));
+    // Other unused resources stay in a tree with variables, and are dropped later from one without.
+    if raw && !defines_default && !uses_default(map) {
+        map.get_mut("networks").and_then(Node::as_map_mut).map(|networks| networks.remove("default"));
+    }
+    check::required(&root, &ROOT, "").map_err(|wrong| loader.locate(wrong))?;
+    Ok(root)
+}
+
+/// Whether a service is on the default network.
+fn uses_default(root: &Map) -> bool {
+    let services = root.get("services").and_then(Node::as_map).into_iter().flat_map(Map::values);
+    services
+        .into_iter()
+        .any(|service| service.get("networks").is_some_and(|networks| networks.get("default").is_some()))
+}
+
+/// Loads a project. If `selected` names services, only these and their dependencies are enabled; that also enables
+/// their profiles. `dependencies` is false for `--no-deps`.
+pub(crate) fn load(source: &Source, selected: &[String], dependencies: bool) -> Result<Project, ComposeError> {
+    let begun = begin(source)?;
+    let mut loader = Loader::default();
+    let root = tree(&mut loader, &begun, false)?;
+    let Begun { files, directory, environment, name } = begun;
+    let located = |loader: &Loader, wrong| loader.locate(wrong);
     let decoded = decode(root, &ROOT, "", true).map_err(|wrong| located(&loader, wrong))?;
     let Some(Node { value: Value::Map(mut rest), .. }) = decoded else { return Err(whole("there are no services")) };
     rest.remove("name");
@@ -106,6 +139,26 @@ pub(crate) fn load(source: &Source, selected: &[String], dependencies: bool) -> 
     project.notices = loader.notices;
     project.sources = loader.files;
     Ok(project)
+}
+
+/// Loads the tree of a project without replacing its variables. `selected` names services, or none for all. The second
+/// value are the messages about the files.
+pub(super) fn raw_tree(source: &Source, selected: &[String]) -> Result<(Node, Vec<String>), ComposeError> {
+    let begun = begin(source)?;
+    let mut loader = Loader::default();
+    let mut root = tree(&mut loader, &begun, true)?;
+    if let Some(map) = root.as_map_mut() {
+        map.insert("name".to_owned(), Node::text(&*begun.name, At::default()));
+        if let Some(services) = map.get_mut("services").and_then(Node::as_map_mut)
+            && !selected.is_empty()
+        {
+            if let Some(missing) = selected.iter().find(|name| !services.contains_key(*name)) {
+                return Err(whole(format!("there is no service `{missing}`")));
+            }
+            services.retain(|name, _| selected.contains(name));
+        }
+    }
+    Ok((root, loader.notices))
 }
 
 impl Source {

@@ -43,9 +43,8 @@ fn fill(volume: &Path, image_side: Option<&OwnedFd>) -> io::Result<()> {
     }
     let mark = volume::new_mark(volume);
     let is_new = mark.try_exists()?;
-    let name = volume.file_name().unwrap_or_default().to_string_lossy();
     // The copy program of a killed launch may still write to the directory of that launch.
-    let temp = parent.join(format!(".{name}.{}.tmp", std::process::id()));
+    let temp = volume::copy_path(volume);
     let _ = crate::sys::tree::remove(&temp);
     fs::create_dir(&temp)?;
     if let Some(image_side) = image_side {
@@ -55,6 +54,7 @@ fn fill(volume: &Path, image_side: Option<&OwnedFd>) -> io::Result<()> {
     }
     // Only a marked volume is replaced, while it is empty.
     let flags = if is_new { RenameFlags::empty() } else { RenameFlags::RENAME_NOREPLACE };
+    super::progress::step("filled");
     match renameat2(AT_FDCWD, &temp, AT_FDCWD, volume, flags) {
         Ok(()) => {}
         // The directory was created by a process without the lock, or has files. It is used as it is.

@@ -68,5 +68,6 @@ pub(crate) use progress::Progress;
 pub(crate) use remove::{RemoveError, Removed, User};
 pub(crate) use root::Store;
 pub(crate) use save::{Format, Sink, ToSave};
+pub(crate) use staging::Staging;
 pub(crate) use usage::Usage;
 pub(crate) use verify::{Fault, Repair};

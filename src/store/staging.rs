@@ -13,7 +13,7 @@ use crate::durable::FileLock;
 
 /// A directory below `tmp/` that exists as long as this value. Its lock shows other processes that it is in use.
 #[derive(Debug)]
-pub(super) struct Staging {
+pub(crate) struct Staging {
     dir: PathBuf,
     _lock: FileLock,
     abandoned: AtomicBool,
@@ -38,7 +38,7 @@ impl Staging {
         Ok(Self { dir, _lock: lock, abandoned: AtomicBool::new(false) })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.dir
     }
 
@@ -60,6 +60,11 @@ impl Drop for Staging {
 }
 
 impl Store {
+    /// Creates a directory for files that are needed only while this process runs.
+    pub(crate) fn scratch(&self) -> Result<Staging, StoreError> {
+        Staging::new(self)
+    }
+
     /// Removes leftovers of dead processes, unless another process holds the lock. A later command sweeps then.
     pub(super) fn sweep_if_free(&self) -> Result<(), StoreError> {
         let tmp = self.root.join("tmp");

@@ -8,6 +8,9 @@ use crate::host::{Answer, Host, answer, eventually};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("a_project_starts_in_order_and_leaves_nothing", life),
+    ("containers_are_created_without_being_started", created),
+    ("a_dry_run_changes_nothing", dry_run),
+    ("variables_are_printed_as_they_are", raw_config),
     ("only_changed_services_are_replaced", recreation),
     ("limits_are_read_back_like_flags", limits),
     ("services_find_each_other_by_name", names),
@@ -109,6 +112,178 @@ fn life() {
     assert_eq!(host.ok(&["ps", "-aq"]), "");
     assert_eq!(host.leftovers(), "");
     assert!(compose(&host, &["down"]).err.contains("nothing to remove"));
+}
+
+/// The lines about a project's resources.
+fn events(answer: &Answer) -> Vec<&str> {
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    answer.err.lines().map(str::trim).filter(|line| !line.starts_with("gpurun:")).collect()
+}
+
+fn created() {
+    let host = project(THREE);
+    assert_eq!(
+        events(&compose(&host, &["create"]))[1..],
+        ["Container lab-db-1  Created", "Container lab-migrate-1  Created", "Container lab-api-1  Created"]
+    );
+    assert_eq!(host.ok(&["ps", "-q"]), "");
+    let states = |host: &Host| host.ok(&["ps", "-a", "--format", "{{.State}}"]);
+    assert_eq!(states(&host), "created\ncreated\ncreated");
+    let ids = |host: &Host| ["lab-db-1", "lab-migrate-1", "lab-api-1"].map(|name| id(host, name));
+    let before = ids(&host);
+    // What has not changed is kept, by both forms.
+    for args in [&["up", "--no-start"][..], &["create", "db", "api"]] {
+        let answer = compose(&host, args);
+        assert!(events(&answer).iter().all(|line| line.ends_with("  Created")), "{}", answer.err);
+        assert_eq!(ids(&host), before, "{args:?}");
+    }
+    ok(&host, &["start", "db"]);
+    assert_eq!(host.ok(&["ps", "--format", "{{.Names}}"]), "lab-db-1");
+    let again = compose(&host, &["create"]);
+    assert_eq!(events(&again)[0], "Container lab-db-1  Running");
+    // `up` starts the containers that exist.
+    ok(&host, &["up", "-d"]);
+    assert_eq!((ok(&host, &["ps", "--services"]), ids(&host)), ("api\ndb".to_owned(), before.clone()));
+    let changed = THREE.replace("MODE: prod", "MODE: test");
+    write(&host, &changed);
+    assert!(
+        events(&compose(&host, &["up", "--no-start", "--scale", "db=2"])).contains(&"Container lab-api-1  Recreated")
+    );
+    assert_eq!(host.ok(&["ps", "--format", "{{.Names}}"]), "lab-db-1", "the changed one is not started");
+    assert_eq!(host.inspect("lab-db-2")["State"]["Status"], "created");
+    assert!(fails(&host, &["up", "--no-start", "-d"]).contains("--no-start"));
+    ok(&host, &["down", "-t", "0"]);
+    // A container that shares another's network is created after it.
+    write(
+        &host,
+        "
+services:
+  one: {image: box, network_mode: 'service:two', command: sleep 1000, init: true}
+  two: {image: box, command: sleep 1000, init: true}
+",
+    );
+    ok(&host, &["create"]);
+    ok(&host, &["start"]);
+    assert_eq!(ok(&host, &["ps", "--services"]), "one\ntwo");
+    ok(&host, &["down", "-t", "0"]);
+    assert_eq!(host.leftovers(), "");
+}
+
+fn dry_run() {
+    let host = project(&format!(
+        "{THREE}    volumes: ['./new:/new', 'data:/data']\n  built:\n    build: .\n    command: sleep 1000\n    init: true\nvolumes: {{data: }}\nnetworks: {{other: }}\n"
+    ));
+    fs::write(host.dir.join("lab/Dockerfile"), "FROM box\n").unwrap();
+    // Everything on disk, and what runs.
+    let state = |host: &Host| {
+        let mut find = std::process::Command::new("find");
+        find.args(["root", "run", "lab", "-printf", "%p %i %T@\\n"]).current_dir(&host.dir);
+        let tree = find.output().unwrap();
+        let tree = String::from_utf8_lossy(&tree.stdout).into_owned();
+        // Commands that only read take locks.
+        let mut lines: Vec<&str> = tree.lines().filter(|line| !line.contains("lock")).collect();
+        lines.sort_unstable();
+        (lines.join("\n"), host.ok(&["ps", "-a", "--format", "{{.ID}} {{.State}}"]))
+    };
+    let dry = |args: &[&str]| {
+        // What is created once, such as the directory of records, exists afterwards.
+        state(&host);
+        let before = state(&host);
+        let answer = compose(&host, args);
+        assert_eq!(answer.code, 0, "{args:?}: {}", answer.err);
+        let after = state(&host);
+        assert!(before == after, "{args:?} changed something:\n{}\n{}", before.0, after.0);
+        let lines: Vec<String> = answer.err.lines().map(str::to_owned).collect();
+        assert!(lines.iter().all(|line| line.starts_with("DRY-RUN MODE - ")), "{args:?}: {lines:?}");
+        lines.into_iter().map(|line| line["DRY-RUN MODE - ".len()..].trim().to_owned()).collect::<Vec<_>>()
+    };
+    let up = dry(&["--dry-run", "up"]);
+    let first = ["Service built  Building", "gpurun: created the directory"];
+    assert!(up[0] == first[0] && up[1].starts_with(first[1]), "{up:?}");
+    assert_eq!(up[2], "Network lab_default  Created");
+    for name in ["db", "migrate", "api", "built"] {
+        assert!(up.contains(&format!("Container lab-{name}-1  Started")), "{up:?}");
+    }
+    assert!(dry(&["create", "--dry-run"]).contains(&"Container lab-api-1  Created".to_owned()));
+    assert_eq!(dry(&["build", "--dry-run"]), ["Service built  Building"]);
+    ok(&host, &["up", "-d"]);
+    assert!(dry(&["up", "-d", "--dry-run"]).contains(&"Container lab-db-1  Running".to_owned()));
+    assert!(dry(&["up", "--dry-run", "--force-recreate"]).contains(&"Container lab-db-1  Recreated".to_owned()));
+    assert_eq!(dry(&["--dry-run", "stop", "api"]), ["Container lab-api-1  Stopped"]);
+    assert_eq!(dry(&["--dry-run", "restart", "api"]), ["Container lab-api-1  Stopped", "Container lab-api-1  Started"]);
+    assert_eq!(dry(&["--dry-run", "kill", "db"]), ["Container lab-db-1  Killed"]);
+    assert_eq!(dry(&["--dry-run", "pause", "db"]), ["Container lab-db-1  Paused"]);
+    assert_eq!(dry(&["--dry-run", "rm"]), ["Container lab-migrate-1  Removed"]);
+    assert_eq!(dry(&["--dry-run", "exec", "db", "rm", "/x"]), ["Container lab-db-1  Executed rm /x"]);
+    assert_eq!(dry(&["--dry-run", "cp", "db:/etc/passwd", "."]), ["Copied lab-db-1:/etc/passwd to ."]);
+    assert!(dry(&["--dry-run", "run", "--no-deps", "db"])[0].ends_with("  Started"));
+    let down = dry(&["--dry-run", "down", "-v", "--rmi", "local"]);
+    for line in [
+        "Container lab-db-1  Removed",
+        "Network lab_default  Removed",
+        "Volume lab_data  Removed",
+        "Image lab-built  Removed",
+    ] {
+        assert!(down.contains(&line.to_owned()), "{down:?}");
+    }
+    ok(&host, &["down", "-t", "0", "-v"]);
+    assert_eq!(host.leftovers(), "");
+}
+
+fn raw_config() {
+    let host = project(
+        "
+services:
+  web:
+    image: 'box:${TAG?no tag}'
+    mem_limit: ${MEM}
+    scale: ${N}
+    ports: ['${PORT}:80', '81:81']
+    volumes: ['${DATA:-./data}:/data', './here:/here']
+    depends_on: {db: {condition: '${WHEN}'}}
+  db: {image: box, profiles: [p], command: 'echo $$$$HOME'}
+",
+    );
+    assert!(fails(&host, &["config"]).contains("no tag"));
+    let shown = ok(&host, &["config", "--no-interpolate"]);
+    let here = host.dir.join("lab/here");
+    for line in [
+        "    image: box:${TAG?no tag}",
+        "    mem_limit: ${MEM}",
+        "    scale: ${N}",
+        "      - ${PORT}:80",
+        "        published: \"81\"",
+        "      - ${DATA:-./data}:/data",
+        &format!("        source: {}", here.display()),
+        "        condition: ${WHEN}",
+        "    command: echo $$$$HOME",
+        "name: lab",
+    ] {
+        assert!(shown.lines().any(|other| other == line), "{line}\n{shown}");
+    }
+    let json: serde_json::Value =
+        serde_json::from_str(&ok(&host, &["config", "--no-interpolate", "--format", "json", "web"])).unwrap();
+    assert_eq!((&json["services"]["web"]["scale"], &json["services"]["db"]), (&"${N}".into(), &().into()));
+    for (flag, expected) in
+        [("--services", "db\nweb"), ("--images", "box\nbox:${TAG?no tag}"), ("--profiles", "p"), ("-q", "")]
+    {
+        assert_eq!(ok(&host, &["config", "--no-interpolate", flag]), expected, "{flag}");
+    }
+    // The result is a compose file that means the same.
+    ok(&host, &["config", "--no-interpolate", "-o", "again.yaml"]);
+    let variables = [("TAG", "latest"), ("MEM", "64m"), ("N", "2"), ("PORT", "8080"), ("WHEN", "service_started")];
+    let resolved = |file: &str| {
+        let mut command = host.command(&["compose", "-f", file, "--profile", "*", "config"]);
+        let answer = answer(command.current_dir(host.dir.join("lab")).envs(variables).output().unwrap());
+        assert_eq!(answer.code, 0, "{}", answer.err);
+        answer.out
+    };
+    assert_eq!(resolved("again.yaml"), resolved("compose.yaml"));
+    // What is no variable is checked.
+    write(&host, "services:\n  web: {image: '${X}', mem_limt: 1m}\n");
+    assert!(fails(&host, &["config", "--no-interpolate"]).contains("mem_limt"));
+    write(&host, "services:\n  web: {image: '${X}', scale: many}\n");
+    assert!(fails(&host, &["config", "--no-interpolate"]).contains("services.web.scale"));
 }
 
 fn recreation() {

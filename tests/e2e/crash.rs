@@ -7,6 +7,7 @@ use crate::host::{Host, cgroups_of, eventually};
 pub const TESTS: &[(&str, fn())] = &[
     ("a_supervisor_killed_at_every_step", every_step),
     ("removals_beside_a_dying_supervisor_leave_nothing", removals),
+    ("a_volume_that_was_being_filled_is_filled_again", filling),
     ("a_killed_supervisor_ends_its_container", supervisor),
     ("a_container_that_changed_its_user_dies_with_its_supervisor", changed_user),
     ("a_keeper_is_replaced_and_ends_with_its_container", keeper),
@@ -53,6 +54,32 @@ fn every_step() {
             }
         }
     }
+}
+
+/// The supervisor dies between the copy of the image's files and the volume's name.
+fn filling() {
+    let host = Host::with_box();
+    let volumes = || {
+        let names = std::fs::read_dir(host.dir.join("root/volumes")).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    host.ok(&["volume", "create", "made"]);
+    for (volume, others) in [("new", &[".made.new", "made"][..]), ("made", &[".made.new", "made", "new"])] {
+        let args = ["run", "--rm", "--network", "none", "-v", &format!("{volume}:/bin"), "box", "ls", "/bin/sh"];
+        let output = host.command(&args).env("GPURUN_KILL_AT", "filled").output().unwrap();
+        assert_eq!(output.status.code(), Some(125), "{}", String::from_utf8_lossy(&output.stderr));
+        // The container is gone, and so is the copy.
+        assert_eq!(host.ok(&["ps", "-aq"]), "");
+        let mut left = volumes();
+        left.retain(|name| !name.ends_with(".lock"));
+        assert_eq!(left, others, "{volume}");
+        assert_eq!(host.ok(&args), "/bin/sh");
+    }
+    assert_eq!(host.ok(&["volume", "ls", "-q"]), "made\nnew");
+    host.ok(&["volume", "rm", "made", "new"]);
+    assert_eq!(volumes(), [""; 0]);
 }
 
 /// `rm -f`, again and again, while a supervisor makes a container and is killed. Directories take some time, so that most

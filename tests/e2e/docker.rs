@@ -533,7 +533,7 @@ fn volumes() {
     assert_eq!(listed(&["--filter", "dangling=true"]), "bin");
     assert_eq!(listed(&["--filter", "label=course"]), "data");
     assert_eq!(listed(&["--filter", "name=at"]), "data");
-    assert_eq!(host.ok(&["volume", "ls"]).lines().next().unwrap(), "DRIVER  VOLUME NAME");
+    assert_eq!(host.ok(&["volume", "ls"]).lines().next().unwrap(), "DRIVER    VOLUME NAME");
     assert_eq!(
         host.ok(&["volume", "ls", "--format", "{{.Driver}} {{.Label \"course\"}}", "-f", "name=data"]),
         "local cgroups"
@@ -556,6 +556,15 @@ fn volumes() {
     assert_eq!(listed(&[]), "data");
     host.ok(&["volume", "rm", "data"]);
     assert_eq!(std::fs::read_dir(host.dir.join("root/volumes")).unwrap().count(), 0);
+    // A volume without a name is anonymous, so that `prune` removes it when nothing uses it.
+    let unnamed = ["", "--label=a=b"].map(|flag| host.ok(&["volume", "create", flag]));
+    host.ok(&["volume", "create", "named"]);
+    assert_eq!(host.ok(&["volume", "ls", "-q", "-f", "label=com.docker.volume.anonymous"]).lines().count(), 2);
+    host.ok(&["create", "--name", "user", "--network", "none", "-v", &format!("{}:/data", unnamed[0]), "box", "true"]);
+    assert!(host.ok(&["volume", "prune", "-f"]).contains(&format!("Deleted Volumes:\n{}\n", unnamed[1])));
+    host.ok(&["rm", "user"]);
+    assert!(host.ok(&["volume", "prune", "-f"]).contains(&unnamed[0]));
+    assert_eq!(listed(&[]), "named");
 }
 
 fn prune() {
@@ -673,7 +682,7 @@ fn stats() {
     assert_eq!((&row["ID"], &row["Name"], &row["PIDs"]), (&id.into(), &"lab".into(), &"1".into()));
     assert!(row["MemUsage"].as_str().unwrap().ends_with(" / 64MiB") && row["CPUPerc"].as_str().unwrap().ends_with('%'));
     let table = host.ok(&["stats", "--no-stream", "--format", r"table {{.Name}}\t{{.MemPerc}}"]);
-    assert!(table.starts_with("NAME   MEM %\nlab    "), "{table}");
+    assert!(table.starts_with("NAME      MEM %\nlab       "), "{table}");
     // Without a limit, docker shows the host's memory.
     run(&host, &["--name", "free", "box", "sleep", "1000"]);
     let usage = host.ok(&["stats", "--no-stream", "--format", "{{.MemUsage}} {{.MemPerc}}", "free"]);
@@ -688,14 +697,63 @@ fn builds() {
     host.ok(&["build", "-q", "--pull=false", "context"]);
     assert!(host.fails(1, &["build", "--pull=true", "context"]).contains("cannot pull"));
     assert_eq!(host.with_input(&["build", "-q", "-"], b"FROM box\n").code, 0);
-    // A context on standard input is not taken for a Containerfile.
-    for flag in ["-c", "-cz"] {
-        let mut tar = std::process::Command::new("tar");
-        let tar = tar.arg(flag).arg(".").current_dir(host.dir.join("context")).output().unwrap();
-        let answer = host.with_input(&["build", "-q", "-"], &tar.stdout);
-        assert!(answer.code == 1 && answer.err.contains("it is an archive"), "{} {}", answer.code, answer.err);
-        assert!(answer.err.contains("hint: unpack the archive"), "{}", answer.err);
+    context_on_stdin(&host);
+}
+
+fn tar(dir: &std::path::Path, args: &[&str]) -> Vec<u8> {
+    let output = std::process::Command::new("tar").args(args).current_dir(dir).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+/// `tar c . | docker build -`: standard input is the context, or only a Containerfile.
+fn context_on_stdin(host: &Host) {
+    let dir = host.dir.join("context");
+    std::fs::write(dir.join("Dockerfile"), "FROM box\nCOPY . /context/\nRUN ls -A /context >/list\n").unwrap();
+    std::fs::create_dir(dir.join("sub")).unwrap();
+    std::fs::write(dir.join("sub/Other"), "FROM box\nCOPY sub/kept /kept\n").unwrap();
+    for name in ["kept", "secret"] {
+        std::fs::write(dir.join("sub").join(name), name).unwrap();
     }
+    std::fs::write(dir.join(".dockerignore"), "**/secret\nDockerfile\n").unwrap();
+    let cat = |image: &str, path: &str| host.ok(&["run", "--rm", "--network", "none", image, "cat", path]);
+    for args in
+        [&["-c", "."][..], &["-cz", "."], &["-c", "-H", "v7", "."], &["-cJ", "Dockerfile", ".dockerignore", "sub"]]
+    {
+        let answer = host.with_input(&["build", "-q", "-t", "piped", "-"], &tar(&dir, args));
+        assert_eq!(answer.code, 0, "{args:?}: {}", answer.err);
+        assert_eq!(cat("piped", "/list"), ".dockerignore\nsub", "{args:?}");
+        assert_eq!(host.ok(&["run", "--rm", "--network", "none", "piped", "ls", "/context/sub"]), "Other\nkept");
+    }
+    let archive = tar(&dir, &["-c", "."]);
+    for file in ["sub/Other", "./sub/Other", "/sub/Other"] {
+        let answer = host.with_input(&["build", "-q", "-t", "other", "-f", file, "-"], &archive);
+        assert_eq!(answer.code, 0, "{file}: {}", answer.err);
+        assert_eq!(cat("other", "/kept"), "kept");
+    }
+    assert_eq!(host.with_input(&["build", "-q", "-t", "context", "context", "-f", "-"], b"FROM box\n").code, 0);
+    // No file of this host is read or written.
+    std::os::unix::fs::symlink("/etc/passwd", dir.join("Linked")).unwrap();
+    let linked = tar(&dir, &["-c", "."]);
+    let outside = tar(&dir, &["-cP", "--transform", "s,^,../../,", "Dockerfile"]);
+    let empty = tar(&dir, &["-c", "sub"]);
+    for (input, args, code, expected) in [
+        (&archive, &["-f", "none", "-"][..], 1, "the build context has no `none`"),
+        (&archive, &["-f", "../../../etc/passwd", "-"], 1, "the build context has no `../../../etc/passwd`"),
+        (&archive, &["-f", "-", "-"], 2, "cannot use `-` as the context and as `--file`"),
+        (&archive, &["-f", "-", "context"], 1, "hint: to build from an archive, pass it as the context"),
+        (&linked, &["-f", "Linked", "-"], 1, "it is a link to `/etc/passwd`"),
+        (&outside, &["-"], 1, "cannot unpack the archive on standard input"),
+        (&empty, &["-"], 1, "there is no Containerfile or Dockerfile in the archive on standard input"),
+        (&b"FROM box\n".to_vec(), &["-f", "Dockerfile", "-"], 2, "standard input is a Containerfile"),
+        (&archive[..700].to_vec(), &["-"], 1, "cannot unpack the archive on standard input"),
+        (&b"\x1f\x8bno gzip".to_vec(), &["-"], 1, "cannot unpack the archive on standard input"),
+    ] {
+        let answer = host.with_input(&[&["build", "-q"], args].concat(), input);
+        assert_eq!(answer.code, code, "{args:?}: {}", answer.err);
+        assert!(answer.err.contains(expected), "{args:?}: {}", answer.err);
+    }
+    assert_eq!(std::fs::read_dir(host.dir.join("root/tmp")).unwrap().count(), 0, "the unpacked contexts are gone");
 }
 
 fn import() {

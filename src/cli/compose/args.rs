@@ -47,6 +47,9 @@ pub(crate) struct ComposeArgs {
     /// Accepted for compatibility: containers always start in parallel
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = operations)]
     parallel: Option<i64>,
+    /// Print what the command would do, and change nothing
+    #[arg(long, global = true)]
+    pub(super) dry_run: bool,
     /// Accepted for compatibility
     #[arg(long, hide = true)]
     compatibility: bool,

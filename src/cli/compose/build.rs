@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use clap::Args;
 
 use super::super::{Context, print};
+use super::act;
 use super::args::ComposeArgs;
-use super::child;
 use crate::compose::{Build, Plan, Plans, Project};
 use crate::report::Report;
 
@@ -106,14 +106,14 @@ impl<'a> Builder<'a> {
 
 /// Builds the image of one service.
 fn one(context: &Context, project: &Project, service: &str, build: &Build, extra: &[String]) -> Result<(), Report> {
-    print::say(&format!(" Service {service}  Building"));
+    act::announce(context, &format!(" Service {service}  Building"));
     let mut arguments = vec!["build".to_owned()];
     arguments.extend(extra.iter().cloned());
     let (context_directory, flags) =
         build.arguments.split_last().map(|(last, flags)| (last.clone(), flags)).unwrap_or_default();
     // A Containerfile in the compose file itself becomes a file for the time of the build.
-    let inline =
-        project.inline_containerfile(service).map(|text| Inline::write(context, service, &text)).transpose()?;
+    let inline = project.inline_containerfile(service).filter(|_| !context.dry_run);
+    let inline = inline.map(|text| Inline::write(context, service, &text)).transpose()?;
     for flag in flags {
         match &inline {
             Some(inline) if flag == "--file=-" => arguments.push(format!("--file={}", inline.path.display())),
@@ -121,7 +121,7 @@ fn one(context: &Context, project: &Project, service: &str, build: &Build, extra
         }
     }
     arguments.push(context_directory);
-    match child::run_shown(context, &arguments)? {
+    match act::run_shown(context, &arguments)? {
         0 => Ok(()),
         code => Err(Report::new(format!("cannot build the image of service `{service}`"))
             .with_exit_code(code)
@@ -173,9 +173,9 @@ pub(super) fn pull(context: &Context, plan: &Plan, quiet: bool) -> Result<(), Re
     let mut arguments = ["image", "pull", &plan.image].map(str::to_owned).to_vec();
     match quiet {
         true => arguments.push("--quiet".to_owned()),
-        false => print::say(&format!(" Service {}  Pulling {}", plan.service, plan.image)),
+        false => act::announce(context, &format!(" Service {}  Pulling {}", plan.service, plan.image)),
     }
-    match child::run_shown(context, &arguments)? {
+    match act::run_shown(context, &arguments)? {
         0 => Ok(()),
         code => Err(Report::new(format!("cannot pull the image `{}` of service `{}`", plan.image, plan.service))
             .with_exit_code(code)

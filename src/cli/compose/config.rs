@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::super::print;
 use super::args::ComposeArgs;
+use crate::compose::Raw;
 use crate::report::Report;
 use crate::sys::process::CallerUmask;
 
@@ -32,6 +33,9 @@ pub(super) struct ConfigArgs {
     /// Print the hash of each named service's configuration, or of all (`*`)
     #[arg(long, value_name = "SERVICE,…", conflicts_with_all = ["services", "volumes", "profiles", "images"])]
     hash: Option<String>,
+    /// Print variables as they are in the files, without the values that need them
+    #[arg(long, conflicts_with = "hash")]
+    no_interpolate: bool,
     /// Write to a file instead of standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -47,8 +51,49 @@ enum Format {
 }
 
 pub(super) fn run(args: &ConfigArgs, compose: &ComposeArgs) -> Result<u8, Report> {
+    let text = if args.no_interpolate { raw(args, compose)? } else { resolved(args, compose)? };
+    if args.quiet {
+        return Ok(0);
+    }
+    match &args.output {
+        Some(path) => {
+            let _umask = CallerUmask::enter();
+            std::fs::write(path, text)
+                .map_err(|error| Report::new(format!("cannot write `{}`", path.display())).with_cause(error))?;
+        }
+        // A string of the files may contain terminal controls. YAML and JSON escape them, and most names cannot contain
+        // any.
+        None if args.images => print::out(&text)?,
+        None => print::raw(&text)?,
+    }
+    Ok(0)
+}
+
+/// The files with their variables.
+fn raw(args: &ConfigArgs, compose: &ComposeArgs) -> Result<String, Report> {
+    let raw = Raw::load(&compose.source()?, &args.names)?;
+    for notice in &raw.notices {
+        print::say(&format!("gpurun: {notice}"));
+    }
+    Ok(if args.services {
+        lines(raw.service_names())
+    } else if args.volumes {
+        lines(raw.volume_names())
+    } else if args.profiles {
+        lines(raw.profiles())
+    } else if args.images {
+        lines(raw.images())
+    } else {
+        match args.format {
+            Format::Yaml => raw.to_yaml(),
+            Format::Json => raw.to_json(),
+        }
+    })
+}
+
+fn resolved(args: &ConfigArgs, compose: &ComposeArgs) -> Result<String, Report> {
     let project = compose.project(&args.names, true)?;
-    let text = if args.services {
+    Ok(if args.services {
         lines(project.service_names())
     } else if args.volumes {
         lines(project.volume_names())
@@ -70,20 +115,7 @@ pub(super) fn run(args: &ConfigArgs, compose: &ComposeArgs) -> Result<u8, Report
             Format::Yaml => project.to_yaml(),
             Format::Json => project.to_json(),
         }
-    };
-    if args.quiet {
-        return Ok(0);
-    }
-    match &args.output {
-        Some(path) => {
-            let _umask = CallerUmask::enter();
-            std::fs::write(path, text)
-                .map_err(|error| Report::new(format!("cannot write `{}`", path.display())).with_cause(error))?;
-        }
-        // A string of the files may contain terminal controls. YAML and JSON escape them; a name cannot contain any.
-        None => print::raw(&text)?,
-    }
-    Ok(0)
+    })
 }
 
 fn lines(names: impl IntoIterator<Item = impl AsRef<str>>) -> String {

@@ -7,7 +7,7 @@ use super::super::{Context, print};
 use super::args::{ComposeArgs, Scope};
 use super::containers::{self, Container, stop_order};
 use super::group::{parallel, remove, stop, words};
-use super::{child, networks};
+use super::{act, child, networks};
 use crate::report::Report;
 
 #[derive(Debug, Args)]
@@ -112,11 +112,12 @@ pub(super) fn down(args: &DownArgs, compose: &ComposeArgs, context: &Context) ->
     }
     networks::remove(context, &scope.name)?;
     let contents = containers::contents_directory(context, &scope.name);
-    match std::fs::remove_dir_all(&contents) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Report::new(format!("cannot remove `{}`", contents.display())).with_cause(error));
-        }
-        _ => {}
+    let removed = if context.dry_run { Ok(()) } else { std::fs::remove_dir_all(&contents) };
+    if let Err(error) = removed.or_else(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    }) {
+        return Err(Report::new(format!("cannot remove `{}`", contents.display())).with_cause(error));
     }
     if args.volumes {
         remove_volumes(context, &scope)?;
@@ -140,8 +141,8 @@ fn remove_volumes(context: &Context, scope: &Scope) -> Result<(), Report> {
         if volumes.get(&name).is_err() {
             continue;
         }
-        match child::run(context, &words(&["volume", "rm", &name]))?.check() {
-            Ok(_) => print::say(&format!(" Volume {name}  Removed")),
+        match act::run(context, &words(&["volume", "rm", &name]))?.check() {
+            Ok(_) => act::announce(context, &format!(" Volume {name}  Removed")),
             Err(report) if first.is_none() => first = Some(report),
             Err(report) => print::say(&report.to_string()),
         }
@@ -165,8 +166,8 @@ fn remove_images(context: &Context, scope: &Scope, all: bool, used: &[(String, S
     let store = context.store()?;
     names.retain(|name| store.resolve(name).is_ok());
     for name in &names {
-        match child::run(context, &words(&["image", "rm", name]))?.check() {
-            Ok(_) => print::say(&format!(" Image {name}  Removed")),
+        match act::run(context, &words(&["image", "rm", name]))?.check() {
+            Ok(_) => act::announce(context, &format!(" Image {name}  Removed")),
             // Another project may use it.
             Err(report) => print::say(&format!("gpurun: {}", report.message)),
         }
@@ -194,17 +195,18 @@ pub(super) fn start(args: &ServicesArgs, compose: &ComposeArgs, context: &Contex
         return Err(Report::new(format!("the project `{}` has no containers", scope.name))
             .with_hint("create them with `gpurun compose up -d`"));
     }
-    start_all(context, all)
+    start_all(context, all, false)
 }
 
-fn start_all(context: &Context, all: Vec<Container>) -> Result<u8, Report> {
+/// Starts the containers that do not run, or with `again`, those that have just been stopped.
+fn start_all(context: &Context, all: Vec<Container>, again: bool) -> Result<u8, Report> {
     let mut groups = stop_order(all);
     groups.reverse();
     for group in &groups {
         parallel(group, |container| {
-            if !container.is_running() {
-                child::run(context, &words(&["start", container.name()]))?.check()?;
-                print::say(&format!(" Container {}  Started", container.name()));
+            if again || !container.is_running() {
+                act::run(context, &words(&["start", container.name()]))?.check()?;
+                act::announce(context, &format!(" Container {}  Started", container.name()));
             }
             Ok(())
         })?;
@@ -218,8 +220,8 @@ pub(super) fn pause(args: &ServicesArgs, compose: &ComposeArgs, context: &Contex
     all.retain(|container| container.is_running() && container.state.paused != paused);
     let (command, done) = if paused { ("pause", "Paused") } else { ("resume", "Unpaused") };
     parallel(&all, |container| {
-        child::run(context, &words(&[command, container.name()]))?.check()?;
-        print::say(&format!(" Container {}  {done}", container.name()));
+        act::run(context, &words(&[command, container.name()]))?.check()?;
+        act::announce(context, &format!(" Container {}  {done}", container.name()));
         Ok(())
     })
     .map(|()| 0)
@@ -240,7 +242,8 @@ pub(super) fn restart(args: &StopArgs, compose: &ComposeArgs, context: &Context)
         all
     };
     stop(context, of_names(every), args.timeout)?;
-    start_all(context, of_names(containers::of(context, &scope.name)?))
+    // Nothing was stopped with `--dry-run`.
+    start_all(context, of_names(containers::of(context, &scope.name)?), context.dry_run)
 }
 
 pub(super) fn rm(args: &RmArgs, compose: &ComposeArgs, context: &Context) -> Result<u8, Report> {
@@ -252,7 +255,7 @@ pub(super) fn rm(args: &RmArgs, compose: &ComposeArgs, context: &Context) -> Res
         print::say("gpurun: there are no stopped containers");
         return Ok(0);
     }
-    if !args.force {
+    if !args.force && !context.dry_run {
         let names: Vec<&str> = all.iter().map(Container::name).collect();
         print::say(&format!("Going to remove {}", names.join(", ")));
         print::write_stderr("Are you sure? [yN] ");
@@ -271,8 +274,8 @@ pub(super) fn kill(args: &KillArgs, compose: &ComposeArgs, context: &Context) ->
     let (_, mut all) = chosen(compose, context, &args.services)?;
     all.retain(Container::is_running);
     parallel(&all, |container| {
-        child::run(context, &words(&["kill", "--signal", &args.signal, container.name()]))?.check()?;
-        print::say(&format!(" Container {}  Killed", container.name()));
+        act::run(context, &words(&["kill", "--signal", &args.signal, container.name()]))?.check()?;
+        act::announce(context, &format!(" Container {}  Killed", container.name()));
         Ok(())
     })
     .map(|()| 0)

@@ -1,7 +1,7 @@
 //! Stopping and removing groups of containers, those of a group at the same time.
 
 use super::super::{Context, print};
-use super::child;
+use super::act;
 use super::containers::{Container, stop_order};
 use crate::report::Report;
 
@@ -14,11 +14,11 @@ pub(super) fn stop_one(context: &Context, name: &str, timeout: Option<u64>) -> R
     let mut arguments = words(&["stop"]);
     arguments.extend(timeout.map(|seconds| format!("--time={seconds}")));
     arguments.push(name.to_owned());
-    child::run(context, &arguments)?.check().map(drop)
+    act::run(context, &arguments)?.check().map(drop)
 }
 
 pub(super) fn rm_one(context: &Context, name: &str) -> Result<(), Report> {
-    child::run(context, &words(&["rm", "--force", name]))?.check().map(drop)
+    act::run(context, &words(&["rm", "--force", name]))?.check().map(drop)
 }
 
 /// Does something with all containers of a group at the same time.
@@ -49,7 +49,7 @@ pub(super) fn stop(context: &Context, containers: Vec<Container>, timeout: Optio
     stop_order(running).iter().try_for_each(|group| {
         parallel(group, |container| {
             stop_one(context, container.name(), timeout)?;
-            print::say(&format!(" Container {}  Stopped", container.name()));
+            act::announce(context, &format!(" Container {}  Stopped", container.name()));
             Ok(())
         })
     })
@@ -68,7 +68,7 @@ pub(super) fn remove(
                 stop_one(context, container.name(), timeout)?;
             }
             rm_one(context, container.name())?;
-            print::say(&format!(" Container {}  Removed", container.name()));
+            act::announce(context, &format!(" Container {}  Removed", container.name()));
             Ok(())
         })
     })

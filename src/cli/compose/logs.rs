@@ -127,7 +127,9 @@ impl Printer {
                 if &line[..blank] < since.as_bytes() {
                     continue;
                 }
-                text = &line[blank + 1..];
+                if !self.style.timestamps {
+                    text = &line[blank + 1..];
+                }
             }
             let _one = self.lock.lock();
             let mut out = std::io::stdout().lock();

@@ -3,6 +3,7 @@
 //! A project has no state of its own: its containers are found by their labels. Each container is started, stopped and
 //! removed by the gpurun command that does this for any other container (see `child`).
 
+mod act;
 mod args;
 mod build;
 pub(super) mod child;
@@ -42,6 +43,8 @@ enum Command {
     /// Merge and resolve the compose files, and print the result
     #[command(visible_alias = "convert")]
     Config(config::ConfigArgs),
+    /// Create the containers of a project, without starting them
+    Create(up::CreateArgs),
     /// Copy files between a service's container and this host
     Cp(once::CpArgs),
     /// Stop and remove the containers of a project
@@ -95,9 +98,11 @@ impl ComposeCommand {
 
 pub(super) fn run(command: &ComposeCommand, context: &Context, check: CheckRun) -> Result<u8, Report> {
     let args = &command.args;
+    let context = &Context { dry_run: args.dry_run, ..context.clone() };
     match &command.command {
         Command::Build(build) => build::run(build, args, context),
         Command::Config(config) => config::run(config, args),
+        Command::Create(create) => up::create(create, args, context, check),
         Command::Cp(cp) => once::cp(cp, args, context),
         Command::Down(down) => end::down(down, args, context),
         Command::Exec(exec) => once::exec(exec, args, context),

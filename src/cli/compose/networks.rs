@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::super::versions::COMPOSE_VERSION;
 use super::super::{Context, print};
 use super::containers;
-use super::{child, group};
+use super::{act, group};
 use crate::compose::{Plans, ProjectNetwork, labels};
 use crate::config::Config;
 use crate::net::{self, NetError, NewNetwork};
@@ -52,6 +52,10 @@ fn external(networks: &Networks, network: &ProjectNetwork) -> Result<(), Report>
 }
 
 fn create_one(context: &Context, project: &str, network: &ProjectNetwork) -> Result<(), Report> {
+    if context.dry_run {
+        act::announce(context, &format!(" Network {}  Created", network.name));
+        return Ok(());
+    }
     let config = Config::load()?;
     // Removes the leases of dead containers.
     context.records()?;
@@ -117,12 +121,14 @@ fn replace(
         .map(|container| (container.name().to_owned(), plans.services.contains_key(&container.service)))
         .collect();
     group::stop(context, own, timeout)?;
-    net::remove(&state_dir(context), &Networks::new(&context.root), name)?;
-    print::say(&format!(" Network {name}  Removed"));
+    if !context.dry_run {
+        net::remove(&state_dir(context), &Networks::new(&context.root), name)?;
+    }
+    act::announce(context, &format!(" Network {name}  Removed"));
     create_one(context, project, network)?;
     // The command starts the others itself.
     for (name, _) in names.iter().filter(|(_, is_planned)| !is_planned) {
-        child::run(context, &["start".to_owned(), name.clone()])?.check()?;
+        act::run(context, &["start".to_owned(), name.clone()])?.check()?;
     }
     Ok(())
 }
@@ -137,6 +143,10 @@ pub(super) fn of(context: &Context, project: &str) -> Result<Vec<Network>, Repor
 /// Removes the networks that a project has created. One that other containers use stays.
 pub(super) fn remove(context: &Context, project: &str) -> Result<(), Report> {
     for Network { name, .. } in of(context, project)? {
+        if context.dry_run {
+            act::announce(context, &format!(" Network {name}  Removed"));
+            continue;
+        }
         match net::remove(&state_dir(context), &Networks::new(&context.root), &name) {
             Ok(_) => print::say(&format!(" Network {name}  Removed")),
             Err(error @ NetError::InUse { .. }) => print::say(&format!("gpurun: {}", Report::from(error).message)),

@@ -6,8 +6,8 @@ use clap::Args;
 
 use super::super::Context;
 use super::args::{CheckRun, ComposeArgs, index};
-use super::child;
 use super::start::{Progress, Recreate, Starter, command};
+use super::{act, child};
 use crate::compose::{Connection, Plans};
 use crate::report::Report;
 
@@ -126,6 +126,10 @@ pub(super) fn exec(args: &ExecArgs, compose: &ComposeArgs, context: &Context) ->
     all.extend(args.workdir.as_ref().map(|dir| format!("--workdir={dir}")));
     all.push(container.name().to_owned());
     all.extend(args.command.iter().cloned());
+    if context.dry_run {
+        act::announce(context, &format!(" Container {}  Executed {}", container.name(), args.command.join(" ")));
+        return Ok(0);
+    }
     Err(child::replace(context, &all))
 }
 
@@ -137,12 +141,12 @@ pub(super) fn run(args: &RunArgs, compose: &ComposeArgs, context: &Context, chec
         return Err(Report::new(format!("there is no service `{}`", args.service)));
     };
     // The dependencies first, as `up` starts them.
-    let others = Starter { context, project: &project, plans: &plans, timeout: None };
+    let others = Starter { context, project: &project, plans: &plans, timeout: None, starts: true };
     others.images(args.build, false, None, false)?;
     others.check(check)?;
     others.start(Recreate::Changed, &Progress::default())?;
     let own = Plans { services: [(args.service.clone(), plan.clone())].into(), ..plans.clone() };
-    let starter = Starter { context, project: &project, plans: &own, timeout: None };
+    let starter = Starter { context, project: &project, plans: &own, timeout: None, starts: true };
     starter.images(args.build, false, None, false)?;
     if let Some(entrypoint) = &args.entrypoint {
         plan.entrypoint = Some(Some(entrypoint.clone()).filter(|text| !text.is_empty()).into_iter().collect());
@@ -190,6 +194,10 @@ pub(super) fn run(args: &RunArgs, compose: &ComposeArgs, context: &Context, chec
     all.extend(entrypoint);
     all.push(plan.image.clone());
     all.extend(command);
+    if context.dry_run {
+        act::announce(context, &format!(" Container {name}  Started"));
+        return Ok(0);
+    }
     if args.detach {
         child::run(context, &all)?.check()?;
         return super::super::print::out(&format!("{name}\n")).map(|()| 0);
@@ -208,5 +216,9 @@ pub(super) fn cp(args: &CpArgs, compose: &ComposeArgs, context: &Context) -> Res
         }
     };
     let arguments = ["cp".to_owned(), place(&args.source)?, place(&args.destination)?];
+    if context.dry_run {
+        act::announce(context, &format!(" Copied {} to {}", arguments[1], arguments[2]));
+        return Ok(0);
+    }
     Err(child::replace(context, &arguments))
 }

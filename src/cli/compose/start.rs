@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::super::{Context, print};
 use super::args::CheckRun;
 use super::containers::{self, Container, contents_directory};
-use super::{build, child, group, networks};
+use super::{act, build, group, networks};
 use crate::compose::{Condition, Connection, Plan, Plans, Project, PullPolicy, labels};
 use crate::record::{HealthStatus, Phase, State};
 use crate::report::Report;
@@ -30,6 +30,8 @@ pub(super) struct Starter<'a> {
     pub(super) project: &'a Project,
     pub(super) plans: &'a Plans,
     pub(super) timeout: Option<u64>,
+    /// Whether containers are started, and not only created.
+    pub(super) starts: bool,
 }
 
 /// What must happen with one container.
@@ -142,7 +144,7 @@ impl Starter<'_> {
                 builder.build(&plan.service, all)?;
             } else if plan.build.is_none() && (pull == PullPolicy::Always || (!exists && pull != PullPolicy::Never)) {
                 build::pull(self.context, plan, quiet)?;
-            } else if !exists {
+            } else if !exists && !self.context.dry_run {
                 let image = &plan.image;
                 return Err(Report::new(format!(
                     "the image `{image}` of service `{}` is not in the store",
@@ -242,6 +244,7 @@ impl Starter<'_> {
             let ready = match outcome {
                 Outcome::Failed if dependency.required => return Ok(Outcome::Failed),
                 Outcome::Failed => Ok(false),
+                _ if self.context.dry_run || !self.starts => Ok(true),
                 _ => self.ready(plan, name, dependency.condition, progress),
             };
             match ready {
@@ -276,13 +279,16 @@ impl Starter<'_> {
     /// Creates the directories that docker would create, and checks the volumes that must exist.
     fn prepare(&self, plan: &Plan) -> Result<(), Report> {
         for path in &plan.create {
-            if !path.exists() {
+            if path.exists() {
+                continue;
+            }
+            if !self.context.dry_run {
                 std::fs::create_dir_all(path).map_err(|error| {
                     Report::new(format!("cannot create `{}` for service `{}`", path.display(), plan.service))
                         .with_cause(error)
                 })?;
-                print::say(&format!("gpurun: created the directory `{}`", path.display()));
             }
+            act::announce(self.context, &format!("gpurun: created the directory `{}`", path.display()));
         }
         for name in &plan.external_volumes {
             if crate::volume::Volumes::new(&self.context.root).get(name).is_err() {
@@ -337,7 +343,7 @@ impl Starter<'_> {
         let under = |report: Report| {
             report.under(format!("cannot start the container `{name}` of service `{}`", task.plan.service))
         };
-        let said = |how: &str| print::say(&format!(" Container {name}  {how}"));
+        let said = |how: &str| act::announce(self.context, &format!(" Container {name}  {how}"));
         if let Some(old) = task.old {
             let keep = match recreate {
                 Recreate::None => true,
@@ -348,9 +354,13 @@ impl Starter<'_> {
                 said("Running");
                 return Ok(Outcome::Unchanged);
             }
+            if keep && !self.starts {
+                said(if old.is_running() { "Running" } else { "Created" });
+                return Ok(Outcome::Unchanged);
+            }
             if keep {
                 let command = if old.is_running() { "restart" } else { "start" };
-                child::run(self.context, &[command.to_owned(), old.name().to_owned()])?.check().map_err(under)?;
+                act::run(self.context, &[command.to_owned(), old.name().to_owned()])?.check().map_err(under)?;
                 said(if old.is_running() { "Restarted" } else { "Started" });
                 return Ok(Outcome::Started);
             }
@@ -360,9 +370,13 @@ impl Starter<'_> {
             group::rm_one(self.context, old.name())?;
         }
         let arguments = self.arguments(task.plan, task.number, &name)?;
-        let done = child::run(self.context, &arguments)?.check().map_err(under)?;
+        let done = act::run(self.context, &arguments)?.check().map_err(under)?;
         done.err.lines().filter(|line| !line.trim().is_empty()).for_each(print::say);
-        said(if task.old.is_some() { "Recreated" } else { "Started" });
+        said(match (task.old, self.starts) {
+            (Some(_), _) => "Recreated",
+            (None, true) => "Started",
+            (None, false) => "Created",
+        });
         Ok(Outcome::Started)
     }
 
@@ -394,7 +408,8 @@ impl Starter<'_> {
 
     /// Returns the command line that makes a container.
     fn arguments(&self, plan: &Plan, number: u32, name: &str) -> Result<Vec<String>, Report> {
-        let mut all = vec!["run".to_owned(), "--detach".to_owned(), format!("--name={name}")];
+        let mut all = group::words(if self.starts { &["run", "--detach"] } else { &["create"] });
+        all.push(format!("--name={name}"));
         all.extend(self.labels(plan, number, false));
         all.extend(plan.ports.iter().cloned());
         if plan.tty {
@@ -415,7 +430,9 @@ impl Starter<'_> {
     /// Returns the flags that all containers of a service have, without those of its networks.
     pub(super) fn common(&self, plan: &Plan) -> Result<Vec<String>, Report> {
         let mut all = plan.flags.clone();
-        all.extend(self.contents(plan)?);
+        if !self.context.dry_run {
+            all.extend(self.contents(plan)?);
+        }
         Ok(all)
     }
 

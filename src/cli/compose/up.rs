@@ -1,4 +1,5 @@
-//! `gpurun compose up`: creates and starts the containers of a project, in the order of their dependencies (see `start`).
+//! `gpurun compose up` and `create`: create and start the containers of a project, in the order of their dependencies (see
+//! `start`).
 //!
 //! A container is kept if it was made from the same configuration (its hash is a label) and the same image. Otherwise it
 //! is replaced.
@@ -14,11 +15,9 @@ use super::start::{Progress, Recreate, Starter};
 use crate::compose::Plans;
 use crate::report::Report;
 
+/// The flags of `up` and `create`.
 #[derive(Debug, Args)]
-pub(super) struct UpArgs {
-    /// Start in the background
-    #[arg(short, long)]
-    detach: bool,
+struct CreateFlags {
     /// Build images before starting
     #[arg(long)]
     build: bool,
@@ -26,20 +25,11 @@ pub(super) struct UpArgs {
     #[arg(long, conflicts_with = "build")]
     no_build: bool,
     /// When to pull images: always, missing or never (default: each service's `pull_policy`)
-    #[arg(long, value_name = "POLICY", value_parser = ["always", "missing", "never"])]
+    #[arg(long, value_name = "POLICY", value_parser = ["always", "missing", "never", "build"], hide_possible_values = true)]
     pull: Option<String>,
     /// Do not show the progress of pulls
     #[arg(long)]
     quiet_pull: bool,
-    /// Wait until the services run and are healthy; implies `--detach`
-    #[arg(long)]
-    wait: bool,
-    /// Longest time for `--wait`, in seconds (default: no limit)
-    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
-    wait_timeout: Option<u64>,
-    /// Do not start the services that the named ones depend on
-    #[arg(long)]
-    no_deps: bool,
     /// Replace containers even if nothing has changed
     #[arg(long)]
     force_recreate: bool,
@@ -52,6 +42,36 @@ pub(super) struct UpArgs {
     /// Remove containers of services that the files no longer define
     #[arg(long)]
     remove_orphans: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CreateArgs {
+    #[command(flatten)]
+    flags: CreateFlags,
+    /// Services (default: all)
+    #[arg(value_name = "SERVICE")]
+    services: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct UpArgs {
+    /// Start in the background
+    #[arg(short, long)]
+    detach: bool,
+    #[command(flatten)]
+    flags: CreateFlags,
+    /// Create the containers without starting them, as `compose create` does
+    #[arg(long, conflicts_with_all = ["detach", "wait", "abort_on_container_exit", "exit_code_from"])]
+    no_start: bool,
+    /// Wait until the services run and are healthy; implies `--detach`
+    #[arg(long)]
+    wait: bool,
+    /// Longest time for `--wait`, in seconds (default: no limit)
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
+    wait_timeout: Option<u64>,
+    /// Do not start the services that the named ones depend on
+    #[arg(long)]
+    no_deps: bool,
     /// Stop all containers when one ends
     #[arg(long, conflicts_with = "detach")]
     abort_on_container_exit: bool,
@@ -67,27 +87,51 @@ pub(super) struct UpArgs {
     /// Print log lines without the name of their container
     #[arg(long)]
     no_log_prefix: bool,
+    /// Print the time of each log line
+    #[arg(long)]
+    timestamps: bool,
     /// Services (default: all)
     #[arg(value_name = "SERVICE")]
     services: Vec<String>,
 }
 
+pub(super) fn create(
+    args: &CreateArgs,
+    compose: &ComposeArgs,
+    context: &Context,
+    check: CheckRun,
+) -> Result<u8, Report> {
+    let project = compose.project(&args.services, true)?;
+    let mut plans = compose.plans(&project)?;
+    scale(&mut plans, &args.flags.scale)?;
+    let starter = Starter { context, project: &project, plans: &plans, timeout: None, starts: false };
+    prepare(&starter, &args.flags, check)?;
+    starter.start(recreate(&args.flags), &Progress::default())?;
+    Ok(0)
+}
+
+/// Checks the services, gets their images, and handles the containers of other services.
+fn prepare(starter: &Starter<'_>, flags: &CreateFlags, check: CheckRun) -> Result<(), Report> {
+    starter.check(check)?;
+    let all = flags.build || flags.pull.as_deref() == Some("build");
+    starter.images(all, flags.no_build, flags.pull.as_deref(), flags.quiet_pull)?;
+    starter.orphans(flags.remove_orphans)
+}
+
 pub(super) fn run(args: &UpArgs, compose: &ComposeArgs, context: &Context, check: CheckRun) -> Result<u8, Report> {
     let project = compose.project(&args.services, !args.no_deps)?;
     let mut plans = compose.plans(&project)?;
-    scale(&mut plans, &args.scale)?;
+    scale(&mut plans, &args.flags.scale)?;
     if let Some(service) = args.exit_code_from.as_ref().filter(|name| !plans.services.contains_key(*name)) {
         return Err(Report::new(format!("there is no service `{service}` for `--exit-code-from`")));
     }
     let since = crate::clock::now();
-    let starter = Starter { context, project: &project, plans: &plans, timeout: args.timeout };
-    starter.check(check)?;
-    starter.images(args.build, args.no_build, args.pull.as_deref(), args.quiet_pull)?;
-    starter.orphans(args.remove_orphans)?;
+    let starter = Starter { context, project: &project, plans: &plans, timeout: args.timeout, starts: !args.no_start };
+    prepare(&starter, &args.flags, check)?;
     let progress = Progress::default();
-    if args.detach || args.wait {
-        starter.start(recreate(args), &progress)?;
-        if args.wait {
+    if args.detach || args.wait || args.no_start || context.dry_run {
+        starter.start(recreate(&args.flags), &progress)?;
+        if args.wait && !context.dry_run {
             starter.wait(args.wait_timeout)?;
         }
         return Ok(0);
@@ -95,7 +139,7 @@ pub(super) fn run(args: &UpArgs, compose: &ComposeArgs, context: &Context, check
     // From here on, ctrl-c stops what has been started.
     let signals = take_signals()?;
     let (started, interrupted) =
-        logs::interruptible(&signals, || progress.cancel(), || starter.start(recreate(args), &progress));
+        logs::interruptible(&signals, || progress.cancel(), || starter.start(recreate(&args.flags), &progress));
     let services: Vec<String> = plans.services.keys().cloned().collect();
     let foreground = logs::Foreground {
         project: &project.name,
@@ -104,7 +148,7 @@ pub(super) fn run(args: &UpArgs, compose: &ComposeArgs, context: &Context, check
         abort: args.abort_on_container_exit || args.exit_code_from.is_some(),
         exit_code_from: args.exit_code_from.as_deref(),
         timeout: args.timeout,
-        style: logs::Style::new(compose.ansi, args.no_color, args.no_log_prefix, false),
+        style: logs::Style::new(compose.ansi, args.no_color, args.no_log_prefix, args.timestamps),
         since,
     };
     if interrupted {
@@ -114,7 +158,7 @@ pub(super) fn run(args: &UpArgs, compose: &ComposeArgs, context: &Context, check
     logs::foreground(context, &foreground)
 }
 
-fn recreate(args: &UpArgs) -> Recreate {
+fn recreate(args: &CreateFlags) -> Recreate {
     match (args.force_recreate, args.no_recreate) {
         (true, _) => Recreate::All,
         (_, true) => Recreate::None,
