@@ -85,6 +85,15 @@ pub(super) struct BuildArgs {
     /// Accepted for compatibility: a build leaves no intermediate containers
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", alias = "force-rm")]
     rm: Option<bool>,
+    /// Accepted for compatibility with podman: an image here is saved in any format
+    #[arg(long, hide = true, value_parser = ["oci", "docker"])]
+    format: Option<String>,
+    /// Accepted for compatibility with podman: steps are always cached
+    #[arg(long, hide = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    layers: Option<bool>,
+    /// Accepted for compatibility with podman: stages are built one after the other
+    #[arg(long, hide = true, value_name = "N")]
+    jobs: Option<u32>,
     /// Progress output: tty (steps that collapse when they are done), plain (all lines), quiet, or auto, which is tty on a
     /// terminal
     #[arg(long, hide_possible_values = true, value_name = "HOW", default_value = "auto")]

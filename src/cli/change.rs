@@ -3,7 +3,8 @@
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, FromArgMatches};
 
-use super::containers::{for_each, send_to};
+use super::chosen::ChosenFlags;
+use super::containers::{for_each, running, send_to};
 use super::launching::limits_text;
 use super::resources::{ResourceFlags, TimeFlags};
 use super::{Context, print};
@@ -36,8 +37,13 @@ pub(super) struct UpdateArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct PauseArgs {
+    /// All running containers that are not in this state yet
+    #[arg(short, long, conflicts_with = "containers")]
+    all: bool,
+    #[command(flatten)]
+    chosen: ChosenFlags,
     /// Names or IDs of containers
-    #[arg(required = true, value_name = "CONTAINER")]
+    #[arg(required_unless_present_any = ["all", "cidfile", "filter"], value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
@@ -143,10 +149,27 @@ fn at_rest(
 
 pub(super) fn pause(args: &PauseArgs, paused: bool, context: &Context) -> Result<u8, Report> {
     let records = context.records()?;
-    for_each(&args.containers, |name| {
+    let every = match args.all {
+        true => Some(not_yet(&records, paused)?),
+        false => None,
+    };
+    let names = args.chosen.names(&args.containers, every, &records, context)?;
+    for_each(&names, |name| {
         let entry = records.find_whole(name)?;
         pause_one(&entry, paused)
     })
+}
+
+/// The IDs of the running containers that are not paused, or of those that are.
+fn not_yet(records: &Records, paused: bool) -> Result<Vec<String>, Report> {
+    let mut ids = running(records)?;
+    let mut states = Vec::new();
+    for id in &ids {
+        states.push(records.find(id)?.state_shown()?.paused);
+    }
+    let mut states = states.into_iter();
+    ids.retain(|_| states.next() == Some(!paused));
+    Ok(ids)
 }
 
 /// Freezes or thaws every process of a container.

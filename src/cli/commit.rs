@@ -31,6 +31,12 @@ pub(super) struct CommitArgs {
     /// Pause the container while its files are read
     #[arg(short, long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     pause: bool,
+    /// Accepted for compatibility with podman: only the image's ID is printed
+    #[arg(short, long, hide = true)]
+    quiet: bool,
+    /// Accepted for compatibility with podman: an image here is saved in any format
+    #[arg(short, long, hide = true, value_parser = ["oci", "docker"])]
+    format: Option<String>,
     /// Name or ID of the container
     #[arg(value_name = "CONTAINER")]
     container: String,

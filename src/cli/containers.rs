@@ -10,6 +10,7 @@ use clap::Args;
 use nix::sys::signalfd::SignalFd;
 
 use super::attach::{self, Interrupt, connect};
+use super::chosen::ChosenFlags;
 use super::detach::DetachKeys;
 use super::launching::Launch;
 use super::resources::seconds;
@@ -41,8 +42,13 @@ pub(super) struct StartArgs {
     /// Keys that detach from the container and leave it running
     #[arg(long, value_name = "KEYS", env = "GPURUN_DETACH_KEYS", default_value = KEYS)]
     detach_keys: String,
+    /// Start all containers that do not run
+    #[arg(long, conflicts_with_all = ["containers", "attach", "interactive"])]
+    all: bool,
+    #[command(flatten)]
+    chosen: ChosenFlags,
     /// Names or IDs of containers
-    #[arg(required = true, value_name = "CONTAINER")]
+    #[arg(required_unless_present_any = ["all", "cidfile", "filter"], value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
@@ -54,8 +60,16 @@ pub(super) struct RestartArgs {
     /// Signal to send instead of the container's stop signal
     #[arg(short, long, value_name = "SIGNAL")]
     signal: Option<String>,
+    /// Restart all containers, or with --running, those that run
+    #[arg(short, long, conflicts_with = "containers")]
+    all: bool,
+    /// Restart all running containers
+    #[arg(long, conflicts_with = "containers")]
+    running: bool,
+    #[command(flatten)]
+    chosen: ChosenFlags,
     /// Names or IDs of containers
-    #[arg(required = true, value_name = "CONTAINER")]
+    #[arg(required_unless_present_any = ["all", "running", "cidfile", "filter"], value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
@@ -70,8 +84,10 @@ pub(super) struct StopArgs {
     /// Stop all running containers
     #[arg(short, long, conflicts_with = "containers")]
     all: bool,
+    #[command(flatten)]
+    chosen: ChosenFlags,
     /// Names or IDs of containers
-    #[arg(required_unless_present = "all", value_name = "CONTAINER")]
+    #[arg(required_unless_present_any = ["all", "cidfile", "filter"], value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
@@ -83,8 +99,10 @@ pub(super) struct KillArgs {
     /// Send the signal to all running containers
     #[arg(short, long, conflicts_with = "containers")]
     all: bool,
+    #[command(flatten)]
+    chosen: ChosenFlags,
     /// Names or IDs of containers
-    #[arg(required_unless_present = "all", value_name = "CONTAINER")]
+    #[arg(required_unless_present_any = ["all", "cidfile", "filter"], value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
@@ -99,8 +117,13 @@ pub(super) struct RmArgs {
     /// Remove all containers; with --force, also the running ones
     #[arg(short, long, conflicts_with = "containers")]
     all: bool,
+    /// With --force, stop a running container gracefully: seconds between the stop signal and SIGKILL
+    #[arg(short, long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
+    time: Option<u64>,
+    #[command(flatten)]
+    chosen: ChosenFlags,
     /// Names or IDs of containers
-    #[arg(required_unless_present = "all", value_name = "CONTAINER")]
+    #[arg(required_unless_present_any = ["all", "cidfile", "filter"], value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
@@ -119,6 +142,12 @@ pub(super) struct WaitArgs {
     /// Wait for this state instead of the end, and print -1 for a container that runs
     #[arg(long, value_name = "STATE", default_value = "stopped", hide_default_value = true)]
     condition: Condition,
+    /// Print -1 for a container that does not exist
+    #[arg(long)]
+    ignore: bool,
+    /// Accepted for compatibility with podman: a wait needs no interval
+    #[arg(short, long, hide = true, value_name = "INTERVAL")]
+    interval: Option<String>,
     /// Names or IDs of containers
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -147,8 +176,10 @@ pub(super) fn start(args: &StartArgs, context: &Context) -> Result<u8, Report> {
         };
         return start_attached(args, &records.find(container)?, context);
     }
+    let idle = args.all.then(|| ids(&records, false)).transpose()?;
+    let names = args.chosen.names(&args.containers, idle, &records, context)?;
     let mut all = records.snapshot()?;
-    for_each(&args.containers, |name| start_one(&all.find(name)?, context))
+    for_each(&names, |name| start_one(&all.find(name)?, context))
 }
 
 fn start_attached(args: &StartArgs, entry: &Entry, context: &Context) -> Result<u8, Report> {
@@ -204,8 +235,14 @@ fn spawn<'a>(
 pub(super) fn restart(args: &RestartArgs, context: &Context) -> Result<u8, Report> {
     let signal = args.signal.as_deref().map(parse_signal).transpose()?;
     let records = context.records()?;
+    let every = match (args.running, args.all) {
+        (true, _) => Some(running(&records)?),
+        (false, true) => Some(records.list()?.into_iter().map(|entry| entry.record.id).collect()),
+        _ => None,
+    };
+    let names = args.chosen.names(&args.containers, every, &records, context)?;
     let mut all = records.snapshot()?;
-    for_each(&args.containers, |name| {
+    for_each(&names, |name| {
         let entry = all.find_whole(name)?;
         if entry.supervisor()?.is_some() {
             // Do not stop a container that cannot be started again.
@@ -222,11 +259,12 @@ pub(super) fn restart(args: &RestartArgs, context: &Context) -> Result<u8, Repor
 pub(super) fn stop(args: &StopArgs, context: &Context) -> Result<u8, Report> {
     let signal = args.signal.as_deref().map(parse_signal).transpose()?;
     let records = context.records()?;
-    let names = match args.all {
+    let every = match args.all {
         // Those that wait come first: they would get the GPUs of the others.
-        true => waiting(&records)?.into_iter().chain(running(&records)?).collect(),
-        false => args.containers.clone(),
+        true => Some(waiting(&records)?.into_iter().chain(running(&records)?).collect()),
+        false => None,
     };
+    let names = args.chosen.names(&args.containers, every, &records, context)?;
     let mut all = records.snapshot()?;
     for_each(&names, |name| {
         let entry = all.find_whole(name)?;
@@ -240,10 +278,17 @@ pub(super) fn stop(args: &StopArgs, context: &Context) -> Result<u8, Report> {
 }
 
 /// The IDs of all containers that run.
-fn running(records: &Records) -> Result<Vec<String>, Report> {
+pub(super) fn running(records: &Records) -> Result<Vec<String>, Report> {
+    ids(records, true)
+}
+
+/// The IDs of all containers that run, or of those that do not.
+fn ids(records: &Records, run: bool) -> Result<Vec<String>, Report> {
     let mut ids = Vec::new();
     for entry in records.list()? {
-        ids.extend(entry.supervisor()?.map(|_| entry.record.id.clone()));
+        if entry.supervisor()?.is_some() == run {
+            ids.push(entry.record.id);
+        }
     }
     Ok(ids)
 }
@@ -335,7 +380,8 @@ fn wait_answer(entry: &Entry, connection: &Connection, time: Duration) -> Result
 pub(super) fn kill(args: &KillArgs, context: &Context) -> Result<u8, Report> {
     let number = parse_signal(&args.signal)?;
     let records = context.records()?;
-    let names = if args.all { running(&records)? } else { args.containers.clone() };
+    let every = args.all.then(|| running(&records)).transpose()?;
+    let names = args.chosen.names(&args.containers, every, &records, context)?;
     let mut all = records.snapshot()?;
     for_each(&names, |name| {
         let entry = all.find_whole(name)?;
@@ -354,10 +400,11 @@ pub(super) fn kill(args: &KillArgs, context: &Context) -> Result<u8, Report> {
 
 pub(super) fn rm(args: &RmArgs, context: &Context) -> Result<u8, Report> {
     let records = context.records()?;
-    let mut names: Vec<String> = match args.all {
-        true => records.list()?.into_iter().map(|entry| entry.record.id).collect(),
-        false => args.containers.clone(),
+    let every = match args.all {
+        true => Some(records.list()?.into_iter().map(|entry| entry.record.id).collect()),
+        false => None,
     };
+    let mut names = args.chosen.names(&args.containers, every, &records, context)?;
     let mut all = records.snapshot()?;
     if args.force {
         // As in docker, what does not exist is no failure then.
@@ -380,7 +427,12 @@ pub(super) fn rm(args: &RmArgs, context: &Context) -> Result<u8, Report> {
             Found::Unreadable(container) => return Err(container.error.into()),
         };
         match args.force {
-            true => remove_by_force(&records, &entry)?,
+            true => {
+                if let (Some(time), Some(_)) = (args.time, entry.supervisor()?) {
+                    stop_one(&entry, Some(time))?;
+                }
+                remove_by_force(&records, &entry)?;
+            }
             false => remove_idle(&records, &entry)?,
         }
         all.forget(&entry.record.id);
@@ -490,6 +542,10 @@ pub(super) fn wait(args: &WaitArgs, context: &Context) -> Result<u8, Report> {
     let records = context.records()?;
     let mut first = None;
     for name in &args.containers {
+        if args.ignore && records.snapshot()?.lacks(name) {
+            print::out("-1\n")?;
+            continue;
+        }
         let waited = match args.condition {
             Condition::Stopped | Condition::NextExit => {
                 wait_one(&records, name).map(|state| i32::from(state.exit_code.unwrap_or(0)))

@@ -1,4 +1,4 @@
-//! `gpurun cp`: copies files into and out of a container, with docker's rules for names.
+//! `gpurun cp`: copies files into, out of and between containers, with docker's rules for names.
 //!
 //! All data passes through a tar archive in an unnamed file. The files that are read on one side are checked like a
 //! layer (no name escapes the root). They are then extracted on the other side entry by entry, through descriptors and
@@ -30,11 +30,11 @@ const LINKS: usize = 40;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  gpurun cp notebook:/work/result.csv .\n  gpurun cp data/. notebook:/work/data\n  gpurun cp notebook:/etc - | tar -t\n\n\
-        A source that ends in `/.` stands for its contents. A destination that is a directory keeps the source's name. The container need not run. Copies on this host belong to the caller, and copies in the container to root, unless `--archive` keeps the owners."
+        A source that ends in `/.` stands for its contents. A destination that is a directory keeps the source's name. The containers need not run. Copies on this host belong to the caller, and copies in the container to root, unless `--archive` keeps the owners."
 )]
 pub(super) struct CopyArgs {
     /// Keep owners and set-user-ID bits
-    #[arg(short, long)]
+    #[arg(short, long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     archive: bool,
     /// Follow a symbolic link as the source
     #[arg(short = 'L', long)]
@@ -108,11 +108,10 @@ impl Side {
 
 pub(super) fn run(args: &CopyArgs, context: &Context) -> Result<u8, Report> {
     let ends = (End::parse(&args.source), End::parse(&args.destination));
+    if let (End::Container(from, path), End::Container(to, target)) = &ends {
+        return between(args, context, (from, path), (to, target));
+    }
     let name = match &ends {
-        (End::Container(..), End::Container(..)) => {
-            return Err(Report::usage("cannot copy from one container to another")
-                .with_hint("copy to this host first, and from there to the other container"));
-        }
         (End::Container(name, _), _) | (_, End::Container(name, _)) => *name,
         _ => {
             return Err(Report::usage("neither the source nor the destination is in a container")
@@ -152,6 +151,26 @@ pub(super) fn run(args: &CopyArgs, context: &Context) -> Result<u8, Report> {
     }?;
     let to_stream = args.destination == "-" || is_stream(&args.destination);
     if !args.quiet && !to_stream && io::stderr().is_terminal() {
+        print::say(&format!("copied to {}", args.destination));
+    }
+    Ok(0)
+}
+
+/// Copies from one container to another, or within one. The copies belong to root, unless the owners are kept.
+fn between(args: &CopyArgs, context: &Context, from: (&str, &str), to: (&str, &str)) -> Result<u8, Report> {
+    let store = context.store()?;
+    let records = context.records()?;
+    let open = |name: &str| -> Result<(launch::Inside, Side), Report> {
+        let entry = records.find(name)?;
+        let inside = launch::inside(&context.root, &records, &entry)?;
+        Ok((inside, Side::Container { name: name.to_owned(), runs: entry.supervisor()?.is_some() }))
+    };
+    let (inside, side) = open(from.0)?;
+    let source = Source::find(&inside, Path::new("/"), from.1, &side, args.follow_link)?;
+    let (other, other_side) = open(to.0)?;
+    let target = Target::find(&other, &Path::new("/").join(to.1), to.1, &other_side, &source, LINKS)?;
+    transfer(&store, &source, &target, (!args.archive).then_some((0, 0)))?;
+    if !args.quiet && io::stderr().is_terminal() {
         print::say(&format!("copied to {}", args.destination));
     }
     Ok(0)

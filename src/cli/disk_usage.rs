@@ -118,7 +118,7 @@ pub(super) fn df(args: &DfArgs, context: &Context) -> Result<u8, Report> {
                 ])
             })
             .collect();
-        format.print(TITLES, &values)?;
+        format.print(TITLES, &values, false)?;
     }
     Ok(0)
 }
@@ -138,7 +138,7 @@ fn verbose(format: Option<&str>, context: &Context) -> Result<u8, Report> {
         let all = sections.into_iter().map(|section| (section.key.to_owned(), Value::List(section.rows)));
         let all = Value::Fields(all.collect());
         let format = Format::parse(text)?;
-        format.print(&[], &[all])?;
+        format.print(&[], &[all], false)?;
         return Ok(0);
     }
     let mut parts = Vec::new();

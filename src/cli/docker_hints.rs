@@ -71,7 +71,6 @@ const COMMANDS: &[(&str, &str)] = &[
 const ADDRESS: &str = "omit it: gpurun assigns an IPv4 address, and `gpurun inspect NAME` shows it";
 const REAL_TIME: &str = "use `--cpus N` and `--cpu-shares N`: gpurun has no real-time scheduling";
 const WINDOWS: &str = "omit it: it is for Windows containers";
-const EVERY: &str = "name the containers; `gpurun ps -q` lists the running ones";
 
 const FLAGS: &[(&str, &str)] = &[
     ("run --storage-opt", "omit it: layers are directories of this host; a quota of its file system limits them"),
@@ -105,7 +104,6 @@ const FLAGS: &[(&str, &str)] = &[
     ("run --passwd-entry|run --passwd", "omit it; `--user UID:GID` works without an entry in /etc/passwd"),
     ("run --pod|run --pod-id-file|run --group-entry|run --sdnotify", "omit it: gpurun has no pods and no units"),
     ("rm --link|rm -l", "omit it: gpurun has no links"),
-    ("start --all|restart --all|restart -a|pause --all|pause -a", EVERY),
     ("start --checkpoint|start --checkpoint-dir", "omit it: gpurun has no checkpoints"),
     ("stats --all|stats -a", "omit it: `gpurun ps -a` lists containers that do not run"),
     ("build --ulimit|build --cgroup-parent", "omit it: a build step has the default"),
@@ -156,8 +154,12 @@ const DIFFERENT: &[(&str, &str)] = &[
         "events",
         "there is no history: `--since` shows what the records of containers still have; a line without `--format` is shorter",
     ),
+    ("cp", "also from one container to another, as in podman"),
     ("exec", "the program gets its own pipes or terminal, never the caller's descriptors"),
-    ("image ls", "`--quiet` prints each ID once; foreign images have a column PLATFORM"),
+    (
+        "image ls",
+        "`--quiet` prints each ID once; foreign images have a column PLATFORM; `--sort` and `--noheading`, as in podman",
+    ),
     ("image load", "`--quiet` prints the IDs"),
     ("image pull", "`--quiet` prints the ID, as podman does"),
     ("info|version", "client and server are the same program"),
@@ -165,16 +167,18 @@ const DIFFERENT: &[(&str, &str)] = &[
     ("login", "other registries than Docker Hub need no prefix; `--password` prints a warning"),
     (
         "ps",
-        "a column GPU where a container has GPUs; Jupyter's URL is shown with the ports; the command has no quotation marks",
+        "a column GPU where a container has GPUs; Jupyter's URL is shown with the ports; the command has no quotation marks; `--sort` and `--noheading`, as in podman",
     ),
     ("rm", "anonymous volumes are removed with their container, with `--volumes` or without"),
     ("search", "of other registries than Docker Hub, the list of names is searched"),
     ("stats", "more columns: throttling, pressure, GPUs"),
-    ("stop|kill|rm", "`--all`, as in podman"),
+    ("start|stop|restart|kill|pause|unpause|rm", "`--all`, `--filter`, `--cidfile` and `--ignore`, as in podman"),
+    ("volume rm|image rm", "`--all`, as in podman"),
+    ("volume ls|network ls", "`--noheading`, as in podman"),
     ("system df", "`--verbose` shows no number of uses of a part of the build cache"),
     ("top", "without a container, a live screen over all containers"),
     ("volume create", "`local` is the only driver, and it has no options"),
-    ("wait", "`--condition`, as in podman"),
+    ("wait", "`--condition` and `--ignore`, as in podman"),
 ];
 
 #[cfg(test)]

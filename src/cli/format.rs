@@ -97,8 +97,9 @@ impl Format {
     }
 
     /// Prints all rows, unless the format is the command's own table.
-    pub(super) fn print(&self, titles: &Titles, rows: &[Value]) -> Result<(), Report> {
-        print::out(&self.text(titles, rows)?)
+    pub(super) fn print(&self, titles: &Titles, rows: &[Value], noheading: bool) -> Result<(), Report> {
+        let text = self.text(titles, rows)?;
+        print::out(&print::headed(text, noheading && matches!(self, Self::Columns(..))))
     }
 }
 

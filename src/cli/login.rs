@@ -253,7 +253,7 @@ pub(super) fn search(args: &SearchArgs) -> Result<u8, Report> {
             ("IsAutomated", "".into()),
         ])
     });
-    format.print(TITLES, &values.collect::<Vec<Value>>())?;
+    format.print(TITLES, &values.collect::<Vec<Value>>(), false)?;
     Ok(0)
 }
 

@@ -9,6 +9,7 @@ mod build_output;
 mod build_result;
 mod builder;
 mod change;
+mod chosen;
 mod command_line;
 mod commit;
 mod completion;

@@ -129,6 +129,9 @@ struct LsArgs {
     /// Do not truncate the IDs
     #[arg(long)]
     no_trunc: bool,
+    /// Print no titles
+    #[arg(short = 'n', long)]
+    noheading: bool,
     /// Print only IDs
     #[arg(short, long)]
     quiet: bool,
@@ -429,7 +432,7 @@ fn ls(args: &LsArgs, context: &Context) -> Result<u8, Report> {
         print::json(&networks.iter().map(Shown::json).collect::<Vec<_>>())?;
     } else if !matches!(format, Format::Table) {
         let rows: Vec<template::Value> = networks.iter().map(|network| fields(network, id(network))).collect();
-        format.print(TITLES, &rows)?;
+        format.print(TITLES, &rows, args.noheading)?;
     } else if args.quiet {
         print::out(&networks.iter().map(|network| id(network) + "\n").collect::<String>())?;
     } else {
@@ -437,7 +440,7 @@ fn ls(args: &LsArgs, context: &Context) -> Result<u8, Report> {
             .iter()
             .map(|network| vec![id(network), network.name.clone(), network.driver.into(), "local".into()])
             .collect();
-        print::show_table(&["NETWORK ID", "NAME", "DRIVER", "SCOPE"], &rows)?;
+        print::show_rows(&["NETWORK ID", "NAME", "DRIVER", "SCOPE"], &rows, args.noheading)?;
     }
     Ok(0)
 }

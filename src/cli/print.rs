@@ -119,9 +119,23 @@ fn spaced(titles: &[&str], rows: &[Vec<String>], full_width: impl Fn(usize) -> u
 /// Prints a table on standard output. On a terminal that is narrower than the table, cells continue on additional
 /// lines.
 pub(super) fn show_table(titles: &[&str], rows: &[Vec<String>]) -> Result<(), Report> {
+    show_rows(titles, rows, false)
+}
+
+/// Returns a table without the line of its titles if they are not wanted.
+pub(super) fn headed(text: String, noheading: bool) -> String {
+    match text.split_once('\n') {
+        Some((_, rows)) if noheading => rows.to_owned(),
+        _ => text,
+    }
+}
+
+/// The same, without titles if they are not wanted.
+pub(super) fn show_rows(titles: &[&str], rows: &[Vec<String>], noheading: bool) -> Result<(), Report> {
     let width =
         crate::sys::tty::window_size(io::stdout()).map(|(_, columns)| usize::from(columns)).filter(|width| *width > 0);
-    out(&width.map_or_else(|| table(titles, rows), |width| table_within(titles, rows, width)))
+    let text = width.map_or_else(|| table(titles, rows), |width| table_within(titles, rows, width));
+    out(&headed(text, noheading))
 }
 
 /// The minimum width of a column that is narrowed to fit the terminal. The first column, which names the row, keeps its

@@ -37,14 +37,38 @@ pub(super) struct PsArgs {
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
     /// Do not truncate IDs and commands
-    #[arg(long)]
+    #[arg(long, alias = "notruncate")]
     no_trunc: bool,
     /// Show the size of each container's files
     #[arg(short, long)]
     size: bool,
+    /// Print no titles
+    #[arg(long)]
+    noheading: bool,
+    /// Sort by created (newest first), command, id, image, names, runningfor, size or status
+    #[arg(
+        long,
+        value_name = "FIELD",
+        default_value = "created",
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
+    sort: Sort,
     /// Print a JSON array
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Sort {
+    Created,
+    Command,
+    Id,
+    Image,
+    Names,
+    Runningfor,
+    Size,
+    Status,
 }
 
 fn last(text: &str) -> Result<i64, crate::units::UnitError> {
@@ -157,6 +181,7 @@ pub(super) fn run(args: &PsArgs, context: &Context) -> Result<u8, Report> {
     if let Ok(most) = usize::try_from(most) {
         rows.truncate(most);
     }
+    sort(&mut rows, args.sort);
     if args.json {
         print::json(&rows)?;
         return Ok(0);
@@ -164,15 +189,46 @@ pub(super) fn run(args: &PsArgs, context: &Context) -> Result<u8, Report> {
     let id = |row: &Row| if args.no_trunc { row.id.clone() } else { short(&row.id).to_owned() };
     if !matches!(format, Format::Table) {
         let rows: Vec<Value> = rows.iter().map(|row| fields(row, id(row))).collect();
-        format.print(TITLES, &rows)?;
+        format.print(TITLES, &rows, args.noheading)?;
         return Ok(0);
     }
     if args.quiet {
         print::out(&rows.iter().map(|row| id(row) + "\n").collect::<String>())?;
         return Ok(0);
     }
-    table(&rows, id, args.size)?;
+    table(&rows, id, args)?;
     Ok(0)
+}
+
+/// Sorts the rows, which are by age. Rows that are equal keep their order.
+fn sort(rows: &mut [Row], by: Sort) {
+    match by {
+        Sort::Created => {}
+        Sort::Command => rows.sort_by(|one, other| one.command.cmp(&other.command)),
+        Sort::Id => rows.sort_by(|one, other| one.id.cmp(&other.id)),
+        Sort::Image => rows.sort_by(|one, other| one.image.cmp(&other.image)),
+        Sort::Names => rows.sort_by(|one, other| one.name.cmp(&other.name)),
+        Sort::Runningfor => rows.sort_by_key(|row| row.created),
+        Sort::Size => rows.sort_by(|one, other| one.shown.size.cmp(&other.shown.size)),
+        Sort::Status => rows.sort_by(|one, other| one.status.cmp(&other.status)),
+    }
+}
+
+/// The IDs of the containers, running or not, that filters select.
+pub(super) fn selected(filters: &[String], context: &Context) -> Result<Vec<String>, Report> {
+    let filters = Filters::parse(filters, &FILTERS)?;
+    filters.only("status", &STATES)?;
+    let records = context.records()?;
+    let images = Images::new(context.store().ok());
+    let select = Select::new(&filters, &records, context)?;
+    let mut ids = Vec::new();
+    for entry in &records.list()? {
+        let state = entry.state_shown()?;
+        if select.takes(&View::new(entry, &state, &images, &context.root))? {
+            ids.push(entry.record.id.clone());
+        }
+    }
+    Ok(ids)
 }
 
 /// The fields of every container for `gpurun system df --verbose`, the newest first.
@@ -192,7 +248,8 @@ pub(super) fn usage_rows(context: &Context) -> Result<Vec<Value>, Report> {
 
 /// Prints docker's table, with a column for GPUs if a container has any, and one for users if a container belongs to
 /// another user than root.
-fn table(rows: &[Row], id: impl Fn(&Row) -> String, with_size: bool) -> Result<(), Report> {
+fn table(rows: &[Row], id: impl Fn(&Row) -> String, args: &PsArgs) -> Result<(), Report> {
+    let with_size = args.size;
     let with_gpus = rows.iter().any(|row| row.gpus.is_some());
     let with_users = rows.iter().any(|row| row.owner.as_deref().is_some_and(|owner| owner != "root"));
     let cells: Vec<Vec<String>> = rows
@@ -213,7 +270,7 @@ fn table(rows: &[Row], id: impl Fn(&Row) -> String, with_size: bool) -> Result<(
     titles.extend(with_users.then_some("USER"));
     titles.extend(["PORTS", "NAMES"]);
     titles.extend(with_size.then_some("SIZE"));
-    print::show_table(&titles, &cells)
+    print::show_rows(&titles, &cells, args.noheading)
 }
 
 /// The containers that `before` and `since` name, and the images that `ancestor` names, looked up once.

@@ -119,7 +119,7 @@ pub(super) fn run(args: &StatsArgs, context: &Context) -> Result<u8, Report> {
         } else if !matches!(format, Format::Table) {
             let memory = super::info::memory_total();
             let rows: Vec<Value> = samples.iter().map(|sample| fields(sample, args.no_trunc, memory)).collect();
-            format.print(TITLES, &rows)?;
+            format.print(TITLES, &rows, false)?;
         } else {
             let width =
                 crate::sys::tty::window_size(std::io::stdout()).map_or(usize::MAX, |(_, columns)| columns.into());

@@ -47,6 +47,9 @@ struct CreateArgs {
     /// Set a label
     #[arg(long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
+    /// Accepted for compatibility with podman: a volume that exists is left as it is
+    #[arg(long, hide = true)]
+    ignore: bool,
     /// Option of the driver: none are supported
     #[arg(short, long, value_name = "KEY=VALUE", hide = true)]
     opt: Vec<String>,
@@ -79,6 +82,9 @@ struct LsArgs {
     /// Print only names
     #[arg(short, long)]
     quiet: bool,
+    /// Print no titles
+    #[arg(short = 'n', long)]
+    noheading: bool,
     /// Print a JSON array
     #[arg(long, conflicts_with_all = ["quiet", "format"])]
     json: bool,
@@ -105,8 +111,11 @@ struct RmArgs {
     /// Do not fail if a volume does not exist
     #[arg(short, long)]
     force: bool,
+    /// Remove all volumes that no container uses
+    #[arg(short, long, conflicts_with = "volumes")]
+    all: bool,
     /// Names of volumes
-    #[arg(required = true, value_name = "VOLUME")]
+    #[arg(required_unless_present = "all", value_name = "VOLUME")]
     volumes: Vec<String>,
 }
 
@@ -263,13 +272,13 @@ fn ls(args: &LsArgs, context: &Context) -> Result<u8, Report> {
     } else if !matches!(format, Format::Table) {
         let with_size = format.uses("Size");
         let rows: Vec<template::Value> = volumes.iter().map(|used| fields(used, with_size)).collect();
-        format.print(TITLES, &rows)?;
+        format.print(TITLES, &rows, args.noheading)?;
     } else if args.quiet {
         print::out(&volumes.iter().map(|used| used.volume.name.clone() + "\n").collect::<String>())?;
     } else {
         let rows: Vec<Vec<String>> =
             volumes.iter().map(|used| vec!["local".into(), used.volume.name.clone()]).collect();
-        print::show_table(&["DRIVER", "VOLUME NAME"], &rows)?;
+        print::show_rows(&["DRIVER", "VOLUME NAME"], &rows, args.noheading)?;
     }
     Ok(0)
 }
@@ -294,7 +303,18 @@ fn fields(used: &Used, with_size: bool) -> template::Value {
 
 fn rm(args: &RmArgs, context: &Context) -> Result<u8, Report> {
     let records = context.records()?;
-    super::containers::for_each(&args.volumes, |name| {
+    let every = match args.all {
+        true => {
+            let (all, unknown) = all(context, &records)?;
+            if let Some(report) = unknown {
+                return Err(report.under("cannot find out which volumes are used"));
+            }
+            let unused = all.into_iter().filter(|used| used.users.is_empty() && !used.is_anonymous);
+            unused.map(|used| used.volume.name).collect()
+        }
+        false => args.volumes.clone(),
+    };
+    super::containers::for_each(&every, |name| {
         let removal = {
             let _lock = records.lock()?;
             let (all, unknown) = all(context, &records)?;

@@ -22,6 +22,9 @@ pub const TESTS: &[(&str, fn())] = &[
     ("events_are_selected_and_have_dockers_shape", events),
     ("stats_are_formatted", stats),
     ("a_tar_archive_becomes_an_image", import),
+    ("containers_are_chosen_by_file_filter_and_all", chosen),
+    ("lists_are_sorted_and_without_titles", sorted_lists),
+    ("files_are_copied_between_containers", between),
     ("builds_take_dockers_forms", builds),
     ("the_table_is_of_dockers_help", oracle),
 ];
@@ -698,6 +701,165 @@ fn builds() {
     assert!(host.fails(1, &["build", "--pull=true", "context"]).contains("cannot pull"));
     assert_eq!(host.with_input(&["build", "-q", "-"], b"FROM box\n").code, 0);
     context_on_stdin(&host);
+}
+
+/// podman's ways to name containers.
+fn chosen() {
+    let host = Host::with_box();
+    let create = |name: &str, label: &str| {
+        let file = format!("{name}.id");
+        let args = [
+            "create",
+            "--network",
+            "none",
+            "--name",
+            name,
+            "-l",
+            label,
+            "--cidfile",
+            &file,
+            "--init",
+            "box",
+            "sleep",
+            "1000",
+        ];
+        host.ok(&args)
+    };
+    let ids = [create("one", "kind=a"), create("two", "kind=b"), create("three", "kind=b")];
+    let running = || {
+        let mut names: Vec<String> = host.ok(&["ps", "--format", "{{.Names}}"]).lines().map(str::to_owned).collect();
+        names.sort();
+        names.join(" ")
+    };
+    assert_eq!(host.ok(&["start", "--filter", "label=kind=b"]), format!("{}\n{}", ids[1], ids[2]));
+    assert_eq!(running(), "three two");
+    assert_eq!(host.ok(&["start", "--all"]), ids[0], "only those that do not run");
+    assert_eq!(
+        host.ok(&["stop", "-t", "0", "--cidfile", "one.id", "--cidfile", "two.id"]),
+        format!("{}\n{}", ids[0], ids[1])
+    );
+    assert_eq!(host.ok(&["pause", "--all"]), ids[2]);
+    assert_eq!(host.ok(&["pause", "--all"]), "", "it is paused already");
+    assert_eq!(host.ok(&["unpause", "--all"]), ids[2]);
+    host.ok(&["restart", "-t", "0", "--running"]);
+    assert_eq!(running(), "three");
+    host.ok(&["restart", "-t", "0", "--all"]);
+    assert_eq!(running(), "one three two");
+    assert_eq!(host.ok(&["kill", "--all", "--filter", "label=kind=a"]), ids[0]);
+    assert_eq!(running(), "three two");
+    // What does not exist.
+    assert!(host.fails(1, &["stop", "nosuch"]).contains("nosuch"));
+    assert_eq!(host.ok(&["stop", "-t", "0", "--ignore", "nosuch", "two"]), "two");
+    assert!(host.fails(1, &["rm", "--cidfile", "no.id"]).contains("cannot read the container's ID in `no.id`"));
+    assert_eq!(host.ok(&["rm", "--ignore", "--cidfile", "no.id", "--cidfile", "one.id"]), ids[0]);
+    assert_eq!(host.ok(&["wait", "--ignore", "nosuch"]), "-1");
+    assert!(host.fails(2, &["stop"]).contains("CONTAINER"));
+    // With a time, a forced removal lets the container end by itself.
+    host.ok(&[
+        "run",
+        "-d",
+        "--network",
+        "none",
+        "--name",
+        "tidy",
+        "-v",
+        "kept:/kept",
+        "box",
+        "sh",
+        "-c",
+        "trap 'echo done >/kept/file; exit' TERM; echo ready; while :; do sleep 0.1; done",
+    ]);
+    eventually("it is ready", || host.ok(&["logs", "tidy"]) == "ready");
+    host.ok(&["rm", "-f", "-t", "60", "tidy"]);
+    assert_eq!(host.ok(&["run", "--rm", "--network", "none", "-v", "kept:/kept", "box", "cat", "/kept/file"]), "done");
+    host.ok(&["rm", "-f", "-t", "0", "--all", "--ignore"]);
+    assert_eq!(host.ok(&["ps", "-aq"]), "");
+    // Volumes and images.
+    host.ok(&["volume", "create", "--ignore", "kept"]);
+    host.ok(&["create", "--name", "user", "--network", "none", "-v", "used:/used", "box", "true"]);
+    host.ok(&["volume", "create", "used"]);
+    assert_eq!(host.ok(&["volume", "rm", "-a"]), "kept");
+    host.ok(&["tag", "box", "other:1"]);
+    assert!(host.fails(1, &["rmi", "--all"]).contains("user"), "a container uses it");
+    host.ok(&["rm", "user"]);
+    assert_eq!(host.ok(&["rmi", "--all"]).lines().count(), 3);
+    assert_eq!(host.ok(&["images", "-q"]), "");
+    host.ok(&["rmi", "--all"]);
+    host.ok(&["rmi", "--ignore", "nosuch"]);
+}
+
+fn between() {
+    let host = Host::with_box();
+    run(
+        &host,
+        &[
+            "--name",
+            "from",
+            "box",
+            "sh",
+            "-c",
+            "mkdir -p /data/sub; echo x >/data/sub/file; ln -s /etc/passwd /data/link; chown -R 7:7 /data; echo ready; exec sleep 1000",
+        ],
+    );
+    eventually("it is ready", || host.ok(&["logs", "from"]) == "ready");
+    host.ok(&[
+        "create",
+        "--name",
+        "to",
+        "--network",
+        "none",
+        "-v",
+        "kept:/kept",
+        "box",
+        "sh",
+        "-c",
+        "stat -c %u /copy/sub/file; cat /copy/sub/file; readlink /copy/link",
+    ]);
+    host.ok(&["cp", "from:/data", "to:/copy"]);
+    assert_eq!(host.ok(&["start", "-a", "to"]), "0\nx\n/etc/passwd");
+    host.ok(&["cp", "-a", "from:/data/.", "to:/copy"]);
+    assert_eq!(host.ok(&["start", "-a", "to"]), "7\nx\n/etc/passwd");
+    // Within one container, and into a directory that keeps the name.
+    host.ok(&["cp", "from:/data/sub/file", "from:/tmp/other"]);
+    host.ok(&["cp", "from:/data/sub", "from:/tmp"]);
+    assert_eq!(host.ok(&["exec", "from", "cat", "/tmp/other", "/tmp/sub/file"]), "x\nx");
+    // No link of a container leads to the host or to the other container's root.
+    host.ok(&["exec", "from", "ln", "-s", "../../../../../..", "/data/up"]);
+    host.ok(&["cp", "from:/data/sub/file", "to:/copy/link"]);
+    assert_eq!(host.ok(&["start", "-a", "to"]), "7\nx\n/etc/passwd", "the link's target is written, in the container");
+    assert_ne!(std::fs::read_to_string("/etc/passwd").unwrap(), "x\n");
+    assert!(host.fails(1, &["cp", "from:/none", "to:/"]).contains("`from:/none` does not exist"));
+    assert!(host.fails(1, &["cp", "from:/data", "to:/no/where"]).contains("`to:/no` does not exist"));
+    assert!(host.fails(1, &["cp", "from:/data", "nosuch:/"]).contains("nosuch"));
+    host.ok(&["rm", "-f", "--all"]);
+    assert_eq!(host.leftovers(), "");
+}
+
+fn sorted_lists() {
+    let host = Host::with_box();
+    for name in ["b1", "c1", "a1"] {
+        host.ok(&["create", "--network", "none", "--name", name, "box", "sleep", &format!("1{name}")]);
+    }
+    let names = |by: &str| host.ok(&["ps", "-a", "--sort", by, "--format", "{{.Names}}"]).replace('\n', " ");
+    assert_eq!(
+        [names("created"), names("names"), names("command"), names("runningfor")],
+        ["a1 c1 b1", "a1 b1 c1", "a1 b1 c1", "b1 c1 a1"]
+    );
+    assert!(host.fails(2, &["ps", "--sort", "age"]).contains("age"));
+    assert_eq!(host.ok(&["ps", "-a", "--noheading"]).lines().count(), 3);
+    assert_eq!(host.ok(&["ps", "-a", "--noheading", "--format", "table {{.Names}}"]), "a1\nc1\nb1");
+    host.ok(&["tag", "box", "a/first:2"]);
+    host.ok(&["tag", "box", "z/last:1"]);
+    let images =
+        |by: &str| host.ok(&["images", "-n", "--sort", by, "--format", "{{.Repository}}:{{.Tag}}"]).replace('\n', " ");
+    assert_eq!(
+        [images("repository"), images("tag")],
+        ["a/first:2 box:latest z/last:1", "z/last:1 a/first:2 box:latest"]
+    );
+    assert!(!host.ok(&["images", "--noheading"]).contains("REPOSITORY"));
+    assert!(!host.ok(&["network", "ls", "-n"]).contains("NETWORK ID"));
+    host.ok(&["volume", "create", "v1"]);
+    assert_eq!(host.ok(&["volume", "ls", "-n"]), "local     v1");
 }
 
 fn tar(dir: &std::path::Path, args: &[&str]) -> Vec<u8> {

@@ -130,6 +130,7 @@ const CASES: &[Case] = &[
     ("compose config", &["-q"], Well),
     ("compose build", &[], Well),
     ("compose cp", &["one:/f", "copy"], Somehow),
+    ("compose create", &[], Well),
     ("compose down", &[], Well),
     ("compose exec", &["one", "true"], Somehow),
     ("compose images", &[], Well),

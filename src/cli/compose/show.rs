@@ -268,7 +268,7 @@ pub(super) fn ps(args: &PsArgs, compose: &ComposeArgs, context: &Context) -> Res
             let fields = |row| Ok(template::Value::from_json(&serde_json::to_value(row)?, &[]));
             let fields: Result<Vec<_>, serde_json::Error> = rows.iter().map(fields).collect();
             let fields = fields.map_err(|error| Report::new("cannot describe the containers").with_cause(error))?;
-            return format.print(TITLES, &fields).map(|()| 0);
+            return format.print(TITLES, &fields, false).map(|()| 0);
         }
     }
     let cells: Vec<Vec<String>> = rows

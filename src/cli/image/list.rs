@@ -26,7 +26,7 @@ pub(crate) struct LsArgs {
     #[arg(short, long)]
     pub quiet: bool,
     /// Do not truncate IDs and digests
-    #[arg(long)]
+    #[arg(long, alias = "notruncate")]
     pub no_trunc: bool,
     /// Show the digests of the manifests
     #[arg(long)]
@@ -37,12 +37,42 @@ pub(crate) struct LsArgs {
     /// Print a table of chosen fields (`table {{.ID}}\t{{.Tag}}`), JSON lines (`json`), or a Go template for each image
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
+    /// Print no titles
+    #[arg(short = 'n', long)]
+    pub noheading: bool,
+    /// Sort by created, id, repository, size or tag
+    #[arg(long, value_name = "FIELD", hide_possible_values = true)]
+    pub sort: Option<Sort>,
     /// Print as JSON
     #[arg(long, conflicts_with = "quiet")]
     pub json: bool,
     /// Show only the images of this repository
     #[arg(value_name = "REPOSITORY[:TAG]")]
     pub repository: Option<String>,
+}
+
+/// What `images` is sorted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Sort {
+    Created,
+    Id,
+    Repository,
+    Size,
+    Tag,
+}
+
+impl Sort {
+    /// Sorts the rows of a table, an image with a name each. The newest and the largest images come first.
+    fn apply(self, rows: &mut [(&Image, Vec<&Reference>)]) {
+        let name = |row: &(&Image, Vec<&Reference>)| shown(&row.1).next().unwrap_or_default();
+        match self {
+            Self::Created => rows.sort_by_key(|(image, _)| std::cmp::Reverse(created(image).unwrap_or(0))),
+            Self::Id => rows.sort_by_key(|(image, _)| image.id.to_string()),
+            Self::Repository => rows.sort_by_key(|row| name(row).0),
+            Self::Size => rows.sort_by_key(|(image, _)| std::cmp::Reverse(image.size)),
+            Self::Tag => rows.sort_by_key(|row| name(row).1),
+        }
+    }
 }
 
 const FILTERS: [&str; 6] = ["dangling", "reference", "label", "before", "since", "until"];
@@ -115,6 +145,16 @@ pub(super) fn ls(store: &Store, args: &LsArgs, users: &Usages<'_>) -> Result<(),
             rows.push((image, names));
         }
     }
+    if let Some(sort) = args.sort {
+        rows = rows
+            .into_iter()
+            .flat_map(|(image, names)| match names.is_empty() {
+                true => vec![(image, names)],
+                false => names.into_iter().map(|name| (image, vec![name])).collect(),
+            })
+            .collect();
+        sort.apply(&mut rows);
+    }
     if args.json {
         let list = rows.iter().map(|(image, _)| {
             json!({"Id": image.id.to_string(), "Names": names(&image.names), "Size": image.size, "Created": image.created,
@@ -130,7 +170,8 @@ pub(super) fn ls(store: &Store, args: &LsArgs, users: &Usages<'_>) -> Result<(),
             let in_use = format.uses("Containers") && users(&image.id).is_some();
             values.extend(shown(names).map(|name| fields(image, name, id(image), in_use)));
         }
-        return print(&format.text(TITLES, &values)?);
+        let no_titles = args.noheading && matches!(format, Format::Columns(..));
+        return print(&crate::cli::print::headed(format.text(TITLES, &values)?, no_titles));
     }
     if args.quiet {
         return print(&rows.iter().map(|(image, _)| id(image) + "\n").collect::<String>());
@@ -158,7 +199,7 @@ fn table_of(images: &[(&Image, Vec<&Reference>)], args: &LsArgs, id: impl Fn(&Im
         }
     }
     let keep = [true, true, with_digest, true, with_platform, true, true];
-    print(&columns(&rows, keep))
+    print(&crate::cli::print::headed(columns(&rows, keep), args.noheading))
 }
 
 /// The rows of an image: one for each name, or one without a name.

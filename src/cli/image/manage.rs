@@ -18,11 +18,17 @@ use crate::store::{Fault, Image, RemoveError, Removed, Repair, ResolveError, Sto
 #[derive(Debug, Args)]
 pub(crate) struct RmArgs {
     /// Names or IDs of images
-    #[arg(required = true, value_name = "IMAGE")]
+    #[arg(required_unless_present = "all", value_name = "IMAGE")]
     pub images: Vec<String>,
+    /// Remove all images with all their names, except those that a container uses
+    #[arg(short, long, conflicts_with = "images")]
+    pub all: bool,
     /// Remove an image with all its names
     #[arg(short, long)]
     pub force: bool,
+    /// Do not fail if an image does not exist
+    #[arg(short, long)]
+    pub ignore: bool,
     /// Accepted as docker's flag: an image here has no parents that could be removed with it
     #[arg(long, hide = true)]
     pub no_prune: bool,
@@ -87,10 +93,17 @@ fn unmount_gone(store: &Store, mounts: &Mounts<'_>, removed: &[Digest]) {
 pub(super) fn rm(store: &Store, args: &RmArgs, mounts: &Mounts<'_>, users: &NewUsages<'_>) -> Result<(), Report> {
     let mut list = Vec::new();
     let mut first: Option<Report> = None;
-    for image in &args.images {
+    let every: Vec<String> = match args.all {
+        true => {
+            store.list()?.into_iter().filter(|image| !image.intermediate).map(|image| image.id.to_string()).collect()
+        }
+        false => Vec::new(),
+    };
+    for image in args.images.iter().chain(&every) {
         let chain = store.resolve(image).ok().map(|image| image.chain_id);
-        let removed = match store.remove(image, args.force, &*users()) {
+        let removed = match store.remove(image, args.force || args.all, &*users()) {
             Ok(removed) => removed,
+            Err(RemoveError::Resolve(ResolveError::NotFound { .. })) if args.ignore => continue,
             Err(error @ RemoveError::Resolve(ResolveError::NotFound { .. })) if args.force => {
                 crate::cli::print::say(&format!("gpurun: {error}"));
                 continue;

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use serde_json::Value;
 
+use crate::cli::print::column_width;
 use crate::names::Reference;
 use crate::report::{Report, printable_line};
 use crate::store::Image;
@@ -54,10 +55,10 @@ pub(super) fn columns<const N: usize>(rows: &[[String; N]], wanted: [bool; N]) -
     let printable = |row: &[String; N]| std::array::from_fn(|at| printable_line(&row[at]).into_owned());
     let rows: Vec<[String; N]> = rows.iter().map(printable).collect();
     let widths: Vec<usize> =
-        (0..N).map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0)).collect();
+        (0..N).map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0)).map(column_width).collect();
     let line = |row: &[String; N]| {
         let cells = (0..N).filter(|at| wanted[*at]).map(|at| format!("{:1$}", row[at], widths[at]));
-        cells.collect::<Vec<_>>().join("   ").trim_end().to_string() + "\n"
+        cells.collect::<String>().trim_end().to_string() + "\n"
     };
     rows.iter().map(line).collect()
 }
@@ -114,6 +115,6 @@ mod tests {
     #[test]
     fn tables_align() {
         let rows = [["A".to_string(), "B".into()], ["long".into(), "x".into()]];
-        assert_eq!(table(&rows), "A      B\nlong   x\n");
+        assert_eq!(table(&rows), "A         B\nlong      x\n");
     }
 }
