@@ -3,6 +3,7 @@
 //! The container stays in the step: in its cgroups, with its GPUs, in its network and with its variables. What would
 //! leave the step is refused with the reason.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::flags::ContainerFlags;
@@ -50,6 +51,9 @@ pub(super) fn complete(flags: &ContainerFlags, request: &mut Request) -> Result<
     if let Some(dir) = lookup(PMIX_DIR).map(PathBuf::from).filter(|dir| dir.is_absolute() && dir.is_dir()) {
         mount(request, dir);
     }
+    if let Some(dir) = pmix_job_dir(lookup) {
+        mount(request, dir);
+    }
     let refused = request.env.iter().any(|(name, value)| name == VISIBLE && ["", "none", "void"].contains(&&**value));
     if request.gpus.is_none() && request.devices.is_empty() && !refused {
         let has_variable =
@@ -75,6 +79,23 @@ fn share_memory(flags: &ContainerFlags, request: &mut Request, lookup: impl Fn(&
     if request.ipc == IpcMode::Host && flags.security.pid.is_none() {
         request.pid_host = true;
     }
+}
+
+/// The directory in which Slurm's PMIx server and the tasks share memory, which no variable names. Others may create
+/// files in `/tmp`, so only a directory of this user counts.
+fn pmix_job_dir(lookup: impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
+    let tmp = PathBuf::from(lookup("PMIX_SYSTEM_TMPDIR")?);
+    let (user, job, step) = (lookup("SLURM_JOB_UID")?, lookup("SLURM_JOB_ID")?, lookup("SLURM_STEP_ID")?);
+    let is_ours = |dir: &PathBuf| {
+        let found = std::fs::symlink_metadata(dir);
+        found.is_ok_and(|found| found.is_dir() && found.uid() == nix::unistd::geteuid().as_raw())
+    };
+    [format!("spmix_appdir_{user}_{job}.{step}"), format!("spmix_appdir_{job}.{step}")]
+        .into_iter()
+        .filter(|name| !name.contains('/'))
+        .map(|name| tmp.join(name))
+        .filter(|dir| dir.is_absolute())
+        .find(is_ours)
 }
 
 /// Returns the name of this task's container. All tasks of a step run the same command line, and a name is unique, so each
