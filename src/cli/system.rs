@@ -145,6 +145,11 @@ fn prune(args: &PruneArgs, context: &Context) -> Result<u8, Report> {
         bytes += freed;
     }
     bytes += image::prune_for_system(context, args.all, &args.filter)?;
+    // They are made again when they are needed.
+    let drivers = context.root.join("drivers");
+    crate::rootfs::driver_layer::prune(&drivers).map_err(|error| {
+        Report::new(format!("cannot remove the unused layers of drivers in `{}`", drivers.display())).with_cause(error)
+    })?;
     // As in docker, a part of the build cache has no labels.
     if !filters.has("label") && !filters.has("label!") {
         let until = filters.values("until").last().map(|text| moment::parse("--filter until", text)).transpose()?;

@@ -22,7 +22,9 @@ pub(crate) fn explain_gpus(edits: &Edits) -> Explained {
         add_device(&mut one, &device.path, &number, &device.access);
     }
     let count = |count: usize, what: &str| (count > 0).then(|| format!("{what}: {count}"));
-    one.oci.extend(count(edits.mounts.len() + edits.libraries.len(), "mounts, the driver's files"));
+    let (layered, mounted): (Vec<_>, Vec<_>) = edits.mounts.iter().partition(|mount| mount.is_layered());
+    one.oci.extend(count(layered.len() + edits.libraries.len(), "a layer of the root file system, the driver's files"));
+    one.oci.extend(count(mounted.len(), "mounts, the driver's files"));
     one.oci.extend(count(edits.masked.len(), "linux.maskedPaths, other GPUs in /proc"));
     for limit in &edits.rlimits {
         let text = |value: u64| if value == u64::MAX { "unlimited".to_owned() } else { value.to_string() };

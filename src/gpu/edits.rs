@@ -1,12 +1,13 @@
 //! The GPU edits: what an injection changes in a container. `launch` applies them.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::inventory::Given;
 use super::opens::Opens;
 use crate::hook::Chosen;
-use crate::spec::{Device, Rlimit};
+use crate::request::{Mounted, check_destination, clean};
+use crate::spec::{Device, Rlimit, SeenLine};
 
 /// A mount in the container: a file or directory of the host, or a file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +17,28 @@ pub(crate) struct FileMount {
     pub destination: PathBuf,
     pub kind: String,
     pub options: Vec<String>,
+}
+
+/// The options of a mount whose file can be in a layer. The first three are required.
+const USUAL: [&str; 7] = ["ro", "nosuid", "nodev", "bind", "rbind", "private", "rprivate"];
+/// Where a layer may have files. gpurun's own files, the runtime's file systems and volumes are elsewhere.
+const LAYERED: [&str; 8] = ["/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/opt", "/etc"];
+/// gpurun's own files below these.
+const OWN: [&str; 4] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/ld.so.cache"];
+
+impl FileMount {
+    /// Whether the file can be in a layer above the image instead of being mounted.
+    pub(crate) fn is_layered(&self) -> bool {
+        let destination = clean(&self.destination);
+        let has = |wanted: &&str| self.options.iter().any(|option| option == wanted);
+        self.kind == "bind"
+            && self.options.iter().all(|option| USUAL.contains(&option.as_str()))
+            && USUAL[..3].iter().all(has)
+            && LAYERED.iter().any(|top| destination.starts_with(top) && destination != Path::new(top))
+            && !OWN.iter().any(|own| destination == Path::new(own))
+            && check_destination(&destination, Mounted::Bind { source: &self.source, read_only: true }).is_ok()
+            && self.source.is_file()
+    }
 }
 
 /// A library of the driver, to be mounted where the container's dynamic linker finds it.
@@ -42,6 +65,9 @@ pub(crate) struct HookConfig {
     pub text: String,
 }
 
+/// In [`Device::uid`] and [`Device::gid`]: the container's user, who is not known yet. It is no valid id.
+pub(super) const THE_USER: (u32, u32) = (u32::MAX, u32::MAX);
+
 /// The edits to a container that inject its GPUs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Edits {
@@ -64,6 +90,8 @@ pub(crate) struct Edits {
     pub hook_config: Option<HookConfig>,
     pub mounts: Vec<FileMount>,
     pub libraries: Vec<Library>,
+    /// Lines of the kernel's files that the container sees with another value. Each has a hook that does the same.
+    pub lines: Vec<SeenLine>,
     /// Paths to mask in the container, if they exist.
     pub masked: Vec<String>,
     pub gids: Vec<u32>,
@@ -90,6 +118,14 @@ impl Edits {
         all.extend(matched.into_iter().filter(|hook| !is_replaced(hook)));
         all.sort_by_key(|hook| hook.stage);
         all
+    }
+
+    /// Gives the device nodes that belong to the container's user to this user and group.
+    pub(crate) fn give_nodes_to(&mut self, (uid, gid): (u32, u32)) {
+        for device in self.devices.iter_mut().chain(&mut self.allowed) {
+            device.uid = if device.uid == THE_USER.0 { uid } else { device.uid };
+            device.gid = if device.gid == THE_USER.1 { gid } else { device.gid };
+        }
     }
 
     /// Merges further edits. On a conflict, the further edits win.

@@ -7,6 +7,7 @@
 //! vendor, vendors     what differs between vendors (a trait), and the table of the vendors
 //! inventory           the units that a host has, with their names, nodes and readings
 //! select, lease       all GPUs, named ones, or idle ones; the GPUs that containers hold (/run/gpurun/gpus)
+//! query               a question to a vendor's library, in a process of its own
 //! queue               the commands that wait for idle GPUs
 //! edits               the result; cdi and ldcache are formats that injections use
 //! opens               device nodes that the container must be able to open, and those that it must not
@@ -37,6 +38,7 @@ pub(crate) mod ldcache;
 pub(crate) mod lease;
 pub(crate) mod nvidia;
 pub(crate) mod opens;
+mod query;
 pub(crate) mod queue;
 mod root;
 mod select;
@@ -48,9 +50,10 @@ mod vendors;
 
 use std::path::Path;
 
-pub(crate) use edits::{Edits, Library};
+pub(crate) use edits::{Edits, FileMount, Library};
 pub(crate) use error::GpuError;
 pub(crate) use inventory::{Given, Inventory};
+pub(crate) use query::Early;
 pub(crate) use select::gib;
 pub(crate) use vendor::Container;
 
@@ -58,6 +61,7 @@ use crate::report::Explain;
 use crate::request::{CdiName, GpuMode, GpuRequest, Which};
 use crate::spec::Rlimit;
 use doctor::{Finding, Level};
+use edits::THE_USER;
 use error::Reason;
 use inventory::Unit;
 use lease::Ledger;
@@ -99,7 +103,7 @@ pub(crate) fn check(requested: &Requested<'_>, root: &Path) -> Result<(), GpuErr
     }
     let Some(request) = requested.gpus else { return Ok(()) };
     let check = || {
-        let (gpus, mode) = vendors::gpus_of(request, requested.mode, root, Detail::Presence, &mut |_| {})?;
+        let (gpus, mode) = vendors::gpus_of(request, requested.mode, root, Detail::Presence, None, &mut |_| {})?;
         let inventory = gpus.inventory();
         if inventory.units.is_empty() {
             return Err(Reason::NoGpu);
@@ -112,6 +116,12 @@ pub(crate) fn check(requested: &Requested<'_>, root: &Path) -> Result<(), GpuErr
         gpus.check(mode, root)
     };
     check().map_err(GpuError::of(requested.option(request)))
+}
+
+/// Begins to ask the driver which GPUs are idle, if the request depends on it. A launch needs the answer later.
+pub(crate) fn begin(requested: &Requested<'_>, root: &Path) -> Early {
+    let by_number = requested.gpus.filter(|request| matches!(request.which, Which::Count(_) | Which::Free(_)));
+    Early::new(by_number.and_then(|request| vendors::begin(request, root)))
 }
 
 /// Plans the edits for `--gpus` and `--device`, or for their absence. Takes the lease of the selected GPUs, which the
@@ -153,7 +163,7 @@ fn plan_gpus(
         Which::All | Which::Devices(_) => Detail::Names,
         Which::Count(_) | Which::Free(_) => Detail::Usage,
     };
-    let (gpus, mode) = vendors::gpus_of(request, requested.mode, container.root, detail, notice)?;
+    let (gpus, mode) = vendors::gpus_of(request, requested.mode, container.root, detail, container.early, notice)?;
     gpus.ready()?;
     let inventory = gpus.inventory();
     if inventory.units.is_empty() {
@@ -229,7 +239,8 @@ pub(crate) fn available(
 ) -> Result<(), GpuError> {
     let Some(request) = requested.gpus else { return Ok(()) };
     let mut check = || {
-        let (gpus, _) = vendors::gpus_of(request, requested.mode, container.root, Detail::Usage, notice)?;
+        let (gpus, _) =
+            vendors::gpus_of(request, requested.mode, container.root, Detail::Usage, container.early, notice)?;
         gpus.ready()?;
         if gpus.inventory().units.is_empty() {
             return Err(Reason::NoGpu);
@@ -277,7 +288,7 @@ fn plan_devices(
     edits: &mut Edits,
     notice: Notice<'_>,
 ) -> Result<(), Reason> {
-    edits.add(vendors::registry(container.root).edits(&requested.devices, container.user)?);
+    edits.add(vendors::registry(container.root).edits(&requested.devices, THE_USER)?);
     let mut kinds: Vec<&str> = requested.devices.iter().map(|name| name.kind.as_str()).collect();
     kinds.retain(|kind| kind.ends_with("/gpu"));
     kinds.sort_unstable();
@@ -298,7 +309,9 @@ fn plan_devices(
     for (kind, ledger) in kinds.iter().zip(ledger.iter().cycle()) {
         // A CDI file may describe devices that no driver here shows (a test stand-in, or another root). There is nothing
         // to lease then.
-        let Ok(gpus) = vendors::gpus_of_kind(kind, container.root, Detail::Names, notice) else { continue };
+        let Ok(gpus) = vendors::gpus_of_kind(kind, container.root, Detail::Names, container.early, notice) else {
+            continue;
+        };
         let devices: Vec<&str> =
             requested.devices.iter().filter(|name| name.kind == *kind).map(|name| name.device.as_str()).collect();
         let found: Vec<Vec<&Unit>> = devices.iter().map(|name| vendor::find(&*gpus, name)).collect();

@@ -23,7 +23,7 @@ pub(crate) fn may_open(node: &Path) -> bool {
 
 /// Returns the number of GPUs of this host, and how many of them the step has.
 pub(crate) fn count(root: &Path) -> (usize, usize) {
-    let Ok(gpus) = vendors::first(root, Detail::Presence, &mut |_| {}) else { return (0, 0) };
+    let Ok(gpus) = vendors::first(root, Detail::Presence, None, &mut |_| {}) else { return (0, 0) };
     let units = &gpus.inventory().units;
     (units.len(), units.iter().filter(|unit| has(root, unit)).count())
 }

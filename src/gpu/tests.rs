@@ -34,17 +34,8 @@ impl World {
         let requested = Requested { gpus: request.as_ref(), mode: GpuMode::Auto, share: false, devices };
         let leases = self.dir.path().join("gpus");
         let (root, image_env, env) = (&self.host.root, &[][..], &[][..]);
-        let container = Container {
-            root,
-            leases: &leases,
-            taker,
-            cpus: None,
-            image_env,
-            env,
-            user: (1000, 100),
-            step: None,
-            dry: false,
-        };
+        let container =
+            Container { root, leases: &leases, taker, cpus: None, image_env, env, step: None, early: None, dry: false };
         check(&requested, root)?;
         plan(&requested, &container, &mut |line| panic!("{line}"))
     }
@@ -135,8 +126,8 @@ fn without_gpus_an_image_gets_none() {
             cpus: None,
             image_env,
             env,
-            user: (0, 0),
             step: None,
+            early: None,
             dry: false,
         };
         super::plan(&requested, &container, &mut |line| panic!("{line}")).unwrap()

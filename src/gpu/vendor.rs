@@ -11,6 +11,7 @@ use super::error::Reason;
 use super::inventory::{Inventory, Unit};
 use super::lease::Taker;
 use super::opens::{Hints, Node};
+use super::query::{Early, Query};
 use super::selection::Selection;
 use crate::request::{GpuMode, GpuRequest};
 use crate::units::CpuSet;
@@ -43,15 +44,20 @@ pub(crate) struct Container<'a> {
     pub image_env: &'a [(String, String)],
     /// The variables that the caller sets. They override the image's.
     pub env: &'a [(String, String)],
-    /// User id and group id of the container's process.
-    pub user: (u32, u32),
     /// The cluster's step that the container is in. Only the step's GPUs are selected.
     pub step: Option<&'a str>,
+    /// A query of the driver that was begun.
+    pub early: Option<&'a Early>,
     /// Plan only: take no lease, and do not wait for the lock.
     pub dry: bool,
 }
 
-impl Container<'_> {
+impl<'a> Container<'a> {
+    /// A container of a question that takes no lease: neither its CPUs nor its environment matter.
+    pub(crate) fn question(root: &'a Path, leases: &'a Path, taker: Taker) -> Self {
+        Self { root, leases, taker, cpus: None, image_env: &[], env: &[], step: None, early: None, dry: true }
+    }
+
     /// The container's environment before the injection.
     pub(super) fn environment(&self) -> impl DoubleEndedIterator<Item = &(String, String)> {
         self.image_env.iter().chain(self.env)
@@ -81,8 +87,18 @@ pub(super) trait Vendor: Sync {
     /// The vendor's CDI files.
     fn cdi(&self) -> &'static cdi::Facts;
 
-    /// Reads the GPUs of the host below `root`. An error says that the host does not have the vendor's driver.
-    fn read(&self, root: &Path, detail: Detail, notice: Notice<'_>) -> Result<Box<dyn Gpus>, Reason>;
+    /// Begins to ask the driver for [`Detail::Usage`], if it is there.
+    fn begin(&self, root: &Path) -> Option<Query>;
+
+    /// Reads the GPUs of the host below `root`. An error says that the host does not have the vendor's driver. The
+    /// answer of an `early` query is used if there is one.
+    fn read(
+        &self,
+        root: &Path,
+        detail: Detail,
+        early: Option<&Early>,
+        notice: Notice<'_>,
+    ) -> Result<Box<dyn Gpus>, Reason>;
 
     /// Returns a variable for every container without edits that set it, so that nothing else gives it GPUs.
     fn denial(&self) -> (&'static str, &'static str);

@@ -7,6 +7,7 @@ use super::cdi_gpus::{self, CdiGpus};
 use super::error::Reason;
 use super::inventory::Inventory;
 use super::nvidia::Nvidia;
+use super::query::{Early, Query};
 use super::vendor::{Detail, Gpus, Notice, Vendor};
 use crate::request::{CDI_DRIVER, GpuMode, GpuRequest};
 
@@ -30,10 +31,11 @@ pub(super) fn gpus_of_kind(
     kind: &str,
     root: &Path,
     detail: Detail,
+    early: Option<&Early>,
     notice: Notice<'_>,
 ) -> Result<Box<dyn Gpus>, Reason> {
     match of_kind(kind) {
-        Some(vendor) => vendor.read(root, detail, notice),
+        Some(vendor) => vendor.read(root, detail, early, notice),
         None => Ok(Box::new(CdiGpus::read(registry(root), kind)?)),
     }
 }
@@ -44,19 +46,20 @@ pub(super) fn gpus_of(
     mode: GpuMode,
     root: &Path,
     detail: Detail,
+    early: Option<&Early>,
     notice: Notice<'_>,
 ) -> Result<(Box<dyn Gpus>, GpuMode), Reason> {
     match request.driver.as_deref() {
-        None => Ok((first(root, detail, notice)?, mode)),
+        None => Ok((first(root, detail, early, notice)?, mode)),
         Some(CDI_DRIVER) => {
             if mode != GpuMode::Auto && mode != GpuMode::Cdi {
                 return Err(Reason::CdiOnly { mode });
             }
             let kind = cdi_gpus::kind_of(request, &registry(root))?;
-            Ok((gpus_of_kind(&kind, root, detail, notice)?, GpuMode::Cdi))
+            Ok((gpus_of_kind(&kind, root, detail, early, notice)?, GpuMode::Cdi))
         }
         Some(driver) => match VENDORS.into_iter().find(|vendor| vendor.name() == driver) {
-            Some(vendor) => Ok((vendor.read(root, detail, notice)?, mode)),
+            Some(vendor) => Ok((vendor.read(root, detail, early, notice)?, mode)),
             None => {
                 let known = VENDORS.iter().map(|vendor| format!("`driver={}`", vendor.name()));
                 let known = known.chain([format!("`driver={CDI_DRIVER}`")]).collect::<Vec<_>>().join(" or ");
@@ -66,11 +69,23 @@ pub(super) fn gpus_of(
     }
 }
 
+/// Begins to ask the driver that a request selects from.
+pub(super) fn begin(request: &GpuRequest, root: &Path) -> Option<Query> {
+    let driver = request.driver.as_deref();
+    let mut asked = VENDORS.into_iter().filter(|vendor| driver.is_none_or(|driver| driver == vendor.name()));
+    asked.find_map(|vendor| vendor.begin(root))
+}
+
 /// Reads the GPUs of the first vendor whose driver the host has.
-pub(super) fn first(root: &Path, detail: Detail, notice: Notice<'_>) -> Result<Box<dyn Gpus>, Reason> {
+pub(super) fn first(
+    root: &Path,
+    detail: Detail,
+    early: Option<&Early>,
+    notice: Notice<'_>,
+) -> Result<Box<dyn Gpus>, Reason> {
     let mut missing = None;
     for vendor in VENDORS {
-        match vendor.read(root, detail, notice) {
+        match vendor.read(root, detail, early, notice) {
             Err(reason @ Reason::NoDriver { .. }) => missing = missing.or(Some(reason)),
             found => return found,
         }
@@ -95,7 +110,7 @@ fn other_kinds(registry: &Registry) -> Vec<String> {
 /// Lists all GPUs of the host for display: those of the first vendor whose driver the host has, and those that only
 /// CDI files describe.
 pub(super) fn inventory(root: &Path, notice: Notice<'_>) -> Result<Inventory, Reason> {
-    let mut found = first(root, Detail::Usage, notice).map(|gpus| gpus.inventory().clone());
+    let mut found = first(root, Detail::Usage, None, notice).map(|gpus| gpus.inventory().clone());
     for kind in other_kinds(&registry(root)) {
         // An unusable file is a finding of `gpurun doctor`.
         let Ok(gpus) = CdiGpus::read(registry(root), &kind) else { continue };

@@ -146,6 +146,7 @@ fn overlay(dir: &Path) -> u8 {
         }
         rootfs::overlay(&Overlay {
             lower: &path("lower"),
+            above: None,
             upper: &path("upper"),
             work: &path("work"),
             merged: &path("merged"),

@@ -7,6 +7,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use super::command::{Command, INIT_PATH, command, uses_init};
 use super::context::{ADDED_GROUPS, Launch};
@@ -16,8 +17,8 @@ use super::places::{Places, combine};
 use super::progress::{Progress, Tell, step};
 use super::undo::Undo;
 use super::{
-    files, gpus, home, hooks, host_ca, hostname, image_mounts, ipc, jupyter, mounts, nested, pid, process, propagation,
-    scaffold, secrets,
+    driver_files, files, gpus, home, hooks, host_ca, hostname, image_mounts, ipc, jupyter, mounts, nested, pid,
+    process, propagation, scaffold, secrets,
 };
 use crate::cgroup;
 use crate::gpu;
@@ -28,7 +29,9 @@ use crate::network::Networks;
 use crate::record::Entry;
 use crate::report::{EXIT_GPURUN, Report};
 use crate::request::{ExposedPort, NetworkMode, Payload, PortSpec, Request, UserSpec};
-use crate::rootfs::{self, users};
+use crate::rootfs::driver_layer::DriverLayer;
+use crate::rootfs::images::Lower;
+use crate::rootfs::{self, HostNamespace, users};
 use crate::runtime::INIT_PAYLOAD;
 use crate::spec::{self, Limits, Mount};
 use crate::store::{Image, Store};
@@ -86,15 +89,13 @@ pub(super) fn acquire(launch: Launch<'_>, tell: Tell<'_>, undo: &mut Undo) -> Re
     if request.privileged {
         tell(Progress::Notice(PRIVILEGED.into()));
     }
+    let early = gpus::begin(request);
     let (host, limits) = limits(launch, tell, undo)?;
     tell(Progress::Step("mounting the image"));
     let before = scaffold::before(entry)?;
-    let (image, rootfs) = mount_root(launch, tell, undo)?;
-    let root = rootfs::open_root(&rootfs)?;
-    let image = image.config;
+    let mounted = mount_images(launch, undo)?;
+    let image = mounted.image.config.clone();
     let command = command(request, &image)?;
-    let user = users::lookup(&root, &user_of(request, &image))?;
-    let mut added_groups = added_groups(&root, &request.group_add)?;
     let peer = peer(launch)?;
     let hostname = hostname::of(launch.records, entry);
     tell(Progress::Step("setting up the container's network"));
@@ -107,8 +108,16 @@ pub(super) fn acquire(launch: Launch<'_>, tell: Tell<'_>, undo: &mut Undo) -> Re
     tell(Progress::Step("preparing the container's devices and files"));
 
     let image_env = image_environment(request, &image, tell);
-    let mut gpus = gpus::acquire(launch, &limits, &image_env, (user.uid, user.gid), tell, undo)?;
+    let mut gpus = gpus::acquire(launch, &limits, &image_env, &early, tell, undo)?;
+    let driver = driver_files::prepare(launch, &mounted.lower, &mounted.name, &mut gpus);
+    gpus::tell(&gpus, tell);
     step("gpus");
+    let upper = used_upper(entry)?;
+    let rootfs = mount_root(launch, mounted, driver.as_ref(), tell, undo)?;
+    let root = rootfs::open_root(&rootfs)?;
+    let user = users::lookup(&root, &user_of(request, &image))?;
+    gpus.give_nodes_to((user.uid, user.gid));
+    let mut added_groups = added_groups(&root, &request.group_add)?;
     added_groups.extend(gpus.gids.iter().filter(|gid| !added_groups.contains(gid)).copied().collect::<Vec<_>>());
     write_added_groups(entry, &added_groups)?;
     let image_env = process::beneath(&request.env_host, &image_env);
@@ -135,9 +144,10 @@ pub(super) fn acquire(launch: Launch<'_>, tell: Tell<'_>, undo: &mut Undo) -> Re
         ipc: &ipc,
         peer: peer.as_ref(),
         gpus: &gpus,
+        driver: driver.as_ref(),
         cwd: &cwd,
     };
-    let (mounts, jupyter) = mount_files(&about, &mut env, tell)?;
+    let (mounts, jupyter) = mount_files(&about, upper, &mut env, tell)?;
     mounts::make_workdir(&cwd, &mounts)?;
     propagation::check(&mounts)?;
     let made_by_runtime = nested::assemble(&entry.run_dir, &mounts)?;
@@ -191,8 +201,18 @@ pub(super) fn user_of(request: &Request, image: &Config) -> UserSpec {
     request.user.clone().unwrap_or_else(|| UserSpec::of(&image.user))
 }
 
-/// Mounts the image in the host's mount namespace, enters a private mount namespace, and mounts the overlay there.
-fn mount_root(launch: Launch<'_>, tell: Tell<'_>, undo: &mut Undo) -> Result<(Image, PathBuf), Report> {
+/// The container's images, mounted in the host's mount namespace.
+struct MountedImages {
+    image: Image,
+    /// The name of its mount.
+    name: String,
+    lower: Lower,
+    more: Vec<Lower>,
+    host_namespace: Rc<HostNamespace>,
+}
+
+/// Mounts the images in the host's mount namespace, and enters a private one.
+fn mount_images(launch: Launch<'_>, undo: &mut Undo) -> Result<MountedImages, Report> {
     let Launch { root, records, entry } = launch;
     let store = Store::open(root)?;
     let image = store.image_of(entry.record.image)?;
@@ -201,31 +221,52 @@ fn mount_root(launch: Launch<'_>, tell: Tell<'_>, undo: &mut Undo) -> Result<(Im
     step("image");
     let more = image_mounts::lowers(launch, &store, &images)?;
     let kept: Vec<&Path> = std::iter::once(&lower).chain(&more).map(|lower| &*lower.dir).collect();
-    let host_namespace = rootfs::private_namespace(&images, &kept)?;
+    let host_namespace = Rc::new(rootfs::private_namespace(&images, &kept)?);
+    let host = host_namespace.clone();
+    undo.push("return to the host's mounts", move || host.enter().map_err(Report::from));
+    Ok(MountedImages { name: store.mount_name(&image), image, lower, more, host_namespace })
+}
+
+/// The container's own directory, if it has one from an earlier run.
+fn used_upper(entry: &Entry) -> Result<Option<OwnedFd>, Report> {
+    let upper = entry.dir.join("upper");
+    Ok(if upper.exists() { Some(rootfs::open_root(&upper)?) } else { None })
+}
+
+/// Mounts the overlay in the private mount namespace, with the driver's files between the image and the container's own.
+fn mount_root(
+    launch: Launch<'_>,
+    mounted: MountedImages,
+    driver: Option<&Rc<DriverLayer>>,
+    tell: Tell<'_>,
+    undo: &mut Undo,
+) -> Result<PathBuf, Report> {
+    let Launch { records, entry, .. } = launch;
+    let MountedImages { lower, more, host_namespace, .. } = mounted;
     let rootfs = entry.run_dir.join("rootfs");
     rootfs::overlay(&rootfs::Overlay {
         lower: &lower.dir,
+        above: driver.map(|driver| &*driver.dir),
         upper: &entry.dir.join("upper"),
         work: &entry.dir.join("work"),
         merged: &rootfs,
         volatile: entry.record.request.auto_remove,
     })?;
     image_mounts::attach(entry, &more)?;
-    host_namespace.forget(&images)?;
-    let mounted = rootfs.clone();
+    host_namespace.forget(&records.run_dir().join("images"))?;
+    let (mounted, driver) = (rootfs.clone(), driver.cloned());
     undo.push("unmount the container's root", move || {
         let detached = crate::sys::mount::detach(&mounted)
             .map_err(|error| Report::new(format!("cannot unmount `{}`", mounted.display())).with_cause(error));
         // The leases are held until here, because the images must stay mounted for as long as they are used.
-        drop((lower, more));
-        let entered = host_namespace.enter().map_err(Report::from);
-        detached.and(entered)
+        drop((lower, more, driver));
+        detached
     });
     step("overlay");
     for name in rootfs::check_guards(&rootfs)? {
         tell(Progress::Notice(format!("the image's `{name}` is not a directory: it is replaced in this container")));
     }
-    Ok((image, rootfs))
+    Ok(rootfs)
 }
 
 /// The container whose network is shared with `--network container:…`, if there is one.
@@ -359,6 +400,7 @@ struct About<'a> {
     ipc: &'a ipc::Ipc,
     peer: Option<&'a Peer>,
     gpus: &'a gpu::Edits,
+    driver: Option<&'a Rc<DriverLayer>>,
     cwd: &'a Path,
 }
 
@@ -366,6 +408,7 @@ struct About<'a> {
 /// Jupyter. Adds the variables that go with the files.
 fn mount_files(
     about: &About<'_>,
+    upper: Option<OwnedFd>,
     env: &mut Vec<String>,
     tell: Tell<'_>,
 ) -> Result<(Vec<Mount>, Option<jupyter::Prepared>), Report> {
@@ -387,7 +430,8 @@ fn mount_files(
     if about.network.endpoints.iter().any(|endpoint| endpoint.bridge.id.is_some()) {
         net::write_names(&launch.records.run_dir().join("net"), &entry.record.id)?;
     }
-    origins.gpus = gpus::mounts(about.gpus, root, &places)?;
+    let shown = driver_files::Shown::new(about.driver.map(|driver| &**driver), root, upper);
+    origins.gpus = driver_files::mounts(about.gpus, &places, &shown)?;
     origins.own.extend(host_ca::mounts(entry, &places, env)?);
     origins.own.extend(secrets::mounts(entry, &places, request, env)?);
     let mut notebook_dir = cwd.to_path_buf();
@@ -418,6 +462,7 @@ fn mount_files(
         }
         Payload::Command(_) => None,
     };
+    origins.gpus.extend(driver_files::hidden(about.gpus, &origins, &places, &shown)?);
     Ok((combine(origins, tell), jupyter))
 }
 

@@ -34,7 +34,7 @@ pub(super) fn create(
     undo: &mut Undo,
 ) -> Result<Created, Report> {
     let (entry, request) = (launch.entry, launch.request());
-    let Plan { container: plan, program, jupyter, health, stop_signal, notices, gpus } = plan;
+    let Plan { container: plan, program, jupyter, health, stop_signal, notices, gpus, lines } = plan;
     // The namespace of another container is joined once the container is created.
     let Handles { host, network, joined: _joined, opening, before, mounts } = handles;
     notices.into_iter().for_each(&mut *tell);
@@ -51,6 +51,7 @@ pub(super) fn create(
         process: &plan.process,
         program: &program,
         passed_fds: &request.passed_fds,
+        lines: &lines,
         devices: opening.as_ref().map(Opening::check).transpose()?,
     };
     let prepared = runtime::prepare(wanted, entrance(&host, &plan, &entry.record.cgroup))?;

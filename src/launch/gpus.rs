@@ -1,32 +1,18 @@
 //! `--gpus` and `--device`: plans the GPU injection with the gpu module, takes the lease, and adds the edits to the
 //! container's root and plan.
 
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::context::Launch;
-use super::places::Places;
 use super::progress::{Progress, Tell};
 use super::undo::Undo;
-use crate::gpu::{self, Edits, GpuError, Library, Requested, ldcache, lease, usage};
+use crate::gpu::{self, Early, Edits, GpuError, Requested, lease, usage};
 use crate::record::Entry;
 use crate::report::Report;
-use crate::request::{DeviceRequest, GpuMode, GpuRequest, Mounted, Request, RestartPolicy, check_node};
-use crate::rootfs::{self, MountpointKind};
-use crate::spec::{Device, Limits, Mount};
+use crate::request::{DeviceRequest, GpuMode, GpuRequest, Request, RestartPolicy, check_node};
+use crate::spec::{Device, Limits};
 use crate::units::CpuSet;
-
-/// The default search path of a container's linker, the most specific directory first. The second list is for 32-bit
-/// programs.
-const LIBRARY_DIRS: [&str; 3] = [
-    if cfg!(target_arch = "aarch64") { "/usr/lib/aarch64-linux-gnu" } else { "/usr/lib/x86_64-linux-gnu" },
-    "/usr/lib64",
-    "/usr/lib",
-];
-const LIBRARY_DIRS_32: [&str; 3] = ["/usr/lib/i386-linux-gnu", "/usr/lib32", "/usr/lib"];
-/// The size limit for reading an image's ld.so.cache. Real caches are smaller.
-const MAX_CACHE: usize = 32 << 20;
 
 /// The root directory below which the driver and its hook are searched. A root other than `/` is for tests, and for
 /// drivers that are installed in a separate tree.
@@ -55,12 +41,17 @@ pub(super) fn check(request: &Request) -> Result<(), Report> {
     nodes(request).map(drop)
 }
 
+/// Begins to ask the driver which GPUs are idle, if the request depends on it.
+pub(super) fn begin(request: &Request) -> Early {
+    gpu::begin(&requested(request), &driver_root())
+}
+
 /// Selects the GPUs and takes their leases. `undo` releases them.
 pub(super) fn acquire(
     launch: Launch<'_>,
     limits: &Limits,
     image_env: &[String],
-    user: (u32, u32),
+    early: &Early,
     tell: Tell<'_>,
     undo: &mut Undo,
 ) -> Result<Edits, Report> {
@@ -79,8 +70,17 @@ pub(super) fn acquire(
     let (root, cpus) = (driver_root(), limits.cpuset_cpus.as_ref());
     let (image_env, env) = (&image_env[..], &request.env[..]);
     let step = entry.record.cgroup.step.as_deref();
-    let container =
-        gpu::Container { root: &root, leases: &leases, taker, cpus, image_env, env, user, step, dry: false };
+    let container = gpu::Container {
+        root: &root,
+        leases: &leases,
+        taker,
+        cpus,
+        image_env,
+        env,
+        step,
+        early: Some(early),
+        dry: false,
+    };
     let mut edits = gpu::plan(&requested(request), &container, &mut |line| tell(Progress::Notice(line)))?;
     // A container that restarts keeps its GPUs meanwhile. Its supervisor releases them at the end.
     let restarts = request.restart != RestartPolicy::No;
@@ -101,9 +101,13 @@ pub(super) fn acquire(
     }
     edits.devices.extend(own);
     write_hook_config(entry, &mut edits)?;
+    Ok(edits)
+}
+
+/// Tells the caller which GPUs the container gets, and how.
+pub(super) fn tell(edits: &Edits, tell: Tell<'_>) {
     edits.summary.iter().for_each(|line| tell(Progress::Detail(line.clone())));
     edits.notices.iter().for_each(|line| tell(Progress::Notice(line.clone())));
-    Ok(edits)
 }
 
 /// Refuses devices that the step's filter denies. Under version 2, gpurun's own filter is beside the step's.
@@ -146,18 +150,8 @@ pub(crate) fn available(run_dir: &Path, entry: &Entry, notice: &mut dyn FnMut(St
     let (id, name) = (record.id.clone(), record.name.clone());
     let taker = lease::Taker { id, name, user: usage::user_name(record.owner.uid), now: now() };
     let (root, leases) = (driver_root(), run_dir.join("gpus"));
-    let (image_env, env) = (&[][..], &[][..]);
-    let container = gpu::Container {
-        root: &root,
-        leases: &leases,
-        taker,
-        cpus: None,
-        image_env,
-        env,
-        user: (0, 0),
-        step: record.cgroup.step.as_deref(),
-        dry: true,
-    };
+    let step = record.cgroup.step.as_deref();
+    let container = gpu::Container { step, ..gpu::Container::question(&root, &leases, taker) };
     gpu::available(&requested(&record.request), &container, notice)
 }
 
@@ -171,20 +165,9 @@ pub(crate) fn preview(
     cpus: Option<&CpuSet>,
 ) -> Result<Edits, Report> {
     let requested = Requested { gpus: Some(request), devices: Vec::new(), mode, share };
-    let taker = lease::Taker { id: "ID".into(), name: "NAME".into(), user: usage::user_name(0), now: now() };
+    let taker = nobody();
     let (root, leases) = (driver_root(), run_dir.join("gpus"));
-    let (image_env, env) = (&[][..], &[][..]);
-    let container = gpu::Container {
-        root: &root,
-        leases: &leases,
-        taker,
-        cpus,
-        image_env,
-        env,
-        user: (0, 0),
-        step: None,
-        dry: true,
-    };
+    let container = gpu::Container { cpus, ..gpu::Container::question(&root, &leases, taker) };
     match gpu::plan(&requested, &container, &mut |line| crate::report::say(&format!("note: {line}"))) {
         Err(error) if error.is_absence() => Ok(gpu::example(request, &error)),
         other => Ok(other?),
@@ -196,21 +179,15 @@ pub(crate) fn preview(
 pub(crate) fn are_ready(run_dir: &Path, request: &Request) -> bool {
     let Some(gpus) = &request.gpus else { return true };
     let requested = Requested { gpus: Some(gpus), devices: Vec::new(), mode: request.gpu_mode, share: true };
-    let taker = lease::Taker { id: "ID".into(), name: "NAME".into(), user: usage::user_name(0), now: now() };
+    let taker = nobody();
     let (root, leases) = (driver_root(), run_dir.join("gpus"));
-    let (image_env, env) = (&[][..], &[][..]);
-    let container = gpu::Container {
-        root: &root,
-        leases: &leases,
-        taker,
-        cpus: None,
-        image_env,
-        env,
-        user: (0, 0),
-        step: None,
-        dry: true,
-    };
+    let container = gpu::Container::question(&root, &leases, taker);
     gpu::plan(&requested, &container, &mut |_| {}).err().is_none_or(|error| !error.is_driver())
+}
+
+/// The taker of GPUs in a question that is not about a container.
+fn nobody() -> lease::Taker {
+    lease::Taker { id: "ID".into(), name: "NAME".into(), user: usage::user_name(0), now: now() }
 }
 
 fn now() -> u64 {
@@ -291,74 +268,4 @@ fn add_nodes(host: &Path, container: &Path, access: &str, nodes: &mut Vec<Device
         });
     }
     Ok(())
-}
-
-/// Creates the mount points in the container's root, and returns the mounts.
-pub(super) fn mounts(edits: &Edits, root: &OwnedFd, places: &Places<'_>) -> Result<Vec<Mount>, Report> {
-    let mut mounts = Vec::new();
-    for mount in &edits.mounts {
-        let kind = match mount.kind == "bind" && mount.source.is_file() {
-            true => MountpointKind::File,
-            // A socket or a device node is also bound onto a file.
-            false if mount.kind == "bind" && !mount.source.is_dir() => MountpointKind::File,
-            false => MountpointKind::Directory,
-        };
-        let mounted = match mount.kind == "bind" {
-            true => {
-                Mounted::Bind { source: &mount.source, read_only: mount.options.iter().any(|option| option == "ro") }
-            }
-            false => Mounted::Other,
-        };
-        mounts.push(Mount {
-            destination: places.added(&mount.destination, kind, mounted)?,
-            kind: mount.kind.clone(),
-            source: mount.source.clone(),
-            options: mount.options.clone(),
-        });
-    }
-    if !edits.libraries.is_empty() {
-        mounts.extend(libraries(&edits.libraries, root, places)?);
-    }
-    Ok(mounts)
-}
-
-/// Mounts the driver's libraries where the container's linker finds them: each file, the links to it, and the entries
-/// in ld.so.cache.
-fn libraries(libraries: &[Library], root: &OwnedFd, places: &Places<'_>) -> Result<Vec<Mount>, Report> {
-    let dir = library_dir(root, &LIBRARY_DIRS)?;
-    let dir_32 = library_dir(root, &LIBRARY_DIRS_32)?;
-    let (mut mounts, mut entries) = (Vec::new(), Vec::new());
-    for library in libraries {
-        let dir = if library.flags == ldcache::NATIVE { &dir } else { &dir_32 };
-        let place = dir.join(&library.file);
-        mounts.push(Mount {
-            destination: places.added(&place, MountpointKind::File, Mounted::Other)?,
-            kind: "bind".into(),
-            source: library.source.clone(),
-            options: ["ro", "nosuid", "nodev", "bind", "rprivate"].map(str::to_owned).into(),
-        });
-        for name in &library.names {
-            // As in an installed driver, `libcuda.so` links to `libcuda.so.1` if that exists, and `libcuda.so.1` links
-            // to the file.
-            let soname = library.names.iter().find(|other| other.starts_with(&format!("{name}.")));
-            rootfs::link_in_root(root, &dir.join(name), soname.map_or(&library.file, |soname| soname))?;
-        }
-        let names = library.names.iter().chain([&library.file]).map(|name| (name.as_str(), library.flags));
-        entries.extend(ldcache::entries(names, dir));
-    }
-    let cache = Path::new("/etc/ld.so.cache");
-    let old = rootfs::read_file_in_root(root, cache, MAX_CACHE).ok().flatten().unwrap_or_default();
-    rootfs::replace_file_in_root(root, cache, &ldcache::with(&old, &entries))?;
-    Ok(mounts)
-}
-
-/// The first of these directories that exists in the image. If none does, the last one, which is then created.
-fn library_dir(root: &OwnedFd, dirs: &[&str]) -> Result<PathBuf, Report> {
-    for dir in dirs.iter().map(Path::new) {
-        let found = rootfs::stat_in_root(root, dir)?;
-        if found.is_some_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR) {
-            return Ok(dir.to_path_buf());
-        }
-    }
-    Ok(dirs.last().map_or_else(|| PathBuf::from("/usr/lib"), PathBuf::from))
 }

@@ -52,6 +52,7 @@ pub(super) fn attach(entry: &Entry, lowers: &[Lower]) -> Result<(), Report> {
         fs::create_dir_all(&dir).map_err(failed)?;
         rootfs::overlay(&rootfs::Overlay {
             lower: &lower.dir,
+            above: None,
             upper: &dir.join("upper"),
             work: &dir.join("work"),
             merged: &point,

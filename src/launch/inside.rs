@@ -54,6 +54,7 @@ fn at_rest(root: &Path, records: &Records, entry: &Entry) -> Result<Inside, Repo
     let merged = entry.run_dir.join("rootfs");
     rootfs::overlay(&rootfs::Overlay {
         lower: &lower.dir,
+        above: None,
         upper: &entry.dir.join("upper"),
         work: &entry.dir.join("work"),
         merged: &merged,

@@ -20,6 +20,7 @@ mod command;
 mod container;
 mod context;
 mod create;
+mod driver_files;
 mod entering;
 mod facts;
 mod files;

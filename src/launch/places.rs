@@ -133,6 +133,11 @@ impl<'a> Places<'a> {
         is_chosen && self.above(resolved).is_some_and(|above| above.of_host)
     }
 
+    /// Whether a mount that has been placed hides this path, or is on it.
+    pub(super) fn hides(&self, path: &Path) -> bool {
+        self.placed.iter().any(|placed| path.starts_with(&placed.mount.destination))
+    }
+
     /// Whether a mount on this destination would need a new mount point in a directory of the host.
     pub(super) fn lacks(&self, destination: &Path) -> bool {
         self.above(destination).is_some_and(|above| above.of_host && !has(&above.mount, destination))

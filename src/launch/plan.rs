@@ -12,7 +12,7 @@ use crate::hook;
 use crate::report::Report;
 use crate::request::{HealthConfig, IpcMode, NetworkMode, Request, Seccomp, parse_signal};
 use crate::spec::seccomp::{self, Profile};
-use crate::spec::{self, Capabilities, Limits, Process};
+use crate::spec::{self, Capabilities, Limits, Process, SeenLine};
 
 /// docker's size of /dev/shm.
 const SHM_SIZE: u64 = 64 << 20;
@@ -28,6 +28,8 @@ pub(super) struct Plan {
     pub health: Option<health::Prepared>,
     pub stop_signal: i32,
     pub gpus: Gpus,
+    /// Lines of the kernel's files that the container sees with another value.
+    pub lines: Vec<SeenLine>,
     pub notices: Vec<Progress>,
 }
 
@@ -112,8 +114,9 @@ pub(super) fn plan(request: &Request, acquired: &Acquired, host: &HostFacts) -> 
     // An invalid stop signal in an image counts as none.
     let stop_signal = request.stop_signal.or_else(|| parse_signal(&image.stop_signal).ok()).unwrap_or(libc::SIGTERM);
     let notices = lowered.into_iter().map(Progress::Detail).collect();
+    let lines = gpus.lines.clone();
     let gpus = Gpus { given: gpus.given.clone(), by: gpus.summary.clone() };
-    Ok(Plan { container, program, jupyter, health, stop_signal, gpus, notices })
+    Ok(Plan { container, program, jupyter, health, stop_signal, gpus, lines, notices })
 }
 
 /// The hooks of hooks.d that apply and, with a GPU request, the vendor's hooks. Each runs behind gpurun's shim.

@@ -21,6 +21,7 @@
 //! | GPU lease | the supervisor | pid and start time in it | the supervisor, reconcile, the next GPU selection |
 //! | ticket in the queue for GPUs | the command | flock on it | the command, the launch, the next one that joins |
 //! | image mount | any launch | flock on its lease | every command (see below); `image rm` |
+//! | layer of a driver's files | any launch with GPUs | flock on its lease | the next layer that is made; `system prune` |
 //! | `state.json` says `running` | the supervisor | record lock `alive` | the supervisor, reconcile |
 //! | `compose/PROJECT`: contents of secrets | `compose up` | none: they belong to the project | `compose down` |
 //! | `/run/gpurun/ID/state.json` | supervisor, reconcile | record lock `alive` | the next write of the state |

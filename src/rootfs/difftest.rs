@@ -144,7 +144,8 @@ fn round_trip(image: &[u8], changes: &[Change]) {
     merger.apply(Digest([0; 32]), image_entries.clone()).unwrap();
     let below = merger.finish();
     rendered(&below, std::slice::from_ref(&image_file), &lower);
-    overlay(&Overlay { lower: &lower, upper: &upper, work: &work, merged: &merged, volatile: false }).unwrap();
+    overlay(&Overlay { lower: &lower, above: None, upper: &upper, work: &work, merged: &merged, volatile: false })
+        .unwrap();
     changes.iter().for_each(|change| apply(&merged, change));
 
     let fd = directory::open_root(&upper).unwrap();

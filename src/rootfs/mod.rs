@@ -24,6 +24,7 @@
 //! by joining names.
 
 mod copy;
+pub(crate) mod driver_layer;
 #[cfg(test)]
 mod error_tests;
 mod guards;

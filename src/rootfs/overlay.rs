@@ -36,6 +36,8 @@ use crate::sys::{xattr, xattr_read};
 #[derive(Debug, Clone, Copy)]
 pub struct Overlay<'a> {
     pub lower: &'a Path,
+    /// A layer above `lower`.
+    pub above: Option<&'a Path>,
     pub upper: &'a Path,
     pub work: &'a Path,
     pub merged: &'a Path,
@@ -94,18 +96,18 @@ pub fn overlay(request: &Overlay<'_>) -> Result<(), OverlayError> {
         Some(libc::ENODEV) => OverlayError::NoOverlay(error),
         _ => plain(error),
     })?;
-    // `opened` keeps the descriptors of unusual paths open until the superblock is created.
-    let mut opened = Vec::new();
-    for (key, path) in [(c"lowerdir", request.lower), (c"upperdir", request.upper), (c"workdir", request.work)] {
-        let path = if mount::is_plain(path) {
-            path.to_owned()
-        } else {
-            let dir = File::open(path).map_err(plain)?;
-            let name = mount::fd_path(&dir);
-            opened.push(dir);
-            name
-        };
-        context.string(key, path.as_os_str().as_bytes()).map_err(failed)?;
+    let mut names = Names(Vec::new());
+    let mut lowers = names.name(request.lower, MAX_OPTION).map_err(plain)?.into_os_string();
+    if let Some(above) = request.above {
+        // Both are in one option.
+        lowers = names.name(above, MAX_OPTION / 2).map_err(plain)?.into_os_string();
+        lowers.push(":");
+        lowers.push(names.name(request.lower, MAX_OPTION / 2).map_err(plain)?);
+    }
+    let upper = names.name(request.upper, MAX_OPTION).map_err(plain)?;
+    let work = names.name(request.work, MAX_OPTION).map_err(plain)?;
+    for (key, value) in [(c"lowerdir", &*lowers), (c"upperdir", upper.as_os_str()), (c"workdir", work.as_os_str())] {
+        context.string(key, value.as_bytes()).map_err(failed)?;
     }
     for (key, value) in [
         (c"source", "overlay"),
@@ -126,9 +128,28 @@ pub fn overlay(request: &Overlay<'_>) -> Result<(), OverlayError> {
     mount::attach(mounted.as_fd(), target.as_fd()).map_err(plain)
 }
 
-/// Copies the image's owner, mode, times and attributes to a new upper directory, because the merged root shows those
-/// of the upper directory.
-fn be_like(lower: &Path, upper: &Path) -> io::Result<()> {
+/// `fsconfig(2)` accepts at most 255 bytes.
+const MAX_OPTION: usize = 255;
+
+/// Names of directories in mount options. It keeps the descriptors of unusual paths open until the superblock is created.
+struct Names(Vec<File>);
+
+impl Names {
+    /// Returns a path that the option parser reads as it is, of at most `most` bytes.
+    fn name(&mut self, path: &Path, most: usize) -> io::Result<PathBuf> {
+        if mount::is_plain(path) && path.as_os_str().len() <= most {
+            return Ok(path.to_owned());
+        }
+        let dir = File::open(path)?;
+        let name = mount::fd_path(&dir);
+        self.0.push(dir);
+        Ok(name)
+    }
+}
+
+/// Copies the owner, mode, times and attributes of an image's directory to a new directory above it, because the merged
+/// directory shows those of the uppermost one.
+pub(super) fn be_like(lower: &Path, upper: &Path) -> io::Result<()> {
     let image = lower.metadata()?;
     let own = File::open(upper)?;
     std::os::unix::fs::fchown(&own, Some(image.uid()), Some(image.gid()))?;
@@ -232,7 +253,7 @@ mod tests {
 
     fn request(dirs: &[PathBuf; 4]) -> Overlay<'_> {
         let [lower, upper, work, merged] = dirs;
-        Overlay { lower, upper, work, merged, volatile: false }
+        Overlay { lower, above: None, upper, work, merged, volatile: false }
     }
 
     #[test]

@@ -149,7 +149,7 @@ fn prepare(inner: &mut Inner, container: &Process, supervisor: Pid) -> Result<Op
     inner.begin().map_err(step("enter the container's namespaces"))?;
     hide_cgroups().map_err(step(HIDE))?;
     inner.mount();
-    let late = inner.take_late(container);
+    let late = inner.take_late(container).map_err(step("prepare the steps of the container's first process"))?;
     inner.write().map_err(step("write the spec for the runtime"))?;
     // Last, because the container's limits apply from here on.
     entrance.map_or(Ok(()), OpenEntrance::enter).map_err(step("enter the container's cgroup"))?;

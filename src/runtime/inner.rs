@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::late::{self, Late};
 use super::{CreateRequest, RuntimeError, early};
 use crate::cgroup::{Entrance, OpenEntrance};
-use crate::spec::Process;
+use crate::spec::{Process, SeenLine};
 
 const SPEC: &str = "config.json";
 
@@ -26,6 +26,9 @@ pub(super) struct Inner {
     /// Set if libcontainer does not put the container into its cgroup.
     entrance: Option<Entrance>,
     spec: Value,
+    /// The hooks that the container's first process makes unnecessary.
+    replaced_hooks: Option<Value>,
+    lines: Vec<SeenLine>,
     /// Held until the container has its copies of these mounts.
     _early: early::Made,
 }
@@ -56,12 +59,14 @@ pub(super) fn adapt_spec(request: &CreateRequest<'_>, entrance: Option<Entrance>
     };
     let entrance = entrance.filter(is_usual);
     // Without faccessat2, libcontainer recurses without end where it finds no procfs of its own.
+    let hooks = has_hooks(&spec, &[]);
+    let is_late = !has_hooks(&spec, &request.lines.iter().map(|line| line.hook).collect::<Vec<_>>())
+        && is_late(&spec, request.process);
     let entrance =
-        entrance.filter(|_| !has_hooks(&spec) && !has_binds(&spec, &cgroups) && crate::sys::access::has_faccessat2());
-    if entrance.is_some() {
-        spec.as_object_mut().map(|spec| spec.remove("hooks"));
-    }
-    let inner = Inner { dir, args, cwd, entrance, spec, _early: early };
+        entrance.filter(|_| (!hooks || is_late) && !has_binds(&spec, &cgroups) && crate::sys::access::has_faccessat2());
+    let replaced_hooks = entrance.as_ref().and_then(|_| spec.as_object_mut()?.remove("hooks"));
+    let lines = request.lines.to_vec();
+    let inner = Inner { dir, args, cwd, entrance, spec, replaced_hooks, lines, _early: early };
     if !inner.is_apart() {
         inner.write_own()?;
     }
@@ -89,9 +94,9 @@ impl Inner {
         self.entrance.as_ref().is_none_or(Entrance::has_sets)
     }
 
-    /// Removes from the spec what the container's first process does late. libcontainer's terminals need its `/proc`.
-    pub(super) fn take_late(&mut self, process: &Process) -> Option<Late> {
-        if self.spec["process"]["terminal"] == true { None } else { late::take(&mut self.spec, process) }
+    /// Removes from the spec what the container's first process does late.
+    pub(super) fn take_late(&mut self, process: &Process) -> io::Result<Option<Late>> {
+        is_late(&self.spec, process).then(|| late::take(&mut self.spec, process, &self.lines, &self.dir)).transpose()
     }
 
     /// Writes the spec for a process that is in the cgroup. libcontainer reads it next.
@@ -113,6 +118,9 @@ impl Inner {
     /// Returns to libcontainer's own way into the cgroup.
     pub(super) fn without_entrance(&mut self) -> Result<(), RuntimeError> {
         self.entrance = None;
+        if let Some(hooks) = self.replaced_hooks.take() {
+            self.spec["hooks"] = hooks;
+        }
         self.write_own()
     }
 
@@ -208,9 +216,20 @@ fn adapt(spec: &mut Value, request: &CreateRequest<'_>) {
     }
 }
 
-fn has_hooks(spec: &Value) -> bool {
+/// Whether the container's first process does the late steps. libcontainer's terminals need its `/proc`, and so does a
+/// working directory there.
+fn is_late(spec: &Value, process: &Process) -> bool {
+    spec["process"]["terminal"] != true && !process.cwd.starts_with("/proc")
+}
+
+/// Whether a spec has hooks besides these.
+fn has_hooks(spec: &Value, besides: &[&str]) -> bool {
     let stages = spec["hooks"].as_object().into_iter().flat_map(serde_json::Map::values);
-    stages.filter_map(Value::as_array).any(|hooks| !hooks.is_empty())
+    let is_besides = |hook: &Value| {
+        let args = hook["args"].as_array().into_iter().flatten();
+        args.filter_map(Value::as_str).any(|arg| besides.contains(&arg))
+    };
+    stages.filter_map(Value::as_array).flatten().any(|hook| !is_besides(hook))
 }
 
 /// Whether libcontainer is left with a mount of a directory of the host, other than `cgroups`.
@@ -241,9 +260,12 @@ mod tests {
         ] {
             assert_eq!(has_binds(&spec, Path::new("/run/c/cgroups")), binds, "{spec}");
         }
-        assert!(!has_hooks(&json!({ "hooks": { "prestart": [], "poststop": [] } })));
-        assert!(!has_hooks(&json!({})));
-        assert!(has_hooks(&json!({ "hooks": { "prestart": [], "poststop": [{ "path": "/bin/true" }] } })));
+        assert!(!has_hooks(&json!({ "hooks": { "prestart": [], "poststop": [] } }), &[]));
+        assert!(!has_hooks(&json!({}), &[]));
+        let one = json!({ "path": "/bin/true", "args": ["gpurun", "own"] });
+        assert!(has_hooks(&json!({ "hooks": { "prestart": [], "poststop": [one] } }), &["other"]));
+        assert!(!has_hooks(&json!({ "hooks": { "createContainer": [one] } }), &["own"]));
+        assert!(has_hooks(&json!({ "hooks": { "createContainer": [one, { "path": "/bin/true" }] } }), &["own"]));
     }
 
     #[test]

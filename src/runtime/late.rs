@@ -5,15 +5,17 @@
 //! does these steps ([`Late::apply`]). No program of the container has run by then, and `/proc` belongs to the
 //! namespaces of the process.
 
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::rc::Rc;
 
 use serde_json::Value;
 
 use super::failure::{Failure, Step, failed};
 use super::masks;
 use crate::rootfs::{self, MountpointKind};
-use crate::spec::{Process, Rlimit};
+use crate::spec::{Process, Rlimit, SeenLine};
 use crate::sys::mount::{self, Attr, FsContext};
 use crate::sys::{caps, rlimit};
 
@@ -29,14 +31,12 @@ pub(super) struct Late {
     rlimits: Vec<Rlimit>,
     bounding: u64,
     held: u64,
+    /// Files of `/proc`, and mounts that replace them.
+    files: Vec<(&'static str, Rc<OwnedFd>)>,
 }
 
-/// Removes from a spec what is done late. `None`, and an unchanged spec, if the working directory is in `/proc`, which
-/// libcontainer enters earlier.
-pub(super) fn take(spec: &mut Value, process: &Process) -> Option<Late> {
-    if process.cwd.starts_with("/proc") {
-        return None;
-    }
+/// Removes from a spec what is done late. `dir` is a directory for changed copies of files.
+pub(super) fn take(spec: &mut Value, process: &Process, lines: &[SeenLine], dir: &Path) -> io::Result<Late> {
     let has_proc = take_proc(spec);
     let mut paths = Value::Null;
     for key in ["maskedPaths", "readonlyPaths"] {
@@ -47,13 +47,29 @@ pub(super) fn take(spec: &mut Value, process: &Process) -> Option<Late> {
         process.remove("rlimits");
     }
     let filter = if !process.no_new_privileges && process.seccomp.is_some() { SYS_ADMIN } else { 0 };
-    Some(Late {
+    let files = lines.iter().enumerate().filter_map(|(number, line)| {
+        changed(line, &dir.join(format!("line-{number}"))).map(|mount| Some((line.file, Rc::new(mount?)))).transpose()
+    });
+    Ok(Late {
+        files: files.collect::<io::Result<_>>()?,
         paths,
         has_proc,
         rlimits: process.rlimits.clone(),
         bounding: process.capabilities.0,
         held: process.held().0 | filter,
     })
+}
+
+/// Returns a mount of a copy at `copy` that has this line. `None` if this kernel does not have the file.
+fn changed(line: &SeenLine, copy: &Path) -> io::Result<Option<OwnedFd>> {
+    let text = match crate::sys::file::read(line.file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        text => text?,
+    };
+    std::fs::write(copy, line.apply(&String::from_utf8_lossy(&text)))?;
+    let file = mount::clone(copy, false)?;
+    mount::set(&file, Attr::RDONLY.and(Attr::NOSUID).and(Attr::NODEV), false)?;
+    Ok(Some(file))
 }
 
 /// Removes the mount of `/proc`, if it is the usual one.
@@ -89,6 +105,14 @@ impl Late {
                 mount::attach(made.map_err(|error| error.source_errno)?.as_fd(), target.as_fd())
             });
             mounted.map_err(failed("mount `/proc`"))?;
+        }
+        for (path, file) in &self.files {
+            let step = format!("replace `{path}`");
+            let target = rootfs::resolve_in_root(&root, Path::new(path))
+                .ok()
+                .flatten()
+                .ok_or_else(|| Failure::step(step.clone(), libc::ENOENT))?;
+            mount::attach(file.as_fd(), target.as_fd()).map_err(failed(&step))?;
         }
         masks::apply(&self.paths, &root)?;
         let before = rlimit::all();

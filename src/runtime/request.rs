@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use super::devices::DeviceCheck;
-use crate::spec::Process;
+use crate::spec::{Process, SeenLine};
 
 /// The container's standard streams.
 #[derive(Debug)]
@@ -36,6 +36,8 @@ pub struct CreateRequest<'a> {
     pub program: &'a str,
     /// The descriptors of this process that the container's process inherits, with the same numbers.
     pub passed_fds: &'a [i32],
+    /// Lines that the container sees with another value. The spec has a hook for each of them.
+    pub lines: &'a [SeenLine],
     /// The devices that must be accessible in the container, and those that must not be.
     pub devices: Option<std::rc::Rc<DeviceCheck>>,
 }

@@ -7,6 +7,7 @@
 mod capabilities;
 mod device;
 mod limits;
+mod line;
 mod plan;
 mod process;
 mod resources;
@@ -18,6 +19,7 @@ pub use device::DeviceRule;
 pub(crate) use device::{Device, device_rules};
 pub use limits::Limits;
 pub(crate) use limits::{DeviceWeight, IoKind, IoLimit, Swap};
+pub(crate) use line::SeenLine;
 pub(crate) use plan::{HookEntry, Mount, Namespace, Network, Plan, Stage, oci_spec};
 pub use process::{Process, Rlimit};
 pub(crate) use resources::{cpu_weight, io_weight};

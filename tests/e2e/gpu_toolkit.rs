@@ -367,6 +367,23 @@ fn hanging() {
     }
     assert!(began.elapsed().as_secs() < 30, "{:?}", began.elapsed());
     assert!(!seen.exists(), "the hook would wait for the same driver");
+    // GPUs that are named need no answer of NVML's.
+    for named in ["all", "device=0", "device=GPU-aaaaaaaa"] {
+        let answer = lab.run(&[
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "--gpus",
+            named,
+            "--gpu-mode",
+            "native",
+            "box",
+            "echo",
+            "ran",
+        ]);
+        assert!(answer.code == 0 && answer.out == "ran\n" && !answer.err.contains("driver"), "{named}: {}", answer.err);
+    }
     let mut command = lab.command(&["gpus"]);
     let answer = crate::host::answer(command.env("GPURUN_NVML_WAITS", "100,500").output().unwrap());
     assert!(answer.code == 0 && answer.err.contains("has not answered yet"), "{}", answer.err);

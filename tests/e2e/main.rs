@@ -26,6 +26,7 @@ mod flags;
 mod freeze;
 mod gpu;
 mod gpu_filter;
+mod gpu_layer;
 mod gpu_leases;
 mod gpu_matrix;
 mod gpu_toolkit;
@@ -167,6 +168,7 @@ fn main() {
         ("gpu", gpu::TESTS),
         ("gpu_leases", gpu_leases::TESTS),
         ("gpu_filter", gpu_filter::TESTS),
+        ("gpu_layer", gpu_layer::TESTS),
         ("gpu_matrix", gpu_matrix::TESTS),
         ("gpu_toolkit", gpu_toolkit::TESTS),
         ("crash", crash::TESTS),

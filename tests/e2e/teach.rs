@@ -255,7 +255,10 @@ fn explained() {
     assert!(oci.contains(&format!("process.env: NVIDIA_VISIBLE_DEVICES={}", uuid(0))), "{oci:?}");
     assert!(oci.iter().any(|line| line.starts_with("linux.devices: /dev/nvidia0 c 195:0")), "{oci:?}");
     assert!(!oci.iter().any(|line| line.contains("/dev/nvidia1 ")), "{oci:?}");
-    assert!(oci.iter().any(|line| line.starts_with("mounts, the driver's files: ")), "{oci:?}");
+    assert!(
+        oci.iter().any(|line| line.starts_with("a layer of the root file system, the driver's files: ")),
+        "{oci:?}"
+    );
     let rule = |version: &str| files.iter().find(|file| file["version"] == version).unwrap()["value"].clone();
     assert!(
         rule("v1").as_str().unwrap().starts_with("c 195:") && rule("v2").as_str().unwrap().starts_with("allow c 195:")

@@ -67,6 +67,7 @@ impl Stage {
         let [upper, work, merged] = ["up", "work", "merged"].map(|name| over.join(name));
         gpurun::testing::rootfs::overlay(&gpurun::testing::rootfs::Overlay {
             lower: &mounted,
+            above: None,
             upper: &upper,
             work: &work,
             merged: &merged,

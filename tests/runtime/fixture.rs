@@ -107,6 +107,7 @@ impl Fixture {
         let process = Process { oom_score_adj: self.oom_score_adj, ..self.process(&spec) };
         let created = runtime::create(CreateRequest {
             passed_fds: &[],
+            lines: &[],
             id: &self.id,
             bundle: self.dir.path(),
             state_root: &self.state(),

@@ -12,6 +12,7 @@ use super::snapshot::Snapshot;
 use super::{cdi, driver, require, toolkit};
 use crate::gpu::cdi::CdiError;
 use crate::gpu::doctor::{Finding, Level};
+use crate::gpu::query::read_until;
 use crate::gpu::root::inside;
 use crate::gpu::vendor::Detail;
 
@@ -54,7 +55,8 @@ impl Facts {
     pub(crate) fn read(root: &Path) -> Self {
         let host = Host::read(root).ok();
         let snapshot = host.map(|host| {
-            Snapshot::read(root, host, Detail::Usage, &mut |line| crate::report::say(&format!("note: {line}")))
+            let tell = &mut |line| crate::report::say(&format!("note: {line}"));
+            Snapshot::read(root, host, Detail::Usage, None, tell)
         });
         let registry = cdi::registry(root);
         let text = |path: &str| std::fs::read_to_string(inside(root, Path::new(path))).unwrap_or_default();
@@ -101,7 +103,7 @@ fn toolkit_version(root: &Path) -> Option<String> {
         .ok()?;
     let mut pipe = child.stdout.take()?;
     let mut text = Vec::new();
-    if !super::nvml::read_until(&mut pipe, &mut text, Instant::now() + PATIENCE) {
+    if !read_until(&mut pipe, &mut text, Instant::now() + PATIENCE) {
         let _ = child.kill();
     }
     let _ = child.wait();

@@ -8,7 +8,7 @@ use super::snapshot::Snapshot;
 use super::variables::{CAPABILITIES, VISIBLE, device_order};
 use super::{cdi, native, require, toolkit};
 use crate::gpu::cdi::Registry;
-use crate::gpu::edits::Edits;
+use crate::gpu::edits::{Edits, THE_USER};
 use crate::gpu::error::Reason;
 use crate::gpu::opens::{Hints, Node};
 use crate::gpu::selection::Selection;
@@ -37,7 +37,7 @@ pub(super) fn inject(
             let names = cdi::names(registry, &snapshot.inventory, selection)?;
             // A CDI file does not mask the entries of other containers' GPUs in /proc.
             let masked = native::masked(&snapshot.host, &selection.units);
-            Edits { masked, ..registry.edits(&names, container.user)? }
+            Edits { masked, ..registry.edits(&names, THE_USER)? }
         }
         Mode::Native => {
             if let Some(device) = selection.opaque.first() {

@@ -38,6 +38,7 @@ use super::cdi::Facts;
 use super::doctor::Finding;
 use super::edits::Edits;
 use super::error::Reason;
+use super::query::{Early, Query};
 use super::vendor::{Detail, Gpus, Notice, Vendor};
 use crate::request::GpuRequest;
 use host::Host;
@@ -54,13 +55,23 @@ impl Vendor for Nvidia {
         &cdi::FACTS
     }
 
-    fn read(&self, root: &Path, detail: Detail, notice: Notice<'_>) -> Result<Box<dyn Gpus>, Reason> {
+    fn begin(&self, root: &Path) -> Option<Query> {
+        nvml::begin(&driver::nvml_library(root)?)
+    }
+
+    fn read(
+        &self,
+        root: &Path,
+        detail: Detail,
+        early: Option<&Early>,
+        notice: Notice<'_>,
+    ) -> Result<Box<dyn Gpus>, Reason> {
         let host = Host::read(root).map_err(|missing| Reason::NoDriver {
             vendor: "NVIDIA",
             missing: missing.display().to_string(),
             hint: "install NVIDIA's driver so that `nvidia-smi` works on the host".into(),
         })?;
-        Ok(Box::new(Snapshot::read(root, host, detail, notice)))
+        Ok(Box::new(Snapshot::read(root, host, detail, early, notice)))
     }
 
     fn denial(&self) -> (&'static str, &'static str) {

@@ -65,6 +65,7 @@ pub(super) fn edits(
         mounts: mounts.collect(),
         masked: masked(host, units),
         hooks: vec![params::hook()],
+        lines: vec![params::LINE],
         ..Edits::default()
     })
 }

@@ -1,26 +1,23 @@
 //! Readings that NVML provides and /proc does not: memory, utilization, processes, MIG devices.
 //!
-//! The library is part of the host's driver and is loaded at run time. It runs in a short-lived process of its own
-//! (`gpurun gpu-probe`) for two reasons: it maps megabytes of memory and opens devices that a supervisor must not keep,
-//! and a GPU that fell off the bus makes it hang or crash. The caller waits for [`PATIENCE`] at most, and after
-//! [`QUIET`] gets a notice that says why it waits.
+//! The library is part of the host's driver and is loaded at run time, in a short-lived process of its own
+//! (`gpurun gpu-probe`, see `query`). The caller waits for [`PATIENCE`] at most, and after [`QUIET`] gets a notice that
+//! says why it waits.
 //!
 //! GPUs are in NVML's index order, which is the order of the bus addresses. The indices may change across a reboot; the
 //! UUIDs do not.
 
-use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
 use serde::{Deserialize, Serialize};
 
 use crate::gpu::inventory::{GpuProcess, Memory};
+use crate::gpu::query::{Answer, Query};
 use crate::sys::nvml;
 
 /// The internal subcommand that queries NVML.
@@ -88,12 +85,38 @@ pub(crate) enum Unread {
     Crashed { library: PathBuf, how: String },
 }
 
-/// Queries the library in a separate process.
-pub(crate) fn read(library: Option<&Path>, notice: &mut dyn FnMut(String)) -> Result<Readings, Unread> {
+/// Begins to query the library in a separate process.
+pub(super) fn begin(library: &Path) -> Option<Query> {
+    // A unit test's executable has no subcommands.
+    if cfg!(test) { None } else { Query::begin(SUBCOMMAND, library).ok() }
+}
+
+/// Queries the library in a separate process, or waits for the query that was begun.
+pub(crate) fn read(
+    library: Option<&Path>,
+    begun: Option<Query>,
+    notice: &mut dyn FnMut(String),
+) -> Result<Readings, Unread> {
     let library = library.ok_or(Unread::NoLibrary)?;
-    // A unit test's executable has no subcommands. Tests only load libraries of their own, so an in-process call is
-    // safe.
-    if cfg!(test) { read_here(library) } else { read_apart(library, waits(), notice) }
+    // Tests only load libraries of their own, so an in-process call is safe.
+    if cfg!(test) {
+        return read_here(library);
+    }
+    let crashed = |how: String| Unread::Crashed { library: library.to_path_buf(), how };
+    let begun = begun.filter(|query| query.library == library);
+    let query = begun.map_or_else(|| Query::begin(SUBCOMMAND, library), Ok);
+    let (quiet, patience) = waits();
+    let tell = || {
+        let seconds = patience.as_secs();
+        notice(format!("NVIDIA's driver has not answered yet; gpurun waits up to {seconds} s for it"));
+    };
+    match query.and_then(|query| query.finish(quiet, patience, tell)) {
+        Ok(Answer::Text(text, status)) => {
+            serde_json::from_slice(&text).unwrap_or_else(|_| Err(crashed(status.to_string())))
+        }
+        Ok(Answer::Silent) => Err(Unread::Silent { library: library.to_path_buf() }),
+        Err(error) => Err(crashed(error.to_string())),
+    }
 }
 
 /// Returns [`QUIET`] and [`PATIENCE`]. Tests of debug builds set both in milliseconds: `GPURUN_NVML_WAITS=100,500`.
@@ -106,60 +129,6 @@ fn waits() -> (Duration, Duration) {
         return (Duration::from_millis(quiet), Duration::from_millis(patience));
     }
     (QUIET, PATIENCE)
-}
-
-fn read_apart(
-    library: &Path,
-    (quiet, patience): (Duration, Duration),
-    notice: &mut dyn FnMut(String),
-) -> Result<Readings, Unread> {
-    let crashed = |how: String| Unread::Crashed { library: library.to_path_buf(), how };
-    let silent = || Unread::Silent { library: library.to_path_buf() };
-    let mut command = Command::new("/proc/self/exe");
-    command.arg(SUBCOMMAND).arg(library).env_clear().current_dir("/");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn().map_err(|error| crashed(error.to_string()))?;
-    let began = Instant::now();
-    let mut text = Vec::new();
-    let in_time = match child.stdout.take() {
-        Some(mut pipe) => {
-            read_until(&mut pipe, &mut text, began + quiet.min(patience)) || {
-                let seconds = patience.as_secs();
-                notice(format!("NVIDIA's driver has not answered yet; gpurun waits up to {seconds} s for it"));
-                read_until(&mut pipe, &mut text, began + patience)
-            }
-        }
-        None => true,
-    };
-    if !in_time {
-        // No signal ends a process that hangs in the driver. If the kill has no effect, leave the process behind.
-        let _ = child.kill();
-        let _ = child.try_wait();
-        return Err(silent());
-    }
-    let status = child.wait().map_err(|error| crashed(error.to_string()))?;
-    serde_json::from_slice(&text).unwrap_or_else(|_| Err(crashed(status.to_string())))
-}
-
-/// Reads to the end of the pipe. Returns false if the deadline passes first.
-pub(super) fn read_until(pipe: &mut std::process::ChildStdout, text: &mut Vec<u8>, deadline: Instant) -> bool {
-    let mut buffer = [0; 16 << 10];
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
-            Ok(0) => return false,
-            Err(nix::Error::EINTR) => continue,
-            // The pipe is readable, or its other end is closed. Either way, a read does not block.
-            _ => {}
-        }
-        match pipe.read(&mut buffer) {
-            Ok(0) => return true,
-            Ok(count) => text.extend_from_slice(&buffer[..count]),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(_) => return true,
-        }
-    }
 }
 
 /// The subcommand: takes the library's path, and writes JSON to standard output.
@@ -245,22 +214,4 @@ fn processes(
             },
         })
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_program_that_hangs_is_not_waited_for() {
-        let script = "echo some; exec sleep 1000";
-        let mut child = Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
-        let mut text = Vec::new();
-        let began = Instant::now();
-        let in_time = read_until(&mut child.stdout.take().unwrap(), &mut text, began + Duration::from_millis(300));
-        assert!(!in_time && began.elapsed() < Duration::from_secs(30));
-        assert_eq!(text, b"some\n");
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
 }

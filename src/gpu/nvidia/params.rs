@@ -1,9 +1,10 @@
 //! `gpurun gpu-params`: masks /proc/driver/nvidia/params in a container. It runs as a createContainer hook.
 //!
 //! The file tells the driver's libraries whether they may create and change device nodes. In a container they must not.
-//! The OCI spec cannot express the mount, because runtimes refuse mounts below /proc. The hook therefore makes it in
-//! the container's mount namespace, after /proc is mounted and before pivot_root. The image cannot interfere: the path
-//! is resolved inside the container's root, and /proc there is the kernel's.
+//! The OCI spec cannot express the mount, because runtimes refuse mounts below /proc. Usually the container's first
+//! process makes it ([`LINE`]). Where libcontainer runs hooks, or mounts /proc itself, this hook makes it in the
+//! container's mount namespace, after /proc is mounted and before pivot_root. The image cannot interfere: the path is
+//! resolved inside the container's root, and /proc there is the kernel's.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -13,13 +14,16 @@ use nix::mount::{MsFlags, mount};
 use crate::hook::{Chosen, Command};
 use crate::report::Report;
 use crate::rootfs;
-use crate::spec::Stage;
+use crate::spec::{SeenLine, Stage};
 use crate::sys::mount::fd_path;
 
 /// The subcommand that masks the file. It runs as a createContainer hook.
 const SUBCOMMAND: &str = "gpu-params";
 /// The driver's parameters, of which a container gets a changed copy.
 const PARAMS: &str = "/proc/driver/nvidia/params";
+
+/// The changed line.
+pub(super) const LINE: SeenLine = SeenLine { file: PARAMS, key: "ModifyDeviceFiles:", value: "0", hook: SUBCOMMAND };
 
 /// The subcommand. It reads the container's state from standard input.
 pub(crate) fn main() -> Result<(), Report> {
@@ -54,7 +58,7 @@ fn mask(root: &Path, dir: &Path) -> Result<(), Report> {
     let Some(file) = rootfs::resolve_in_root(&root, path)? else { return Ok(()) };
     let copy = dir.join("nvidia-params");
     let failed = |error: &dyn std::fmt::Display| Report::new(format!("cannot mask `{PARAMS}`")).with_cause(error);
-    std::fs::write(&copy, sealed_params(&String::from_utf8_lossy(&text))).map_err(|error| failed(&error))?;
+    std::fs::write(&copy, LINE.apply(&String::from_utf8_lossy(&text))).map_err(|error| failed(&error))?;
     let file = fd_path(&file);
     let none = None::<&Path>;
     mount(Some(&copy), &file, none, MsFlags::MS_BIND, none).map_err(|errno| failed(&errno))?;
@@ -78,13 +82,6 @@ pub(super) fn hook() -> Chosen {
             timeout: Some(30),
         },
     }
-}
-
-/// Returns the parameters with `ModifyDeviceFiles` set to 0.
-fn sealed_params(text: &str) -> String {
-    const KEY: &str = "ModifyDeviceFiles:";
-    let lines = text.lines().filter(|line| !line.starts_with(KEY)).map(|line| format!("{line}\n"));
-    lines.chain([format!("{KEY} 0\n")]).collect()
 }
 
 #[cfg(test)]
@@ -113,13 +110,5 @@ mod tests {
             assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
         });
         assert_eq!(std::fs::read_to_string(&params).unwrap(), "Mobile: 0\nModifyDeviceFiles: 1\n");
-    }
-
-    #[test]
-    fn the_copy_forbids_changes_of_nodes() {
-        assert_eq!(
-            sealed_params("Mobile: 0\nModifyDeviceFiles: 1\nUid: 0\n"),
-            "Mobile: 0\nUid: 0\nModifyDeviceFiles: 0\n"
-        );
     }
 }

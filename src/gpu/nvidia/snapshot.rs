@@ -10,6 +10,7 @@ use super::host::{Gpu, Host};
 use super::nvml::{self, GpuReading, Readings, Unread};
 use super::{driver, native};
 use crate::gpu::inventory::{Inventory, Unit};
+use crate::gpu::query::Early;
 use crate::gpu::vendor::{Detail, Notice};
 
 #[derive(Debug)]
@@ -26,13 +27,14 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn read(root: &Path, host: Host, detail: Detail, notice: Notice<'_>) -> Self {
+    pub(super) fn read(root: &Path, host: Host, detail: Detail, early: Option<&Early>, notice: Notice<'_>) -> Self {
         let wanted = match detail {
             Detail::Presence => false,
             Detail::Names => host.needs_nvml(),
             Detail::Usage => true,
         };
-        let readings = wanted.then(|| nvml::read(driver::nvml_library(root).as_deref(), notice));
+        let readings =
+            wanted.then(|| nvml::read(driver::nvml_library(root).as_deref(), early.and_then(Early::take), notice));
         Self { shallow: detail == Detail::Presence, ..Self::of(root, host, readings) }
     }
 
@@ -58,7 +60,7 @@ impl Snapshot {
 
     /// Returns NVML's readings, and asks NVML if that has not happened yet.
     pub(super) fn readings(&self, notice: Notice<'_>) -> &Result<Readings, Unread> {
-        let read = || nvml::read(driver::nvml_library(&self.root).as_deref(), notice);
+        let read = || nvml::read(driver::nvml_library(&self.root).as_deref(), None, notice);
         self.readings.as_ref().unwrap_or_else(|| self.later.get_or_init(read))
     }
 

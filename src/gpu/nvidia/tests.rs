@@ -63,7 +63,7 @@ impl World {
         let (root, cpus) = (&self.driver.root, with.cpus.as_ref());
         let (image_env, env) = (&[][..], &with.env[..]);
         let container =
-            Container { root, leases: &leases, taker, cpus, image_env, env, user: (0, 0), step: None, dry: false };
+            Container { root, leases: &leases, taker, cpus, image_env, env, step: None, early: None, dry: false };
         plan(&requested, &container, &mut no_notice)
     }
 
@@ -429,7 +429,7 @@ fn cdi_by_uuid_and_the_first_mode_that_works() {
 #[test]
 fn failures_of_nvml_are_distinguished() {
     let world = World::new(1);
-    let read = || nvml::read(driver::nvml_library(&world.driver.root).as_deref(), &mut no_notice);
+    let read = || nvml::read(driver::nvml_library(&world.driver.root).as_deref(), None, &mut no_notice);
     let readings = read().unwrap();
     assert_eq!((readings.cuda, readings.driver.as_str(), readings.gpus.len()), (Some((12, 4)), fake::VERSION, 1));
     let gpu = &readings.gpus[0];
@@ -441,7 +441,7 @@ fn failures_of_nvml_are_distinguished() {
     assert!(matches!(read(), Err(Unread::Mismatch { .. })));
     world.driver.nvml("fail 9");
     assert!(matches!(read(), Err(Unread::Refused { error, .. }) if error.contains("driver")));
-    assert_eq!(nvml::read(None, &mut no_notice), Err(Unread::NoLibrary));
+    assert_eq!(nvml::read(None, None, &mut no_notice), Err(Unread::NoLibrary));
     world.driver.nvml(&plain(1));
     read().unwrap();
 }
@@ -454,7 +454,7 @@ fn named_gpus_need_no_nvml() {
     for text in ["all", "device=1", &format!("device={}", uuid(0)), "device=0000:3c:00.0"] {
         let request: GpuRequest = text.parse().unwrap();
         let notice: Notice<'_> = &mut no_notice;
-        let gpus = Nvidia.read(&world.driver.root, Detail::Names, notice).unwrap();
+        let gpus = Nvidia.read(&world.driver.root, Detail::Names, None, notice).unwrap();
         assert_eq!(gpus.inventory().unread, None, "{text}");
         let with = With::env(&[("NVIDIA_REQUIRE_CUDA", "cuda>=12.4 brand=tesla,driver>=470,driver<471")]);
         let edits = world.plan_with(&request.to_string(), "a", &with).unwrap();
@@ -462,6 +462,6 @@ fn named_gpus_need_no_nvml() {
     }
     // MIG devices are only known to NVML.
     world.driver.mig_minors(0);
-    let gpus = Nvidia.read(&world.driver.root, Detail::Names, &mut no_notice).unwrap();
+    let gpus = Nvidia.read(&world.driver.root, Detail::Names, None, &mut no_notice).unwrap();
     assert!(gpus.inventory().unread.is_some());
 }

@@ -477,7 +477,8 @@ fn under_an_overlay_nothing_of_the_image_is_taken_for_a_whiteout() {
     mounted(build, MountMode::ALL, |build, at| {
         let base = tempfile::tempdir().unwrap();
         let [upper, work, merged] = ["upper", "work", "merged"].map(|name| base.path().join(name));
-        overlay(&Overlay { lower: at, upper: &upper, work: &work, merged: &merged, volatile: false }).unwrap();
+        overlay(&Overlay { lower: at, above: None, upper: &upper, work: &work, merged: &merged, volatile: false })
+            .unwrap();
         // On an overlay, every directory has a link count of 1. Everything else must match the tree.
         compare_names(build, ROOT, &merged);
         // Files that come from the image can be changed as usual.

@@ -197,8 +197,15 @@ fn the_overlay_outlives_the_namespaces_copy_of_the_image_mount() {
             let other = mount(&fixture.image("bb"), no_render).unwrap();
             let host = private_namespace(&fixture.images, &[&lower.dir]).unwrap();
             let [upper, work, merged] = ["upper", "work", "merged"].map(|name| fixture.base.path().join(name));
-            overlay(&Overlay { lower: &lower.dir, upper: &upper, work: &work, merged: &merged, volatile: true })
-                .unwrap();
+            overlay(&Overlay {
+                lower: &lower.dir,
+                above: None,
+                upper: &upper,
+                work: &work,
+                merged: &merged,
+                volatile: true,
+            })
+            .unwrap();
             host.forget(&fixture.images).unwrap();
             assert!(mount::points_below(&fixture.images).unwrap().is_empty());
             assert!(merged.join("marker").exists(), "the overlay has the layer for itself");
