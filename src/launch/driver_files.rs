@@ -53,7 +53,7 @@ pub(super) fn prepare(launch: Launch<'_>, image: &Lower, name: &str, edits: &mut
     let layer = match layer {
         Ok(layer) => layer?,
         Err(error) => {
-            tracing::debug!(%error, "cannot make a layer of the driver's files");
+            tracing::debug!(%error, "cannot create a layer of the driver's files");
             return None;
         }
     };
