@@ -10,6 +10,7 @@
  *     task        task_init_privileged   limits the capabilities
  *     task        task_init              joins the container, as the job's user
  *     slurmstepd  task_exit              the container ends with the last task
+ *     slurmd      job_epilog             `gpurun step-clean JOB` removes the files of --container-name
  *
  * Two sockets keep message boundaries (SOCK_SEQPACKET). On the first one, slurmstepd and gpurun talk. On the second one, gpurun
  * sends one message for each task, with the descriptors of the namespace, the filter and the settings.
@@ -96,6 +97,7 @@ static struct {
 	int control;
 	int tasks;
 	pid_t helper;
+	pid_t owner;
 	uid_t uid;
 	uint32_t local_tasks;
 	uint32_t started;
@@ -106,14 +108,16 @@ static int on_option(int value, const char *argument, int remote)
 {
 	(void)remote;
 	enum option option = value / 2;
-	const char *given = argument != NULL ? argument : value % 2 ? "1" : "0";
+	bool is_flag = option == MOUNT_HOME || option == REMAP_ROOT || option == ENTRYPOINT || option == WRITABLE;
+	/* slurmstepd passes an empty argument with a flag. */
+	const char *given = !is_flag && argument != NULL ? argument : value % 2 ? "1" : "0";
 
 	if (*given == '\0') {
 		slurm_error("gpurun: --container-%s: the value is empty", keys[option]);
 		return -1;
 	}
 	/* Slurm may pass an option twice, also from the environment of an allocation. */
-	if (values[option] != NULL && strcmp(values[option], given) != 0 && argument == NULL) {
+	if (values[option] != NULL && strcmp(values[option], given) != 0 && is_flag) {
 		slurm_error("gpurun: the options for --container-%s contradict each other", keys[option]);
 		return -1;
 	}
@@ -304,6 +308,7 @@ int slurm_spank_user_init(spank_t spank, int ac, char **av)
 		slurm_error("gpurun: cannot start `%s`: %m", program);
 		goto done;
 	}
+	step.owner = getpid();
 	step.control = control[0];
 	step.tasks = tasks[0];
 	control[0] = tasks[0] = -1;
@@ -530,7 +535,10 @@ int slurm_spank_task_init(spank_t spank, int ac, char **av)
 	return 0;
 }
 
-/* Ends gpurun's process: it sees the end of the socket. */
+/*
+ * Ends gpurun's process, which sees the end of the socket, and waits for it: it is in the cgroups of the step, which Slurm removes
+ * next. slurmstepd may have waited for it already, as for any child.
+ */
 static void finish(void)
 {
 	if (step.control >= 0)
@@ -538,6 +546,9 @@ static void finish(void)
 	if (step.tasks >= 0)
 		close(step.tasks);
 	step.control = step.tasks = -1;
+	while (step.helper > 0 && step.owner == getpid() && waitpid(step.helper, NULL, 0) < 0 && errno == EINTR)
+		;
+	step.helper = 0;
 }
 
 /* Runs in slurmstepd for each task that has ended. */
@@ -551,6 +562,36 @@ int slurm_spank_task_exit(spank_t spank, int ac, char **av)
 	if (step.is_ready && send(step.control, "X", 1, MSG_NOSIGNAL) == 1)
 		await_answer();
 	finish();
+	return 0;
+}
+
+/* Runs at the end of a job on this node, as root, in a process of slurmd's. */
+int slurm_spank_job_epilog(spank_t spank, int ac, char **av)
+{
+	uint32_t job = 0;
+	char number[16], **env = calloc((size_t)ac + 3, sizeof(*env));
+	char *argv[] = {"gpurun", "step-clean", number, NULL};
+	const char *program = env == NULL ? NULL : configure(ac, av, env);
+	int status = 0;
+
+	if (program == NULL || spank_get_item(spank, S_JOB_ID, &job) != ESPANK_SUCCESS)
+		goto done;
+	snprintf(number, sizeof(number), "%u", job);
+	pid_t pid = fork();
+	if (pid == 0) {
+		int null = open("/dev/null", O_RDWR);
+		if (null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 || syscall(SYS_close_range, 3, ~0U, 0) != 0)
+			_exit(FAILED);
+		execve(program, argv, env);
+		_exit(FAILED);
+	}
+	while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
+		;
+	if (pid < 0 || status != 0)
+		slurm_error("gpurun: cannot remove the files that job %u kept", job);
+done:
+	free(env);
+	/* A failure would drain the node. */
 	return 0;
 }
 

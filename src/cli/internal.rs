@@ -26,9 +26,10 @@ enum Internal {
     Resolve(ResolveArgs),
     StepKeeper(StepKeeperArgs),
     StepEnter(StepEnterArgs),
+    StepClean(StepCleanArgs),
 }
 
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "supervise",
     "lab-payload",
     "hook-shim",
@@ -41,6 +42,7 @@ const NAMES: [&str; 12] = [
     net::RESOLVE,
     launch::STEP_KEEPER,
     spank::STEP_ENTER,
+    spank::STEP_CLEAN,
 ];
 
 /// Returns whether this process runs an internal command.
@@ -66,6 +68,7 @@ pub(super) fn main() -> Result<u8, Report> {
         Internal::Resolve(args) => net::resolve_main(&args.fds, args.servers),
         Internal::StepKeeper(args) => step_keeper(args),
         Internal::StepEnter(args) => step_enter(args),
+        Internal::StepClean(args) => step_clean(args),
         Internal::GpuParams => crate::gpu::nvidia::params::main().map(|()| 0),
     }
 }
@@ -128,6 +131,21 @@ fn step_enter(args: StepEnterArgs) -> Result<u8, Report> {
     let context = super::Context::new(&args.globals)?;
     context.check()?;
     spank::step_enter_main(context.root, context.run_dir).map(|()| 0)
+}
+
+#[derive(Debug, Args)]
+struct StepCleanArgs {
+    #[command(flatten)]
+    globals: super::Globals,
+    /// The number of the job
+    job: u32,
+}
+
+fn step_clean(args: StepCleanArgs) -> Result<u8, Report> {
+    super::context::need_root()?;
+    let context = super::Context::new(&args.globals)?;
+    context.check()?;
+    spank::step_clean_main(context.root, context.run_dir, args.job).map(|()| 0)
 }
 
 #[derive(Debug, Args)]

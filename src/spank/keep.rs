@@ -16,6 +16,7 @@ use super::kept;
 use super::request::StepRequest;
 use super::talk::Sockets;
 use crate::report::Report;
+use crate::store::Store;
 
 /// Reports an error before the step runs for hours.
 pub(super) fn check_save(caller: &Caller, path: &Path) -> Result<(), Report> {
@@ -74,4 +75,20 @@ fn save(dirs: &Dirs, caller: &Caller, image: &str, path: &Path) -> Result<(), Re
     let status = child.wait().map_err(failed)?;
     written.map_err(failed)?;
     if status.success() { Ok(()) } else { Err(failed(io::Error::other("the image could not be read"))) }
+}
+
+/// Removes the files that the steps of a job have kept.
+pub(super) fn clean(dirs: &Dirs, job: u32) -> Result<(), Report> {
+    // Most jobs keep nothing, on a node that may not have a store yet.
+    if !dirs.root.join("names.json").exists() {
+        return Ok(());
+    }
+    for image in Store::open(&dirs.root)?.list()? {
+        for name in image.names.iter().filter(|name| kept::is_of_job(name, job)) {
+            let mut remove = gpurun(dirs)?;
+            remove.args(["image", "rm"]).arg(name.to_string());
+            output(remove, "remove the files of a job")?;
+        }
+    }
+    Ok(())
 }

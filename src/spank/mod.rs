@@ -48,8 +48,15 @@ use tasks::Tasks;
 
 /// The name of the command.
 pub(crate) const STEP_ENTER: &str = "step-enter";
+/// The name of the command for the end of a job.
+pub(crate) const STEP_CLEAN: &str = "step-clean";
 /// The longest request that is read. The kernel limits a process's arguments and environment to less.
 const MAX_REQUEST: u64 = 64 << 20;
+
+/// Removes what the steps of a job have kept on this node.
+pub(crate) fn step_clean_main(root: PathBuf, run_dir: PathBuf, job: u32) -> Result<(), Report> {
+    keep::clean(&Dirs { root, run_dir }, job)
+}
 
 /// Serves one step on this node, until the plugin's socket ends.
 pub(crate) fn step_enter_main(root: PathBuf, run_dir: PathBuf) -> Result<(), Report> {

@@ -9,9 +9,12 @@ use std::time::Duration;
 use crate::cgroup::{Hierarchy, Host};
 use crate::cluster::Step;
 use crate::report::Report;
+use crate::spec::Limits;
 use crate::sys::file::read_text;
 use crate::sys::process;
 
+/// The cgroup of gpurun's processes that end after a step.
+const OUTSIDE: &str = "/gpurun/supervisors";
 /// How long killed processes have to end.
 const END: Duration = Duration::from_secs(10);
 
@@ -97,11 +100,15 @@ impl Tasks {
         }
     }
 
-    /// Removes the empty cgroups of the step, whose daemon was killed.
+    /// Removes the empty cgroups of the step, whose daemon was killed. This process leaves them first.
     pub(super) fn remove_step(&self) {
-        if let (Some(step), Ok(host)) = (Step::parse(&self.cgroups), Host::probe(Path::new("/"))) {
-            host.remove_step(&step.place("none"));
+        let (Some(step), Ok(host)) = (Step::parse(&self.cgroups), Host::probe(Path::new("/"))) else { return };
+        if let Ok(outside) = host.make(OUTSIDE, &Limits::default()) {
+            for file in outside.entry_files() {
+                let _ = fs::write(file, "0");
+            }
         }
+        host.remove_step(&step.place("none"));
     }
 
     /// The cgroups of the step, in all hierarchies in which it has one.

@@ -41,11 +41,17 @@ pub struct Cluster {
 impl Cluster {
     /// A cluster whose first node has the GPUs of a stand-in driver, if there are some.
     pub fn new(nodes: usize, gpus: usize) -> Self {
+        Self::prepared(nodes, gpus, |_| ())
+    }
+
+    /// The same, with something to do before Slurm starts.
+    pub fn prepared(nodes: usize, gpus: usize, prepare: impl FnOnce(&Self)) -> Self {
         let host = Host::with_box();
         let driver = (gpus > 0).then(|| FakeDriver::new(&host.dir.join("driver"), gpus));
         let node = host.netns.replace("gpurun-e2e", "g").replace('-', "x") + "n";
         let dir = host.dir.join("slurm");
         let cluster = Self { host, dir, node, driver };
+        prepare(&cluster);
         let root = cluster.driver.as_ref().map(|driver| driver.root.clone()).unwrap_or_default();
         let files: Vec<String> =
             (0..gpus).map(|gpu| root.join(format!("dev/nvidia{gpu}")).display().to_string()).collect();
