@@ -42,6 +42,14 @@ impl Host {
 }
 
 impl Entrance {
+    /// The entrance for a process that would otherwise write to these files (`Cgroup::entry_files`). `None` if they are
+    /// not that of a cgroup of version 2 alone.
+    pub(crate) fn of_files(files: &[PathBuf]) -> Option<Self> {
+        let [file] = files else { return None };
+        let dir = file.parent().filter(|_| file.ends_with("cgroup.procs"))?;
+        Some(Self::Directory { dir: dir.to_owned(), mount: dir.to_owned() })
+    }
+
     /// Opens the directory in which the process is to be created. `None` under version 1.
     pub(crate) fn open_dir(&self) -> io::Result<Option<OwnedFd>> {
         match self {

@@ -79,7 +79,7 @@ pub(super) fn create(
     let dir = inner.open_entrance_dir().map_err(sys("open the container's cgroup"))?;
     let forked = match &dir {
         // Where the kernel cannot create a process in a cgroup, libcontainer moves one.
-        Some(dir) => process::fork_into(dir.as_fd()).ok(),
+        Some(dir) => process::fork_into(dir.as_fd(), false).ok(),
         None => Some(process::fork(false).map_err(sys("start the process that creates the container"))?),
     };
     // No process of the container may inherit it.

@@ -1,8 +1,9 @@
 //! Starts another process in a running container, with pid 1's cgroup, namespaces, capabilities and filter.
 //!
 //! Three processes take part: the caller; a helper, which is this program executed again (`gpurun exec-helper`) and
-//! which enters the cgroup and the namespaces; and the process itself. The helper creates the process inside the pid
-//! namespace as a child of the CALLER (CLONE_PARENT), so that the caller gets its exit status from waitpid.
+//! which enters the cgroup and the namespaces; and the process itself. Under version 2, the helper is replaced by a
+//! second one, which is created in the cgroup. The helper creates the process inside the pid namespace as a child of the
+//! CALLER (CLONE_PARENT), so that the caller gets its exit status from waitpid.
 //!
 //! A process of the container that has CAP_SYS_PTRACE can attach to the new process as soon as that is in the pid
 //! namespace, before it executes its program. It gains nothing that it did not have before:
@@ -20,7 +21,7 @@
 //! Without CAP_SYS_PTRACE, no process of the container can attach: the helper and its child are not dumpable.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,7 @@ use super::executor::{c_strings, execute};
 use super::failure::{Failure, Step, failed, failed_nix, send_failure};
 use super::pipes::{pipe, read_failure};
 use super::{RuntimeError, Stdio};
+use crate::cgroup::Entrance;
 use crate::spec::{Process, Rlimit};
 use crate::sys::process::Fork;
 use crate::sys::{self, caps, exe, keyring, mount, pty, seccomp};
@@ -109,8 +111,11 @@ pub fn exec(request: &ExecRequest<'_>) -> Result<ExecChild, RuntimeError> {
     let mut helper = command.spawn().map_err(sys("start the helper"))?;
     // The command holds copies of the stream descriptors.
     drop((command, failure_end, pid_end, terminal_end));
-    let pid = read_pid(pid_reader);
+    let (second, pid) = read_pids(pid_reader);
     let _ = helper.wait();
+    if let Some(second) = second {
+        let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(second), None);
+    }
     let failure = read_failure(&mut failures);
     let Some(pid) = pid else {
         let failure = failure.unwrap_or(Failure::step("run the helper, which ended early", libc::ECHILD));
@@ -144,10 +149,26 @@ fn stdio(command: &mut std::process::Command, stdio: &Stdio) -> std::io::Result<
     Ok(())
 }
 
-fn read_pid(mut reader: File) -> Option<i32> {
-    let mut bytes = [0; 4];
-    reader.read_exact(&mut bytes).ok()?;
-    Some(i32::from_ne_bytes(bytes))
+/// What a pid in the pipe is that of.
+const SECOND_HELPER: u8 = b'h';
+const PROCESS: u8 = b'p';
+
+/// Tells the caller a pid.
+fn tell(pipe: &OwnedFd, what: u8, pid: i32) -> nix::Result<()> {
+    let mut message = vec![what];
+    message.extend(pid.to_ne_bytes());
+    nix::unistd::write(pipe, &message).map(drop)
+}
+
+/// Reads the pids of the second helper, if there is one, and of the process.
+fn read_pids(mut reader: File) -> (Option<i32>, Option<i32>) {
+    let mut bytes = Vec::new();
+    let _ = reader.read_to_end(&mut bytes);
+    let find = |what: u8| {
+        let found = bytes.chunks_exact(5).find(|message| message[0] == what)?;
+        Some(i32::from_ne_bytes(found[1..].try_into().ok()?))
+    };
+    (find(SECOND_HELPER), find(PROCESS))
 }
 
 /// Runs the helper. `numbers` are the numbers of its descriptors. Once it has the descriptors, it never returns.
@@ -158,6 +179,9 @@ pub fn exec_helper_main(numbers: &[i32]) -> u8 {
         return crate::report::EXIT_USAGE;
     };
     let made = hide().and_then(|()| read_order(order)).and_then(|order| {
+        // The device filter of the container's cgroup must not apply to this node.
+        own_null()?;
+        enter_cgroup(&order, &pid_end)?;
         let filter_loaded = enter(&order, &target, &UnixStream::from(terminal))?;
         Ok((order, filter_loaded))
     });
@@ -171,7 +195,7 @@ pub fn exec_helper_main(numbers: &[i32]) -> u8 {
     drop(target);
     match sys::process::fork(true) {
         Ok(Fork::Parent(pid)) => {
-            let _ = File::from(pid_end).write_all(&pid.to_ne_bytes());
+            let _ = tell(&pid_end, PROCESS, pid);
             sys::process::exit_now(0)
         }
         Ok(Fork::Child) => {
@@ -203,8 +227,6 @@ fn read_order(order: OwnedFd) -> Result<Order, Failure> {
 /// whether it also has the seccomp filter.
 fn enter(order: &Order, target: &OwnedFd, terminal: &UnixStream) -> Result<bool, Failure> {
     let process = &order.process;
-    // The device filter of the container's cgroup must not apply to this node.
-    own_null()?;
     enter_namespaces(order, target)?;
     crate::sys::rlimit::lift();
     if order.terminal {
@@ -268,10 +290,49 @@ fn use_terminal(slave: &OwnedFd) -> Step {
     all.map_err(failed_nix("set up the standard streams"))
 }
 
-fn enter_namespaces(order: &Order, target: &OwnedFd) -> Step {
+/// Enters the cgroup. Under version 2, the kernel lets a process wait that moves itself (`cgroup::Entrance`). So this
+/// process creates a second helper in the cgroup, which goes on instead of it.
+fn enter_cgroup(order: &Order, pid_end: &OwnedFd) -> Step {
+    if let Some(entrance) = Entrance::of_files(&order.cgroup_procs)
+        && matches!(is_second_helper(&entrance, pid_end), Ok(true))
+    {
+        return Ok(());
+    }
     for file in &order.cgroup_procs {
         std::fs::write(file, "0").map_err(failed(&format!("enter the cgroup through `{}`", file.display())))?;
     }
+    Ok(())
+}
+
+/// Creates the second helper, and ends this process if that one can go on. Returns `true` in the second helper, and
+/// `false` or an error in this process if there is none.
+fn is_second_helper(entrance: &Entrance, pid_end: &OwnedFd) -> io::Result<bool> {
+    let Some(dir) = entrance.open_dir()? else { return Ok(false) };
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    match sys::process::fork_into(dir.as_fd(), true)? {
+        Fork::Parent(pid) => {
+            drop(writer);
+            // The caller, whose child it is, waits for it.
+            if tell(pid_end, SECOND_HELPER, pid).is_err() {
+                sys::process::exit_now(1);
+            }
+            let mut byte = [0];
+            match File::from(reader).read(&mut byte) {
+                Ok(1) => sys::process::exit_now(0),
+                _ => Ok(false),
+            }
+        }
+        Fork::Child => {
+            // Some kernels leave it the CPUs of the first helper.
+            if !entrance.has_sets() || nix::unistd::write(&writer, &[1]).is_err() {
+                sys::process::exit_now(1);
+            }
+            Ok(true)
+        }
+    }
+}
+
+fn enter_namespaces(order: &Order, target: &OwnedFd) -> Step {
     if let Some(score) = order.process.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", score.to_string()).map_err(failed(super::error::SCORE_STEP))?;
     }

@@ -219,15 +219,20 @@ pub fn fork(sibling: bool) -> io::Result<Fork> {
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Forks like [`fork`], with the child in the cgroup of version 2 whose directory is open as `cgroup`. The process must
-/// be single-threaded (checked).
-pub(crate) fn fork_into(cgroup: BorrowedFd<'_>) -> io::Result<Fork> {
+/// be single-threaded (checked), also with `sibling`.
+pub(crate) fn fork_into(cgroup: BorrowedFd<'_>, sibling: bool) -> io::Result<Fork> {
     if thread_count() != 1 {
         return Err(io::Error::other("a process with threads cannot be forked"));
     }
     // SAFETY: the structure consists of numbers, for which zero is valid.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = CLONE_INTO_CGROUP;
-    args.exit_signal = libc::SIGCHLD as u64;
+    if sibling {
+        // The signal is that of this process.
+        args.flags |= libc::CLONE_PARENT as u64;
+    } else {
+        args.exit_signal = libc::SIGCHLD as u64;
+    }
     args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
     // SAFETY: as in `fork`. The kernel reads the structure, whose size is passed. The descriptor is open.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };

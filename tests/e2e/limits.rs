@@ -7,6 +7,7 @@ use crate::host::{Host, cgroups_of, eventually, sh};
 pub const TESTS: &[(&str, fn())] = &[
     ("a_busy_loop_gets_no_more_cpu_than_asked", cpus),
     ("threads_stay_on_the_cpuset", cpuset),
+    ("exec_and_checks_are_in_the_cgroup", joined),
     ("forks_end_at_the_pids_limit", pids),
     ("the_table_shows_what_the_kernel_holds", table),
     (crate::NEEDS_SYSTEMD[0], daemon_reload),
@@ -18,6 +19,43 @@ fn run<'a>(rest: &[&'a str]) -> Vec<&'a str> {
     let mut args = vec!["run", "--network", "none"];
     args.extend(rest);
     args
+}
+
+/// A process that joins later has the cgroup and the CPUs of the container, in every hierarchy, and no descriptor of either.
+fn joined() {
+    let host = Host::with_box();
+    let check = "grep Cpus_allowed_list: /proc/self/status > /checked.new; sort -u /proc/self/cgroup >> /checked.new; mv /checked.new /checked";
+    let words = ["-d", "--name", "lab", "--cpuset-cpus", "0", "--memory", "64m", "--pids-limit", "20"];
+    let health = ["--health-cmd", check, "--health-interval", "1s", "box", "sleep", "1000"];
+    host.ok(&run(&[&words[..], &health].concat()));
+    let line =
+        "grep Cpus_allowed_list: /proc/self/status; ls -l /proc/self/fd | grep -c cgroup; sort -u /proc/self/cgroup";
+    let said = host.ok(&["exec", "lab", "sh", "-c", line]);
+    let mut lines = said.lines();
+    assert_eq!((lines.next(), lines.next()), (Some("Cpus_allowed_list:\t0"), Some("0")), "{said}");
+    // The container's cgroup is the root of its namespace.
+    assert!(lines.all(|line| line.ends_with(":/")), "{said}");
+    eventually("a check runs", || host.run(&["exec", "lab", "cat", "/checked"]).code == 0);
+    let checked = host.ok(&["exec", "lab", "cat", "/checked"]);
+    assert!(checked.starts_with("Cpus_allowed_list:\t0\n"), "{checked}");
+    // Many at once, each with its own exit code, and none of them remains.
+    let command = |number: &str| host.command(&["exec", "lab", "sh", "-c", &format!("exit {number}")]).spawn().unwrap();
+    let children: Vec<_> = ["3", "4", "5", "6"].into_iter().map(|number| (number, command(number))).collect();
+    for (number, mut child) in children {
+        assert_eq!(child.wait().unwrap().code().map(|code| code.to_string()).as_deref(), Some(number));
+    }
+    // At the limit of processes there is an error, and no process outside of the limit.
+    host.ok(&["exec", "-d", "lab", "sh", "-c", "while :; do sleep 1000 & done 2>/dev/null"]);
+    let id = host.inspect("lab")["Id"].as_str().unwrap().to_owned();
+    let current = || -> Option<String> {
+        let read = |dir: &std::path::PathBuf| std::fs::read_to_string(dir.join("pids.current")).ok();
+        cgroups_of(&id).iter().find_map(read).map(|text| text.trim().to_owned())
+    };
+    eventually("the limit is reached", || current().as_deref() == Some("20"));
+    let answer = host.run(&["exec", "lab", "true"]);
+    assert!(answer.code != 0 && answer.err.contains("cannot"), "{} {}", answer.code, answer.err);
+    host.ok(&["rm", "-f", "lab"]);
+    assert_eq!(host.leftovers(), "");
 }
 
 fn cpus() {
