@@ -37,6 +37,10 @@ impl Containerfile {
             return Self::from_stream(io::stdin().lock());
         }
         let name = file.display().to_string();
+        // Like podman and docker's former builder, look in the context for what is not there.
+        if file.is_relative() && file.symlink_metadata().is_err() && context.join(file).symlink_metadata().is_ok() {
+            return Self::inside(context, file.to_owned(), name);
+        }
         match inside(file, context) {
             Some(inside) => Self::inside(context, inside, name),
             None => {

@@ -93,7 +93,7 @@ pub(super) struct BuildArgs {
     layers: Option<bool>,
     /// Accepted for compatibility with podman: stages are built one after the other
     #[arg(long, hide = true, value_name = "N")]
-    jobs: Option<u32>,
+    jobs: Option<String>,
     /// Progress output: tty (steps that collapse when they are done), plain (all lines), quiet, or auto, which is tty on a
     /// terminal
     #[arg(long, hide_possible_values = true, value_name = "HOW", default_value = "auto")]

@@ -152,7 +152,7 @@ const DIFFERENT: &[(&str, &str)] = &[
     ),
     (
         "events",
-        "there is no history: `--since` shows what the records of containers still have; a line without `--format` is shorter",
+        "`--stream=false` ends after the past, as in podman; there is no history: `--since` shows what the records of containers still have; a line without `--format` is shorter",
     ),
     ("cp", "also from one container to another, as in podman"),
     ("exec", "the program gets its own pipes or terminal, never the caller's descriptors"),

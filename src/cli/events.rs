@@ -37,6 +37,9 @@ pub(super) struct EventsArgs {
     /// End at this time
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
+    /// Wait for further events; with `false`, end after those of the past
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    stream: bool,
     /// Print a Go template for each event, or docker's JSON (`json`, `{{json .}}`)
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
@@ -108,7 +111,7 @@ pub(super) fn run(args: &EventsArgs, context: &Context) -> Result<u8, Report> {
         past.iter().filter(is_in).try_for_each(|event| shown.show(event))?;
     }
     let mut pace = Pace::default();
-    while !is_over() {
+    while args.stream && !is_over() {
         std::thread::sleep(LOOK);
         let after = look()?;
         for (id, seen) in &after {

@@ -49,6 +49,13 @@ impl Filters {
         !self.has(key) || self.values(key).any(matches)
     }
 
+    /// Whether a name matches one of the patterns of `--filter name=`, which are regular expressions, as in docker.
+    pub(super) fn name(&self, name: &str) -> bool {
+        self.any("name", |pattern| {
+            regex::Regex::new(pattern).map_or_else(|_| name.contains(pattern), |form| form.is_match(name))
+        })
+    }
+
     /// Whether all labels that are asked for are there: `KEY` or `KEY=VALUE`, and none of `label!`.
     pub(super) fn labels(&self, labels: &BTreeMap<String, String>) -> bool {
         let has = |wanted: &str| match wanted.split_once('=') {

@@ -305,10 +305,16 @@ fn mixes_limits(matches: &ArgMatches) -> bool {
 const MAX_WIDTH: usize = 100;
 
 /// Removes the headings of positional arguments. The heading of a flattened group applies to all arguments after it,
-/// including positional ones. Of a flag that is given twice, the last value counts, as in docker.
+/// including positional ones. Of a flag that is given twice, the last value counts, as in docker. The values of some flags
+/// may begin with a hyphen: `--format '-{{.ID}}'`, `--since -5m`.
 fn arranged(command: clap::Command) -> clap::Command {
-    let positional = |arg: clap::Arg| if arg.is_positional() { arg.help_heading(None::<&'static str>) } else { arg };
-    command.args_override_self(true).mut_args(positional).mut_subcommands(arranged)
+    let arrange = |arg: clap::Arg| {
+        let any_value = ["format", "since", "until"].iter().any(|name| arg.get_long() == Some(name));
+        let positional = arg.is_positional();
+        let arg = if any_value { arg.allow_hyphen_values(true) } else { arg };
+        if positional { arg.help_heading(None::<&'static str>) } else { arg }
+    };
+    command.args_override_self(true).mut_args(arrange).mut_subcommands(arranged)
 }
 
 /// Parses the arguments that follow the program name.

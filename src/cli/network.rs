@@ -420,7 +420,7 @@ fn ls(args: &LsArgs, context: &Context) -> Result<u8, Report> {
         let kind = if network.is_built_in { "builtin" } else { "custom" };
         let is_dangling = !network.is_built_in && network.containers.is_empty();
         dangling.is_none_or(|dangling| dangling == is_dangling)
-            && filters.any("name", |name| network.name.contains(name))
+            && filters.name(&network.name)
             && filters.any("id", |id| network.id.starts_with(id))
             && filters.any("driver", |driver| driver == network.driver)
             && filters.any("scope", |scope| scope == "local")

@@ -30,7 +30,7 @@ pub(super) struct PsArgs {
     /// Show the newest container, running or not
     #[arg(short, long)]
     latest: bool,
-    /// Select containers: status=exited, name=TEXT, label=KEY[=VALUE], ancestor=IMAGE, user=NAME, volume=NAME, publish=PORT, …
+    /// Select containers: status=exited, name=TEXT, label=KEY[=VALUE], ancestor=IMAGE, user=NAME, volume=NAME, publish=PORT, restart-policy=always, …
     #[arg(short, long, value_name = "KEY=VALUE")]
     filter: Vec<String>,
     /// Print a table of chosen fields (`table {{.ID}}\t{{.Names}}`), JSON lines (`json`), or a Go template for each container
@@ -75,10 +75,26 @@ fn last(text: &str) -> Result<i64, crate::units::UnitError> {
     crate::units::parse_whole(text, &(-1..=i64::from(u32::MAX)))
 }
 
-const FILTERS: [&str; 14] = [
-    "id", "name", "label", "status", "exited", "ancestor", "before", "since", "volume", "network", "publish", "expose",
-    "health", "user",
+const FILTERS: [&str; 15] = [
+    "id",
+    "name",
+    "label",
+    "status",
+    "exited",
+    "ancestor",
+    "before",
+    "since",
+    "volume",
+    "network",
+    "publish",
+    "expose",
+    "health",
+    "user",
+    "restart-policy",
 ];
+
+/// The kinds of restart policies.
+const POLICIES: [&str; 4] = ["no", "always", "unless-stopped", "on-failure"];
 
 /// docker's states, and podman's word for an exited container.
 const STATES: [&str; 8] = ["created", "running", "paused", "restarting", "exited", "removing", "dead", "stopped"];
@@ -152,6 +168,7 @@ pub(super) fn run(args: &PsArgs, context: &Context) -> Result<u8, Report> {
     let filters = Filters::parse(&args.filter, &FILTERS)?;
     filters.only("status", &STATES)?;
     filters.only("health", &["none", "starting", "healthy", "unhealthy"])?;
+    filters.only("restart-policy", &POLICIES)?;
     let records = context.records()?;
     let (entries, unreadable) = records.list_all()?;
     let most = if args.latest { 1 } else { args.last };
@@ -218,6 +235,7 @@ fn sort(rows: &mut [Row], by: Sort) {
 pub(super) fn selected(filters: &[String], context: &Context) -> Result<Vec<String>, Report> {
     let filters = Filters::parse(filters, &FILTERS)?;
     filters.only("status", &STATES)?;
+    filters.only("restart-policy", &POLICIES)?;
     let records = context.records()?;
     let images = Images::new(context.store().ok());
     let select = Select::new(&filters, &records, context)?;
@@ -342,6 +360,7 @@ impl<'a> Select<'a> {
             && filters
                 .any("status", |status| status == view.status() || (status == "stopped" && view.status() == "exited"))
             && filters.any("exited", exited)
+            && filters.any("restart-policy", |kind| record.request.restart.to_string().split(':').next() == Some(kind))
             && (!filters.has("ancestor") || self.ancestors.contains(&record.image.to_string()))
             && self.before.is_none_or(|time| record.created < time)
             && self.since.is_none_or(|time| record.created > time)

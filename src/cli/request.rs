@@ -59,7 +59,7 @@ pub(super) fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Re
         time_zone: flags.tz.as_deref().map(parse_time_zone).transpose()?,
         workdir: flags.workdir.as_deref().map(parse_workdir).transpose()?,
         user: flags.user.as_deref().map(UserSpec::of),
-        group_add: flags.group_add.clone(),
+        group_add: flags.group_add.iter().flat_map(|list| list.split(',').map(str::to_owned)).collect(),
         hostname: flags.hostname.as_deref().map(parse_hostname).transpose()?,
         domainname: flags.domainname.as_deref().map(parse_domainname).transpose()?,
         labels: labels(flags)?,

@@ -114,6 +114,9 @@ struct RmArgs {
     /// Remove all volumes that no container uses
     #[arg(short, long, conflicts_with = "volumes")]
     all: bool,
+    /// Accepted for compatibility with podman: a volume that a container uses stays
+    #[arg(short, long, hide = true, value_name = "SECONDS")]
+    time: Option<String>,
     /// Names of volumes
     #[arg(required_unless_present = "all", value_name = "VOLUME")]
     volumes: Vec<String>,
@@ -263,7 +266,7 @@ fn ls(args: &LsArgs, context: &Context) -> Result<u8, Report> {
     let (mut volumes, _) = all(context, &context.records()?)?;
     volumes.retain(|used| {
         dangling.is_none_or(|dangling| dangling == used.users.is_empty())
-            && filters.any("name", |name| used.volume.name.contains(name))
+            && filters.name(&used.volume.name)
             && filters.any("driver", |driver| driver == "local")
             && filters.labels(&used.volume.labels)
     });

@@ -107,6 +107,8 @@ fn choose(all: &[(&str, &str)], asked: &str, names: Names) -> Result<usize, Find
     let matching = |test: &dyn Fn(&str, &str) -> bool| -> Vec<usize> {
         (0..all.len()).filter(|&index| test(all[index].0, all[index].1)).collect()
     };
+    // docker shows names with a slash in front, and takes them so.
+    let asked = asked.strip_prefix('/').unwrap_or(asked);
     if asked.is_empty() {
         return Err(FindError::None(String::new()));
     }

@@ -225,7 +225,9 @@ impl Renderer {
                     &Value::Nil
                 }),
                 Value::Fields(fields) => {
-                    fields.get(name).ok_or_else(|| failed(pipeline, format!("there is no field `{name}`")))?
+                    // docker's objects have the field `ID`, which is `Id` in their JSON, and templates know both.
+                    let found = fields.get(name).or_else(|| if name == "ID" { fields.get("Id") } else { None });
+                    found.ok_or_else(|| failed(pipeline, format!("there is no field `{name}`")))?
                 }
                 Value::Nil => return Err(failed(pipeline, format!("there is no value with a field `{name}`"))),
                 other => return Err(failed(pipeline, format!("{} has no field `{name}`", other.kind()))),

@@ -536,6 +536,8 @@ fn volumes() {
     assert_eq!(listed(&["--filter", "dangling=true"]), "bin");
     assert_eq!(listed(&["--filter", "label=course"]), "data");
     assert_eq!(listed(&["--filter", "name=at"]), "data");
+    assert_eq!(listed(&["--filter", "name=^d.t"]), "data");
+    assert_eq!(listed(&["--filter", "name=["]), "", "no regular expression");
     assert_eq!(host.ok(&["volume", "ls"]).lines().next().unwrap(), "DRIVER    VOLUME NAME");
     assert_eq!(
         host.ok(&["volume", "ls", "--format", "{{.Driver}} {{.Label \"course\"}}", "-f", "name=data"]),
@@ -568,6 +570,12 @@ fn volumes() {
     host.ok(&["rm", "user"]);
     assert!(host.ok(&["volume", "prune", "-f"]).contains(&unnamed[0]));
     assert_eq!(listed(&[]), "named");
+    // The answer may come through a pipe.
+    let answer = host.with_input(&["volume", "prune", "-a"], b"n\n");
+    assert!(answer.code == 1 && answer.err.contains("nothing was removed"), "{}", answer.err);
+    let answer = host.with_input(&["volume", "prune", "-a"], b"y\n");
+    assert!(answer.code == 0 && answer.out.contains("named"), "{}", answer.err);
+    assert!(host.fails(2, &["volume", "prune", "-a"]).contains("standard input is not a terminal"));
 }
 
 fn prune() {
@@ -747,6 +755,10 @@ fn chosen() {
     assert_eq!(running(), "one three two");
     assert_eq!(host.ok(&["kill", "--all", "--filter", "label=kind=a"]), ids[0]);
     assert_eq!(running(), "three two");
+    host.ok(&["update", "--restart", "on-failure:3", "one"]);
+    assert_eq!(host.ok(&["ps", "-aq", "--no-trunc", "--filter", "restart-policy=on-failure"]), ids[0]);
+    assert_eq!(host.ok(&["start", "--filter", "restart-policy=always"]), "");
+    assert!(host.fails(2, &["start", "--filter", "restart-policy=sometimes"]).contains("use one of: no, always"));
     // What does not exist.
     assert!(host.fails(1, &["stop", "nosuch"]).contains("nosuch"));
     assert_eq!(host.ok(&["stop", "-t", "0", "--ignore", "nosuch", "two"]), "two");
@@ -837,6 +849,28 @@ fn between() {
 
 fn sorted_lists() {
     let host = Host::with_box();
+    // Values may begin with a hyphen, names with a slash, and templates have docker's `ID`.
+    let id = host.ok(&[
+        "create",
+        "--network",
+        "none",
+        "--name",
+        "/slash",
+        "--ulimit",
+        "core=-1",
+        "--group-add",
+        "1,2",
+        "box",
+        "id",
+        "-G",
+    ]);
+    assert_eq!(
+        host.ok(&["inspect", "--format", "-{{.ID}} {{(index .HostConfig.Ulimits 0).Hard}}", "/slash"]),
+        format!("-{id} -1")
+    );
+    assert_eq!(host.ok(&["start", "-a", "slash"]), "0 1 2");
+    assert_eq!(host.ok(&["events", "--since", "1h", "--stream=false"]).lines().count(), 3);
+    host.ok(&["rm", "/slash"]);
     for name in ["b1", "c1", "a1"] {
         host.ok(&["create", "--network", "none", "--name", name, "box", "sleep", &format!("1{name}")]);
     }
@@ -894,6 +928,9 @@ fn context_on_stdin(host: &Host) {
         assert_eq!(cat("other", "/kept"), "kept");
     }
     assert_eq!(host.with_input(&["build", "-q", "-t", "context", "context", "-f", "-"], b"FROM box\n").code, 0);
+    // A file that is not in this directory may be in the context.
+    host.ok(&["build", "-q", "-f", "sub/Other", "context"]);
+    assert!(host.fails(1, &["build", "-q", "-f", "sub/None", "context"]).contains("cannot read `sub/None`"));
     // No file of this host is read or written.
     std::os::unix::fs::symlink("/etc/passwd", dir.join("Linked")).unwrap();
     let linked = tar(&dir, &["-c", "."]);

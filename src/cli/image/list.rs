@@ -1,5 +1,7 @@
 //! `gpurun image ls | inspect | history`.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -222,6 +224,7 @@ pub(super) fn fields(
     in_use: bool,
 ) -> template::Value {
     let (repository, tag, digest) = name;
+    let names: Vec<String> = image.names.iter().map(ToString::to_string).collect();
     let digest = digest.or(image.manifest_digest).map_or_else(|| "<none>".to_owned(), |digest| digest.to_string());
     format::row([
         ("ID", id.into()),
@@ -235,8 +238,14 @@ pub(super) fn fields(
         ("SharedSize", "N/A".into()),
         ("UniqueSize", "N/A".into()),
         ("Containers", (if in_use { "1" } else { "N/A" }).into()),
+        ("Labels", template::Value::Map(labels(image))),
+        ("Names", template::Value::from(names.join(","))),
         ("Platform", image.platform().map_or_else(String::new, |platform| platform.to_string()).into()),
     ])
+}
+
+fn labels(image: &Image) -> BTreeMap<String, template::Value> {
+    image.config.labels.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect()
 }
 
 /// The images that `--filter` and the repository select.

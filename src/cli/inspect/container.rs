@@ -349,7 +349,7 @@ fn host_config(view: &View<'_>, mounts: &[Shown]) -> Value {
         "OomKillDisable": limits["oom_kill_disable"],
         "PidsLimit": limits["pids_limit"],
         "CgroupParent": request.cgroup_parent.clone().unwrap_or_default(),
-        "Ulimits": request.ulimits.iter().map(|limit| json!({ "Name": limit.name, "Soft": limit.soft, "Hard": limit.hard })).collect::<Vec<_>>(),
+        "Ulimits": request.ulimits.iter().map(|limit| json!({ "Name": limit.name, "Soft": ulimit(limit.soft), "Hard": ulimit(limit.hard) })).collect::<Vec<_>>(),
         "Devices": devices.collect::<Vec<_>>(),
         "DeviceRequests": gpus,
         "DeviceCgroupRules": stored["device_rules"],
@@ -358,6 +358,11 @@ fn host_config(view: &View<'_>, mounts: &[Shown]) -> Value {
         all.extend(resources);
     }
     all
+}
+
+/// A limit as docker shows it: -1 is none.
+fn ulimit(limit: u64) -> i128 {
+    if limit == u64::MAX { -1 } else { limit.into() }
 }
 
 fn pid_mode(request: &Request) -> String {
