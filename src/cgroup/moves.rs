@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::access::{children, write};
 use super::{Cgroup, CgroupError, Hierarchy, Host, Place};
+use crate::sys::process;
 
 impl Host {
     /// Makes the following moves of processes between cgroups fast, by one move that changes nothing: this process to
@@ -66,9 +68,36 @@ impl Cgroup {
 }
 
 impl Host {
+    /// Ends a step whose daemon was killed: kills its processes, which nothing else would end, and removes its cgroups
+    /// as [`Self::remove_step`] does. Returns after `time` at the latest.
+    pub(crate) fn end_step(&self, place: &Place, time: Duration) {
+        let end = Instant::now() + time;
+        let steps = self.step_dirs(place);
+        while steps.iter().any(|step| step.exists()) {
+            steps.iter().for_each(|step| kill_below(step));
+            self.remove_step(place);
+            if Instant::now() > end {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Removes the cgroups of a step whose daemon has ended, as far as no process is in them: those of the step and all
     /// below it, and the job's if it has no other step.
-    pub(crate) fn remove_step(&self, place: &Place) {
+    fn remove_step(&self, place: &Place) {
+        // If the daemon has removed them itself, the job's may be about to get another step's.
+        for step in self.step_dirs(place).iter().filter(|step| step.exists()) {
+            remove_empty(step);
+            // The kernel removes no cgroup that has others below it.
+            if let Some(job) = step.parent().filter(|job| is_named(job, "job_")) {
+                let _ = fs::remove_dir(job);
+            }
+        }
+    }
+
+    /// The cgroups of the step that a container's cgroup is in.
+    fn step_dirs(&self, place: &Place) -> Vec<PathBuf> {
         let dirs: Vec<PathBuf> = match &self.hierarchy {
             Hierarchy::V1 { controllers, .. } => {
                 let apart = place.apart.iter().filter_map(|(name, path)| Some((controllers.get(name)?, path)));
@@ -76,16 +105,25 @@ impl Host {
             }
             Hierarchy::V2 { mount } => vec![mount.join(place.path.trim_start_matches('/'))],
         };
-        let is = |dir: &Path, kind: &str| dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(kind));
-        for dir in dirs {
-            let Some(step) = dir.ancestors().find(|above| is(above, "step_")) else { continue };
-            remove_empty(step);
-            // The kernel removes no cgroup that has others below it.
-            if let Some(job) = step.parent().filter(|job| is(job, "job_")) {
-                let _ = fs::remove_dir(job);
-            }
+        let step = |dir: &PathBuf| dir.ancestors().find(|above| is_named(above, "step_")).map(Path::to_owned);
+        dirs.iter().filter_map(step).collect()
+    }
+}
+
+fn is_named(dir: &Path, kind: &str) -> bool {
+    dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(kind))
+}
+
+/// Kills all processes in a cgroup and below it, except this one.
+fn kill_below(dir: &Path) {
+    let own = std::process::id() as i32;
+    let list = crate::sys::file::read_control(dir.join("cgroup.procs")).unwrap_or_default();
+    for pid in list.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != own) {
+        if let Ok(process) = process::open_pidfd(pid) {
+            let _ = process::signal(process, libc::SIGKILL);
         }
     }
+    children(dir).iter().for_each(|child| kill_below(child));
 }
 
 /// Removes a cgroup and those below it, as far as no process is in them.
@@ -114,10 +152,10 @@ mod tests {
         assert!(job.exists(), "this is no step");
         // A file stands for a process: the kernel does not remove the directory.
         fs::write(job.join("step_1/user/busy"), "").unwrap();
-        host.remove_step(&place("step_1"));
+        host.end_step(&place("step_1"), Duration::from_millis(20));
         assert!(job.join("step_1/user").exists());
         fs::remove_file(job.join("step_1/user/busy")).unwrap();
-        host.remove_step(&place("step_1"));
+        host.end_step(&place("step_1"), Duration::from_secs(10));
         assert!(!job.exists() && job.parent().unwrap().exists(), "the scope is Slurm's");
     }
 }

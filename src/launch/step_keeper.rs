@@ -98,14 +98,15 @@ pub(crate) fn step_keeper_main(
     if let (true, Some(place), Some(daemon)) = (was_killed, place, &daemon)
         && process::wait_pidfd(daemon, DAEMON_ENDS)
     {
-        remove_step(&place)?;
+        end_step(&place)?;
     }
     Ok(())
 }
 
-/// Removes the empty cgroups of a step whose daemon has ended.
-fn remove_step(place: &Place) -> Result<(), Report> {
-    Host::probe(Path::new("/"))?.remove_step(place);
+/// Kills what is left of a step whose daemon has ended, and removes its cgroups. The daemon has done both, unless it was
+/// killed.
+fn end_step(place: &Place) -> Result<(), Report> {
+    Host::probe(Path::new("/"))?.end_step(place, DAEMON_ENDS);
     Ok(())
 }
 

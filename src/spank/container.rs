@@ -30,8 +30,9 @@ const VISIBLE: &str = "NVIDIA_VISIBLE_DEVICES";
 #[derive(Debug)]
 pub(super) struct Container {
     pub id: String,
-    /// The waiting process.
-    pid: i32,
+    pub namespace: OwnedFd,
+    /// The environment of the waiting process: that of the image, and what its entrypoint has changed.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Container {
@@ -55,86 +56,108 @@ impl Container {
             sockets.say(&ran.err);
         }
         let id = ran.out.trim().to_owned();
-        let mut container = Self { id, pid: 0 };
-        match container.wait(dirs, request, image, tasks) {
-            Ok(pid) => container.pid = pid,
-            Err(report) => {
-                container.remove(dirs);
-                return Err(report);
-            }
-        }
-        Ok(container)
+        wait(dirs, &id, request, image, tasks).inspect_err(|_| remove(dirs, &id))
     }
 
-    /// Waits until the container's process is the waiting one: an entrypoint does its work before.
-    fn wait(&self, dirs: &Dirs, request: &StepRequest, image: &Provided, tasks: &Tasks) -> Result<i32, Report> {
-        let records = Records::look_at(&dirs.root, &dirs.run_dir);
-        let ended = || {
-            let report = Report::new("the container ended before the tasks joined it");
-            match request.options.entrypoint {
-                true => {
-                    report.with_hint("the image's entrypoint must run its arguments; try `--no-container-entrypoint`")
-                }
-                false => report,
-            }
-        };
-        loop {
-            let entry = records.get(&self.id)?.ok_or_else(ended)?;
-            if entry.record.image != image.image.id {
-                return Err(Report::new("the image was replaced while the container was created"));
-            }
-            let first = entry.state()?.pid.ok_or_else(ended)?;
-            if let Some(pid) = waiting_below(first) {
-                return Ok(pid);
-            }
-            if process::open_pidfd(first).is_err() {
-                return Err(ended());
-            }
-            if tasks.have_ended() {
-                return Err(Report::new("the step has ended before its container was ready"));
-            }
-            std::thread::sleep(LOOK);
-        }
-    }
-
-    /// Opens the mount namespace.
-    pub(super) fn namespace(&self) -> Result<OwnedFd, Report> {
-        File::open(format!("/proc/{}/ns/mnt", self.pid))
-            .map(OwnedFd::from)
-            .map_err(|error| Report::new("cannot open the container's mount namespace").with_cause(error))
-    }
-
-    /// Returns the environment of the waiting process: that of the image, and what its entrypoint has changed.
-    pub(super) fn environment(&self) -> Result<Vec<(String, String)>, Report> {
-        let bytes = read(format!("/proc/{}/environ", self.pid))
-            .map_err(|error| Report::new("cannot read the container's environment").with_cause(error))?;
-        let entries = bytes.split(|byte| *byte == 0).map(String::from_utf8_lossy);
-        Ok(entries.filter_map(|entry| entry.split_once('=').map(|(name, value)| (name.into(), value.into()))).collect())
-    }
-
-    /// Ends and removes the container, and waits for the end of its supervisor: Slurm waits for a second or more for a
-    /// process that is still in the step when the last task has ended.
+    /// Ends and removes the container.
     pub(super) fn remove(&self, dirs: &Dirs) {
-        let records = Records::look_at(&dirs.root, &dirs.run_dir);
-        let pid = records.get(&self.id).ok().flatten().and_then(|entry| entry.supervisor().ok().flatten());
-        let supervisor = pid.and_then(|pid| process::open_pidfd(pid).ok());
-        let removed = gpurun(dirs).and_then(|mut command| {
-            command.args(["rm", "--force"]).arg(&self.id);
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            command.status().map_err(|error| Report::new("cannot remove the container").with_cause(error))
-        });
-        match removed {
-            Ok(status) if status.success() => {}
-            Ok(status) => tracing::warn!("cannot remove the container: {status}"),
-            Err(report) => tracing::warn!("{report}"),
-        }
-        if let Some(supervisor) = supervisor {
-            process::wait_pidfd(supervisor, END);
-        }
+        remove(dirs, &self.id);
     }
 }
 
-/// The arguments of `gpurun run`. None of them is text of the user, except for the image, which was parsed.
+/// Waits until the container's process is the waiting one: an entrypoint does its work before.
+///
+/// These processes are the user's, who can end them at any time, and their pids may then be those of other processes. So a
+/// pid counts only while the pidfd that was opened before says that its process lives.
+fn wait(dirs: &Dirs, id: &str, request: &StepRequest, image: &Provided, tasks: &Tasks) -> Result<Container, Report> {
+    let records = Records::look_at(&dirs.root, &dirs.run_dir);
+    let ended = || {
+        let report = Report::new("the container ended before the tasks joined it");
+        match request.options.entrypoint {
+            true => report.with_hint("the image's entrypoint must run its arguments; try `--no-container-entrypoint`"),
+            false => report,
+        }
+    };
+    let entry = records.get(id)?.ok_or_else(ended)?;
+    if entry.record.image != image.image.id {
+        return Err(Report::new("the image was replaced while the container was created"));
+    }
+    let state = entry.state()?;
+    let first = state.pid.ok_or_else(ended)?;
+    let process = process::open_pidfd(first).map_err(|_| ended())?;
+    let namespace = OwnedFd::from(File::open(format!("/proc/{first}/ns/mnt")).map_err(|_| ended())?);
+    // The process is that of the record, and it lives, so the namespace is its own.
+    if process::start_time(first) != state.pid_start || state.pid_start.is_none() || has_ended(&process) {
+        return Err(ended());
+    }
+    let number = inode(&namespace);
+    loop {
+        if let Some(environment) = waiting_below(first, number) {
+            return Ok(Container { id: id.to_owned(), namespace, environment });
+        }
+        if has_ended(&process) {
+            return Err(ended());
+        }
+        if tasks.have_ended() {
+            return Err(Report::new("the step has ended before its container was ready"));
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn has_ended(process: &OwnedFd) -> bool {
+    process::wait_pidfd(process, Duration::ZERO)
+}
+
+/// The number of a namespace.
+fn inode(namespace: &OwnedFd) -> Option<u64> {
+    nix::sys::stat::fstat(namespace).ok().map(|stat| stat.st_ino)
+}
+
+/// Finds the waiting process, which has no arguments, among a process and its descendants, and returns its environment. It is
+/// in the container's mount namespace, as no process outside of the container is.
+fn waiting_below(pid: i32, namespace: Option<u64>) -> Option<Vec<(String, String)>> {
+    let process = process::open_pidfd(pid).ok()?;
+    let own = OwnedFd::from(File::open(format!("/proc/{pid}/ns/mnt")).ok()?);
+    if namespace.is_none() || inode(&own) != namespace {
+        return None;
+    }
+    if read(format!("/proc/{pid}/cmdline")).ok()? == [WAIT.as_bytes(), b"\0"].concat() {
+        let bytes = read(format!("/proc/{pid}/environ")).ok().filter(|_| !has_ended(&process))?;
+        let entries = bytes.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+        return Some(
+            entries
+                .filter_map(|entry| entry.split_once('=').map(|(name, value)| (name.into(), value.into())))
+                .collect(),
+        );
+    }
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find_map(|pid| waiting_below(pid, namespace))
+}
+
+/// Ends and removes a container, and waits for the end of its supervisor: Slurm waits for a second or more for a process
+/// that is still in the step when the last task has ended.
+fn remove(dirs: &Dirs, id: &str) {
+    let records = Records::look_at(&dirs.root, &dirs.run_dir);
+    let pid = records.get(id).ok().flatten().and_then(|entry| entry.supervisor().ok().flatten());
+    let supervisor = pid.and_then(|pid| process::open_pidfd(pid).ok());
+    let removed = gpurun(dirs).and_then(|mut command| {
+        command.args(["rm", "--force"]).arg(id);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().map_err(|error| Report::new("cannot remove the container").with_cause(error))
+    });
+    match removed {
+        Ok(status) if status.success() => {}
+        Ok(status) => tracing::warn!("cannot remove the container: {status}"),
+        Err(report) => tracing::warn!("{report}"),
+    }
+    if let Some(supervisor) = supervisor {
+        process::wait_pidfd(supervisor, END);
+    }
+}
+
+/// The arguments of `gpurun run`. None of them is text of the user, except for the image, which was parsed, and values of
+/// variables.
 fn arguments(request: &StepRequest, image: &Provided) -> Vec<String> {
     let caller = &request.caller;
     let name = format!("slurm-{}.{}-{}", request.job, request.step_name(), std::process::id());
@@ -159,14 +182,4 @@ fn arguments(request: &StepRequest, image: &Provided) -> Vec<String> {
         args.extend(["--entrypoint".into(), WAIT.into(), image.argument.clone()]);
     }
     args
-}
-
-/// Finds the waiting process, which has no arguments, among a process and its descendants.
-fn waiting_below(pid: i32) -> Option<i32> {
-    let line = read(format!("/proc/{pid}/cmdline")).ok()?;
-    if line == [WAIT.as_bytes(), b"\0"].concat() {
-        return Some(pid);
-    }
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find_map(waiting_below)
 }

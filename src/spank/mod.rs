@@ -104,10 +104,9 @@ fn begin(dirs: &Dirs, request: &StepRequest, tasks: &Tasks, sockets: &Sockets) -
     let image = image::provide(dirs, request, tasks, sockets)?;
     let container = Container::start(dirs, request, &image, tasks, sockets)?;
     let prepared = (|| {
-        let namespace = container.namespace()?;
-        attach::attach(request, &namespace)?;
-        let settings = settings::settings(request, &container.environment()?, &image);
-        sockets.send_tasks(request.tasks, &namespace, &settings::filter(&request.caller)?, &settings)
+        attach::attach(request, &container.namespace)?;
+        let settings = settings::settings(request, &container.environment, &image);
+        sockets.send_tasks(request.tasks, &container.namespace, &settings::filter(&request.caller)?, &settings)
     })();
     match prepared {
         Ok(()) => Ok(container),
@@ -137,6 +136,6 @@ fn serve(dirs: &Dirs, request: &StepRequest, container: &Container, tasks: &Task
     } else {
         tasks.kill();
         container.remove(dirs);
-        tasks.remove_step();
+        tasks.end_step();
     }
 }

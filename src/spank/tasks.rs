@@ -87,51 +87,22 @@ impl Tasks {
         Ok(dirs)
     }
 
-    /// Kills the tasks and all other processes of the step. When slurmstepd was killed, nothing else ends them.
+    /// Kills the tasks. When slurmstepd was killed, nothing else ends them.
     pub(super) fn kill(&self) {
         for process in &self.processes {
             let _ = process::signal(process, libc::SIGKILL);
         }
-        for dir in self.step_directories() {
-            kill_below(&dir);
-        }
-        for process in &self.processes {
-            process::wait_pidfd(process, END);
-        }
     }
 
-    /// Removes the empty cgroups of the step, whose daemon was killed. This process leaves them first.
-    pub(super) fn remove_step(&self) {
+    /// Kills all other processes of the step, whose daemon was killed, and removes its cgroups. This process leaves them
+    /// first.
+    pub(super) fn end_step(&self) {
         let (Some(step), Ok(host)) = (Step::parse(&self.cgroups), Host::probe(Path::new("/"))) else { return };
         if let Ok(outside) = host.make(OUTSIDE, &Limits::default()) {
             for file in outside.entry_files() {
                 let _ = fs::write(file, "0");
             }
         }
-        host.remove_step(&step.place("none"));
-    }
-
-    /// The cgroups of the step, in all hierarchies in which it has one.
-    fn step_directories(&self) -> Vec<PathBuf> {
-        let is_step = |dir: &Path| dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step_"));
-        let dirs = self.directories().unwrap_or_default();
-        dirs.iter().filter_map(|dir| dir.ancestors().find(|above| is_step(above)).map(Path::to_owned)).collect()
-    }
-}
-
-/// Kills all processes in a cgroup and below it, except this one.
-fn kill_below(dir: &Path) {
-    let own = std::process::id() as i32;
-    for pid in read_text(dir.join("cgroup.procs")).unwrap_or_default().lines().filter_map(|line| line.parse().ok()) {
-        if pid != own
-            && let Ok(process) = process::open_pidfd(pid)
-        {
-            let _ = process::signal(&process, libc::SIGKILL);
-        }
-    }
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            kill_below(&entry.path());
-        }
+        host.end_step(&step.place("none"), END);
     }
 }

@@ -449,14 +449,10 @@ fn killed() {
         let helper = sh(&format!("pgrep -P {daemon} -f step-enter"));
         let pids = kills.replace("daemon", &daemon.to_string()).replace("helper", helper.trim());
         sh(&format!("kill -KILL {pids}"));
-        if kills == "daemon" {
+        if kills.contains("daemon") {
             gone(pid);
         }
         plugin.ok(&format!("scancel --signal=KILL {number}; scancel {number}; exit 0"));
-        if kills == "daemon helper" {
-            // Nothing of Slurm or gpurun is left that could end the program. Slurm itself leaves it.
-            sh(&format!("kill -KILL {pid}; pkill -KILL -u {} sleep; exit 0", plugin.user));
-        }
         job.wait().unwrap();
         gone(pid);
         plugin.nothing_is_left();
