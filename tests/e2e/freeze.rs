@@ -28,8 +28,12 @@ fn block_store(host: &Host) -> Flock<std::fs::File> {
     Flock::lock(lock.unwrap(), FlockArg::LockExclusive).unwrap()
 }
 
+/// A container whose program has written its file.
 fn up(host: &Host) -> String {
-    host.ok(&["run", "-d", "--network", "none", "--name", "one", "box", "sh", "-c", "echo x > /file; sleep 1000"])
+    let id =
+        host.ok(&["run", "-d", "--network", "none", "--name", "one", "box", "sh", "-c", "echo x > /file; sleep 1000"]);
+    eventually("the file is written", || host.run(&["exec", "one", "cat", "/file"]).out == "x\n");
+    id
 }
 
 /// A commit that is in the middle of its work.
