@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::containerfile::Containerfile;
 use crate::names::Reference;
 use crate::report::Report;
-use crate::request::{HostEntry, LimitsRequest, NetworkMode};
+use crate::request::{HostEntry, LimitsRequest, NetworkMode, Ulimit};
 use crate::store::Image;
 
 /// The options of one build.
@@ -29,6 +29,8 @@ pub(crate) struct Options {
     pub limits: LimitsRequest,
     /// Size of /dev/shm in a `RUN`, in bytes.
     pub shm_size: Option<u64>,
+    /// Resource limits of the processes of a `RUN`.
+    pub ulimits: Vec<Ulimit>,
     pub add_hosts: Vec<HostEntry>,
     pub secrets: BTreeMap<String, Vec<u8>>,
     /// The sockets of SSH agents, by ID.

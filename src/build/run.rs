@@ -36,7 +36,9 @@ use crate::names;
 use crate::names::Digest;
 use crate::record::{Entry, Owner, Record, Records, State};
 use crate::report::Report;
-use crate::request::{HostEntry, LimitsRequest, MountRequest, MountSource, NetworkMode, Payload, Request, UserSpec};
+use crate::request::{
+    HostEntry, LimitsRequest, MountRequest, MountSource, NetworkMode, Payload, Request, Ulimit, UserSpec,
+};
 use crate::spec::CapabilityName;
 use crate::store::{Draft, StoreError};
 
@@ -67,6 +69,7 @@ pub(super) struct Run {
     pub files: Vec<HostFile>,
     pub agents: Vec<AgentSocket>,
     pub shm_size: Option<u64>,
+    pub ulimits: Vec<Ulimit>,
 }
 
 /// The container of a finished step.
@@ -116,6 +119,7 @@ pub(super) fn run<'a>(
         cap_drop: dropped(run.network),
         limits: run.limits,
         shm_size: run.shm_size,
+        ulimits: run.ulimits,
         add_hosts: run.add_hosts,
         ..request
     };

@@ -140,6 +140,7 @@ impl Engine<'_> {
                 files: mounted.files,
                 agents: mounted.agents,
                 shm_size: engine.options.shm_size,
+                ulimits: engine.options.ulimits.clone(),
             };
             engine.execute(run, draft, below)
         })

@@ -15,7 +15,7 @@ use crate::build::{self, Containerfile, NamedContext, Options, Output, Piped};
 use crate::image::Platform;
 use crate::names::Reference;
 use crate::report::Report;
-use crate::request::{parse_label, parse_shm_size};
+use crate::request::{parse_label, parse_shm_size, parse_ulimits};
 use crate::store::{Image, Store};
 use crate::sys::process::CallerUmask;
 
@@ -79,6 +79,9 @@ pub(super) struct BuildArgs {
     /// Size of /dev/shm of every `RUN` [default: 64m]
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     shm_size: Option<String>,
+    /// Resource limit of the processes of every `RUN`, for example nofile=1024:4096
+    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
+    ulimit: Vec<String>,
     /// Image to use as a cache; it has no effect, because the cache is in the store
     #[arg(long, value_name = "IMAGE")]
     cache_from: Vec<String>,
@@ -267,6 +270,7 @@ fn options(args: &BuildArgs, context: &Context) -> Result<(Options, Option<Piped
         },
         limits: args.limits.limits()?,
         shm_size: args.shm_size.as_deref().map(parse_shm_size).transpose()?.flatten(),
+        ulimits: parse_ulimits(&args.ulimit)?,
         add_hosts: resources::each(&args.add_host, str::parse)?,
         secrets: args.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?,
         agents: args.ssh.iter().map(|text| build_result::agent(text)).collect::<Result<_, _>>()?,

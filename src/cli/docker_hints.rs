@@ -106,7 +106,7 @@ const FLAGS: &[(&str, &str)] = &[
     ("rm --link|rm -l", "omit it: gpurun has no links"),
     ("start --checkpoint|start --checkpoint-dir", "omit it: gpurun has no checkpoints"),
     ("stats --all|stats -a", "omit it: `gpurun ps -a` lists containers that do not run"),
-    ("build --ulimit|build --cgroup-parent", "omit it: a build step has the default"),
+    ("build --cgroup-parent", "omit it: a build step has the default"),
     ("build --squash|build --compress", "omit it: each step makes a layer"),
     (
         "build --cache-to|build --no-cache-filter",
@@ -144,7 +144,7 @@ const FLAGS: &[(&str, &str)] = &[
 const DIFFERENT: &[(&str, &str)] = &[
     (
         "run|create",
-        "a host path in `-v` must exist; no-new-privileges is on unless `--security-opt no-new-privileges=false` is given; `-p` publishes on IPv4 addresses only; `--cap-drop` applies to a `--privileged` container too; `--log-driver` is json-file, local or none; `--runtime` names gpurun's own; `--userns` is host; `--link` and `--storage-opt` are refused; when a health check ends, all processes that it has started are killed",
+        "a host path in `-v` must exist; no-new-privileges is on unless `--security-opt no-new-privileges=false` is given; `-p` publishes on IPv4 addresses only; `--cap-drop` applies to a `--privileged` container too; `--log-driver` is json-file, local or none; `--runtime` names gpurun's own; `--userns` is host; `--link` and `--storage-opt` are refused; when a health check ends, all processes that it has started are killed; `--entrypoint` may be a JSON list, as in podman",
     ),
     (
         "build",
@@ -161,6 +161,7 @@ const DIFFERENT: &[(&str, &str)] = &[
         "`--quiet` prints each ID once; foreign images have a column PLATFORM; `--sort` and `--noheading`, as in podman",
     ),
     ("image load", "`--quiet` prints the IDs"),
+    ("image tag", "several names, as in podman"),
     ("image pull", "`--quiet` prints the ID, as podman does"),
     ("info|version", "client and server are the same program"),
     ("inspect", "what only gpurun knows is below the key `Gpurun`"),

@@ -74,7 +74,7 @@ pub(super) struct ContainerFlags {
     /// Host name of the container; with `run`, docker's `-h NAME` works too
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
-    /// Overwrite the image's entrypoint ("" removes it)
+    /// Overwrite the image's entrypoint ("" removes it, and `["PROGRAM","ARGUMENT"]` has arguments)
     #[arg(long, value_name = "COMMAND")]
     pub entrypoint: Option<String>,
     /// Run an init as PID 1 that forwards signals and reaps processes

@@ -46,10 +46,7 @@ pub(super) fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Re
     let mut request = Request {
         image: image.to_owned(),
         payload,
-        entrypoint: flags.entrypoint.as_ref().map(|entry| match entry.as_str() {
-            "" => Vec::new(),
-            entry => vec![entry.to_owned()],
-        }),
+        entrypoint: flags.entrypoint.as_deref().map(entrypoint),
         env: environment(flags)?,
         env_host: if flags.env_host { caller_env() } else { Vec::new() },
         unset_env: flags.unsetenv.clone(),
@@ -122,6 +119,14 @@ pub(super) fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Re
     super::step::complete(flags, &mut request)?;
     check_contradictions(flags, &request)?;
     Ok(request)
+}
+
+/// The words of an entrypoint: none, a program, or podman's JSON list of words.
+fn entrypoint(text: &str) -> Vec<String> {
+    match serde_json::from_str::<Vec<String>>(text) {
+        Ok(words) if text.starts_with('[') => words,
+        _ => Some(text.to_owned()).filter(|text| !text.is_empty()).into_iter().collect(),
+    }
 }
 
 /// Checks flags whose accepted values describe what gpurun does anyway.

@@ -278,7 +278,7 @@ static BUILD: Object = object(
         key("secrets", List(&Short(&Text, &Of(&FILE)))),
         key("shm_size", Size),
         key("tags", ONE_OR_LIST),
-        ignored("ulimits", Map(&Ulimit), "a build has gpurun's own limits"),
+        key("ulimits", Map(&Ulimit)),
         ignored("platforms", ONE_OR_LIST, "gpurun builds for this machine's platform"),
         ignored("privileged", Bool, "a build step has docker's default capabilities"),
     ],

@@ -101,6 +101,7 @@ pub(super) struct Build {
     /// Each as `ID` or `ID: SOCKET`.
     pub(super) ssh: Vec<String>,
     pub(super) tags: Vec<String>,
+    pub(super) ulimits: BTreeMap<String, Ulimit>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -265,6 +266,16 @@ pub(super) struct Port {
 pub(super) enum Ulimit {
     Both(i64),
     Pair { soft: i64, hard: i64 },
+}
+
+impl Ulimit {
+    /// The value of `--ulimit` for this limit.
+    pub(super) fn flag(&self, name: &str) -> String {
+        match self {
+            Self::Both(value) => format!("{name}={value}"),
+            Self::Pair { soft, hard } => format!("{name}={soft}:{hard}"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

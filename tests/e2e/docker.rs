@@ -708,6 +708,21 @@ fn builds() {
     host.ok(&["build", "-q", "--pull=false", "context"]);
     assert!(host.fails(1, &["build", "--pull=true", "context"]).contains("cannot pull"));
     assert_eq!(host.with_input(&["build", "-q", "-"], b"FROM box\n").code, 0);
+    std::fs::write(host.dir.join("context/Limited"), "FROM box\nRUN ulimit -n >/soft; ulimit -H -n >/hard\n").unwrap();
+    host.ok(&["build", "-q", "-t", "limited", "-f", "Limited", "--ulimit", "nofile=101:102", "context"]);
+    let limits = host.ok(&["run", "--rm", "--network", "none", "limited", "cat", "/soft", "/hard"]);
+    assert_eq!(limits, "101\n102");
+    assert!(host.fails(2, &["build", "--ulimit", "nofile=3:2", "context"]).contains("above the hard limit"));
+    std::fs::write(
+        host.dir.join("context/compose.yaml"),
+        "services:\n  web: {image: other, build: {context: ., dockerfile: Limited, no_cache: true, ulimits: {nofile: 103}}}\n",
+    )
+    .unwrap();
+    host.ok(&["compose", "--project-directory", "context", "-f", "context/compose.yaml", "build"]);
+    assert_eq!(host.ok(&["run", "--rm", "--network", "none", "other", "cat", "/soft", "/hard"]), "103\n103");
+    for name in ["Limited", "compose.yaml"] {
+        std::fs::remove_file(host.dir.join("context").join(name)).unwrap();
+    }
     context_on_stdin(&host);
 }
 
@@ -871,6 +886,15 @@ fn sorted_lists() {
     assert_eq!(host.ok(&["start", "-a", "slash"]), "0 1 2");
     assert_eq!(host.ok(&["events", "--since", "1h", "--stream=false"]).lines().count(), 3);
     host.ok(&["rm", "/slash"]);
+    let say = |entrypoint: &str| {
+        host.ok(&["run", "--rm", "--network", "none", "--entrypoint", entrypoint, "box", "and more"])
+    };
+    assert_eq!(say("[\"echo\", \"words\"]"), "words and more");
+    assert_eq!(say("echo"), "and more");
+    let error = host.fails(127, &["run", "--rm", "--network", "none", "--entrypoint", "[list", "box"]);
+    assert!(error.contains("`[list`"), "what is no list is a program: {error}");
+    host.ok(&["tag", "box", "n1:1", "n2:2"]);
+    assert_eq!(host.ok(&["rmi", "n1:1", "n2:2"]), "Untagged: n1:1\nUntagged: n2:2");
     for name in ["b1", "c1", "a1"] {
         host.ok(&["create", "--network", "none", "--name", name, "box", "sleep", &format!("1{name}")]);
     }

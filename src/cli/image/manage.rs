@@ -58,9 +58,9 @@ pub(crate) struct TagArgs {
     /// Name or ID of an image, or a source in skopeo's notation
     #[arg(value_name = "IMAGE")]
     pub image: String,
-    /// New name of the image; an image that has the name loses it
-    #[arg(value_name = "NAME[:TAG]")]
-    pub name: Reference,
+    /// New names of the image; an image that has the name loses it
+    #[arg(required = true, value_name = "NAME[:TAG]")]
+    pub names: Vec<Reference>,
     #[command(flatten)]
     pub registry: RegistryFlags,
 }
@@ -227,11 +227,12 @@ pub(super) fn remove_selected(
 }
 
 pub(super) fn tag(store: &Store, args: &TagArgs) -> Result<(), Report> {
-    if args.name.digest.is_some() {
-        return Err(Report::usage(format!("cannot use `{}` as a name: it contains a digest", args.name)));
+    if let Some(name) = args.names.iter().find(|name| name.digest.is_some()) {
+        return Err(Report::usage(format!("cannot use `{name}` as a name: it contains a digest")));
     }
     let image = provide(store, &args.image, PullPolicy::Never, &args.registry)?;
-    Ok(store.tag(&store.resolve(&image)?.id, &args.name)?)
+    let id = store.resolve(&image)?.id;
+    args.names.iter().try_for_each(|name| Ok(store.tag(&id, name)?))
 }
 
 /// Converts the error for an unknown name where only an image in the store is valid.

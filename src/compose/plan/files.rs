@@ -154,6 +154,7 @@ impl Maker<'_> {
         }
         flags.each("--ssh", build.ssh.iter().map(|agent| agent.replacen(": ", "=", 1)));
         flags.option("--shm-size", build.shm_size.as_ref());
+        flags.each("--ulimit", build.ulimits.iter().map(|(name, limit)| limit.flag(name)));
         flags.option("--network", build.network.as_ref());
         flags.option("--target", build.target.as_ref());
         flags.switch("--no-cache", build.no_cache);

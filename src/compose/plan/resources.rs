@@ -1,7 +1,7 @@
 //! The limits of a service and its GPUs.
 
 use super::super::error::Wrong;
-use super::super::service::{Deploy, Device, Ulimit};
+use super::super::service::{Deploy, Device};
 use super::maker::{Flags, Maker};
 
 impl Maker<'_> {
@@ -33,13 +33,7 @@ impl Maker<'_> {
         flags.option("--oom-score-adj", service.oom_score_adj);
         flags.option("--shm-size", service.shm_size.as_ref());
         flags.option("--cgroup-parent", service.cgroup_parent.as_ref());
-        flags.each(
-            "--ulimit",
-            service.ulimits.iter().map(|(name, limit)| match limit {
-                Ulimit::Both(value) => format!("{name}={value}"),
-                Ulimit::Pair { soft, hard } => format!("{name}={soft}:{hard}"),
-            }),
-        );
+        flags.each("--ulimit", service.ulimits.iter().map(|(name, limit)| limit.flag(name)));
         if let Some(io) = &service.blkio_config {
             flags.option("--blkio-weight", io.weight);
             let weights = io.weight_device.iter().map(|device| format!("{}:{}", device.path, device.weight));
