@@ -1,8 +1,12 @@
 """Start latency of `true` in a container: gpurun against whatever of podman, docker, crun and runc is installed.
 
-    sudo benches/start.py [ROUNDS]        gpurun is target/release/gpurun; busybox-static must be installed
+    sudo benches/start.py [ROUNDS] [--crun FILE] [--earlier FILE] [--burst]
 
-One interleaved run: every round runs each tool once, in an order that rotates; the figures are medians, and ratios of medians of the same run.
+gpurun is target/release/gpurun; busybox-static and cc must be installed. `--crun` adds another crun (Debian 13's, with its libraries), `--earlier` another
+gpurun. `exec` of gpurun and crun is measured too, and so is the floor: the same namespaces by a program of a few lines (floor.c). `--burst` measures 100
+starts and stops at once instead.
+
+One interleaved run: every round runs each tool once, in a random order; the figures are medians, and ratios of medians of the same run.
 crun and runc run the very spec that gpurun made (same seccomp profile, same limits) on a plain directory, without network. All of it happens in a
 network namespace of its own; where docker is installed and no daemon runs, one is started for the time of the measurement.
 
@@ -14,6 +18,7 @@ import contextlib
 import ctypes
 import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -21,7 +26,9 @@ import sys
 import tempfile
 import time
 
-ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 30
+ARGUMENTS = sys.argv[1:]
+CRUN, EARLIER = (ARGUMENTS[ARGUMENTS.index(flag) + 1] if flag in ARGUMENTS else None for flag in ("--crun", "--earlier"))
+ROUNDS = int(next((word for word in ARGUMENTS if word.isdigit()), "30"))
 TARGET = os.environ.get("CARGO_TARGET_DIR", "target")
 GPURUN = os.path.abspath(f"{TARGET}/release/gpurun")
 work = tempfile.mkdtemp(prefix="gpurun-bench.", dir="/var/tmp")
@@ -40,6 +47,7 @@ def image():
     os.makedirs(f"{root}/bin")
     os.makedirs(f"{root}/etc")
     shutil.copy("/bin/busybox", f"{root}/bin/busybox")
+    os.makedirs(f"{root}/proc")
     for applet in ("true", "sh", "sleep"):
         os.symlink("busybox", f"{root}/bin/{applet}")
     call("tar", "-C", root, "-cf", f"{work}/rootfs.tar", ".")
@@ -64,11 +72,38 @@ def bundle():
     spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "bind" and mount["destination"] != "/sys/fs/cgroup"]
     spec["mounts"].append({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]})
     spec["linux"]["namespaces"] = [{key: value for key, value in entry.items() if key != "path"} for entry in spec["linux"]["namespaces"]]
-    spec["linux"]["cgroupsPath"] = "/gpurun-bench"
     spec.pop("hooks", None)
-    os.makedirs(f"{work}/bundle")
-    json.dump(spec, open(f"{work}/bundle/config.json", "w"))
+    # The end of a container removes its cgroup, so each one that waits has another.
+    waiting = [(f"waiting-{name}", ["/bin/sleep", "1000"]) for name in ("crun", "other crun")]
+    for name, words in [("bundle", ["/bin/true"]), *waiting]:
+        spec["process"]["args"] = words
+        spec["linux"]["cgroupsPath"] = f"/gpurun-bench-{name.replace(' ', '-')}"
+        os.makedirs(f"{work}/{name}")
+        json.dump(spec, open(f"{work}/{name}/config.json", "w"))
     return int(pss)
+
+
+def burst():
+    """100 starts at once, and 100 stops."""
+    count = 100
+    programs = {"gpurun": GPURUN} | ({"gpurun, earlier": EARLIER} if EARLIER else {})
+    times = {name: ([], []) for name in programs}
+    for turn in range(ROUNDS):
+        for name in list(programs)[:: 1 if turn % 2 else -1]:
+            at_once = lambda words: [subprocess.Popen([programs[name], *words(number)], stdout=subprocess.DEVNULL, env=environment) for number in range(count)]
+            phases = [
+                lambda number: ["run", "-d", "--name", f"burst-{number}", "--network", "none", "bench", "sleep", "1000"],
+                lambda number: ["stop", "-t", "0", f"burst-{number}"],
+            ]
+            for phase, words in enumerate(phases):
+                began = time.monotonic()
+                if any([child.wait() for child in at_once(words)]):
+                    sys.exit("a command has failed")
+                times[name][phase].append(time.monotonic() - began)
+            call(programs[name], "rm", *(f"burst-{number}" for number in range(count)))
+    for name, phases in times.items():
+        for what, values in zip(("starts", "stops"), phases):
+            print(f"{name:22} {count} {what} at once: median {statistics.median(values):5.2f} s, fastest {min(values):5.2f} s")
 
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -149,6 +184,9 @@ def main():
     own_network()
     image()
     call(GPURUN, "image", "load", f"{work}/bench.tar")
+    if "--burst" in ARGUMENTS:
+        burst()
+        return
     with version_2_hidden() as hidden, dockerd() as docker:
         measure(bundle(), hidden, docker)
 
@@ -158,11 +196,24 @@ def measure(pss, hidden, docker):
         "gpurun, no network": [GPURUN, "run", "--rm", "--network", "none", "bench", "/bin/true"],
         "gpurun, bridge": [GPURUN, "run", "--rm", "bench", "/bin/true"],
     }
+    if EARLIER:
+        tools["gpurun, earlier"] = [EARLIER, *tools["gpurun, no network"][1:]]
+    call("cc", "-O1", "-o", f"{work}/floor", os.path.join(os.path.dirname(os.path.abspath(__file__)), "floor.c"))
+    tools["floor"] = [f"{work}/floor", f"{work}/image", "/bin/true"]
     apart = set()
-    for runtime in ("crun", "runc"):
-        if shutil.which(runtime):
-            tools[runtime] = [runtime, "--root", f"{work}/{runtime}", "run", "-b", f"{work}/bundle", "bench"]
-            apart.add(runtime)
+    runtimes = {name: name for name in ("crun", "runc") if shutil.which(name)} | ({"other crun": CRUN} if CRUN else {})
+    for name, runtime in runtimes.items():
+        tools[name] = [runtime, "--root", f"{work}/{name}", "run", "-b", f"{work}/bundle", "bench"]
+        apart.add(name)
+    call(GPURUN, "run", "-d", "--name", "waiting", "--network", "none", "bench", "sleep", "1000")
+    tools["gpurun exec"] = [GPURUN, "exec", "waiting", "/bin/true"]
+    for name in set(runtimes) - {"runc"}:
+        with inside(hidden):
+            # The container keeps its standard streams.
+            words = [runtimes[name], "--root", f"{work}/{name}", "run", "-d", "-b", f"{work}/waiting-{name}", f"waiting-{len(name)}"]
+            subprocess.run(words, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        tools[f"{name} exec"] = [runtimes[name], "--root", f"{work}/{name}", "exec", f"waiting-{len(name)}", "/bin/true"]
+        apart.add(f"{name} exec")
     if shutil.which("podman"):
         # Debian's podman asks for more than this host's hard limits allow.
         with open(f"{work}/containers.conf", "w") as conf:
@@ -183,17 +234,25 @@ def measure(pss, hidden, docker):
     for name, words in tools.items():
         with inside(hidden if name in apart else None):
             subprocess.run(words, capture_output=True, env=environment)
-    for turn in range(ROUNDS):
+    for _ in range(ROUNDS):
+        # In another order each time, and with a pause: the kernel lets a process into a cgroup at once while the wait of another one has only just
+        # ended, so a tool would profit from the one before it.
         names = list(tools)
-        for name in names[turn % len(names):] + names[: turn % len(names)]:
+        random.shuffle(names)
+        for name in names:
             if name in broken:
                 continue
+            time.sleep(0.05)
             with inside(hidden if name in apart else None):
                 began = time.monotonic()
                 done = subprocess.run(tools[name], capture_output=True, text=True, env=environment)
                 times[name].append((time.monotonic() - began) * 1000)
             if done.returncode != 0:
                 broken[name] = (done.stderr.strip().splitlines() or ["?"])[-1]
+    call(GPURUN, "rm", "-f", "waiting")
+    for name in set(runtimes) - {"runc"}:
+        with inside(hidden):
+            call(runtimes[name], "--root", f"{work}/{name}", "delete", "-f", f"waiting-{len(name)}")
     base = statistics.median(times["gpurun, no network"])
     print(f"{ROUNDS} interleaved rounds of `/bin/true`; median, fastest, slowest in ms; ratio to gpurun without network")
     for name, values in times.items():
