@@ -18,6 +18,8 @@
 //! | address lease, nft elements | the supervisor | record lock `alive` | the supervisor, `net::reconcile` |
 //! | DNS resolver | the supervisor | PDEATHSIG KILL, a socket pair | the supervisor; the kernel |
 //! | `/run/gpurun/net/ID.names` | any process that changes a lease | record lock `alive` | with the lease |
+//! | image `localhost/slurm/jobN/uidU`: files of steps | `step-enter` | none: they belong to the job | `step-clean` at its end |
+//! | `loaded/KEY`: the ID of an archive's image | `step-enter` | none: it only saves time | a reboot |
 //! | GPU lease | the supervisor | pid and start time in it | the supervisor, reconcile, the next GPU selection |
 //! | ticket in the queue for GPUs | the command | flock on it | the command, the launch, the next one that joins |
 //! | image mount | any launch | flock on its lease | every command (see below); `image rm` |

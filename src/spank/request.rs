@@ -93,7 +93,7 @@ const BATCH: u32 = 0xffff_fffb;
 const INTERACTIVE: u32 = 0xffff_fffa;
 
 /// For a plugin and a gpurun that do not fit together.
-const HINT: &str = "build the plugin from the same release as gpurun: `hooks/slurm/build`";
+const HINT: &str = "build the plugin from the same release as gpurun: `/usr/local/share/doc/gpurun/hooks/slurm/build`";
 
 impl Options {
     fn set(&mut self, key: &str, value: &str) -> Result<(), Report> {

@@ -130,6 +130,11 @@ fn image() {
         assert!(out.contains(part), "no `{part}` in: {out}");
     }
     plugin.fails(42, "srun -n1 --container-image=box sh -c 'exit 42'", &[]);
+    // A job of root has docker's capabilities, and no others.
+    let out = plugin.cluster.ok("srun -n1 --container-image=box sh -c 'grep -E \"^(Cap|NoNew)\" /proc/self/status; mount -t tmpfs x /tmp 2>&1'; exit 0");
+    for part in ["CapEff:\t00000000a80425fb", "CapBnd:\t00000000a80425fb", "NoNewPrivs:\t1", "permission denied"] {
+        assert!(out.contains(part), "no `{part}` in: {out}");
+    }
     // Without the option, a task stays outside.
     assert!(plugin.ok("srun -n1 cat /proc/self/status").contains("NoNewPrivs:\t0"));
     plugin.fails(1, "srun -n1 --container-workdir=/ true", &["--container-image or --container-name"]);
