@@ -137,7 +137,10 @@ fn cp_rules() {
     assert_eq!(fs::read_to_string(host.join("out/sub/g")).unwrap(), "g\n");
     assert_eq!(fs::read_to_string(host.join("out/g")).unwrap(), "g\n");
     assert_eq!(fs::read_to_string(host.join("out/named")).unwrap(), "f\n");
-    assert_eq!(cp("rules:/a", "rules:/b").code, 2);
+    good("rules:/d/f", "rules:/copied");
+    good("rules:/copied", &at("back"));
+    assert_eq!(fs::read_to_string(host.join("back")).unwrap(), "f\n");
+    assert_eq!(cp("rules:/none", "rules:/b").code, 1);
     fixture.ok(&["rm", "-f", "rules"]);
 }
 
