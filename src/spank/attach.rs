@@ -87,9 +87,26 @@ fn ready(request: &StepRequest) -> Result<Vec<Ready>, Report> {
             .map_err(|error| Report::new("cannot mount the batch script").with_cause(error))?;
         all.push(Ready { tree, destination: script.clone(), kind: MountpointKind::File });
     }
+    all.extend(pmix_dir(request)?);
     // A shallow mount must not hide a deep one.
     all.sort_by_key(|mount| mount.destination.components().count());
     Ok(all)
+}
+
+/// The directory in which Slurm's PMIx server and the tasks share memory, if the step has one. Only the tasks know its
+/// variables, so this is its usual place. Others may create files in `/tmp`: it must be the user's, who alone can replace it
+/// then.
+fn pmix_dir(request: &StepRequest) -> Result<Option<Ready>, Report> {
+    let (uid, job, step) = (request.caller.uid, request.job, request.step_name());
+    for name in [format!("spmix_appdir_{uid}_{job}.{step}"), format!("spmix_appdir_{job}.{step}")] {
+        let dir = Path::new("/tmp").join(name);
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+        let Ok(opened) = request.caller.open(&dir, flags) else { continue };
+        if nix::sys::stat::fstat(&opened).is_ok_and(|stat| stat.st_uid == uid) {
+            return of_caller(&request.caller, &dir, &dir, false).map(Some);
+        }
+    }
+    Ok(None)
 }
 
 fn of_caller(caller: &Caller, source: &Path, destination: &Path, read_only: bool) -> Result<Ready, Report> {

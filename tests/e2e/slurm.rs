@@ -116,6 +116,12 @@ impl Cluster {
         id
     }
 
+    /// Imports the image `mpi`, with Debian's Open MPI and `ping-pong`.
+    pub fn import_mpi(&self) {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/slurm/mpi-image");
+        self.ok(&format!("{script} mpi.tar && $G import mpi.tar mpi"));
+    }
+
     /// Everything that is left of the jobs: Slurm's and gpurun's cgroups, processes, directories in /run.
     fn leftovers(&self, id: &str) -> Vec<String> {
         let mut found = Vec::new();
@@ -427,8 +433,7 @@ hear
 /// Debian's Open MPI in an image, with PMIx. It copies from task to task by PID, so the tasks of a node share their namespaces.
 fn mpi() {
     let cluster = Cluster::new(1, 0);
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/slurm/mpi-image");
-    cluster.ok(&format!("{script} mpi.tar && $G import mpi.tar mpi"));
+    cluster.import_mpi();
     let run = "srun -n2 --cpu-bind=none";
     let out = cluster.ok(&format!("{run} --mpi=pmix $G run --rm mpi ping-pong | sort"));
     let line = |rank| format!("rank {rank} of 2: 200 messages of 1048576 bytes, 0 wrong");

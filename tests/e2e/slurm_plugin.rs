@@ -18,6 +18,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("a_step_has_its_gpus_only", gpus),
     ("a_killed_step_leaves_nothing", killed),
     ("tasks_of_a_step_share_one_container", tasks),
+    ("mpi_tasks_exchange_messages", mpi),
     ("batch_scripts_arrays_and_allocations", jobs),
 ];
 
@@ -487,6 +488,16 @@ fn tasks() {
     let script = "if [ $SLURM_PROCID = 0 ]; then nc -l -p 29999; else until echo hello from $SLURMD_NODENAME | nc 127.0.0.1 29999 2>/dev/null; do sleep 0.1; done; fi";
     let out = plugin.ok(&format!("srun -N2 -n2 --container-image=box sh -c '{script}'"));
     assert_eq!(out, format!("hello from {}2\n", plugin.cluster.node));
+    plugin.nothing_is_left();
+}
+
+/// Debian's Open MPI, with PMIx.
+fn mpi() {
+    let plugin = Plugin::new(1, 0);
+    plugin.cluster.import_mpi();
+    let out = plugin.ok("srun -n2 --cpu-bind=none --mpi=pmix --container-image=mpi ping-pong | sort");
+    let line = |rank| format!("rank {rank} of 2: 200 messages of 1048576 bytes, 0 wrong");
+    assert_eq!(out.trim_end(), [line(0), line(1)].join("\n"));
     plugin.nothing_is_left();
 }
 
