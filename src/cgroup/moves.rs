@@ -73,9 +73,28 @@ impl Host {
     pub(crate) fn end_step(&self, place: &Place, time: Duration) {
         let end = Instant::now() + time;
         let steps = self.step_dirs(place);
+        let was_there = steps.iter().any(|step| step.exists());
         while steps.iter().any(|step| step.exists()) {
             steps.iter().for_each(|step| kill_below(step));
             self.remove_step(place);
+            if Instant::now() > end {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // A daemon that has removed the step itself also removes the job's cgroups, or has another step in them soon.
+        if was_there {
+            self.remove_job(place, time);
+        }
+    }
+
+    /// Removes the job's cgroups unless it has another step, after [`Self::end_step`]. The daemon is in one of them, and its
+    /// threads may still be ending. Returns after `time` at the latest.
+    pub(crate) fn remove_job(&self, place: &Place, time: Duration) {
+        let end = Instant::now() + time;
+        let steps = self.step_dirs(place);
+        let jobs = || steps.iter().filter_map(|step| step.parent()).filter(|job| is_named(job, "job_"));
+        while jobs().any(|job| job.exists() && fs::remove_dir(job).is_err() && children(job).is_empty()) {
             if Instant::now() > end {
                 return;
             }

@@ -104,5 +104,6 @@ impl Tasks {
             }
         }
         host.end_step(&step.place("none"), END);
+        host.remove_job(&step.place("none"), END);
     }
 }
