@@ -45,15 +45,15 @@ fn joined() {
         assert_eq!(child.wait().unwrap().code().map(|code| code.to_string()).as_deref(), Some(number));
     }
     // At the limit of processes there is an error, and no process outside of the limit.
-    host.ok(&["exec", "-d", "lab", "sh", "-c", "while :; do sleep 1000 & done 2>/dev/null"]);
-    let id = host.inspect("lab")["Id"].as_str().unwrap().to_owned();
-    let current = || -> Option<String> {
-        let read = |dir: &std::path::PathBuf| std::fs::read_to_string(dir.join("pids.current")).ok();
-        cgroups_of(&id).iter().find_map(read).map(|text| text.trim().to_owned())
-    };
-    eventually("the limit is reached", || current().as_deref() == Some("20"));
-    let answer = host.run(&["exec", "lab", "true"]);
+    host.ok(&run(&["-d", "--name", "full", "box", "sh", "-c", "sleep 1000 & wait"]));
+    let count = || host.run(&["top", "full"]).out.lines().count();
+    eventually("both processes run", || count() == 3);
+    host.ok(&["update", "--pids-limit", "2", "full"]);
+    let answer = host.run(&["exec", "full", "true"]);
     assert!(answer.code != 0 && answer.err.contains("cannot"), "{} {}", answer.code, answer.err);
+    host.ok(&["update", "--pids-limit", "20", "full"]);
+    host.ok(&["exec", "full", "true"]);
+    host.ok(&["rm", "-f", "full"]);
     host.ok(&["rm", "-f", "lab"]);
     assert_eq!(host.leftovers(), "");
 }
