@@ -2,9 +2,12 @@
 
     sudo benches/slurm.py [ROUNDS] [SIZE_GB]     gpurun is target/release/gpurun; needs Slurm, podman and busybox-static
 
-The cluster is that of tests/slurm/cluster, in network and mount namespaces of its own (cgroup v1). Each round runs `srun -n8` once with each program, in an order
-that rotates. The figures are medians, and ratios to `srun -n8 true` of the same run. podman runs without cgroups, because it would leave the step's.
-A job asks for less than half of the memory of the node, so that it does not wait for the end of the one before. The large image is a tar of random bytes on a local disk: the node's page cache has it in both cases.
+The cluster is that of tests/slurm/cluster, in network and mount namespaces of its own (cgroup v1).
+Each round runs `srun -n8` once with each program, in an order that rotates: `true` of the node,
+`gpurun run`, the plugin (`srun --container-image`), and podman. The figures are medians, and ratios
+to `srun -n8 true` of the same run. podman runs without cgroups, because it would leave the step's.
+A job asks for less than half of the memory of the node, so that it does not wait for the end of the
+one before. The large image is a tar of random bytes on a local disk: the node's page cache has it.
 """
 
 import os
@@ -60,6 +63,7 @@ def measure(work):
     programs = {
         "true": f"{step} true",
         "gpurun": f"{step} {GPURUN} run --rm bench true",
+        "plugin": f"{step} --container-image=bench true",
         "podman": f"{step} {podman} run --rm --cgroups disabled --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 --network host bench true",
     }
     for command in programs.values():
@@ -67,7 +71,8 @@ def measure(work):
     times = {name: [] for name in programs}
     names = list(programs)
     for number in range(ROUNDS):
-        for name in names[number % 3:] + names[:number % 3]:
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
             times[name].append(seconds(programs[name]))
     base = statistics.median(times["true"])
     print(f"eight tasks, {ROUNDS} rounds:")
@@ -99,6 +104,10 @@ def main():
     os.environ |= {"GPURUN_ROOT": f"{work}/root", "GPURUN_RUN": run_dir, "SLURM_CONF": f"{work}/slurm/slurm.conf"}
     node = f"b{os.getpid()}n"
     try:
+        os.makedirs(f"{work}/slurm")
+        subprocess.run(["hooks/slurm/build", f"{work}/gpurun_spank.so"], check=True)
+        with open(f"{work}/slurm/plugstack.conf", "w") as file:
+            file.write(f"required {work}/gpurun_spank.so gpurun={GPURUN} GPURUN_ROOT={work}/root GPURUN_RUN={run_dir}\n")
         # The daemons would keep a pipe of this process open.
         subprocess.run(["tests/slurm/cluster", "start", f"{work}/slurm", node, "1"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         measure(work)

@@ -12,6 +12,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::detach::DetachKeys;
 use super::print;
+use crate::cluster::Step;
 use crate::control::{Connection, FromSupervisor, MAX_PACKET, ToSupervisor};
 use crate::launch::Spawned;
 use crate::record::{Entry, Launching};
@@ -222,6 +223,14 @@ impl Session {
         }
     }
 
+    /// Waits for the end of the supervisor of a container that has ended, if this is a Slurm step: Slurm sleeps for a
+    /// second if it finds a process in the step when a task has ended.
+    fn leave_step(&self) {
+        if Step::current().is_some() {
+            self.outlive();
+        }
+    }
+
     /// Attaches to the streams of a container that is already running.
     pub(super) fn attach(&mut self, tty: bool) -> Result<(), Report> {
         attachment(self.keys, tty).iter().try_for_each(|message| self.send(message))
@@ -332,7 +341,12 @@ impl Session {
             }
             if message {
                 return match self.connection.receive() {
-                    Ok(Some(message)) => Ok(Event::Message(message)),
+                    Ok(Some(message)) => {
+                        if matches!(message, FromSupervisor::Exited(_)) {
+                            self.leave_step();
+                        }
+                        Ok(Event::Message(message))
+                    }
                     Ok(None) => {
                         self.outlive();
                         Ok(Event::HungUp)

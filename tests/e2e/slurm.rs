@@ -461,6 +461,18 @@ fn mpi() {
 
 fn environment() {
     let cluster = Cluster::new(1, 0);
+    // Slurm sleeps for a second if it finds a process in the step when a task has ended: the command ends after its supervisor.
+    let script = "$G run --rm --name lab box sleep 1000 & command=$!
+until pid=$(pgrep -f \"[s]upervise .*--run-dir $RUN\") && $G inspect lab >/dev/null 2>&1; do sleep 0.1; done
+strace -qq -o /dev/null -p $pid -e trace=exit_group -e inject=exit_group:delay_enter=700000 &
+until grep -q 'TracerPid:.[1-9]' /proc/$pid/status; do sleep 0.1; done
+$G kill lab >/dev/null
+wait $command
+[ -e /proc/$pid/exe ] && echo alive || echo gone
+wait";
+    fs::write(cluster.host.dir.join("ends"), script).unwrap();
+    let run = cluster.host.dir.join("run");
+    assert_eq!(cluster.ok(&format!("RUN={} srun -n1 bash ./ends", run.display())), "gone\n");
     let out = cluster.ok("srun -n1 env SLURM_JWT=secret MINE=1 $G run --rm -e SLURM_JOB_NAME=mine box env");
     let has = |line: &str| out.lines().any(|other| other == line);
     assert!(has("SLURM_PROCID=0") && has(&format!("SLURMD_NODENAME={}1", cluster.node)), "{out}");
