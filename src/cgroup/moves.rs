@@ -88,8 +88,8 @@ impl Host {
         }
     }
 
-    /// Removes the job's cgroups unless it has another step, after [`Self::end_step`]. The daemon is in one of them, and its
-    /// threads may still be ending. Returns after `time` at the latest.
+    /// Removes the job's cgroups unless it has another step, after [`Self::end_step`]. The daemon is in one of them, and
+    /// its threads may still be ending. Returns after `time` at the latest.
     pub(crate) fn remove_job(&self, place: &Place, time: Duration) {
         let end = Instant::now() + time;
         let steps = self.step_dirs(place);
@@ -136,9 +136,15 @@ fn is_named(dir: &Path, kind: &str) -> bool {
 /// Kills all processes in a cgroup and below it, except this one.
 fn kill_below(dir: &Path) {
     let own = std::process::id() as i32;
-    let list = crate::sys::file::read_control(dir.join("cgroup.procs")).unwrap_or_default();
-    for pid in list.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != own) {
-        if let Ok(process) = process::open_pidfd(pid) {
+    let pids = || -> Vec<i32> {
+        let list = crate::sys::file::read_control(dir.join("cgroup.procs")).unwrap_or_default();
+        list.lines().filter_map(|line| line.parse().ok()).collect()
+    };
+    for pid in pids().into_iter().filter(|pid| *pid != own) {
+        // The pid may have been reused before it was opened. An open process keeps its identity.
+        if let Ok(process) = process::open_pidfd(pid)
+            && pids().contains(&pid)
+        {
             let _ = process::signal(process, libc::SIGKILL);
         }
     }

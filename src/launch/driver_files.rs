@@ -31,8 +31,8 @@ const LIBRARY_DIRS_32: [&str; 3] = ["/usr/lib/i386-linux-gnu", "/usr/lib32", "/u
 const MAX_CACHE: usize = 32 << 20;
 const CACHE: &str = "/etc/ld.so.cache";
 
-/// Returns the layer with the driver's files for this image (its mount, and its name), which is made if there is none yet. `None` if there is
-/// nothing for it, or if it cannot be made: everything is mounted then.
+/// Returns the layer with the driver's files for this image, which is made if there is none yet. Returns `None` if there
+/// is nothing for it, or if it cannot be made: everything is mounted then.
 pub(super) fn prepare(launch: Launch<'_>, image: &Lower, name: &str, edits: &mut Edits) -> Option<Rc<DriverLayer>> {
     if edits.libraries.is_empty() && edits.mounts.is_empty() {
         return None;
@@ -147,7 +147,7 @@ fn one(mount: &FileMount, places: &Places<'_>) -> Result<Mount, Report> {
 }
 
 /// Mounts the libraries that the layer does not show where the container's linker finds them, with the links to them.
-/// Writes the entries in ld.so.cache if the layer's is not shown or has not all of them.
+/// Writes the entries in ld.so.cache if the container does not see the layer's, or if that lacks some of them.
 fn libraries(libraries: &[Library], shown: &Shown<'_>, places: &Places<'_>) -> Result<Vec<Mount>, Report> {
     let missing: Vec<&Library> = libraries.iter().filter(|library| !shown.part(&library.source, places)).collect();
     if missing.is_empty() && shown.cache(places) {

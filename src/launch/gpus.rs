@@ -165,7 +165,7 @@ pub(crate) fn preview(
     cpus: Option<&CpuSet>,
 ) -> Result<Edits, Report> {
     let requested = Requested { gpus: Some(request), devices: Vec::new(), mode, share };
-    let taker = nobody();
+    let taker = no_container();
     let (root, leases) = (driver_root(), run_dir.join("gpus"));
     let container = gpu::Container { cpus, ..gpu::Container::question(&root, &leases, taker) };
     match gpu::plan(&requested, &container, &mut |line| crate::report::say(&format!("note: {line}"))) {
@@ -179,14 +179,14 @@ pub(crate) fn preview(
 pub(crate) fn are_ready(run_dir: &Path, request: &Request) -> bool {
     let Some(gpus) = &request.gpus else { return true };
     let requested = Requested { gpus: Some(gpus), devices: Vec::new(), mode: request.gpu_mode, share: true };
-    let taker = nobody();
+    let taker = no_container();
     let (root, leases) = (driver_root(), run_dir.join("gpus"));
     let container = gpu::Container::question(&root, &leases, taker);
     gpu::plan(&requested, &container, &mut |_| {}).err().is_none_or(|error| !error.is_driver())
 }
 
 /// The taker of GPUs in a question that is not about a container.
-fn nobody() -> lease::Taker {
+fn no_container() -> lease::Taker {
     lease::Taker { id: "ID".into(), name: "NAME".into(), user: usage::user_name(0), now: now() }
 }
 

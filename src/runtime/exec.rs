@@ -149,12 +149,12 @@ fn stdio(command: &mut std::process::Command, stdio: &Stdio) -> std::io::Result<
     Ok(())
 }
 
-/// What a pid in the pipe is that of.
+/// The owner of a pid in the pipe.
 const SECOND_HELPER: u8 = b'h';
 const PROCESS: u8 = b'p';
 
-/// Tells the caller a pid.
-fn tell(pipe: &OwnedFd, what: u8, pid: i32) -> nix::Result<()> {
+/// Sends a pid to the caller.
+fn send_pid(pipe: &OwnedFd, what: u8, pid: i32) -> nix::Result<()> {
     let mut message = vec![what];
     message.extend(pid.to_ne_bytes());
     nix::unistd::write(pipe, &message).map(drop)
@@ -195,7 +195,7 @@ pub fn exec_helper_main(numbers: &[i32]) -> u8 {
     drop(target);
     match sys::process::fork(true) {
         Ok(Fork::Parent(pid)) => {
-            let _ = tell(&pid_end, PROCESS, pid);
+            let _ = send_pid(&pid_end, PROCESS, pid);
             sys::process::exit_now(0)
         }
         Ok(Fork::Child) => {
@@ -313,7 +313,7 @@ fn is_second_helper(entrance: &Entrance, pid_end: &OwnedFd) -> io::Result<bool> 
         Fork::Parent(pid) => {
             drop(writer);
             // The caller, whose child it is, waits for it.
-            if tell(pid_end, SECOND_HELPER, pid).is_err() {
+            if send_pid(pid_end, SECOND_HELPER, pid).is_err() {
                 sys::process::exit_now(1);
             }
             let mut byte = [0];

@@ -36,7 +36,7 @@ pub(super) fn read_outcome(pipe: &mut File) -> Outcome {
 }
 
 /// Reads the failure that the child wrote before it gave up. `None` means that it has executed its program, or ended
-/// without a word.
+/// without a message.
 pub(super) fn read_failure(pipe: &mut File) -> Option<Failure> {
     read_outcome(pipe).failure
 }

@@ -36,7 +36,7 @@ use crate::sys::process;
 /// The magic number of FUSE (statfs(2)): a file there has whatever owner its user says.
 const FUSE: i64 = 0x6573_5546;
 
-/// A found image, and what `gpurun run` is to be given.
+/// The image of the step, and its argument for `gpurun run`.
 #[derive(Debug)]
 pub(super) struct Provided {
     pub image: Image,

@@ -92,8 +92,9 @@ impl StepRequest {
 const BATCH: u32 = 0xffff_fffb;
 const INTERACTIVE: u32 = 0xffff_fffa;
 
-/// For a plugin and a gpurun that do not fit together.
-const HINT: &str = "build the plugin from the same release as gpurun: `/usr/local/share/doc/gpurun/hooks/slurm/build`";
+/// For a plugin and a gpurun of different releases.
+const HINT: &str = "build the plugin from the same release as gpurun: \
+    `sudo /usr/local/share/doc/gpurun/hooks/slurm/build /usr/lib/gpurun_spank.so`";
 
 impl Options {
     fn set(&mut self, key: &str, value: &str) -> Result<(), Report> {

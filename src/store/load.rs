@@ -150,15 +150,15 @@ impl Store {
         options: &LoadOptions,
         progress: &dyn Progress,
     ) -> Result<Vec<Loaded>, LoadError> {
-        let staging = Staging::new(self)?;
-        let mut images = find_images(source, options, &staging, progress)?;
-        if !options.names.is_empty() {
-            let [image] = images.as_mut_slice() else {
-                return Err(LoadError::OneName { origin: source.to_string(), images: images.len() });
-            };
-            image.names.extend(options.names.iter().cloned());
-        }
-        self.load_images(&mut images, &staging, progress)
+        self.load_as(source, options, progress, |images| {
+            if !options.names.is_empty() {
+                let [image] = images else {
+                    return Err(LoadError::OneName { origin: source.to_string(), images: images.len() });
+                };
+                image.names.extend(options.names.iter().cloned());
+            }
+            Ok(())
+        })
     }
 
     /// Loads like [`Self::load`], without the names that the source gives its images: it is a user's, and must not replace
@@ -169,9 +169,23 @@ impl Store {
         options: &LoadOptions,
         progress: &dyn Progress,
     ) -> Result<Vec<Loaded>, LoadError> {
+        self.load_as(source, options, progress, |images| {
+            images.iter_mut().for_each(|image| image.names.clear());
+            Ok(())
+        })
+    }
+
+    /// Loads the images of a source with the names that `name` gives them.
+    fn load_as(
+        &self,
+        source: &Source,
+        options: &LoadOptions,
+        progress: &dyn Progress,
+        name: impl FnOnce(&mut [SourceImage]) -> Result<(), LoadError>,
+    ) -> Result<Vec<Loaded>, LoadError> {
         let staging = Staging::new(self)?;
         let mut images = find_images(source, options, &staging, progress)?;
-        images.iter_mut().for_each(|image| image.names.clear());
+        name(&mut images)?;
         self.load_images(&mut images, &staging, progress)
     }
 

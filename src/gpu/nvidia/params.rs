@@ -2,7 +2,7 @@
 //!
 //! The file tells the driver's libraries whether they may create and change device nodes. In a container they must not.
 //! The OCI spec cannot express the mount, because runtimes refuse mounts below /proc. Usually the container's first
-//! process makes it ([`LINE`]). Where libcontainer runs hooks, or mounts /proc itself, this hook makes it in the
+//! process makes it ([`LINE`]). If libcontainer runs hooks or mounts /proc itself, this hook makes it in the
 //! container's mount namespace, after /proc is mounted and before pivot_root. The image cannot interfere: the path is
 //! resolved inside the container's root, and /proc there is the kernel's.
 
