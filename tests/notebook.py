@@ -12,9 +12,11 @@ import base64
 import http.cookiejar
 import json
 import os
+import select
 import socket
 import struct
 import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -72,12 +74,10 @@ class Server:
 
     def execute(self, kernel, code):
         channel = WebSocket(self, f"api/kernels/{kernel}/channels?session_id={uuid.uuid4().hex}")
-        message = uuid.uuid4().hex
-        channel.send(json.dumps({
-            "header": {"msg_id": message, "msg_type": "execute_request", "username": "", "session": uuid.uuid4().hex, "version": "5.3", "date": ""},
-            "parent_header": {}, "metadata": {}, "channel": "shell", "buffers": [],
-            "content": {"code": code, "silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False, "stop_on_error": True},
-        }))
+        wait_for_output(channel)
+        message = channel.request("execute_request", {
+            "code": code, "silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False, "stop_on_error": True,
+        })
         said = []
         while True:
             answer = json.loads(channel.receive())
@@ -94,11 +94,28 @@ class Server:
                 return "".join(said).strip()
 
 
+def wait_for_output(channel):
+    """Waits until what a kernel prints arrives here.
+
+    The server subscribes to a kernel's output while the kernel already works. Servers before notebook 6.2 do not wait until this is done: what the
+    kernel prints before is lost. So this asks for the kernel's name until the state of such a request has arrived.
+    """
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        message = channel.request("kernel_info_request", {})
+        while channel.has_data(1):
+            answer = json.loads(channel.receive())
+            if answer["msg_type"] == "status" and answer["parent_header"].get("msg_id") == message and answer["content"]["execution_state"] == "idle":
+                return
+    raise SystemExit("the kernel's output did not arrive within 60 s")
+
+
 class WebSocket:
     """As much of RFC 6455 as a kernel's channel needs."""
 
     def __init__(self, server, path):
         host, port = server.parts.hostname, server.parts.port or 80
+        self.session = uuid.uuid4().hex
         self.socket = socket.create_connection((host, port), timeout=60)
         cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in server.cookies)
         key = base64.b64encode(os.urandom(16)).decode()
@@ -121,6 +138,19 @@ class WebSocket:
         size = len(data)
         head = struct.pack("!BB", 0x80 | opcode, 0x80 | size) if size < 126 else struct.pack("!BBH", 0x80 | opcode, 0x80 | 126, size)
         self.socket.sendall(head + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(data)))
+
+    def request(self, kind, content):
+        """A message to the kernel; its id."""
+        message = uuid.uuid4().hex
+        self.send(json.dumps({
+            "header": {"msg_id": message, "msg_type": kind, "username": "", "session": self.session, "version": "5.3", "date": ""},
+            "parent_header": {}, "metadata": {}, "channel": "shell", "buffers": [], "content": content,
+        }))
+        return message
+
+    def has_data(self, seconds):
+        """Whether something arrives within this time."""
+        return bool(select.select([self.socket], [], [], seconds)[0])
 
     def exactly(self, count):
         data = b""
