@@ -56,7 +56,8 @@ pub(super) fn explain(error: &clap::Error, args: &[OsString], root: &clap::Comma
                 (None, Some(ContextValue::String(similar))) if is_typo(flag, similar) => {
                     format!("did you mean `{similar}`?")
                 }
-                (None, _) => format!("list the flags with `{} --help`", name(&path)),
+                (None, _) => flag_of_another_command(flag, &path, root)
+                    .unwrap_or_else(|| format!("list the flags with `{} --help`", name(&path))),
             };
             Some(Report::usage(format!("`{}` has no flag `{flag}`", name(&path))).with_hint(hint))
         }
@@ -80,6 +81,32 @@ pub(super) fn explain(error: &clap::Error, args: &[OsString], root: &clap::Comma
         ErrorKind::TooManyValues if args.iter().any(|arg| arg.starts_with("--password=")) => Some(password()),
         _ => None,
     }
+}
+
+/// The hint for a flag that belongs to the Jupyter launch or to `gpurun run`, and was given to another command.
+fn flag_of_another_command(flag: &str, path: &[String], root: &clap::Command) -> Option<String> {
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    match path[..] {
+        ["run" | "create"] if flag == "--image" => Some(format!(
+            "name the image without a flag: `gpurun {} IMAGE COMMAND`; start Jupyter with `gpurun --image IMAGE`",
+            path[0]
+        )),
+        ["run" | "create"] if has_flag(root, flag) => {
+            Some(format!("it belongs to the Jupyter launch: `gpurun --image IMAGE {flag}`"))
+        }
+        ["start" | "restart" | "exec" | "attach" | "update"] if has_flag(root.find_subcommand("run")?, flag) => {
+            Some(format!("set it when you create the container: `gpurun run {flag}`"))
+        }
+        _ => None,
+    }
+}
+
+/// Whether a command has a flag that the user typed as `-x` or `--word`.
+fn has_flag(command: &clap::Command, flag: &str) -> bool {
+    command.get_arguments().any(|argument| match flag.strip_prefix("--") {
+        Some(long) => argument.get_long_and_visible_aliases().is_some_and(|names| names.contains(&long)),
+        None => argument.get_short().is_some_and(|short| flag.strip_prefix('-') == Some(&short.to_string())),
+    })
 }
 
 /// The message for a boolean flag whose value is no boolean: `--rm=maybe`.
@@ -232,6 +259,27 @@ mod tests {
         hint: run it with `gpurun run jupyter bash -l`
         ");
         assert!(message("--image=jupyter bash").unwrap().contains("`gpurun run jupyter bash`"));
+    }
+
+    #[test]
+    fn a_flag_of_another_command_is_pointed_to_that_command() {
+        insta::assert_snapshot!(message("run --image jupyter bash").unwrap(), @r"
+        error: `gpurun run` has no flag `--image`
+
+        hint: name the image without a flag: `gpurun run IMAGE COMMAND`; start Jupyter with `gpurun --image IMAGE`
+        ");
+        insta::assert_snapshot!(message("create --password-file x jupyter").unwrap(), @r"
+        error: `gpurun create` has no flag `--password-file`
+
+        hint: it belongs to the Jupyter launch: `gpurun --image IMAGE --password-file`
+        ");
+        insta::assert_snapshot!(message("exec --gpus all lab nvidia-smi").unwrap(), @r"
+        error: `gpurun exec` has no flag `--gpus`
+
+        hint: set it when you create the container: `gpurun run --gpus`
+        ");
+        assert!(message("start -p 80:80 lab").unwrap().ends_with("`gpurun run -p`"));
+        assert!(message("start --password-file x lab").unwrap().ends_with("list the flags with `gpurun start --help`"));
     }
 
     #[test]
