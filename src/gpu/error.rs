@@ -92,6 +92,8 @@ pub(crate) enum Reason {
     TooManyInStep { wanted: u32, there: usize, step: String },
     #[error("the {step} does not have the GPU `{device}`; it has {there}")]
     NotInStep { device: String, step: String, there: String },
+    #[error("the {step} does not have this device")]
+    DeviceNotInStep { step: String },
     #[error("there is no GPU `{device}`; the host has {there}")]
     NoSuchGpu { device: String, there: String },
     #[error("{} requested, but {} idle", plural(*.wanted as usize, "idle GPU is", "idle GPUs are"), plural(*.free, "is", "are"))]
@@ -148,6 +150,7 @@ impl Explain for Reason {
             Self::NoneInStep { .. } => "request GPUs from Slurm, for example with `srun --gres=gpu:1`, or omit `--gpus`".into(),
             Self::TooManyInStep { wanted, .. } => format!("request them from Slurm: `srun --gres=gpu:{wanted}`"),
             Self::NotInStep { .. } => "use `--gpus all` for all GPUs of the step, or a name from this list".into(),
+            Self::DeviceNotInStep { .. } => "request the device from Slurm (`srun --gres=…`), or omit `--device`".into(),
             Self::NoSuchGpu { .. } => "use an index or a name from this list".into(),
             Self::NoneIdle { .. } => {
                 "add `--wait` to wait until a GPU is idle, add `--share-gpu` to share the least used GPUs, or share a particular one with `device=N`".into()

@@ -188,11 +188,7 @@ fn plan_gpus(
         hints,
     };
     opens.add_units(&inventory.units, &selection.units);
-    if container.step.is_some() {
-        // The check needs nodes of the others, which the step's filter does not let this process create.
-        let has = |node: &opens::Node| step::may_open(&root::inside(container.root, Path::new(&node.path)));
-        opens.others.retain(has);
-    }
+    without_denied(&mut opens, container);
     if !opens.any_of.is_empty() {
         opens.others.clear();
     }
@@ -207,6 +203,13 @@ fn plan_gpus(
     }
     finish(&mut edits, by, why, inventory, selection);
     Ok(edits)
+}
+
+/// Leaves out the other GPUs that the step's filter denies: the check needs their nodes, which this process cannot create.
+fn without_denied(opens: &mut Opens, container: &Container<'_>) {
+    if container.step.is_some() {
+        opens.others.retain(|node| step::may_open(&root::inside(container.root, Path::new(&node.path))));
+    }
 }
 
 /// Returns the variable that says to CUDA which of the container's GPUs it uses. Programs for Slurm read it. In the
@@ -288,7 +291,16 @@ fn plan_devices(
     edits: &mut Edits,
     notice: Notice<'_>,
 ) -> Result<(), Reason> {
-    edits.add(vendors::registry(container.root).edits(&requested.devices, THE_USER)?);
+    let registry = vendors::registry(container.root);
+    if let Some(step) = container.step {
+        for name in &requested.devices {
+            let nodes = registry.own_nodes(name, (0, 0))?;
+            if !nodes.iter().all(|node| step::may_open(&root::inside(container.root, Path::new(&node.path)))) {
+                return Err(Reason::DeviceNotInStep { step: step.to_owned() });
+            }
+        }
+    }
+    edits.add(registry.edits(&requested.devices, THE_USER)?);
     let mut kinds: Vec<&str> = requested.devices.iter().map(|name| name.kind.as_str()).collect();
     kinds.retain(|kind| kind.ends_with("/gpu"));
     kinds.sort_unstable();
@@ -336,6 +348,9 @@ fn plan_devices(
         edits.notices.extend(units.iter().filter_map(|unit| select::shared_with(&container.taker, unit, ledger)));
         edits.given.extend(units.iter().map(|unit| unit.given()));
         names.extend(units.iter().map(|unit| unit.name.clone()));
+    }
+    if let Some(opens) = &mut opens {
+        without_denied(opens, container);
     }
     edits.opens = opens;
     if let Some(ledger) = ledger.filter(|_| !names.is_empty()) {

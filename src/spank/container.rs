@@ -11,6 +11,8 @@ use super::image::Provided;
 use super::request::StepRequest;
 use super::talk::Sockets;
 use super::tasks::Tasks;
+use crate::gpu;
+use crate::launch;
 use crate::record::Records;
 use crate::report::Report;
 use crate::sys::file::read;
@@ -47,6 +49,10 @@ impl Container {
         let mut command = gpurun(dirs)?;
         command.args(arguments(request, image));
         command.envs(request.env.iter().filter(|(name, _)| GPU_VARIABLES.contains(&name.as_str())).cloned());
+        if tasks.len() > 1 {
+            let nodes = tasks.nodes_of_others(&gpu::step::nodes(&launch::driver_root()))?;
+            command.env(gpu::step::NODES, nodes.join(":"));
+        }
         process::enter_cgroup(&mut command, tasks.entrance()?);
         let ran = run(command, tasks)?;
         if ran.code != 0 {

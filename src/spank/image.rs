@@ -4,11 +4,14 @@
 //! <run dir>/loaded/<key>   the ID of an image that was loaded from a user's archive; the key is the archive's identity
 //! ```
 //!
-//! - A name is a full reference, never a path or an ID. It is pulled if the node's store does not have it, without any
-//!   login: root's logins are not the users'. Names below `localhost/slurm` are the files that steps keep.
+//! - A name is a full reference, never a path or an ID. It is pulled if the node's store does not have it, with the user's
+//!   own login or without any: root's logins are not the users'. What a login has brought, only its user may use. The same
+//!   holds for registries on the loopback interface, where every user may start one. Names below `localhost/slurm` are
+//!   these images, and the files that steps keep.
 //! - An archive that only root can change is used in place. Another one is copied into the store: containers of several
 //!   users may share an image, and none of them may be able to change it afterwards. Its names are ignored.
-//! - An OCI layout is read as a tar stream, by a process of the user.
+//! - An OCI layout is read as a tar stream, by a process of the user. Its identity is that of its `index.json`.
+//! - A file that root cannot open, on a network file system, is read through the user's descriptor.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -25,7 +28,7 @@ use super::dirs::Dirs;
 use super::request::StepRequest;
 use super::talk::Sockets;
 use super::tasks::Tasks;
-use super::{caller, kept};
+use super::{caller, kept, login};
 use crate::durable;
 use crate::names::{Digest, Reference};
 use crate::report::Report;
@@ -74,12 +77,21 @@ pub(super) fn provide(
         return of_path(dirs, &store, request, Path::new(text), tasks);
     }
     let reference = reference(text)?;
-    let name = reference.to_string();
-    if store.resolve(&name).is_err() {
-        sockets.say(&format!("gpurun: pulling {reference}"));
-        pull(dirs, &name, tasks)?;
+    let (name, own) = (reference.to_string(), kept::of_user(request.caller.uid, &reference));
+    if let Some(image) = [&name, &own].into_iter().find_map(|name| store.resolve(name).ok()) {
+        return Ok(by_id(image));
     }
-    store.resolve(&name).map(by_id).map_err(Report::from)
+    sockets.say(&format!("gpurun: pulling {reference}"));
+    let (logins, is_private) = login::of_user(request, &reference);
+    let known_as = if is_private || is_loopback(&reference.domain) { &own } else { &name };
+    pull(dirs, &reference, known_as, &logins, tasks)?;
+    store.resolve(known_as).map(by_id).map_err(Report::from)
+}
+
+/// Whether a registry is on this node, where another user may have started it.
+fn is_loopback(registry: &str) -> bool {
+    let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
+    host == "localhost" || host.starts_with("127.") || host == "[::1]"
 }
 
 fn by_id(image: Image) -> Provided {
@@ -99,15 +111,16 @@ fn reference(text: &str) -> Result<Reference, Report> {
     Ok(reference)
 }
 
-/// Pulls without a login.
-fn pull(dirs: &Dirs, name: &str, tasks: &Tasks) -> Result<(), Report> {
-    let failed = |error: io::Error| Report::new(format!("cannot pull `{name}`")).with_cause(error);
-    let logins = process::memory_file(c"logins", b"{}").map_err(failed)?;
+/// Pulls an image with these logins, and no others, under a name of the store.
+fn pull(dirs: &Dirs, image: &Reference, name: &str, logins: &str, tasks: &Tasks) -> Result<(), Report> {
+    let failed = |error: io::Error| Report::new(format!("cannot pull `{image}`")).with_cause(error);
+    let logins = process::memory_file(c"logins", logins.as_bytes()).map_err(failed)?;
     let mut command = gpurun(dirs)?;
-    command.args(["image", "pull", "--quiet", "--authfile"]).arg(fd_path(&logins)).arg(name);
+    command.args(["image", "load", "--quiet", "--rename", "--name", name, "--authfile"]).arg(fd_path(&logins));
+    command.arg(format!("docker://{image}"));
     process::pass_only(&mut command, &[logins.as_raw_fd()]);
     let ran = run(command, tasks)?;
-    if ran.code == 0 { Ok(()) } else { Err(ran.report(format!("cannot pull `{name}`"))) }
+    if ran.code == 0 { Ok(()) } else { Err(ran.report(format!("cannot pull `{image}`"))) }
 }
 
 /// Takes the image from a file or a directory of the user.
@@ -118,14 +131,18 @@ fn of_path(dirs: &Dirs, store: &Store, request: &StepRequest, path: &Path, tasks
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
     let opened = File::from(request.caller.open(path, flags).map_err(failed)?);
     let about = opened.metadata().map_err(failed)?;
-    if about.is_dir() {
-        return load(dirs, store, request, &opened.into(), true, tasks).map_err(|report| report.with_hint(HINT));
-    }
+    let is_layout = about.is_dir();
+    let about = match is_layout {
+        true => File::from(request.caller.open(&path.join("index.json"), flags).map_err(failed)?)
+            .metadata()
+            .map_err(failed)?,
+        false => about,
+    };
     if !about.is_file() {
         return Err(failed(io::Error::other("it is neither a file nor a directory")));
     }
     let keeps = request.options.save.is_some() || request.options.name.is_some();
-    if is_roots(&opened, &about) && !keeps {
+    if !is_layout && is_roots(&opened, &about) && !keeps {
         let path = std::path::absolute(path).map_err(failed)?;
         if let Some(image) = in_place(store, &path, &about, tasks)? {
             return Ok(Provided { image, argument: path.display().to_string() });
@@ -139,9 +156,10 @@ fn of_path(dirs: &Dirs, store: &Store, request: &StepRequest, path: &Path, tasks
     let opened = OwnedFd::from(opened);
     // The error names the file as the user did.
     let named = |text: String| text.replace(&fd_path(&opened).display().to_string(), &path.display().to_string());
-    let provided = load(dirs, store, request, &opened, false, tasks).map_err(|report| Report {
+    let provided = load(dirs, store, request, &opened, is_layout, tasks).map_err(|report| Report {
         message: named(report.message),
         causes: report.causes.into_iter().map(named).collect(),
+        hint: report.hint.or_else(|| is_layout.then(|| HINT.into())),
         ..report
     })?;
     // It only saves time. An error has no other effect.
@@ -167,6 +185,9 @@ fn key(uid: u32, about: &fs::Metadata) -> String {
 
 /// Prepares an archive to be used in place, if that is possible. Root opens its path again, so it must be the same file.
 fn in_place(store: &Store, path: &Path, about: &fs::Metadata, tasks: &Tasks) -> Result<Option<Image>, Report> {
+    if File::open(path).is_err() {
+        return Ok(None);
+    }
     let id = in_child(tasks, None, || {
         let found = store.open_in_place(&Source::path(path), &LoadOptions::default(), true, &())?;
         Ok(found.map_or_else(String::new, |image| image.id.to_string()))
@@ -196,11 +217,14 @@ fn load(
         let (output, input) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed(errno.into()))?;
         let child = request.caller.fork(|| pack(opened, &input)).map_err(failed)?;
         (Source::Stdin, Some(output), Some(child))
-    } else {
+    } else if File::open(fd_path(opened)).is_ok() {
         (Source::path(fd_path(opened)), None, None)
+    } else {
+        (Source::Stdin, Some(opened.try_clone().map_err(failed)?), None)
     };
     let id = in_child(tasks, input.as_ref(), || {
-        let loaded = Store::open(&dirs.root)?.load_unnamed(&source, &LoadOptions::default(), &())?;
+        let options = LoadOptions { renames: true, ..LoadOptions::default() };
+        let loaded = Store::open(&dirs.root)?.load(&source, &options, &())?;
         match loaded.as_slice() {
             [image] => Ok(image.id.to_string()),
             images => Err(Report::new(format!("the archive contains {} images", images.len()))

@@ -1,7 +1,9 @@
-//! The names of kept files.
+//! The names of images that are not for all users.
 //!
-//! The kept files are an image with the name `localhost/slurm/job<JOB>/uid<UID>:<NAME>`, a layer on the step's image. The end
-//! of the job removes it.
+//! ```text
+//! localhost/slurm/job<JOB>/uid<UID>:<NAME>    the kept files, a layer on the step's image; the end of the job removes it
+//! localhost/slurm/uid<UID>/<IMAGE>            an image that was pulled with a login of the user
+//! ```
 
 use super::grammar::ContainerName;
 use super::request::StepRequest;
@@ -10,6 +12,16 @@ use crate::names::Reference;
 /// Returns the name of the image with the files of a step.
 pub(super) fn reference(request: &StepRequest, name: &ContainerName) -> String {
     format!("localhost/slurm/job{}/uid{}:{}", request.job, request.caller.uid, name.name)
+}
+
+/// Returns the name of an image that only one user may use. A colon of a port becomes `__`, which no other name contains, and a
+/// digest becomes a tag.
+pub(super) fn of_user(uid: u32, image: &Reference) -> String {
+    let tag = match (&image.digest, &image.tag) {
+        (Some(digest), _) => digest.to_string().replace(':', "-"),
+        (None, tag) => tag.clone().unwrap_or_else(|| "latest".into()),
+    };
+    format!("localhost/slurm/uid{uid}/{}/{}:{tag}", image.domain.to_lowercase().replace(':', "__"), image.path)
 }
 
 /// Whether a name is one of those.
@@ -25,6 +37,21 @@ pub(super) fn is_of_job(reference: &Reference, job: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pulled_image_belongs_to_a_user() {
+        let digest = format!("a.io/b@sha256:{}", "0".repeat(64));
+        for (image, expected) in [
+            ("torch", "localhost/slurm/uid7/docker.io/library/torch:latest"),
+            ("localhost:5000/a/b:1", "localhost/slurm/uid7/localhost__5000/a/b:1"),
+            (&digest, &format!("localhost/slurm/uid7/a.io/b:sha256-{}", "0".repeat(64))),
+        ] {
+            let name = of_user(7, &image.parse().unwrap());
+            assert_eq!(name, expected);
+            let reference: Reference = name.parse().unwrap();
+            assert!(is_kept(&reference) && !is_of_job(&reference, 7));
+        }
+    }
 
     #[test]
     fn kept_files_belong_to_a_job() {

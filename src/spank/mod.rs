@@ -31,6 +31,7 @@ mod grammar;
 mod image;
 mod keep;
 mod kept;
+mod login;
 mod request;
 mod settings;
 mod talk;

@@ -1,17 +1,21 @@
 //! The tasks of the step on this node: their processes and their cgroups.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::unistd::Pid;
+
+use super::caller;
 use crate::cgroup::{Hierarchy, Host};
 use crate::cluster::Step;
+use crate::gpu;
 use crate::report::Report;
 use crate::spec::Limits;
 use crate::sys::file::read_text;
-use crate::sys::process;
+use crate::sys::process::{self, Fork};
 
 /// The cgroup of gpurun's processes that end after a step.
 const OUTSIDE: &str = "/gpurun/supervisors";
@@ -22,8 +26,8 @@ const END: Duration = Duration::from_secs(10);
 pub(super) struct Tasks {
     pids: Vec<i32>,
     processes: Vec<OwnedFd>,
-    /// The list of the first task's cgroups (cgroups(7)).
-    cgroups: String,
+    /// The list of each task's cgroups (cgroups(7)).
+    cgroups: Vec<String>,
 }
 
 impl Tasks {
@@ -41,9 +45,7 @@ impl Tasks {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
             Err(error) => return Err(failed(error)),
         }
-        if self.cgroups.is_empty() {
-            self.cgroups = read_text(format!("/proc/{pid}/cgroup")).map_err(failed)?;
-        }
+        self.cgroups.push(read_text(format!("/proc/{pid}/cgroup")).map_err(failed)?);
         Ok(())
     }
 
@@ -68,10 +70,32 @@ impl Tasks {
             .map_err(|error| Report::new("cannot enter the cgroups of the Slurm step").with_cause(error))
     }
 
+    fn first_cgroups(&self) -> &str {
+        self.cgroups.first().map_or("", String::as_str)
+    }
+
+    /// Returns the nodes that tasks after the first one may open, given all nodes of GPUs. Under version 1, the
+    /// container is in a cgroup whose filter allows the devices of all tasks.
+    pub(super) fn nodes_of_others(&self, nodes: &[(String, PathBuf)]) -> Result<Vec<String>, Report> {
+        let failed = |error: io::Error| Report::new("cannot find the GPUs of the tasks").with_cause(error);
+        let host = Host::probe(Path::new("/"))?;
+        let Hierarchy::V2 { mount } = &host.hierarchy else { return Ok(Vec::new()) };
+        let mut found = vec![false; nodes.len()];
+        for cgroups in self.cgroups.iter().skip(1) {
+            let Some(path) = cgroups.lines().find_map(|line| line.strip_prefix("0::/")) else { continue };
+            // Slurm removes the cgroup of a task that has ended.
+            let Ok(cgroup) = File::open(mount.join(path)) else { continue };
+            for (at, node) in allowed_in(&cgroup, nodes).map_err(failed)?.into_iter().enumerate() {
+                found[at] |= node;
+            }
+        }
+        Ok(nodes.iter().zip(found).filter(|(_, found)| *found).map(|((name, _), _)| name.clone()).collect())
+    }
+
     fn directories(&self) -> Result<Vec<PathBuf>, Report> {
         let host = Host::probe(Path::new("/"))?;
         let mut dirs = Vec::new();
-        for line in self.cgroups.lines() {
+        for line in self.first_cgroups().lines() {
             let Some((names, path)) = line.split_once(':').and_then(|(_, rest)| rest.split_once(':')) else { continue };
             let (mount, is_v1) = match &host.hierarchy {
                 Hierarchy::V1 { controllers, .. } if !names.is_empty() => {
@@ -97,7 +121,7 @@ impl Tasks {
     /// Kills all other processes of the step, whose daemon was killed, and removes its cgroups. This process leaves them
     /// first.
     pub(super) fn end_step(&self) {
-        let (Some(step), Ok(host)) = (Step::parse(&self.cgroups), Host::probe(Path::new("/"))) else { return };
+        let (Some(step), Ok(host)) = (Step::parse(self.first_cgroups()), Host::probe(Path::new("/"))) else { return };
         if let Ok(outside) = host.make(OUTSIDE, &Limits::default()) {
             for file in outside.entry_files() {
                 let _ = fs::write(file, "0");
@@ -105,5 +129,24 @@ impl Tasks {
         }
         host.end_step(&step.place("none"), END);
         host.remove_job(&step.place("none"), END);
+    }
+}
+
+/// Returns which nodes a process in a cgroup of version 2 may open.
+fn allowed_in(cgroup: &File, nodes: &[(String, PathBuf)]) -> io::Result<Vec<bool>> {
+    let answer = process::memory_file(c"nodes", b"")?;
+    match process::fork_into(cgroup.as_fd(), false)? {
+        Fork::Child => {
+            let bytes: Vec<u8> = nodes.iter().map(|(_, path)| u8::from(gpu::step::may_open(path))).collect();
+            process::exit_now(i32::from(File::from(answer).write_all(&bytes).is_err()))
+        }
+        Fork::Parent(pid) => {
+            caller::finish(Pid::from_raw(pid))?;
+            let mut bytes = Vec::new();
+            let mut answer = File::from(answer);
+            answer.rewind()?;
+            answer.read_to_end(&mut bytes)?;
+            Ok(bytes.into_iter().map(|byte| byte == 1).collect())
+        }
     }
 }

@@ -30,6 +30,8 @@ use crate::transport::{self, Source, SourceError, SourceImage, SourceLayer, regi
 pub(crate) struct LoadOptions {
     /// Additional names, for a source with one image.
     pub names: Vec<Reference>,
+    /// Whether the names that the source gives its images are ignored.
+    pub renames: bool,
     /// The platform to choose from an index.
     pub platform: Platform,
     /// Options for sources in a registry.
@@ -38,7 +40,7 @@ pub(crate) struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { names: Vec::new(), platform: Platform::host(), registry: registry::Options::default() }
+        Self { names: Vec::new(), renames: false, platform: Platform::host(), registry: registry::Options::default() }
     }
 }
 
@@ -150,42 +152,17 @@ impl Store {
         options: &LoadOptions,
         progress: &dyn Progress,
     ) -> Result<Vec<Loaded>, LoadError> {
-        self.load_as(source, options, progress, |images| {
-            if !options.names.is_empty() {
-                let [image] = images else {
-                    return Err(LoadError::OneName { origin: source.to_string(), images: images.len() });
-                };
-                image.names.extend(options.names.iter().cloned());
-            }
-            Ok(())
-        })
-    }
-
-    /// Loads like [`Self::load`], without the names that the source gives its images: it is a user's, and must not replace
-    /// the image of a name.
-    pub(crate) fn load_unnamed(
-        &self,
-        source: &Source,
-        options: &LoadOptions,
-        progress: &dyn Progress,
-    ) -> Result<Vec<Loaded>, LoadError> {
-        self.load_as(source, options, progress, |images| {
-            images.iter_mut().for_each(|image| image.names.clear());
-            Ok(())
-        })
-    }
-
-    /// Loads the images of a source with the names that `name` gives them.
-    fn load_as(
-        &self,
-        source: &Source,
-        options: &LoadOptions,
-        progress: &dyn Progress,
-        name: impl FnOnce(&mut [SourceImage]) -> Result<(), LoadError>,
-    ) -> Result<Vec<Loaded>, LoadError> {
         let staging = Staging::new(self)?;
         let mut images = find_images(source, options, &staging, progress)?;
-        name(&mut images)?;
+        if options.renames {
+            images.iter_mut().for_each(|image| image.names.clear());
+        }
+        if !options.names.is_empty() {
+            let [image] = &mut images[..] else {
+                return Err(LoadError::OneName { origin: source.to_string(), images: images.len() });
+            };
+            image.names.extend(options.names.iter().cloned());
+        }
         self.load_images(&mut images, &staging, progress)
     }
 

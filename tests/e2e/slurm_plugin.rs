@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::host::{Answer, answer, binary, sh};
+use crate::host::{Answer, Host, answer, binary, sh};
 use crate::slurm::Cluster;
 
 pub const TESTS: &[(&str, fn())] = &[
@@ -16,6 +16,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("files_are_kept_by_name_and_saved", kept),
     ("a_user_reaches_nothing_of_root_through_any_option", hostile),
     ("a_step_has_its_gpus_only", gpus),
+    ("an_image_comes_from_a_registry_with_the_users_login", registry),
     ("a_killed_step_leaves_nothing", killed),
     ("tasks_of_a_step_share_one_container", tasks),
     ("mpi_tasks_exchange_messages", mpi),
@@ -164,6 +165,10 @@ fn archives() {
         }
     }
     assert!(!host.ok(&["images"]).contains("box "), "the archive has brought its name");
+    // A layout is copied once: without its blobs, the store has the image. A changed index is another image.
+    plugin.ok("mv layout/blobs gone && srun -n1 --container-image=./layout true && touch layout/index.json");
+    plugin.fails(125, "srun -n1 --container-image=./layout true", &["gpurun: error: "]);
+    plugin.ok("mv gone layout/blobs && srun -n1 --container-image=./layout true");
     // A compressed one, and what is no image.
     plugin.ok("gzip -k box.tar; srun -n1 --container-image=./box.tar.gz true");
     plugin.ok("mkfifo pipe; echo text >text; chmod 0 box.tar.gz");
@@ -409,9 +414,111 @@ fn gpus() {
     let out =
         plugin.ok(&format!("NVIDIA_VISIBLE_DEVICES=void srun -n1 --gres=gpu:1 --container-image=box sh -c '{look}'"));
     assert!(out.starts_with("0\n0\n"), "{out}");
+    // Each of two tasks in one container opens the GPU that is bound to it.
+    let out = plugin.ok(&format!(
+        "srun -n2 --label --mem=1000 --gpus-per-task=1 --container-image=box sh -c '{look}' | grep -E \"open|: 0$\" | sort"
+    ));
+    assert_eq!(out, "0: 0\n0: open 1\n1: 0\n1: open 2\n");
+    // The driver's files come through CDI where the node has such a file: libcuda, and none that it does not name.
+    plugin.cluster.driver.as_ref().unwrap().cdi("etc/cdi/nvidia.yaml", 4);
+    let files = "find / -xdev -name \"libnvidia-encode*\"; ls /usr/bin/nvidia-smi";
+    let out = plugin.ok(&format!("srun -n1 --gres=gpu:2 --container-image=box sh -c '{look}; {files}'"));
+    assert!(out.starts_with("open 1\nopen 2\n2\n") && out.ends_with("\n0,1\n/usr/bin/nvidia-smi\n"), "{out}");
+    // A device that the step does not have is no device of the container, whatever the user mounts.
+    let node = format!("{}/dev/nvidia0", plugin.cluster.driver.as_ref().unwrap().root.display());
+    let line = format!("srun -n1 --gres=gpu:1 --container-image=box --container-mounts={node}:/dev/nvidia0 cat /dev/nvidia0");
+    plugin.fails(1, &line, &["Operation not permitted"]);
+    // A file that lacks a GPU of the step.
+    plugin.cluster.driver.as_ref().unwrap().cdi("etc/cdi/nvidia.yaml", 1);
+    let parts = ["no CDI file describes the GPU `GPU-bbbbbbbb", "hint: "];
+    plugin.fails(125, "srun -n1 --gres=gpu:2 --container-image=box true", &parts);
     plugin.ok("scancel -u $(id -un)");
     first.wait().unwrap();
     plugin.nothing_is_left();
+}
+
+/// A registry on the node's loopback interface, with and without logins.
+fn registry() {
+    let plugin = Plugin::new(1, 0);
+    let host = &plugin.cluster.host;
+    let open = Registry::start(host, 5000, false);
+    let closed = Registry::start(host, 5001, true);
+    for (tag, creds) in [("localhost:5000/tools:1", ""), ("localhost:5001/tools:1", "--creds ann:secret")] {
+        plugin.cluster.ok(&format!("$G tag box {tag} && $G push -q {creds} {tag} && $G rmi {tag}"));
+    }
+    // The first step pulls, and the others use the store of the node.
+    let image = "localhost:5000#tools:1";
+    let line = format!("srun -n1 --container-image={image} sh -c 'echo $SLURM_STEP_ID'");
+    let first = plugin.run(&line);
+    assert!(first.code == 0 && first.err.contains("gpurun: pulling localhost:5000/tools:1"), "{}", first.err);
+    drop(open);
+    let second = plugin.run(&line);
+    assert!(second.code == 0 && second.out == "0\n" && !second.err.contains("gpurun:"), "{}", second.err);
+    // Another user may have started that registry: the image is only this user's.
+    let failed = plugin.cluster.run(&line);
+    assert!(failed.code == 125 && failed.err.contains("cannot pull `localhost:5000/tools:1`"), "{}", failed.err);
+    // Neither the logins of root nor a program that a file names.
+    let line = "srun -n1 --container-image=localhost:5001#tools:1 echo inside";
+    let auth = plugin.cluster.host.dir.join("auth.json");
+    plugin.cluster.ok(&format!("$G login --authfile {} -u ann -p secret localhost:5001", auth.display()));
+    plugin.fails(125, line, &["cannot pull `localhost:5001/tools:1`", "hint: "]);
+    plugin.fails(125, &format!("REGISTRY_AUTH_FILE={} {line}", auth.display()), &["cannot pull"]);
+    plugin.ok("mkdir -p .docker; printf '#!/bin/sh\\ntouch /tmp/helper-ran\\n' >docker-credential-x; chmod +x docker-credential-x");
+    plugin.ok("echo '{\"credHelpers\":{\"localhost:5001\":\"x\"},\"credsStore\":\"x\"}' >.docker/config.json");
+    plugin.fails(125, &format!("PATH=$HOME:$PATH {line}"), &["cannot pull"]);
+    // The user's own login, in the file of docker or of enroot.
+    let own = serde_json::json!({"auths": {"localhost:5001": {"auth": "YW5uOnNlY3JldA=="}}});
+    fs::write(plugin.home.join("login"), own.to_string()).unwrap();
+    assert_eq!(plugin.ok(&format!("cp login .docker/config.json; {line}")), "inside\n");
+    // It stays this user's, also without the login.
+    assert_eq!(plugin.ok(&format!("rm .docker/config.json; {line}")), "inside\n");
+    let uid = plugin.ok("id -u");
+    let name = format!("localhost/slurm/uid{}/localhost__5001/tools:1", uid.trim());
+    plugin.cluster.ok(&format!("$G image inspect {name} && $G rmi {name}"));
+    plugin.fails(125, &format!("srun -n1 --container-image={name} true"), &["these are files of a step"]);
+    plugin.ok("mkdir -p .config/enroot; echo machine localhost:5001 login ann password secret >.config/enroot/.credentials");
+    assert_eq!(plugin.ok(line), "inside\n");
+    // `gpurun run` in a step of root.
+    let line = "srun -n2 --cpu-bind=none --mem=1000 $G run --rm --authfile auth.json localhost:5001/tools:1 echo inside";
+    assert_eq!(plugin.cluster.ok(line), "inside\ninside\n");
+    drop(closed);
+    assert_eq!(plugin.cluster.ok("srun -n1 $G run --rm localhost:5001/tools:1 echo again"), "again\n");
+    plugin.nothing_is_left();
+}
+
+/// Debian's docker-registry in the network of a host.
+struct Registry(Child);
+
+impl Registry {
+    /// With `login`, it wants `ann` with the password `secret`.
+    fn start(host: &Host, port: u16, login: bool) -> Self {
+        let home = host.dir.join(format!("registry-{port}"));
+        fs::create_dir(&home).unwrap();
+        let dir = home.display();
+        let mut config = format!(
+            "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {dir}/blobs}}}}\nhttp:\n  addr: 127.0.0.1:{port}\n"
+        );
+        if login {
+            sh(&format!("htpasswd -Bbn ann secret >{dir}/users"));
+            config += &format!("auth:\n  htpasswd: {{realm: lab, path: {dir}/users}}\n");
+        }
+        fs::write(home.join("config.yml"), config).unwrap();
+        let log = fs::File::create(home.join("log")).unwrap();
+        let mut command = host.program("docker-registry", &["serve", &format!("{dir}/config.yml")]);
+        let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        let registry = Self(child);
+        crate::host::eventually("the registry answers", || {
+            host.program("bash", &["-c", &format!(": </dev/tcp/127.0.0.1/{port}")]).output().unwrap().status.success()
+        });
+        registry
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn killed() {

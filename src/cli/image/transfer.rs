@@ -34,6 +34,9 @@ pub(crate) struct LoadArgs {
     /// Additional name of the image
     #[arg(short = 't', long = "name", alias = "tag", value_name = "NAME[:TAG]")]
     pub names: Vec<Reference>,
+    /// Ignore the names in the source. The plugin for Slurm uses it.
+    #[arg(long, hide = true)]
+    pub rename: bool,
     /// Print only IDs
     #[arg(short, long)]
     pub quiet: bool,
@@ -152,12 +155,13 @@ impl RegistryFlags {
 
     fn load_options(
         &self,
-        names: &[Reference],
+        (names, renames): (&[Reference], bool),
         timeout: Option<u64>,
         shown: Option<&std::sync::Arc<Shown>>,
     ) -> Result<LoadOptions, Report> {
         Ok(LoadOptions {
             names: names.to_vec(),
+            renames,
             platform: self.platform.clone().unwrap_or_else(Platform::host),
             registry: self.options(timeout, shown)?,
         })
@@ -186,14 +190,14 @@ pub(super) fn load(store: &Store, args: &LoadArgs) -> Result<(), Report> {
         return Err(Report::usage("cannot load an image from a terminal")
             .with_hint("name the file: `gpurun image load FILE`, or pipe it: `docker save NAME | gpurun image load`"));
     }
-    let loaded = take(store, &source, &args.names, None, &args.registry, args.quiet)?;
+    let loaded = take(store, &source, (&args.names, args.rename), None, &args.registry, args.quiet)?;
     report_loaded(&loaded, args.quiet, args.json)
 }
 
 fn take(
     store: &Store,
     source: &Source,
-    names: &[Reference],
+    names: (&[Reference], bool),
     timeout: Option<u64>,
     flags: &RegistryFlags,
     quiet: bool,
@@ -236,7 +240,7 @@ pub(super) fn pull(store: &Store, args: &PullArgs) -> Result<(), Report> {
             if !args.quiet {
                 say(&format!("gpurun: pulling {reference}"));
             }
-            loaded.extend(take(store, &Source::Registry(reference), &[], args.timeout, &args.registry, args.quiet)?);
+            loaded.extend(take(store, &Source::Registry(reference), (&[], false), args.timeout, &args.registry, args.quiet)?);
         }
     }
     report_loaded(&loaded, args.quiet, args.json)
@@ -298,7 +302,7 @@ impl ImageFlags {
     pub(crate) fn provide(&self, store: &Store, name: &str, quiet: bool) -> Result<(FileLock, Image), Report> {
         if let Some(source) = Source::unless_name(name)? {
             let shown = Shown::new("checking");
-            let options = self.registry.load_options(&[], None, Some(&shown))?;
+            let options = self.registry.load_options((&[], false), None, Some(&shown))?;
             let image = store.open_in_place(&source, &options, !self.no_verify, &*shown)?;
             drop(shown);
             if let Some(image) = image {
@@ -348,7 +352,7 @@ fn provide_as(
     quiet: bool,
 ) -> Result<String, Report> {
     if let Some(source) = Source::unless_name(name)? {
-        let loaded = take(store, &source, &[], None, registry, quiet)?;
+        let loaded = take(store, &source, (&[], false), None, registry, quiet)?;
         return match loaded.as_slice() {
             [image] => Ok(image.id.to_string()),
             _ => Err(Report::usage(format!("`{source}` contains {} images", loaded.len()))
@@ -373,7 +377,7 @@ fn provide_as(
     if !quiet {
         say(&format!("gpurun: `{name}` is {why}: pulling {reference}"));
     }
-    match take(store, &Source::Registry(reference), &[], None, registry, quiet) {
+    match take(store, &Source::Registry(reference), (&[], false), None, registry, quiet) {
         Ok(_) => Ok(name.to_owned()),
         Err(report) => Err(match &other {
             Some(other) => report.under(other.message(name)),
