@@ -308,14 +308,22 @@ fn gpus() {
     for (task, gpu) in [(0, 1), (1, 2)] {
         let lines: Vec<&str> = out.lines().filter(|line| line.starts_with(&format!("{task}: "))).collect();
         let opens: Vec<&&str> = lines.iter().filter(|line| line.contains("open")).collect();
-        assert!(opens == [&&*format!("{task}: open {gpu}")] && lines.contains(&&*format!("{task}: CUDA_VISIBLE_DEVICES=0")), "{out}");
+        assert!(
+            opens == [&&*format!("{task}: open {gpu}")] && lines.contains(&&*format!("{task}: CUDA_VISIBLE_DEVICES=0")),
+            "{out}"
+        );
     }
     // CDI's devices are those of the step as well.
     cluster.driver.as_ref().unwrap().cdi("etc/cdi/nvidia.yaml", 4);
     fails(
         "--gres=gpu:1",
         "--device nvidia.com/gpu=0",
-        &["`--device nvidia.com/gpu=0`", "the Slurm step", "does not have this device", "hint: request the device from Slurm"],
+        &[
+            "`--device nvidia.com/gpu=0`",
+            "the Slurm step",
+            "does not have this device",
+            "hint: request the device from Slurm",
+        ],
     );
     let out = cluster.ok(&format!("srun -n1 --gres=gpu:1 $G run --rm --device nvidia.com/gpu=1 {look}"));
     assert!(out.starts_with("open 1\n") && out.matches("open").count() == 1, "{out}");

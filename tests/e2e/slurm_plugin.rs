@@ -426,7 +426,8 @@ fn gpus() {
     assert!(out.starts_with("open 1\nopen 2\n2\n") && out.ends_with("\n0,1\n/usr/bin/nvidia-smi\n"), "{out}");
     // A device that the step does not have is no device of the container, whatever the user mounts.
     let node = format!("{}/dev/nvidia0", plugin.cluster.driver.as_ref().unwrap().root.display());
-    let line = format!("srun -n1 --gres=gpu:1 --container-image=box --container-mounts={node}:/dev/nvidia0 cat /dev/nvidia0");
+    let line =
+        format!("srun -n1 --gres=gpu:1 --container-image=box --container-mounts={node}:/dev/nvidia0 cat /dev/nvidia0");
     plugin.fails(1, &line, &["Operation not permitted"]);
     // A file that lacks a GPU of the step.
     plugin.cluster.driver.as_ref().unwrap().cdi("etc/cdi/nvidia.yaml", 1);
@@ -476,10 +477,13 @@ fn registry() {
     let name = format!("localhost/slurm/uid{}/localhost__5001/tools:1", uid.trim());
     plugin.cluster.ok(&format!("$G image inspect {name} && $G rmi {name}"));
     plugin.fails(125, &format!("srun -n1 --container-image={name} true"), &["these are files of a step"]);
-    plugin.ok("mkdir -p .config/enroot; echo machine localhost:5001 login ann password secret >.config/enroot/.credentials");
+    plugin.ok(
+        "mkdir -p .config/enroot; echo machine localhost:5001 login ann password secret >.config/enroot/.credentials",
+    );
     assert_eq!(plugin.ok(line), "inside\n");
     // `gpurun run` in a step of root.
-    let line = "srun -n2 --cpu-bind=none --mem=1000 $G run --rm --authfile auth.json localhost:5001/tools:1 echo inside";
+    let line =
+        "srun -n2 --cpu-bind=none --mem=1000 $G run --rm --authfile auth.json localhost:5001/tools:1 echo inside";
     assert_eq!(plugin.cluster.ok(line), "inside\ninside\n");
     drop(closed);
     assert_eq!(plugin.cluster.ok("srun -n1 $G run --rm localhost:5001/tools:1 echo again"), "again\n");

@@ -240,7 +240,14 @@ pub(super) fn pull(store: &Store, args: &PullArgs) -> Result<(), Report> {
             if !args.quiet {
                 say(&format!("gpurun: pulling {reference}"));
             }
-            loaded.extend(take(store, &Source::Registry(reference), (&[], false), args.timeout, &args.registry, args.quiet)?);
+            loaded.extend(take(
+                store,
+                &Source::Registry(reference),
+                (&[], false),
+                args.timeout,
+                &args.registry,
+                args.quiet,
+            )?);
         }
     }
     report_loaded(&loaded, args.quiet, args.json)
