@@ -13,7 +13,8 @@ const SYSTEMD: &str = "/run/systemd/system";
 
 #[must_use]
 pub(super) fn has_systemd() -> bool {
-    Path::new(SYSTEMD).is_dir()
+    // Scripts of packages make this directory elsewhere, too.
+    Path::new(SYSTEMD).is_dir() && std::fs::read("/proc/1/comm").is_ok_and(|name| name.trim_ascii() == b"systemd")
 }
 
 /// Whether containers start at boot: the unit is linked from the target that pulls it in.

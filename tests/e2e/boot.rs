@@ -117,7 +117,7 @@ fn start() {
 }
 
 fn without_systemd() {
-    if Path::new("/run/systemd/system").exists() {
+    if crate::host::runs_systemd() {
         return;
     }
     let host = Host::new();

@@ -284,6 +284,12 @@ pub fn binary() -> PathBuf {
     std::env::var_os("GPURUN_TEST_BINARY").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_gpurun")), PathBuf::from)
 }
 
+/// Whether systemd is PID 1. Its directory alone says nothing: scripts of packages make it elsewhere, too.
+pub fn runs_systemd() -> bool {
+    Path::new("/run/systemd/system").exists()
+        && std::fs::read_to_string("/proc/1/comm").is_ok_and(|name| name.trim_end() == "systemd")
+}
+
 /// A host whose processor is emulated: load tests do less there, and waiting takes longer.
 pub fn slow() -> bool {
     std::env::var_os("GPURUN_TEST_SLOW").is_some()
