@@ -35,3 +35,4 @@ mod yaml;
 pub(crate) use plan::{Build, Condition, Connection, Plan, Plans, ProjectNetwork, PullPolicy};
 pub(crate) use project::{Project, Source, load};
 pub(crate) use raw::Raw;
+pub(crate) use template::Variable;

@@ -29,6 +29,8 @@ pub(crate) struct Source {
     pub(crate) name: Option<String>,
     /// `--profile`
     pub(crate) profiles: Vec<String>,
+    /// `config --no-normalize`: add nothing that the files do not say.
+    pub(crate) as_written: bool,
     pub(crate) current_directory: PathBuf,
     pub(crate) environment: BTreeMap<String, String>,
 }
@@ -79,14 +81,16 @@ fn begin(source: &Source) -> Result<Begun, ComposeError> {
 }
 
 /// Reads and merges the files of a project.
-fn tree(loader: &mut Loader, begun: &Begun, raw: bool) -> Result<Node, ComposeError> {
+fn tree(loader: &mut Loader, begun: &Begun, raw: bool, as_written: bool) -> Result<Node, ComposeError> {
     let place = Place { directory: &begun.directory, environment: &begun.environment, raw };
     let mut root = loader.project(&begun.files, place)?;
     let Some(map) = root.as_map_mut().filter(|map| !map.is_empty()) else {
         return Err(ComposeError { file: begun.files.first().cloned(), ..whole("the file is empty") });
     };
     let defines_default = map.get("networks").and_then(|networks| networks.get("default")).is_some();
-    normalize(map, &begun.name, (!raw).then_some(&begun.environment));
+    if !as_written {
+        normalize(map, &begun.name, (!raw).then_some(&begun.environment));
+    }
     // Other unused resources stay in a tree with variables, and are dropped later from one without.
     if raw && !defines_default && !uses_default(map) {
         map.get_mut("networks").and_then(Node::as_map_mut).map(|networks| networks.remove("default"));
@@ -108,7 +112,7 @@ fn uses_default(root: &Map) -> bool {
 pub(crate) fn load(source: &Source, selected: &[String], dependencies: bool) -> Result<Project, ComposeError> {
     let begun = begin(source)?;
     let mut loader = Loader::default();
-    let root = tree(&mut loader, &begun, false)?;
+    let root = tree(&mut loader, &begun, false, source.as_written)?;
     let Begun { files, directory, environment, name } = begun;
     let located = |loader: &Loader, wrong| loader.locate(wrong);
     let decoded = decode(root, &ROOT, "", true).map_err(|wrong| located(&loader, wrong))?;
@@ -146,7 +150,7 @@ pub(crate) fn load(source: &Source, selected: &[String], dependencies: bool) -> 
 pub(super) fn raw_tree(source: &Source, selected: &[String]) -> Result<(Node, Vec<String>), ComposeError> {
     let begun = begin(source)?;
     let mut loader = Loader::default();
-    let mut root = tree(&mut loader, &begun, true)?;
+    let mut root = tree(&mut loader, &begun, true, false)?;
     if let Some(map) = root.as_map_mut() {
         map.insert("name".to_owned(), Node::text(&*begun.name, At::default()));
         if let Some(services) = map.get_mut("services").and_then(Node::as_map_mut)
@@ -315,6 +319,12 @@ fn texts<'a>(node: &'a Node, key: &str) -> Vec<&'a str> {
 }
 
 impl Project {
+    /// Whether `up` shows the output of a service: its `attach` says so, or it says nothing.
+    pub(crate) fn attaches(&self, service: &str) -> bool {
+        let attach = self.services.get(service).and_then(|service| service.get("attach"));
+        attach.is_none_or(|node| node.value != Value::Bool(false))
+    }
+
     /// Disables the services that have profiles, none of which is active.
     fn enable(&mut self, profiles: &[String]) {
         let all: Vec<(String, Node)> =

@@ -1,11 +1,12 @@
 //! A project with its variables as the files have them, for `config --no-interpolate`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::emit;
 use super::error::ComposeError;
 use super::project::{Source, raw_tree};
-use super::value::{Map, Node};
+use super::template::{self, Variable};
+use super::value::{Map, Node, Value};
 
 /// The merged files of a project. Its values are not checked as far as they contain variables.
 #[derive(Debug)]
@@ -41,6 +42,20 @@ impl Raw {
 
     pub(crate) fn volume_names(&self) -> impl Iterator<Item = &str> {
         self.map("volumes").map(|(name, _)| name.as_str())
+    }
+
+    /// The variables of all values, by name.
+    pub(crate) fn variables(&self) -> BTreeMap<String, Variable> {
+        let (mut all, mut open) = (BTreeMap::new(), vec![&self.root]);
+        while let Some(node) = open.pop() {
+            match &node.value {
+                Value::Text(text) => template::variables(text, &mut all),
+                Value::Map(map) => open.extend(map.values()),
+                Value::List(list) => open.extend(list),
+                _ => {}
+            }
+        }
+        all
     }
 
     /// The names of the images of the services that have one.

@@ -3,9 +3,11 @@
 //!
 //! This is the grammar of compose-go's `template` package, including its choice of the closing brace.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use regex::{Captures, Regex};
+use serde::Serialize;
 
 /// Deepest nesting of defaults within defaults.
 const MAX_DEPTH: u32 = 32;
@@ -34,6 +36,62 @@ pub(super) enum TemplateError {
 pub(super) struct Lookup<'a> {
     pub(super) get: &'a dyn Fn(&str) -> Option<String>,
     pub(super) missing: Vec<String>,
+}
+
+/// A variable that a text uses, with docker's names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Variable {
+    pub(crate) name: String,
+    pub(crate) default_value: String,
+    /// What takes the variable's place if it is set (`${X:+text}`).
+    pub(crate) presence_value: String,
+    pub(crate) required: bool,
+}
+
+/// Adds the variables of a text, and those of their defaults. The first use with a default or an alternative counts.
+pub(super) fn variables(text: &str, all: &mut BTreeMap<String, Variable>) {
+    // The texts that are left, with their depth.
+    let mut open = vec![(text.to_owned(), 0)];
+    while let Some((text, depth)) = open.pop() {
+        for captures in PATTERN.captures_iter(&text) {
+            let matched = captures.get(0).map_or("", |whole| whole.as_str());
+            let (variable, rest) = closing_brace(matched).map_or((matched, ""), |at| matched.split_at(at + 1));
+            let Some(captures) = PATTERN.captures(variable) else { continue };
+            let group = |name: &str| captures.name(name).map(|found| found.as_str()).filter(|text| !text.is_empty());
+            let Some(used) = group("named").or(group("braced")) else { continue };
+            let (name, operator) = used.split_at(used.find([':', '-', '+', '?']).unwrap_or(used.len()));
+            let operator = operator.strip_prefix(':').unwrap_or(operator);
+            let mut found = Variable {
+                name: name.to_owned(),
+                default_value: String::new(),
+                presence_value: String::new(),
+                required: operator.starts_with('?'),
+            };
+            if let Some(default) = operator.strip_prefix('-') {
+                found.default_value = default.to_owned();
+            } else if let Some(presence) = operator.strip_prefix('+') {
+                found.presence_value = presence.to_owned();
+            }
+            if depth < MAX_DEPTH {
+                let nested = operator.get(1..).unwrap_or_default();
+                open.extend(
+                    [nested, rest]
+                        .into_iter()
+                        .filter(|text| text.contains('$'))
+                        .map(|text| (text.to_owned(), depth + 1)),
+                );
+            }
+            let known = all.entry(found.name.clone()).or_insert_with(|| found.clone());
+            known.required |= found.required;
+            if known.default_value.is_empty() {
+                known.default_value = found.default_value;
+            }
+            if known.presence_value.is_empty() {
+                known.presence_value = found.presence_value;
+            }
+        }
+    }
 }
 
 /// Returns the text with its variables replaced.
@@ -172,6 +230,28 @@ mod tests {
         let required = |reason: &str| Err(TemplateError::Required { name: "X".into(), reason: reason.into() });
         assert_eq!(run("${X:?set it}"), required("set it"));
         assert_eq!(run("${X?set $A}"), required("set a"));
+    }
+
+    #[test]
+    fn a_text_has_variables_with_their_defaults() {
+        let mut all = BTreeMap::new();
+        variables("$A ${B:-b-${C:?no}} ${D:+d} and ${E?} $$F ${A:-a} ${A-x}", &mut all);
+        let shown: Vec<_> = all
+            .values()
+            .map(|one| (one.name.as_str(), one.default_value.as_str(), one.presence_value.as_str(), one.required))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                ("A", "a", "", false),
+                ("B", "b-${C:?no}", "", false),
+                ("C", "", "", true),
+                ("D", "", "d", false),
+                ("E", "", "", true)
+            ]
+        );
+        variables(&format!("{}x{}", "${X:-".repeat(5000), "}".repeat(5000)), &mut all);
+        assert!(all.contains_key("X"));
     }
 
     #[test]

@@ -11,7 +11,10 @@ pub const TESTS: &[(&str, fn())] = &[
     ("containers_are_created_without_being_started", created),
     ("a_dry_run_changes_nothing", dry_run),
     ("variables_are_printed_as_they_are", raw_config),
+    ("variables_are_listed_and_files_shown_as_written", listed_config),
     ("only_changed_services_are_replaced", recreation),
+    ("dependencies_are_replaced_when_asked", recreated_dependencies),
+    ("output_is_shown_of_chosen_services", attached),
     ("limits_are_read_back_like_flags", limits),
     ("services_find_each_other_by_name", names),
     ("up_in_the_foreground_shows_lines_and_stops", foreground),
@@ -284,6 +287,117 @@ services:
     assert!(fails(&host, &["config", "--no-interpolate"]).contains("mem_limt"));
     write(&host, "services:\n  web: {image: '${X}', scale: many}\n");
     assert!(fails(&host, &["config", "--no-interpolate"]).contains("services.web.scale"));
+}
+
+fn listed_config() {
+    let host = project(
+        "
+services:
+  web:
+    image: 'box:${TAG:?no tag}'
+    environment: {MODE: '${MODE:-${KIND:-prod}}', DEBUG: '${DEBUG:+yes}', COST: '5$$'}
+    volumes: ['data:/data']
+    ports: ['$PORT:80']
+    ipc: service:db
+  db: {image: box}
+volumes: {data: }
+",
+    );
+    let shown = ok(&host, &["config", "--variables"]);
+    let lines: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(
+        lines,
+        [
+            &["NAME", "REQUIRED", "DEFAULT", "VALUE", "ALTERNATE", "VALUE"][..],
+            &["DEBUG", "false", "yes"],
+            &["KIND", "false", "prod"],
+            &["MODE", "false", "${KIND:-prod}"],
+            &["PORT", "false"],
+            &["TAG", "true"],
+        ]
+    );
+    let json: serde_json::Value =
+        serde_json::from_str(&ok(&host, &["config", "--variables", "--format", "json"])).unwrap();
+    assert_eq!((&json["DEBUG"]["PresenceValue"], &json["TAG"]["Required"]), (&"yes".into(), &true.into()));
+    // What the files say, and nothing that follows from it.
+    let variables = [("TAG", "latest"), ("PORT", "8080")];
+    let config = |flags: &[&str]| {
+        let mut command = host.command(&[&["compose", "config", "--format", "json"], flags].concat());
+        let answer = answer(command.current_dir(host.dir.join("lab")).envs(variables).output().unwrap());
+        assert_eq!(answer.code, 0, "{}", answer.err);
+        serde_json::from_str::<serde_json::Value>(&answer.out).unwrap()
+    };
+    let (full, written) = (config(&[]), config(&["--no-normalize"]));
+    let web = |config: &serde_json::Value, key: &str| config["services"]["web"][key].clone();
+    assert_eq!((&full["volumes"]["data"]["name"], web(&full, "image")), (&"lab_data".into(), "box:latest".into()));
+    assert!(web(&full, "depends_on")["db"].is_object() && web(&full, "networks")["default"].is_null());
+    assert!(full["networks"]["default"].is_object() && web(&full, "networks").is_object());
+    assert_eq!(web(&written, "image"), "box:latest");
+    assert!(web(&written, "depends_on").is_null() && web(&written, "networks").is_null(), "{written}");
+    assert!(written["networks"].is_null() && written["volumes"]["data"]["name"].is_null(), "{written}");
+}
+
+fn recreated_dependencies() {
+    let host = project(
+        "
+services:
+  db: {image: box, command: sleep 1000, init: true, volumes: [/data]}
+  api: {image: box, command: sleep 1000, init: true, depends_on: [db]}
+",
+    );
+    ok(&host, &["up", "-d"]);
+    let ids = || ["lab-db-1", "lab-api-1"].map(|name| id(&host, name));
+    let replaced = |args: &[&str]| {
+        let before = ids();
+        ok(&host, &[&["up", "-d", "-t", "0"], args].concat());
+        let after = ids();
+        [before[0] != after[0], before[1] != after[1]]
+    };
+    // As in docker, these are about the named services, and about those that they depend on.
+    assert_eq!(replaced(&["--force-recreate", "api"]), [false, true]);
+    assert_eq!(replaced(&["--always-recreate-deps", "api"]), [true, false]);
+    assert_eq!(replaced(&["--force-recreate", "--always-recreate-deps", "api"]), [true, true]);
+    assert_eq!(replaced(&["--force-recreate"]), [true, true]);
+    assert_eq!(replaced(&[]), [false, false]);
+    assert!(fails(&host, &["up", "-d", "--no-recreate", "--always-recreate-deps"]).contains("--no-recreate"));
+    // A container that is replaced has new anonymous volumes.
+    host.ok(&["exec", "lab-db-1", "touch", "/data/file"]);
+    assert_eq!(replaced(&["-V", "--force-recreate", "db"]), [true, false]);
+    assert_eq!(host.ok(&["exec", "lab-db-1", "ls", "/data"]), "");
+    ok(&host, &["down", "-t", "0"]);
+    assert_eq!(host.leftovers(), "");
+}
+
+fn attached() {
+    let host = project(
+        "
+services:
+  db: {image: box, command: echo from db}
+  web: {image: box, command: echo from web, depends_on: [db]}
+  quiet: {image: box, command: echo from quiet, attach: false}
+",
+    );
+    let shown = |args: &[&str]| {
+        let answer = compose(&host, &[&["up", "--force-recreate"], args].concat());
+        assert_eq!(answer.code, 0, "{args:?}: {}", answer.err);
+        let mut lines: Vec<&str> = answer.out.lines().filter_map(|line| Some(line.split_once("| from ")?.1)).collect();
+        lines.sort_unstable();
+        lines.join(" ")
+    };
+    for (args, want) in [
+        (&[][..], "db web"),
+        (&["--attach", "web"], "web"),
+        (&["--attach", "quiet", "--attach", "db"], "db quiet"),
+        (&["--no-attach", "web"], "db"),
+        (&["web"], "web"),
+        (&["--attach-dependencies", "web"], "db web"),
+    ] {
+        assert_eq!(shown(args), want, "{args:?}");
+    }
+    assert!(fails(&host, &["up", "--attach", "nosuch"]).contains("there is no service `nosuch` for `--attach`"));
+    assert!(fails(&host, &["up", "--no-attach", "nosuch"]).contains("`--no-attach`"));
+    ok(&host, &["down", "-t", "0"]);
+    assert_eq!(host.leftovers(), "");
 }
 
 fn recreation() {

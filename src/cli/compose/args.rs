@@ -90,6 +90,7 @@ impl ComposeArgs {
             env_files: self.env_file.clone(),
             name: self.project_name.clone(),
             profiles: self.profile.clone(),
+            as_written: false,
             current_directory,
             environment,
         })

@@ -6,15 +6,15 @@ use clap::{Args, ValueEnum};
 
 use super::super::print;
 use super::args::ComposeArgs;
-use crate::compose::Raw;
+use crate::compose::{Raw, Source};
 use crate::report::Report;
 use crate::sys::process::CallerUmask;
 
 #[derive(Debug, Args)]
 pub(super) struct ConfigArgs {
-    /// Output format
-    #[arg(long, value_name = "FORMAT", default_value = "yaml")]
-    format: Format,
+    /// Output format: yaml or json
+    #[arg(long, value_name = "FORMAT", hide_possible_values = true)]
+    format: Option<Format>,
     /// Only check the files, and print nothing
     #[arg(short, long)]
     quiet: bool,
@@ -36,6 +36,12 @@ pub(super) struct ConfigArgs {
     /// Print variables as they are in the files, without the values that need them
     #[arg(long, conflicts_with = "hash")]
     no_interpolate: bool,
+    /// Print what the files say, without default networks, full names of resources and implied dependencies
+    #[arg(long, conflicts_with_all = ["hash", "no_interpolate"])]
+    no_normalize: bool,
+    /// List the variables that the files use, with their defaults
+    #[arg(long, conflicts_with_all = ["services", "volumes", "profiles", "images", "hash", "no_normalize"])]
+    variables: bool,
     /// Write to a file instead of standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -51,7 +57,11 @@ enum Format {
 }
 
 pub(super) fn run(args: &ConfigArgs, compose: &ComposeArgs) -> Result<u8, Report> {
-    let text = if args.no_interpolate { raw(args, compose)? } else { resolved(args, compose)? };
+    let text = match (args.variables, args.no_interpolate) {
+        (true, _) => variables(args, compose)?,
+        (false, true) => raw(args, compose)?,
+        (false, false) => resolved(args, compose)?,
+    };
     if args.quiet {
         return Ok(0);
     }
@@ -63,10 +73,29 @@ pub(super) fn run(args: &ConfigArgs, compose: &ComposeArgs) -> Result<u8, Report
         }
         // A string of the files may contain terminal controls. YAML and JSON escape them, and most names cannot contain
         // any.
-        None if args.images => print::out(&text)?,
+        None if args.images || args.variables => print::out(&text)?,
         None => print::raw(&text)?,
     }
     Ok(0)
+}
+
+/// The variables of the files, in the columns of docker.
+fn variables(args: &ConfigArgs, compose: &ComposeArgs) -> Result<String, Report> {
+    let raw = Raw::load(&compose.source()?, &args.names)?;
+    let all = raw.variables();
+    let failed = |error: serde_json::Error| Report::new("cannot print as JSON").with_cause(error);
+    match args.format {
+        // JSON is YAML too.
+        Some(_) => Ok(print::ascii_controls(&serde_json::to_string_pretty(&all).map_err(failed)?) + "\n"),
+        None => {
+            let row = |variable: &crate::compose::Variable| {
+                let (name, required) = (variable.name.clone(), variable.required.to_string());
+                vec![name, required, variable.default_value.clone(), variable.presence_value.clone()]
+            };
+            let rows: Vec<Vec<String>> = all.values().map(row).collect();
+            Ok(print::table(&["NAME", "REQUIRED", "DEFAULT VALUE", "ALTERNATE VALUE"], &rows))
+        }
+    }
 }
 
 /// The files with their variables.
@@ -84,7 +113,7 @@ fn raw(args: &ConfigArgs, compose: &ComposeArgs) -> Result<String, Report> {
     } else if args.images {
         lines(raw.images())
     } else {
-        match args.format {
+        match args.format.unwrap_or(Format::Yaml) {
             Format::Yaml => raw.to_yaml(),
             Format::Json => raw.to_json(),
         }
@@ -92,7 +121,11 @@ fn raw(args: &ConfigArgs, compose: &ComposeArgs) -> Result<String, Report> {
 }
 
 fn resolved(args: &ConfigArgs, compose: &ComposeArgs) -> Result<String, Report> {
-    let project = compose.project(&args.names, true)?;
+    let source = Source { as_written: args.no_normalize, ..compose.source()? };
+    let project = crate::compose::load(&source, &args.names, true)?;
+    for notice in &project.notices {
+        print::say(&format!("gpurun: {notice}"));
+    }
     Ok(if args.services {
         lines(project.service_names())
     } else if args.volumes {
@@ -111,7 +144,7 @@ fn resolved(args: &ConfigArgs, compose: &ComposeArgs) -> Result<String, Report> 
         }
         lines(names.iter().map(|name| format!("{name} {}", project.hash(name))))
     } else {
-        match args.format {
+        match args.format.unwrap_or(Format::Yaml) {
             Format::Yaml => project.to_yaml(),
             Format::Json => project.to_json(),
         }

@@ -68,6 +68,8 @@ impl Style {
 pub(super) struct Foreground<'a> {
     pub(super) project: &'a str,
     pub(super) services: &'a [String],
+    /// The services whose output is shown.
+    pub(super) shown: &'a [String],
     pub(super) signals: &'a SignalFd,
     /// Stop all containers when one ends.
     pub(super) abort: bool,
@@ -89,8 +91,8 @@ struct Printer {
 }
 
 impl Printer {
-    fn new(style: Style, containers: &[Container], project: &str) -> Self {
-        let width = containers.iter().map(|container| short(container.name(), project).len()).max().unwrap_or(0);
+    fn new<'a>(style: Style, names: impl Iterator<Item = &'a str>, project: &str) -> Self {
+        let width = names.map(|name| short(name, project).len()).max().unwrap_or(0);
         Self { style, width, lock: Mutex::new(()) }
     }
 
@@ -164,8 +166,8 @@ pub(super) fn run(args: &LogsArgs, compose: &ComposeArgs, context: &Context) -> 
     let scope = compose.scope(&[])?;
     let mut all = containers::of(context, &scope.name)?;
     containers::select(&mut all, &args.services, &scope.services())?;
-    let printer =
-        Printer::new(Style::new(compose.ansi, args.no_color, args.no_log_prefix, args.timestamps), &all, &scope.name);
+    let style = Style::new(compose.ansi, args.no_color, args.no_log_prefix, args.timestamps);
+    let printer = Printer::new(style, all.iter().map(Container::name), &scope.name);
     let mut children = Vec::new();
     for container in &all {
         let mut words = arguments(container, args.follow, &args.tail, printer.style);
@@ -277,13 +279,15 @@ pub(super) fn foreground(context: &Context, options: &Foreground<'_>) -> Result<
     let (project, services, signals) = (options.project, options.services, options.signals);
     let mut all = containers::of(context, project)?;
     all.retain(|container| services.contains(&container.service));
-    let printer = Printer::new(options.style, &all, project);
+    let is_shown = |container: &Container| options.shown.contains(&container.service);
+    let names = all.iter().filter(|container| is_shown(container)).map(|container| container.name());
+    let printer = Printer::new(options.style, names, project);
     let mut children: Vec<Child> = Vec::new();
     for container in &all {
-        children.push(child::follow(
-            context,
-            &arguments(container, true, "all", Style { timestamps: true, ..options.style }),
-        )?);
+        // The end of a log is the end of its container.
+        let tail = if is_shown(container) { "all" } else { "0" };
+        let style = Style { timestamps: true, ..options.style };
+        children.push(child::follow(context, &arguments(container, true, tail, style))?);
     }
     let failed = |error: std::io::Error| Report::new("cannot wait for the containers").with_cause(error);
     let (done, ended) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
@@ -296,11 +300,16 @@ pub(super) fn foreground(context: &Context, options: &Foreground<'_>) -> Result<
             let (out, err) = (child.stdout.take(), child.stderr.take());
             let (name, abort) = (container.name().to_owned(), options.abort);
             let mut done = done.try_clone().ok();
+            let is_shown = is_shown(container);
             scope.spawn(move || {
+                let pass = |stream: &mut dyn std::io::Read| match is_shown {
+                    true => printer.lines(&prefix, stream, Some(since)),
+                    false => drop(std::io::copy(stream, &mut std::io::sink())),
+                };
                 std::thread::scope(|scope| {
-                    scope.spawn(|| err.map(|err| printer.lines(&prefix, err, Some(since))));
-                    if let Some(out) = out {
-                        printer.lines(&prefix, out, Some(since));
+                    scope.spawn(|| err.map(|mut err| pass(&mut err)));
+                    if let Some(mut out) = out {
+                        pass(&mut out);
                     }
                 });
                 if let Ok(mut first) = first.lock() {

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::super::Context;
 use super::args::{CheckRun, ComposeArgs, index};
-use super::start::{Progress, Recreate, Starter, command};
+use super::start::{Choice, Progress, Starter, command};
 use super::{act, child};
 use crate::compose::{Connection, Plans};
 use crate::report::Report;
@@ -144,7 +144,7 @@ pub(super) fn run(args: &RunArgs, compose: &ComposeArgs, context: &Context, chec
     let others = Starter { context, project: &project, plans: &plans, timeout: None, starts: true };
     others.images(args.build, false, None, false)?;
     others.check(check)?;
-    others.start(Recreate::Changed, &Progress::default())?;
+    others.start(&Choice::CHANGED, &Progress::default())?;
     let own = Plans { services: [(args.service.clone(), plan.clone())].into(), ..plans.clone() };
     let starter = Starter { context, project: &project, plans: &own, timeout: None, starts: true };
     starter.images(args.build, false, None, false)?;

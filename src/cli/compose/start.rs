@@ -24,6 +24,26 @@ pub(super) enum Recreate {
     None,
 }
 
+/// Which containers of which services are replaced.
+pub(super) struct Choice {
+    /// The services that the caller named. None stands for all.
+    pub(super) named: Vec<String>,
+    pub(super) named_ones: Recreate,
+    /// For the services that the named ones depend on.
+    pub(super) others: Recreate,
+}
+
+impl Choice {
+    /// Whatever has changed.
+    pub(super) const CHANGED: Self =
+        Self { named: Vec::new(), named_ones: Recreate::Changed, others: Recreate::Changed };
+
+    fn of(&self, service: &str) -> Recreate {
+        let is_named = self.named.is_empty() || self.named.iter().any(|name| name == service);
+        if is_named { self.named_ones } else { self.others }
+    }
+}
+
 /// Starts the services of a project.
 pub(super) struct Starter<'a> {
     pub(super) context: &'a Context,
@@ -206,7 +226,7 @@ impl Starter<'_> {
     }
 
     /// Starts all services.
-    pub(super) fn start(&self, recreate: Recreate, progress: &Progress) -> Result<(), Report> {
+    pub(super) fn start(&self, choice: &Choice, progress: &Progress) -> Result<(), Report> {
         for plan in self.plans.services.values() {
             self.prepare(plan)?;
         }
@@ -217,7 +237,7 @@ impl Starter<'_> {
                 let existing = &existing;
                 scope.spawn(move || {
                     let mut pending = Pending { progress, service: &plan.service, outcome: Outcome::Failed };
-                    pending.outcome = self.service(plan, existing, recreate, progress)?;
+                    pending.outcome = self.service(plan, existing, choice.of(&plan.service), progress)?;
                     Ok(())
                 })
             });

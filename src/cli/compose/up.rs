@@ -11,8 +11,8 @@ use super::super::resources::seconds;
 use super::super::session::take_signals;
 use super::args::{CheckRun, ComposeArgs};
 use super::logs;
-use super::start::{Progress, Recreate, Starter};
-use crate::compose::Plans;
+use super::start::{Choice, Progress, Recreate, Starter};
+use crate::compose::{Plans, Project};
 use crate::report::Report;
 
 /// The flags of `up` and `create`.
@@ -36,6 +36,12 @@ struct CreateFlags {
     /// Keep containers even if their configuration has changed
     #[arg(long, conflicts_with = "force_recreate")]
     no_recreate: bool,
+    /// Replace the containers of the services that the named ones depend on
+    #[arg(long, conflicts_with = "no_recreate")]
+    always_recreate_deps: bool,
+    /// Accepted for compatibility: a container that is replaced always gets new anonymous volumes
+    #[arg(short = 'V', long)]
+    renew_anon_volumes: bool,
     /// Number of containers of a service
     #[arg(long, value_name = "SERVICE=N")]
     scale: Vec<String>,
@@ -78,6 +84,15 @@ pub(super) struct UpArgs {
     /// Exit with the status of this service's container; implies `--abort-on-container-exit`
     #[arg(long, value_name = "SERVICE", conflicts_with = "detach")]
     exit_code_from: Option<String>,
+    /// Show the output of this service only; may be given more than once
+    #[arg(long, value_name = "SERVICE", conflicts_with = "attach_dependencies")]
+    attach: Vec<String>,
+    /// Show the output of the services that the named ones depend on too
+    #[arg(long)]
+    attach_dependencies: bool,
+    /// Do not show the output of this service; may be given more than once
+    #[arg(long, value_name = "SERVICE")]
+    no_attach: Vec<String>,
     /// Seconds between the stop signal and SIGKILL for containers that are replaced or stopped (default: the container's)
     #[arg(short, long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
     timeout: Option<u64>,
@@ -106,7 +121,7 @@ pub(super) fn create(
     scale(&mut plans, &args.flags.scale)?;
     let starter = Starter { context, project: &project, plans: &plans, timeout: None, starts: false };
     prepare(&starter, &args.flags, check)?;
-    starter.start(recreate(&args.flags), &Progress::default())?;
+    starter.start(&recreate(&args.flags, &args.services), &Progress::default())?;
     Ok(0)
 }
 
@@ -125,12 +140,13 @@ pub(super) fn run(args: &UpArgs, compose: &ComposeArgs, context: &Context, check
     if let Some(service) = args.exit_code_from.as_ref().filter(|name| !plans.services.contains_key(*name)) {
         return Err(Report::new(format!("there is no service `{service}` for `--exit-code-from`")));
     }
+    let shown = shown(args, &project)?;
     let since = crate::clock::now();
     let starter = Starter { context, project: &project, plans: &plans, timeout: args.timeout, starts: !args.no_start };
     prepare(&starter, &args.flags, check)?;
     let progress = Progress::default();
     if args.detach || args.wait || args.no_start || context.dry_run {
-        starter.start(recreate(&args.flags), &progress)?;
+        starter.start(&recreate(&args.flags, &args.services), &progress)?;
         if args.wait && !context.dry_run {
             starter.wait(args.wait_timeout)?;
         }
@@ -138,12 +154,16 @@ pub(super) fn run(args: &UpArgs, compose: &ComposeArgs, context: &Context, check
     }
     // From here on, ctrl-c stops what has been started.
     let signals = take_signals()?;
-    let (started, interrupted) =
-        logs::interruptible(&signals, || progress.cancel(), || starter.start(recreate(&args.flags), &progress));
+    let (started, interrupted) = logs::interruptible(
+        &signals,
+        || progress.cancel(),
+        || starter.start(&recreate(&args.flags, &args.services), &progress),
+    );
     let services: Vec<String> = plans.services.keys().cloned().collect();
     let foreground = logs::Foreground {
         project: &project.name,
         services: &services,
+        shown: &shown,
         signals: &signals,
         abort: args.abort_on_container_exit || args.exit_code_from.is_some(),
         exit_code_from: args.exit_code_from.as_deref(),
@@ -158,12 +178,33 @@ pub(super) fn run(args: &UpArgs, compose: &ComposeArgs, context: &Context, check
     logs::foreground(context, &foreground)
 }
 
-fn recreate(args: &CreateFlags) -> Recreate {
-    match (args.force_recreate, args.no_recreate) {
-        (true, _) => Recreate::All,
-        (_, true) => Recreate::None,
-        _ => Recreate::Changed,
+/// The services whose output `up` shows. As in docker, those are the named ones, as far as their `attach` says nothing else.
+fn shown(args: &UpArgs, project: &Project) -> Result<Vec<String>, Report> {
+    let all: Vec<&str> = project.service_names().collect();
+    for (flag, names) in [("--attach", &args.attach), ("--no-attach", &args.no_attach)] {
+        if let Some(name) = names.iter().find(|name| !all.contains(&name.as_str())) {
+            return Err(Report::new(format!("there is no service `{name}` for `{flag}`"))
+                .with_hint(format!("the services are: {}", all.join(", "))));
+        }
     }
+    let named = |name: &str| args.services.is_empty() || args.services.iter().any(|service| service == name);
+    let is_shown = |name: &str| match &args.attach[..] {
+        [] => project.attaches(name) && (args.attach_dependencies || named(name)),
+        chosen => chosen.iter().any(|service| service == name),
+    };
+    let hidden = |name: &str| args.no_attach.iter().any(|service| service == name);
+    Ok(all.into_iter().filter(|name| is_shown(name) && !hidden(name)).map(str::to_owned).collect())
+}
+
+/// Which containers are replaced: those of the named services, and those of the services that they depend on.
+fn recreate(args: &CreateFlags, named: &[String]) -> Choice {
+    let (named_ones, others) = match (args.force_recreate, args.no_recreate, args.always_recreate_deps) {
+        (_, true, _) => (Recreate::None, Recreate::None),
+        (true, _, deps) => (Recreate::All, if deps { Recreate::All } else { Recreate::Changed }),
+        (_, _, true) => (Recreate::Changed, Recreate::All),
+        _ => (Recreate::Changed, Recreate::Changed),
+    };
+    Choice { named: named.to_vec(), named_ones, others }
 }
 
 fn scale(plans: &mut Plans, texts: &[String]) -> Result<(), Report> {
