@@ -30,7 +30,8 @@ use crate::request::{Attachment, LimitsRequest, RestartPolicy, TimeLimits};
 /// 1. Release 0.1. A message is one packet. A supervisor announces nothing.
 /// 2. A message may be several packets. A freeze may belong to a connection ([`ToSupervisor::Pause`]).
 /// 3. A container can be connected to networks ([`ToSupervisor::Connect`]).
-pub(crate) const PROTOCOL: u32 = 3;
+/// 4. A health check can be asked for ([`ToSupervisor::CheckHealth`]).
+pub(crate) const PROTOCOL: u32 = 4;
 
 /// What a supervisor says about itself in `/run/gpurun/ID/supervisor.json`, which it writes before it binds its socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,8 +79,16 @@ impl Announcement {
         let fits = || message.encode().is_ok_and(|message| message.len() <= MAX_PACKET);
         match self.protocol {
             PROTOCOL => true,
-            2 => !matches!(message, ToSupervisor::Connect { .. } | ToSupervisor::Disconnect { .. }),
-            1 => is_basic || (fits() && !matches!(message, ToSupervisor::Update { times: Some(_), .. })),
+            3 => !matches!(message, ToSupervisor::CheckHealth),
+            2 => !matches!(
+                message,
+                ToSupervisor::Connect { .. } | ToSupervisor::Disconnect { .. } | ToSupervisor::CheckHealth
+            ),
+            1 => {
+                is_basic
+                    || (fits()
+                        && !matches!(message, ToSupervisor::Update { times: Some(_), .. } | ToSupervisor::CheckHealth))
+            }
             _ => is_basic,
         }
     }
@@ -138,6 +147,8 @@ pub(crate) enum ToSupervisor {
     Disconnect {
         network: String,
     },
+    /// Run the health check now. Since version 4.
+    CheckHealth,
     /// Change limits, all or nothing. A field that is not set remains unchanged.
     Update {
         limits: Box<LimitsRequest>,
@@ -173,6 +184,11 @@ pub(crate) enum FromSupervisor {
     /// The answer to [`ToSupervisor::Pause`] or [`ToSupervisor::Update`], sent only to the requesting client. It
     /// contains the limits now in effect.
     Done(Result<Vec<LimitRow>, Report>),
+    /// The answer to [`ToSupervisor::CheckHealth`] when the check has ended, sent only to the clients that asked: its
+    /// exit code.
+    Checked {
+        exit_code: i32,
+    },
 }
 
 const JSON: u8 = 0;

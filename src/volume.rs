@@ -4,6 +4,7 @@
 //! /var/lib/gpurun/volumes/
 //!     NAME              the files of a volume
 //!     .NAME.json        the labels of a volume that `gpurun volume create` made with labels, or without a name
+//!     .NAME.options     the options of a volume that stands for a file system (`volume create --opt`)
 //!     .NAME.new         a volume that `gpurun volume create` made and that no container has used: its first use fills
 //!                       it with the image's files
 //!     .NAME.lock        held while a volume is created, see [`lock`]
@@ -18,8 +19,13 @@
 //! as a whole or not at all. [`Volumes::sweep`], which every command that reads records calls, finishes the removals of
 //! dead processes, and removes what dead launches have filled.
 //!
+//! The file system of a volume with options is mounted on its directory by a launch ([`Volumes::mount`]) and unmounted by
+//! the first command after its last container has ended ([`Volumes::unmount_unused`]), both under the volume's lock.
+//!
 //! An anonymous volume of a container is not here. It is a directory of its container, and is removed with it. A volume
 //! that `gpurun volume create` made without a name is anonymous too, and is marked with docker's label.
+
+mod driver;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -45,6 +51,8 @@ pub(crate) struct Volume {
     /// Nanoseconds since 1970, if the file system knows it.
     pub(crate) created: Option<u64>,
     pub(crate) labels: BTreeMap<String, String>,
+    /// The options of the driver. A volume without any is a plain directory.
+    pub(crate) options: BTreeMap<String, String>,
 }
 
 impl Volume {
@@ -61,6 +69,8 @@ pub(crate) const ANONYMOUS: &str = "com.docker.volume.anonymous";
 pub(crate) enum VolumeError {
     #[error("`{0}` is not a volume's name")]
     Name(String),
+    #[error("cannot use the options of the volume `{name}`: {why}")]
+    Options { name: String, why: String },
     #[error("there is no volume `{0}`")]
     Missing(String),
     #[error("cannot {action} the volume `{name}`")]
@@ -73,6 +83,10 @@ impl Explain for VolumeError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Name(_) => Some("use two or more of a-z A-Z 0-9 _ . - and begin with a letter or digit".into()),
+            Self::Options { .. } => Some("for example `--opt type=none --opt o=bind --opt device=/DIR`, or `--opt type=tmpfs --opt device=tmpfs --opt o=size=1g`".into()),
+            Self::Io { action: "mount", name, .. } => {
+                Some(format!("check the options of the volume: `gpurun volume inspect {name}`"))
+            }
             Self::Missing(_) => Some("list the volumes with `gpurun volume ls`".into()),
             Self::Io { .. } | Self::List { .. } => None,
         }
@@ -80,7 +94,7 @@ impl Explain for VolumeError {
 
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Name(_) => EXIT_USAGE,
+            Self::Name(_) | Self::Options { .. } => EXIT_USAGE,
             _ => 1,
         }
     }
@@ -138,11 +152,107 @@ impl Volumes {
         let created = time.and_then(|time| u64::try_from(time.duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok());
         // Labels that cannot be read are none: they only select volumes.
         let labels = fs::read(self.labels(name)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        Ok(Some(Volume { name: name.to_owned(), path, created, labels: labels.unwrap_or_default() }))
+        let options = match fs::read(self.options(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+            // Without its options, a volume would be another one.
+            bytes => serde_json::from_slice(&bytes.map_err(failed)?).map_err(|error| failed(error.into()))?,
+        };
+        Ok(Some(Volume { name: name.to_owned(), path, created, labels: labels.unwrap_or_default(), options }))
     }
 
     fn labels(&self, name: &str) -> PathBuf {
         self.dir.join(format!(".{name}.json"))
+    }
+
+    fn options(&self, name: &str) -> PathBuf {
+        self.dir.join(format!(".{name}{OPTIONS}"))
+    }
+
+    /// Creates a volume that stands for a file system. A volume that exists must have the same options. The caller holds
+    /// the records' lock.
+    pub(crate) fn create_with(
+        &self,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+        options: &BTreeMap<String, String>,
+    ) -> Result<(), VolumeError> {
+        let wrong = |why: String| VolumeError::Options { name: name.to_owned(), why };
+        driver::check(options).map_err(wrong)?;
+        match self.find(name)? {
+            Some(volume) if volume.options == *options => return Ok(()),
+            Some(_) => return Err(wrong("the volume exists with other options".to_owned())),
+            None => {}
+        }
+        if !is_name(name) {
+            return Err(VolumeError::Name(name.to_owned()));
+        }
+        let failed = |source| VolumeError::Io { action: "create", name: name.to_owned(), source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(failed)?;
+        let text = serde_json::to_vec(options).map_err(|error| failed(error.into()))?;
+        durable::write_atomic(&self.options(name), &text).map_err(failed)?;
+        self.create(name, labels)?;
+        // Its files are those of the file system, and not the image's.
+        self.note_use(name)
+    }
+
+    /// Marks a volume as used, so that its first container does not fill it with the image's files.
+    pub(crate) fn note_use(&self, name: &str) -> Result<(), VolumeError> {
+        match fs::remove_file(new_mark(&self.dir.join(name))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(VolumeError::Io { action: "change", name: name.to_owned(), source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Mounts the file system of a volume with options, unless it is mounted. The caller has a record with the volume,
+    /// and it is not unmounted while the caller holds the lock that is returned, or the lock of a launch. A volume that
+    /// does not exist is not an error: it is created later, and has no options.
+    pub(crate) fn mount(&self, name: &str) -> Result<Option<FileLock>, VolumeError> {
+        let Some(volume) = self.find(name)?.filter(|volume| !volume.options.is_empty()) else { return Ok(None) };
+        let failed = |source| VolumeError::Io { action: "mount", name: name.to_owned(), source };
+        let lock = lock(&volume.path).map_err(failed)?;
+        if !is_mounted(&volume.path).map_err(failed)? {
+            driver::mount(&volume.options, &volume.path).map_err(failed)?;
+        }
+        Ok(Some(lock))
+    }
+
+    /// Unmounts the file systems of the volumes that are not used. `is_used` is called under the volume's lock.
+    pub(crate) fn unmount_unused(&self, is_used: &dyn Fn(&str) -> bool) {
+        let mounted = match self.mounted() {
+            Ok(mounted) => mounted,
+            Err(error) => return tracing::warn!("cannot list the mounted volumes: {error}"),
+        };
+        for name in mounted {
+            let path = self.dir.join(&name);
+            // A command that has the lock is mounting it.
+            let Ok(Some(_lock)) = FileLock::try_exclusive(&lock_path(&path)) else { continue };
+            if !is_used(&name)
+                && let Err(error) = unmount(&path)
+            {
+                tracing::warn!("cannot unmount the volume `{name}`: {error}");
+            }
+        }
+    }
+
+    /// The volumes whose file systems are mounted.
+    fn mounted(&self) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let with_options = entries.flatten().filter_map(|entry| {
+            let file = entry.file_name();
+            Some(file.to_str()?.strip_prefix('.')?.strip_suffix(OPTIONS)?.to_owned())
+        });
+        let names: Vec<String> = with_options.collect();
+        if names.is_empty() {
+            return Ok(names);
+        }
+        let points = crate::sys::mount::points_below(&real(&self.dir))?;
+        let is_mounted = |name: &String| points.contains(&real(&self.dir).join(name));
+        Ok(names.into_iter().filter(is_mounted).collect())
     }
 
     /// Creates an empty volume. A volume that exists is left as it is, with its labels, as in docker. The caller holds
@@ -177,9 +287,11 @@ impl Volumes {
     pub(crate) fn remove(&self, name: &str) -> Result<Removal, VolumeError> {
         let volume = self.get(name)?;
         let failed = |source| VolumeError::Io { action: "remove", name: name.to_owned(), source };
+        // What is mounted is not the volume's own, and is not removed.
+        unmount(&volume.path).map_err(failed)?;
         let aside = self.dir.join(format!("{REMOVED}{}.{name}", std::process::id()));
         fs::rename(&volume.path, &aside).map_err(failed)?;
-        for beside in [self.labels(name), new_mark(&volume.path), lock_path(&volume.path)] {
+        for beside in [self.labels(name), self.options(name), new_mark(&volume.path), lock_path(&volume.path)] {
             match fs::remove_file(beside) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
                 _ => {}
@@ -245,6 +357,25 @@ fn beside(volume: &Path, what: &str) -> PathBuf {
 }
 
 const REMOVED: &str = ".removed.";
+const OPTIONS: &str = ".options";
+
+/// A path as the table of mounts has it.
+fn real(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn is_mounted(volume: &Path) -> io::Result<bool> {
+    let volume = real(volume);
+    Ok(crate::sys::mount::points_below(&volume)?.contains(&volume))
+}
+
+/// Unmounts everything that is mounted on a volume.
+fn unmount(volume: &Path) -> io::Result<()> {
+    while is_mounted(volume)? {
+        crate::sys::mount::detach(volume)?;
+    }
+    Ok(())
+}
 
 /// A volume that has lost its name. Its files are removed without the lock, because that may take long.
 #[derive(Debug)]

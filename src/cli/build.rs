@@ -117,9 +117,9 @@ pub(super) struct BuildArgs {
     limits: ResourceFlags,
     #[command(flatten)]
     registry: RegistryFlags,
-    /// Build context, the directory that `COPY` and `ADD` read from; `-` reads it from standard input, as a tar archive, or only a Containerfile
-    #[arg(value_name = "DIR|-")]
-    context: PathBuf,
+    /// Build context, the directory that `COPY` and `ADD` read from (default with --file: the current directory); `-` reads it from standard input, as a tar archive, or only a Containerfile
+    #[arg(value_name = "DIR|-", required_unless_present = "file")]
+    context: Option<PathBuf>,
 }
 
 /// The values have no help texts of their own, which would spread the whole `--help` over three lines a flag.
@@ -216,14 +216,15 @@ fn write_file(path: &Path, text: &str) -> Result<(), Report> {
 
 /// The options of the build, and what standard input held. The second value must live as long as the build.
 fn options(args: &BuildArgs, context: &Context) -> Result<(Options, Option<Piped>), Report> {
-    let from_stdin = args.context == Path::new("-");
+    let directory = args.context.as_deref().unwrap_or(Path::new("."));
+    let from_stdin = directory == Path::new("-");
     if from_stdin && args.file.as_deref() == Some(Path::new("-")) {
         return Err(Report::usage(
             "cannot use `-` as the context and as `--file`: standard input can be only one of them",
         ));
     }
-    if !from_stdin && !args.context.is_dir() {
-        let text = args.context.to_string_lossy();
+    if !from_stdin && !directory.is_dir() {
+        let text = directory.to_string_lossy();
         let is_remote = text.contains("://") || text.starts_with("git@");
         return Err(Report::new(format!("the build context `{text}` is not a directory")).with_hint(match is_remote {
             true => "download it first, for example with `git clone URL DIR`, and run `gpurun build -t NAME DIR`",
@@ -244,7 +245,7 @@ fn options(args: &BuildArgs, context: &Context) -> Result<(Options, Option<Piped
     };
     let (file, directory) = match &piped {
         Some(piped) => (piped.file.clone(), piped.context()),
-        None => (Containerfile::read(&args.context, args.file.as_deref())?, Some(args.context.clone())),
+        None => (Containerfile::read(directory, args.file.as_deref())?, Some(directory.to_owned())),
     };
     let mut build_args = BTreeMap::new();
     for text in &args.build_arg {

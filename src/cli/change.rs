@@ -43,7 +43,7 @@ pub(super) struct PauseArgs {
     #[command(flatten)]
     chosen: ChosenFlags,
     /// Names or IDs of containers
-    #[arg(required_unless_present_any = ["all", "cidfile", "filter"], value_name = "CONTAINER")]
+    #[arg(required_unless_present_any = ["all", "cidfile", "filter", "latest"], value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 

@@ -48,7 +48,7 @@ pub(super) struct StartArgs {
     #[command(flatten)]
     chosen: ChosenFlags,
     /// Names or IDs of containers
-    #[arg(required_unless_present_any = ["all", "cidfile", "filter"], value_name = "CONTAINER")]
+    #[arg(required_unless_present_any = ["all", "cidfile", "filter", "latest"], value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
@@ -69,7 +69,7 @@ pub(super) struct RestartArgs {
     #[command(flatten)]
     chosen: ChosenFlags,
     /// Names or IDs of containers
-    #[arg(required_unless_present_any = ["all", "running", "cidfile", "filter"], value_name = "CONTAINER")]
+    #[arg(required_unless_present_any = ["all", "running", "cidfile", "filter", "latest"], value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
@@ -87,14 +87,14 @@ pub(super) struct StopArgs {
     #[command(flatten)]
     chosen: ChosenFlags,
     /// Names or IDs of containers
-    #[arg(required_unless_present_any = ["all", "cidfile", "filter"], value_name = "CONTAINER")]
+    #[arg(required_unless_present_any = ["all", "cidfile", "filter", "latest"], value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct KillArgs {
     /// Signal to send, by name or number
-    #[arg(short, long, value_name = "SIGNAL", default_value = "KILL")]
+    #[arg(short, long, value_name = "SIGNAL", default_value = "KILL", allow_hyphen_values = true)]
     signal: String,
     /// Send the signal to all running containers
     #[arg(short, long, conflicts_with = "containers")]
@@ -102,7 +102,7 @@ pub(super) struct KillArgs {
     #[command(flatten)]
     chosen: ChosenFlags,
     /// Names or IDs of containers
-    #[arg(required_unless_present_any = ["all", "cidfile", "filter"], value_name = "CONTAINER")]
+    #[arg(required_unless_present_any = ["all", "cidfile", "filter", "latest"], value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
@@ -123,7 +123,7 @@ pub(super) struct RmArgs {
     #[command(flatten)]
     chosen: ChosenFlags,
     /// Names or IDs of containers
-    #[arg(required_unless_present_any = ["all", "cidfile", "filter"], value_name = "CONTAINER")]
+    #[arg(required_unless_present_any = ["all", "cidfile", "filter", "latest"], value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
@@ -324,10 +324,22 @@ pub(super) fn stop_one(entry: &Entry, timeout: Option<u64>) -> Result<(), Report
     let Some(connection) = connect_living(entry, &stop)? else { return Ok(()) };
     send_to(&connection, &stop)?;
     let patience = Duration::from_secs(timeout.unwrap_or(entry.record.request.stop_timeout));
+    let began = Instant::now();
     wait_answer(entry, &connection, patience.saturating_add(ANSWER))?;
-    wait_end(&connection)?;
+    let state = wait_end(&connection)?;
+    // The container's process ignores the signal, and each stop takes this long.
+    if !patience.is_zero() && began.elapsed() >= patience && state.is_some_and(|state| state.exit_code == Some(KILLED))
+    {
+        let (name, seconds) = (&entry.record.name, patience.as_secs());
+        print::say(&format!(
+            "gpurun: container `{name}` did not end within {seconds} s of its stop signal, and was killed"
+        ));
+    }
     wait_gone(entry)
 }
+
+/// The exit code of a container that SIGKILL has ended.
+const KILLED: u8 = 128 + libc::SIGKILL as u8;
 
 /// Connects to a supervisor that was just found. The result is `None` if the container has ended since.
 fn connect_living(entry: &Entry, message: &ToSupervisor) -> Result<Option<Connection>, Report> {
@@ -378,7 +390,8 @@ fn wait_answer(entry: &Entry, connection: &Connection, time: Duration) -> Result
 }
 
 pub(super) fn kill(args: &KillArgs, context: &Context) -> Result<u8, Report> {
-    let number = parse_signal(&args.signal)?;
+    // As in podman, the signal may be written as for kill(1): `-s -HUP`.
+    let number = parse_signal(args.signal.strip_prefix('-').unwrap_or(&args.signal))?;
     let records = context.records()?;
     let every = args.all.then(|| running(&records)).transpose()?;
     let names = args.chosen.names(&args.containers, every, &records, context)?;
@@ -547,9 +560,7 @@ pub(super) fn wait(args: &WaitArgs, context: &Context) -> Result<u8, Report> {
             continue;
         }
         let waited = match args.condition {
-            Condition::Stopped | Condition::NextExit => {
-                wait_one(&records, name).map(|state| i32::from(state.exit_code.unwrap_or(0)))
-            }
+            Condition::Stopped | Condition::NextExit => wait_one(&records, name).map(i32::from),
             Condition::Running => wait_until(&records, name, |state| state.phase == Phase::Running && !state.paused),
             Condition::Paused => wait_until(&records, name, |state| state.paused),
             Condition::Removed => wait_removed(&records, name),
@@ -564,14 +575,20 @@ pub(super) fn wait(args: &WaitArgs, context: &Context) -> Result<u8, Report> {
     first.map_or(Ok(0), Err)
 }
 
-fn wait_one(records: &Records, name: &str) -> Result<State, Report> {
+/// Waits until a container has ended, also if it is restarted then, as in docker. Returns its exit code.
+fn wait_one(records: &Records, name: &str) -> Result<u8, Report> {
     let entry = records.find(name)?;
-    if let Ok(connection) = Connection::connect(&entry.control_socket())
-        && let Some(state) = wait_end(&connection)?
-    {
-        return Ok(state);
+    if let Ok(connection) = Connection::connect(&entry.control_socket()) {
+        loop {
+            match receive(&connection)? {
+                None => break,
+                Some(FromSupervisor::Exited(state)) => return Ok(state.exit_code.unwrap_or(0)),
+                Some(FromSupervisor::Restarting { code }) => return Ok(code),
+                Some(_) => {}
+            }
+        }
     }
-    Ok(entry.state()?)
+    Ok(entry.state()?.exit_code.unwrap_or(0))
 }
 
 /// The interval at which a state is read that no message announces.

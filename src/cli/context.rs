@@ -39,7 +39,9 @@ impl Context {
         let records = Records::open(&self.root, &self.run_dir)?;
         crate::launch::reconcile(&records)?;
         lab::sweep()?;
-        crate::volume::Volumes::new(&self.root).sweep();
+        let volumes = crate::volume::Volumes::new(&self.root);
+        volumes.sweep();
+        volumes.unmount_unused(&|name| super::volume::is_in_use(&records, name));
         Ok(records)
     }
 

@@ -121,7 +121,10 @@ pub(super) fn run(args: &CopyArgs, context: &Context) -> Result<u8, Report> {
     let store = context.store()?;
     let records = context.records()?;
     let entry = records.find(name)?;
+    let mounted = super::volume::mount_all(context, &entry)?;
     let inside = launch::inside(&context.root, &records, &entry)?;
+    // The container's own lock keeps them mounted from here on.
+    drop(mounted);
     let at = &Side::Container { name: name.to_owned(), runs: entry.supervisor()?.is_some() };
     match ends {
         (End::Container(_, path), End::Stream) => out_to_stream(args, &store, &inside, at, path),
@@ -162,7 +165,9 @@ fn between(args: &CopyArgs, context: &Context, from: (&str, &str), to: (&str, &s
     let records = context.records()?;
     let open = |name: &str| -> Result<(launch::Inside, Side), Report> {
         let entry = records.find(name)?;
+        let mounted = super::volume::mount_all(context, &entry)?;
         let inside = launch::inside(&context.root, &records, &entry)?;
+        drop(mounted);
         Ok((inside, Side::Container { name: name.to_owned(), runs: entry.supervisor()?.is_some() }))
     };
     let (inside, side) = open(from.0)?;
@@ -405,6 +410,26 @@ fn in_from_stream(store: &Store, inside: &launch::Inside, at: &Side, path: &str)
     }
     let file = build::inflated(store, io::stdin().lock(), "the archive")?;
     render_at(file, &reopen(&fd)?, None)
+}
+
+/// Writes the files of a directory as a tar archive.
+pub(super) fn write_files(store: &Store, dir: &Path, out: &mut dyn io::Write) -> Result<(), Report> {
+    let directory = open_dir(dir)?;
+    let source =
+        Source { parent: directory, name: b".".to_vec(), base: Vec::new(), is_directory: true, contents: true };
+    let mut file = source.archive(store, b"")?;
+    match io::copy(&mut file, out) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Report::new("cannot write the archive").with_cause(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Extracts a tar archive into a directory.
+pub(super) fn extract_files(store: &Store, dir: &Path, archive: impl io::Read) -> Result<(), Report> {
+    let file = build::inflated(store, archive, "the archive")?;
+    render_at(file, &reopen(&open_dir(dir)?)?, None)
 }
 
 #[cfg(test)]

@@ -29,15 +29,12 @@ const ONE_HOST: &str = "gpurun manages the containers of one host: start each on
 const NO_BUILDER: &str = "gpurun builds without a builder process: use `gpurun build -t NAME DIR`";
 
 const COMMANDS: &[(&str, &str)] = &[
-    ("untag", "use `gpurun image rm NAME`: it removes one name of an image that has several"),
     ("image search", "use `gpurun search TERM`"),
     ("volumes", "use `gpurun volume ls`"),
     ("volume update", "remove the volume and create it again: `gpurun volume rm NAME`"),
     ("containers", "use `gpurun ps`"),
     ("networks", "use `gpurun network ls`"),
     ("network update|network reload", "remove the network and create it again: `gpurun network rm NAME`"),
-    ("network exists", "use `gpurun network inspect NAME`"),
-    ("healthcheck", "use `gpurun wait --condition healthy NAME`, and `gpurun inspect NAME` to see the last checks"),
     (
         "manifest",
         "use `gpurun image pull --platform OS/ARCH NAME` for one platform, and `gpurun image inspect NAME` to see it",
@@ -80,7 +77,6 @@ const FLAGS: &[(&str, &str)] = &[
     ),
     ("run --cpu-rt-period|run --cpu-rt-runtime|build --cpu-rt-period", REAL_TIME),
     ("run --kernel-memory|update --kernel-memory", "use `--memory SIZE`, which counts the kernel's memory too"),
-    ("run --health-on-failure", "omit it, and act on `gpurun wait --condition unhealthy NAME`"),
     ("run --ip6|run --link-local-ip|network connect --ip6|network connect --link-local-ip", ADDRESS),
     ("network connect --driver-opt|network connect --gw-priority", "omit it: gpurun's networks have no options"),
     ("network inspect -v", "omit it: all details are shown"),
@@ -144,11 +140,11 @@ const FLAGS: &[(&str, &str)] = &[
 const DIFFERENT: &[(&str, &str)] = &[
     (
         "run|create",
-        "a host path in `-v` must exist; no-new-privileges is on unless `--security-opt no-new-privileges=false` is given; `-p` publishes on IPv4 addresses only; `--cap-drop` applies to a `--privileged` container too; `--log-driver` is json-file, local or none; `--runtime` names gpurun's own; `--userns` is host; `--link` and `--storage-opt` are refused; when a health check ends, all processes that it has started are killed; `--entrypoint` may be a JSON list, as in podman",
+        "a host path in `-v` must exist; no-new-privileges is on unless `--security-opt no-new-privileges=false` is given; `-p` publishes on IPv4 addresses only; `--cap-drop` applies to a `--privileged` container too; `--log-driver` is json-file, local or none; `--runtime` names gpurun's own; `--userns` is host; `--link` and `--storage-opt` are refused; when a health check ends, all processes that it has started are killed; `--entrypoint` may be a JSON list, `--health-interval` may be `disable`, and `--health-on-failure` says what happens to an unhealthy container, as in podman",
     ),
     (
         "build",
-        "without a builder process; steps have docker's default isolation; `--cache-from` has no effect; the context is a directory of this host or an archive on standard input, not a repository; `--ssh` takes sockets, not keys; `--output` also keeps the image in the store",
+        "without a builder process; steps have docker's default isolation; `--cache-from` has no effect; the context is a directory of this host or an archive on standard input, not a repository; `--ssh` takes sockets, not keys; `--output` also keeps the image in the store; with `--file`, the directory may be omitted, as in podman",
     ),
     (
         "events",
@@ -158,13 +154,17 @@ const DIFFERENT: &[(&str, &str)] = &[
     ("exec", "the program gets its own pipes or terminal, never the caller's descriptors"),
     (
         "image ls",
-        "`--quiet` prints each ID once; foreign images have a column PLATFORM; `--sort` and `--noheading`, as in podman",
+        "`--quiet` prints each ID once; foreign images have a column PLATFORM; `--sort`, `--noheading` and the filters `after` and `id`, as in podman",
     ),
     ("image load", "`--quiet` prints the IDs"),
     ("image tag", "several names, as in podman"),
     ("image pull", "`--quiet` prints the ID, as podman does"),
     ("info|version", "client and server are the same program"),
-    ("inspect", "what only gpurun knows is below the key `Gpurun`"),
+    (
+        "inspect",
+        "what only gpurun knows is below the key `Gpurun`; `--latest`, and more keys under podman's names, as in podman",
+    ),
+    ("logs", "several containers, with `--names`, and `--latest`, as in podman"),
     ("login", "other registries than Docker Hub need no prefix; `--password` prints a warning"),
     (
         "ps",
@@ -173,12 +173,15 @@ const DIFFERENT: &[(&str, &str)] = &[
     ("rm", "anonymous volumes are removed with their container, with `--volumes` or without"),
     ("search", "of other registries than Docker Hub, the list of names is searched"),
     ("stats", "more columns: throttling, pressure, GPUs"),
-    ("start|stop|restart|kill|pause|unpause|rm", "`--all`, `--filter`, `--cidfile` and `--ignore`, as in podman"),
+    (
+        "start|stop|restart|kill|pause|unpause|rm",
+        "`--all`, `--filter`, `--cidfile`, `--latest` and `--ignore`, as in podman",
+    ),
     ("volume rm|image rm", "`--all`, as in podman"),
     ("volume ls|network ls", "`--noheading`, as in podman"),
     ("system df", "`--verbose` shows no number of uses of a part of the build cache"),
     ("top", "without a container, a live screen over all containers"),
-    ("volume create", "`local` is the only driver, and it has no options"),
+    ("volume create", "`local` is the only driver; the image's files are not copied to a volume with options"),
     ("wait", "`--condition` and `--ignore`, as in podman"),
 ];
 

@@ -151,7 +151,7 @@ pub(super) struct HealthFlags {
     /// Command that checks the container's health: exit code 0 is healthy (default: the image's HEALTHCHECK)
     #[arg(long, value_name = "COMMAND", allow_hyphen_values = true)]
     pub health_cmd: Option<String>,
-    /// Time between checks [default: 30s]
+    /// Time between checks, or `disable` to run them only with `gpurun healthcheck run` [default: 30s]
     #[arg(long, value_name = "TIME", allow_negative_numbers = true)]
     pub health_interval: Option<String>,
     /// Time after which a check is killed and counts as failed [default: 30s]
@@ -166,6 +166,9 @@ pub(super) struct HealthFlags {
     /// Failures in a row that make the container unhealthy [default: 3]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = retries)]
     pub health_retries: Option<u32>,
+    /// What happens to the container when it becomes unhealthy: none, kill, restart or stop
+    #[arg(long, value_name = "ACTION", value_parser = ["none", "kill", "restart", "stop"], hide_possible_values = true)]
+    pub health_on_failure: Option<String>,
     /// Do not run the image's health check
     #[arg(long)]
     pub no_healthcheck: bool,

@@ -104,7 +104,7 @@ pub(super) fn info(args: &InfoArgs, context: &Context) -> Result<u8, Report> {
         ))?;
         return Ok(0);
     }
-    let value: Value = json!({
+    let mut value: Value = json!({
         "ID": "", "Containers": containers, "ContainersRunning": running, "ContainersPaused": paused,
         "ContainersStopped": stopped, "Images": images, "Driver": "overlay2", "DriverStatus": [],
         "Plugins": { "Volume": ["local"], "Network": ["bridge", "host", "none"], "Log": ["json-file"] },
@@ -119,6 +119,28 @@ pub(super) fn info(args: &InfoArgs, context: &Context) -> Result<u8, Report> {
         "ClientInfo": { "Version": shown(), "Context": "default", "Plugins": [], "Warnings": null },
         "GpurunRunDir": context.run_dir,
     });
+    let platform = crate::image::Platform::host().architecture;
+    // podman's names for the same.
+    let podmans = json!({
+        "Host": {
+            "Arch": platform, "Hostname": host.name, "Kernel": host.kernel, "OS": "linux", "CPUs": host.cpus,
+            "MemTotal": host.memory, "CgroupVersion": format!("v{version}"), "CgroupsVersion": format!("v{version}"),
+            "CgroupManager": "cgroupfs", "LogDriver": "json-file", "EventLogger": "none", "NetworkBackend": "gpurun",
+            "Security": { "Rootless": false, "SECCOMPEnabled": true, "SELinuxEnabled": false, "AppArmorEnabled": false },
+            "OCIRuntime": { "Name": "gpurun", "Path": std::env::current_exe().unwrap_or_default(), "Version": VERSION },
+            "Distribution": { "Distribution": host.distribution, "Version": host.distribution_version },
+        },
+        "Store": {
+            "GraphDriverName": "overlay", "GraphRoot": context.root, "RunRoot": context.run_dir,
+            "VolumePath": context.root.join("volumes"),
+            "ContainerStore": { "Number": containers, "Running": running, "Paused": paused, "Stopped": stopped },
+            "ImageStore": { "Number": images },
+        },
+        "Version": { "Version": VERSION, "APIVersion": API_VERSION, "OsArch": format!("linux/{}", platform) },
+    });
+    if let (Value::Object(all), Value::Object(podmans)) = (&mut value, podmans) {
+        all.extend(podmans);
+    }
     format::print_object(args.format.as_deref(), &value, &["Runtimes"])?;
     Ok(0)
 }
@@ -127,6 +149,9 @@ pub(super) fn info(args: &InfoArgs, context: &Context) -> Result<u8, Report> {
 struct Host {
     kernel: String,
     system: String,
+    /// Its ID, such as `debian`, and its version.
+    distribution: String,
+    distribution_version: String,
     name: String,
     cpus: usize,
     /// Bytes.
@@ -143,6 +168,8 @@ impl Host {
         Self {
             kernel: text("/proc/sys/kernel/osrelease").trim().to_owned(),
             system: line(&text("/etc/os-release"), "PRETTY_NAME="),
+            distribution: line(&text("/etc/os-release"), "ID="),
+            distribution_version: line(&text("/etc/os-release"), "VERSION_ID="),
             name: text("/proc/sys/kernel/hostname").trim().to_owned(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             memory: memory_total().unwrap_or(0),

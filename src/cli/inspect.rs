@@ -30,8 +30,11 @@ pub(super) struct InspectArgs {
     /// Accepted for symmetry: the output is always JSON
     #[arg(long, conflicts_with = "format")]
     json: bool,
+    /// Show the newest container
+    #[arg(short, long, conflicts_with_all = ["names", "type"])]
+    latest: bool,
     /// Names or IDs of containers, images, volumes or networks
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required_unless_present = "latest", value_name = "NAME")]
     names: Vec<String>,
 }
 
@@ -45,7 +48,8 @@ enum Kind {
 
 pub(super) fn run(args: &InspectArgs, context: &Context) -> Result<u8, Report> {
     let (mut all, mut first) = (Vec::new(), None);
-    for name in &args.names {
+    let newest = if args.latest { vec![super::chosen::newest(&context.records()?)?] } else { Vec::new() };
+    for name in args.names.iter().chain(&newest) {
         match object(args, name, context) {
             Ok(value) => all.push(value),
             Err(report) => drop(first.get_or_insert(report)),

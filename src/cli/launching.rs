@@ -12,7 +12,7 @@ use super::{Context, print};
 use crate::control::{FromSupervisor, ToSupervisor};
 use crate::launch::{self, Spawned};
 use crate::record::{Entry, Launching, LimitRow, Records, State};
-use crate::report::Report;
+use crate::report::{EXIT_GPURUN, Report};
 
 /// The launch of a container that has a record.
 pub(super) struct Launch<'a> {
@@ -39,7 +39,7 @@ impl<'a> Launch<'a> {
 
     /// Waits for the container's GPUs if it is to wait, and starts its supervisor.
     pub(super) fn begin(&mut self, launching: Launching, signals: &SignalFd) -> Result<Spawned, Report> {
-        match self.wait_for_gpus(signals) {
+        match self.wait_for_gpus(signals).and_then(|()| self.mount_volumes()) {
             Ok(()) => launch::spawn(&self.context.root, &self.context.run_dir, &self.entry, launching, self.first)
                 .inspect_err(|_| self.clean_up()),
             Err(report) => {
@@ -47,6 +47,12 @@ impl<'a> Launch<'a> {
                 Err(report)
             }
         }
+    }
+
+    /// Mounts the file systems of volumes with options. The lock of the launch keeps them mounted.
+    fn mount_volumes(&self) -> Result<(), Report> {
+        let mounted = super::volume::mount_all(self.context, &self.entry);
+        mounted.map(drop).map_err(|report| report.with_exit_code(EXIT_GPURUN))
     }
 
     fn wait_for_gpus(&mut self, signals: &SignalFd) -> Result<(), Report> {

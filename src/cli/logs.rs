@@ -12,7 +12,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use super::view::{Images, View};
 use super::{Context, moment, print};
 use crate::control::{Connection, FromSupervisor};
-use crate::record::Entry;
+use crate::record::{Entry, short};
 use crate::report::Report;
 use crate::request::LogDriver;
 use crate::supervise::log::{Kept, LogRecord, Stream, parse};
@@ -37,9 +37,15 @@ pub(super) struct LogsArgs {
     /// Show lines before this time
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
-    /// Name or ID of the container; the beginning is enough where it is unambiguous
-    #[arg(value_name = "CONTAINER")]
-    container: String,
+    /// With several containers, begin each line with the container's name instead of its ID
+    #[arg(long)]
+    names: bool,
+    /// Show the log of the newest container
+    #[arg(short, long, conflicts_with = "containers")]
+    latest: bool,
+    /// Names or IDs of containers; the beginning is enough where it is unambiguous
+    #[arg(required_unless_present = "latest", value_name = "CONTAINER")]
+    containers: Vec<String>,
 }
 
 pub(super) fn run(args: &LogsArgs, context: &Context) -> Result<u8, Report> {
@@ -52,14 +58,46 @@ pub(super) fn run(args: &LogsArgs, context: &Context) -> Result<u8, Report> {
     };
     let time = |flag: &str, text: &Option<String>| text.as_deref().map(|text| moment::parse(flag, text)).transpose();
     let between = Between { since: time("--since", &args.since)?, until: time("--until", &args.until)? };
-    let entry = context.records()?.find(&args.container)?;
-    if entry.record.request.log.driver == LogDriver::None {
-        let name = &entry.record.name;
-        return Err(Report::new(format!("container `{name}` keeps no log: it has `--log-driver none`"))
-            .with_hint(format!("see its output with `gpurun attach {name}`")));
+    let records = context.records()?;
+    let entries = match args.latest {
+        true => vec![records.find(&super::chosen::newest(&records)?)?],
+        false => args.containers.iter().map(|name| records.find(name)).collect::<Result<_, _>>()?,
+    };
+    let mut logs = Vec::new();
+    for entry in entries {
+        if entry.record.request.log.driver == LogDriver::None {
+            let name = &entry.record.name;
+            return Err(Report::new(format!("container `{name}` keeps no log: it has `--log-driver none`"))
+                .with_hint(format!("see its output with `gpurun attach {name}`")));
+        }
+        let details = args.details.then(|| details(&entry, context)).transpose()?;
+        logs.push((entry, details));
     }
-    let details = args.details.then(|| details(&entry, context)).transpose()?;
-    match show(args, &entry, tail, (between, details)) {
+    if let [(entry, details)] = &logs[..] {
+        return shown(entry, show(args, entry, tail, (between, details.clone()), None));
+    }
+    // As in podman, a line says which container it is of.
+    let label = |entry: &Entry| match args.names {
+        true => entry.record.name.clone(),
+        false => short(&entry.record.id).to_owned(),
+    };
+    let one = |(entry, details): &(Entry, Option<String>)| {
+        shown(entry, show(args, entry, tail, (between, details.clone()), Some(label(entry))))
+    };
+    if !args.follow {
+        return logs.iter().try_fold(0, |code, log| Ok(u8::max(code, one(log)?)));
+    }
+    let results: Vec<Result<u8, Report>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = logs.iter().map(|log| scope.spawn(|| one(log))).collect();
+        let failed = |_| Err(Report::new("a thread that shows a log has failed"));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(failed)).collect()
+    });
+    results.into_iter().try_fold(0, |code, result| Ok(u8::max(code, result?)))
+}
+
+/// The exit status after a log was shown.
+fn shown(entry: &Entry, result: io::Result<()>) -> Result<u8, Report> {
+    match result {
         // The reader of standard output has closed it. Exit as `docker logs`, `cat` and `tail -f` do.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(128 + libc::SIGPIPE as u8),
         Err(error) => {
@@ -118,13 +156,19 @@ fn encoded(text: &str) -> String {
     text.bytes().map(byte).collect()
 }
 
-fn show(args: &LogsArgs, entry: &Entry, tail: usize, (between, details): (Between, Option<String>)) -> io::Result<()> {
+fn show(
+    args: &LogsArgs,
+    entry: &Entry,
+    tail: usize,
+    (between, details): (Between, Option<String>),
+    label: Option<String>,
+) -> io::Result<()> {
     let path = entry.log();
     // The watch is created before the first read so that no output in between is missed.
     let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
     let what = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
     watch.add_watch(&entry.dir, what)?;
-    let mut printer = Printer::new(args.timestamps, details, between);
+    let mut printer = Printer { label, ..Printer::new(args.timestamps, details, between) };
     let kept = Kept::open_all(&path)?;
     let (first, skip) = tail_start(&kept, tail)?;
     if let Some(oldest) = kept.first().filter(|oldest| oldest.before > 0 && first == 0 && skip.is_none()) {
@@ -279,6 +323,8 @@ fn tail_start(kept: &[Kept], tail: usize) -> io::Result<(usize, Option<u64>)> {
 const BATCH: usize = 1 << 16;
 
 struct Printer {
+    /// The container's name or ID at the beginning of each line.
+    label: Option<String>,
     timestamps: bool,
     details: Option<String>,
     between: Between,
@@ -290,7 +336,7 @@ struct Printer {
 impl Printer {
     fn new(timestamps: bool, details: Option<String>, between: Between) -> Self {
         let waiting = Vec::with_capacity(BATCH);
-        Self { timestamps, details, between, mid_line: false, stream: Stream::Stdout, waiting }
+        Self { label: None, timestamps, details, between, mid_line: false, stream: Stream::Stdout, waiting }
     }
 
     fn print(&mut self, record: &LogRecord<'_>) -> io::Result<()> {
@@ -300,6 +346,10 @@ impl Printer {
         if record.stream != self.stream || self.waiting.len() >= BATCH {
             self.flush()?;
             self.stream = record.stream;
+        }
+        if let Some(label) = self.label.as_ref().filter(|_| !self.mid_line) {
+            self.waiting.extend_from_slice(label.as_bytes());
+            self.waiting.push(b' ');
         }
         if self.timestamps && !self.mid_line {
             self.waiting.extend_from_slice(record.time.as_bytes());

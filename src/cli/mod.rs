@@ -32,6 +32,7 @@ mod format;
 mod frequent;
 mod gpu_queue;
 mod gpus;
+mod healthcheck;
 #[cfg(test)]
 mod help_tests;
 mod image;
@@ -152,6 +153,8 @@ enum Command {
     Stats(stats::StatsArgs),
     /// Show the events of containers as they happen
     Events(events::EventsArgs),
+    /// Run the health check of a container
+    Healthcheck(healthcheck::HealthcheckArgs),
     /// Wait until one or more containers have ended, and print their exit codes
     Wait(containers::WaitArgs),
     /// Show details of containers or images as JSON
@@ -186,6 +189,8 @@ enum Command {
     Volume(volume::VolumeArgs),
     /// Manage networks: list, create, inspect, remove, connect
     Network(network::NetworkArgs),
+    /// Remove names of an image, and keep the image
+    Untag(image::UntagArgs),
     /// Log in to a registry
     Login(login::LoginArgs),
     /// Log out from a registry
@@ -464,6 +469,7 @@ fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
         Command::Logout(args) => login::logout(&args),
         Command::Search(args) => login::search(&args),
         Command::Volume(args) => volume::run(&args, context),
+        Command::Untag(args) => image::untag(&args, context),
         Command::Network(args) => network::run(&args, context),
         Command::Version(args) => info::version(&args),
         Command::Info(args) => info::info(&args, context),
@@ -477,6 +483,7 @@ fn dispatch(cli: Cli, context: &Context) -> Result<u8, Report> {
         Command::Kill(args) => containers::kill(&args, context),
         Command::Rm(args) => containers::rm(&args, context),
         Command::Rename(args) => containers::rename(&args, context),
+        Command::Healthcheck(args) => healthcheck::run(&args, context),
         Command::Wait(args) => containers::wait(&args, context),
         Command::Explain(args) => explain::run(&args, context),
         Command::Doctor(args) => doctor::run(&args, context),

@@ -22,6 +22,10 @@ fn read(text: &str, now: u64) -> Option<u64> {
     if let Some(back) = parse_duration(text).filter(|_| text != "0") {
         return now.checked_sub(back);
     }
+    // As in docker, a negative duration is a time to come.
+    if let Some(ahead) = text.strip_prefix('-').and_then(parse_duration) {
+        return now.checked_add(ahead);
+    }
     if let Some((seconds, nanos)) = unix(text) {
         return seconds.checked_mul(1_000_000_000)?.checked_add(nanos);
     }
@@ -71,6 +75,7 @@ mod tests {
         let now = 1_800_000_000 * SECOND;
         for (text, want) in [
             ("10m", Some(now - 600 * SECOND)),
+            ("-10m", Some(now + 600 * SECOND)),
             ("1h30m", Some(now - 5400 * SECOND)),
             ("1.5s", Some(now - SECOND - SECOND / 2)),
             ("100ms", Some(now - SECOND / 10)),

@@ -11,6 +11,7 @@ use super::change::ask;
 use super::confirm::confirm;
 use super::filter::Filters;
 use super::format::{self, Format, Titles};
+use super::system::{ExistsArgs, existence};
 use super::{Context, moment, network_ids, print, view};
 use crate::clock::rfc3339;
 use crate::config::Config;
@@ -36,6 +37,8 @@ enum NetworkCommand {
     Create(CreateArgs),
     /// Disconnect a container from a network
     Disconnect(DisconnectArgs),
+    /// Exit with status 0 if a network exists, and with 1 if not
+    Exists(ExistsArgs),
     /// Show details of networks as JSON, with the containers that are connected
     Inspect(InspectArgs),
     /// List networks
@@ -177,6 +180,7 @@ pub(super) fn run(args: &NetworkArgs, context: &Context) -> Result<u8, Report> {
         NetworkCommand::Connect(args) => connect(args, context),
         NetworkCommand::Create(args) => create(args, context),
         NetworkCommand::Disconnect(args) => disconnect(args, context),
+        NetworkCommand::Exists(args) => Ok(existence(find(&all(context)?, &args.name).is_ok())),
         NetworkCommand::Inspect(args) => inspect(args, context),
         NetworkCommand::Ls(args) => ls(args, context),
         NetworkCommand::Prune(args) => prune(args, context),

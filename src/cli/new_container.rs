@@ -60,6 +60,7 @@ impl NewContainer {
         let store = context.store()?;
         let (hold, image) = flags.image.provide(&store, &self.image, flags.quiet)?;
         prepare::select_gpus(&mut request, &image.config)?;
+        prepare::check_health_action(&request, &image.config)?;
         prepare::resolve_images(&mut request, &store)?;
         prepare::replace(flags, context, remove)?;
         Ok(Prepared { request, image: image.id, hold, cidfile })

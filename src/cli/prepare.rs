@@ -11,7 +11,7 @@ use crate::image::Config;
 use crate::launch;
 use crate::record::{Entry, Records};
 use crate::report::{EXIT_GPURUN, Report};
-use crate::request::{GpuRequest, IpcMode, MountRequest, MountSource, Request, VolumesFrom};
+use crate::request::{GpuRequest, HealthConfig, IpcMode, MountRequest, MountSource, Request, VolumesFrom};
 use crate::store::Store;
 
 /// The variable with which NVIDIA's own runtime selects GPUs.
@@ -83,6 +83,19 @@ pub(super) fn resolve_images(request: &mut Request, store: &Store) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// Refuses an action for an unhealthy container that has no health check.
+pub(super) fn check_health_action(request: &Request, image: &Config) -> Result<(), Report> {
+    let action = request.health_on_failure;
+    let config = request.health.clone().unwrap_or_default().over(HealthConfig::of_image(image.healthcheck.as_ref()));
+    if action.is_none() || config.check(&[]).is_some() {
+        return Ok(());
+    }
+    let action = action.name();
+    Err(Report::usage(format!("cannot set on-failure action to {action} without a health check"))
+        .with_exit_code(EXIT_GPURUN)
+        .with_hint("define one with `--health-cmd COMMAND`, or omit `--health-on-failure`"))
 }
 
 /// Selects the GPUs that NVIDIA's own runtime would select: those of the variable in the request, or else in the image.

@@ -8,13 +8,13 @@ use super::resources::{caller_env, each, value};
 use crate::config::Config;
 use crate::report::Report;
 use crate::request::{
-    self, AttachError, Attached, ExposedPort, HealthConfig, HealthError, IpcMode, LogOptions, MountRequest,
-    NetworkError, NetworkMode, Networking, Payload, PortSpec, Request, RestartPolicy, Seccomp, SecretRequest,
-    SecurityOption, UserSpec, check_duplicates, check_isolation, check_sysctl, check_user_mode, check_volume_driver,
-    check_wait, parse_annotation, parse_cgroup_mode, parse_cgroup_parent, parse_device, parse_dns_option,
-    parse_dns_search, parse_domainname, parse_env, parse_env_file, parse_hostname, parse_label, parse_label_file,
-    parse_mount, parse_name_server, parse_pid_mode, parse_shm_size, parse_signal, parse_sysctl, parse_time_zone,
-    parse_tmpfs, parse_ulimits, parse_umask, parse_uts_mode, parse_volume, parse_workdir,
+    self, AttachError, Attached, ExposedPort, HealthAction, HealthConfig, HealthError, IpcMode, LogOptions,
+    MountRequest, NetworkError, NetworkMode, Networking, Payload, PortSpec, Request, RestartPolicy, Seccomp,
+    SecretRequest, SecurityOption, UserSpec, check_duplicates, check_isolation, check_sysctl, check_user_mode,
+    check_volume_driver, check_wait, parse_annotation, parse_cgroup_mode, parse_cgroup_parent, parse_device,
+    parse_dns_option, parse_dns_search, parse_domainname, parse_env, parse_env_file, parse_hostname, parse_label,
+    parse_label_file, parse_mount, parse_name_server, parse_pid_mode, parse_shm_size, parse_signal, parse_sysctl,
+    parse_time_zone, parse_tmpfs, parse_ulimits, parse_umask, parse_uts_mode, parse_volume, parse_workdir,
 };
 
 /// Maximum size of an environment file.
@@ -73,6 +73,7 @@ pub(super) fn build(flags: &ContainerFlags, image: &str, payload: Payload) -> Re
         stop_timeout: flags.stop_timeout,
         log: log_options(flags)?,
         health: health(&flags.health)?,
+        health_on_failure: flags.health.health_on_failure.as_deref().and_then(HealthAction::parse).unwrap_or_default(),
         init: flags.init,
         mounts: mounts(flags, &cwd)?,
         volumes_from: flags.files.volumes_from.clone(),

@@ -50,8 +50,23 @@ pub(super) struct ContainerArgs {
 
 #[derive(Debug, Subcommand)]
 enum ContainerCommand {
+    /// Exit with status 0 if a container exists, and with 1 if not
+    Exists(ExistsArgs),
     /// Remove all containers that do not run
     Prune(ContainerPruneArgs),
+}
+
+/// The argument of `container exists`, `image exists`, `volume exists` and `network exists`.
+#[derive(Debug, Args)]
+pub(super) struct ExistsArgs {
+    /// Name or ID
+    #[arg(value_name = "NAME")]
+    pub(super) name: String,
+}
+
+/// The exit status of `exists`.
+pub(super) fn existence(exists: bool) -> u8 {
+    u8::from(!exists)
 }
 
 #[derive(Debug, Args)]
@@ -72,7 +87,10 @@ pub(super) fn run(args: &SystemArgs, context: &Context) -> Result<u8, Report> {
 }
 
 pub(super) fn container(args: &ContainerArgs, context: &Context) -> Result<u8, Report> {
-    let ContainerCommand::Prune(args) = &args.command;
+    let args = match &args.command {
+        ContainerCommand::Exists(args) => return Ok(existence(!context.records()?.snapshot()?.lacks(&args.name))),
+        ContainerCommand::Prune(args) => args,
+    };
     if !args.force {
         confirm("all containers that do not run", "gpurun container prune --force")?;
     }

@@ -57,6 +57,8 @@ fn errors_of_volumes() {
     let mut texts = Texts::default();
     texts.add(VolumeError::Name("-x".into()));
     texts.add(VolumeError::Missing("data".into()));
+    texts.add(VolumeError::Options { name: "data".into(), why: "WHY".into() });
+    texts.add(VolumeError::Io { action: "mount", name: "data".into(), source: denied() });
     texts.add(VolumeError::Io { action: "create", name: "data".into(), source: denied() });
     texts.add(VolumeError::List { path: "/path/to/volumes".into(), source: denied() });
     insta::assert_snapshot!(texts.0);

@@ -1,6 +1,9 @@
 //! `gpurun volume create | inspect | ls | prune | rm`: named volumes, and the anonymous ones of containers.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -8,9 +11,11 @@ use serde_json::{Value, json};
 use super::confirm::confirm;
 use super::filter::Filters;
 use super::format::{self, Format, Titles};
+use super::system::{ExistsArgs, existence};
 use super::view::{self, Images, View};
-use super::{Context, image, print};
+use super::{Context, copy, image, print};
 use crate::clock::rfc3339;
+use crate::durable::FileLock;
 use crate::record::{Entry, Records};
 use crate::report::Report;
 use crate::request::MountSource;
@@ -27,6 +32,12 @@ pub(super) struct VolumeArgs {
 enum VolumeCommand {
     /// Create a volume
     Create(CreateArgs),
+    /// Exit with status 0 if a volume exists, and with 1 if not
+    Exists(ExistsArgs),
+    /// Write the files of a volume as a tar archive
+    Export(ExportArgs),
+    /// Extract a tar archive into a volume
+    Import(ImportArgs),
     /// Show details of volumes as JSON, with the containers that use them
     Inspect(InspectArgs),
     /// List volumes
@@ -40,6 +51,9 @@ enum VolumeCommand {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  gpurun volume create data\n  gpurun volume create -o type=none -o o=bind -o device=/srv/data data\n  gpurun volume create -o type=tmpfs -o device=tmpfs -o o=size=1g scratch\n  gpurun volume create -o type=nfs -o o=addr=10.0.0.2 -o device=:/export shared\n\nThe file system is mounted while containers use the volume, and the image's files are not copied to it."
+)]
 struct CreateArgs {
     /// Driver of the volume: `local`, a directory of this host
     #[arg(short, long, value_name = "DRIVER", default_value = "local")]
@@ -50,12 +64,32 @@ struct CreateArgs {
     /// Accepted for compatibility with podman: a volume that exists is left as it is
     #[arg(long, hide = true)]
     ignore: bool,
-    /// Option of the driver: none are supported
-    #[arg(short, long, value_name = "KEY=VALUE", hide = true)]
+    /// Option of the driver, as in docker: `type`, `device` and `o` of a file system that containers of the volume mount
+    #[arg(short, long, value_name = "KEY=VALUE")]
     opt: Vec<String>,
     /// Name of the volume (default: a random name)
     #[arg(value_name = "NAME")]
     name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct ExportArgs {
+    /// File to write (default: standard output)
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Name of a volume
+    #[arg(value_name = "VOLUME")]
+    volume: String,
+}
+
+#[derive(Debug, Args)]
+struct ImportArgs {
+    /// Name of a volume
+    #[arg(value_name = "VOLUME")]
+    volume: String,
+    /// Archive (plain, gzip or zstd), or `-` for standard input
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -135,6 +169,12 @@ const TITLES: &Titles = &[
 pub(super) fn run(args: &VolumeArgs, context: &Context) -> Result<u8, Report> {
     match &args.command {
         VolumeCommand::Create(args) => create(args, context),
+        VolumeCommand::Exists(args) => {
+            let (all, _) = all(context, &context.records()?)?;
+            Ok(existence(all.iter().any(|used| used.volume.name == args.name)))
+        }
+        VolumeCommand::Export(args) => export(args, context),
+        VolumeCommand::Import(args) => import(args, context),
         VolumeCommand::Inspect(args) => inspect(args, context),
         VolumeCommand::Ls(args) => ls(args, context),
         VolumeCommand::Prune(args) => prune(args, context),
@@ -159,7 +199,7 @@ impl Used {
             "Labels": self.volume.labels,
             "Mountpoint": self.volume.path,
             "Name": self.volume.name,
-            "Options": null,
+            "Options": if self.volume.options.is_empty() { Value::Null } else { json!(self.volume.options) },
             "Scope": "local",
             "UsageData": { "RefCount": self.users.len(), "Size": size },
             "Gpurun": { "Anonymous": self.is_anonymous, "Containers": self.users },
@@ -182,7 +222,8 @@ fn all(context: &Context, records: &Records) -> Result<(Vec<Used>, Option<Report
         for mount in view.mounts().into_iter().filter(|mount| mount.is_anonymous) {
             // Before the first start, it does not exist.
             if let (Some(name), Some(path)) = (mount.name, mount.source.filter(|path| path.is_dir())) {
-                let volume = Volume { name, path, created: Some(entry.record.created), labels: BTreeMap::new() };
+                let (created, labels) = (Some(entry.record.created), BTreeMap::new());
+                let volume = Volume { name, path, created, labels, options: BTreeMap::new() };
                 all.push(Used { volume, users: vec![entry.record.name.clone()], is_anonymous: true });
             }
         }
@@ -230,10 +271,7 @@ fn create(args: &CreateArgs, context: &Context) -> Result<u8, Report> {
         return Err(Report::usage(format!("there is no volume driver `{}`", args.driver))
             .with_hint("omit `--driver`: a volume is a directory of this host"));
     }
-    if let Some(option) = args.opt.first() {
-        return Err(Report::usage(format!("cannot use `--opt {option}`: a volume is a plain directory"))
-            .with_hint("mount the file system on this host, and pass its path: `gpurun run -v /PATH:/DIR IMAGE`"));
-    }
+    let options: BTreeMap<String, String> = args.opt.iter().map(|text| option(text)).collect::<Result<_, _>>()?;
     let mut labels: BTreeMap<String, String> =
         args.label.iter().map(|text| crate::request::parse_label(text)).collect::<Result<_, _>>()?;
     let records = context.records()?;
@@ -242,8 +280,84 @@ fn create(args: &CreateArgs, context: &Context) -> Result<u8, Report> {
         crate::names::new_container_id()
     });
     let _lock = records.lock()?;
-    Volumes::new(&context.root).create(&name, &labels)?;
+    match options.is_empty() {
+        true => Volumes::new(&context.root).create(&name, &labels)?,
+        false => Volumes::new(&context.root).create_with(&name, &labels, &options)?,
+    }
     print::out(&format!("{name}\n"))?;
+    Ok(0)
+}
+
+/// Splits an option of the driver.
+fn option(text: &str) -> Result<(String, String), Report> {
+    let pair = text.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+    pair.ok_or_else(|| {
+        Report::usage(format!("`--opt {text}` is not `KEY=VALUE`"))
+            .with_hint("for example `--opt type=none --opt o=bind --opt device=/DIR`")
+    })
+}
+
+/// Whether a container that runs, or that is being launched, uses a named volume. One whose use is unknown counts as used.
+pub(super) fn is_in_use(records: &Records, name: &str) -> bool {
+    let Ok((entries, unreadable)) = records.list_all() else { return true };
+    let uses = |entry: &Entry| {
+        !users(std::slice::from_ref(entry), name).is_empty() && !entry.is_idle().is_ok_and(|is_idle| is_idle)
+    };
+    !unreadable.is_empty() || entries.iter().any(uses)
+}
+
+/// Mounts the file systems of a container's volumes. They stay mounted while the caller holds the locks, or the lock of
+/// the container's launch.
+pub(super) fn mount_all(context: &Context, entry: &Entry) -> Result<Vec<FileLock>, Report> {
+    let volumes = Volumes::new(&context.root);
+    let named = entry.record.request.mounts.iter().filter_map(|mount| match &mount.source {
+        MountSource::Volume { name: Some(name), .. } => Some(name),
+        _ => None,
+    });
+    // A container may mount a volume more than once.
+    let names: std::collections::BTreeSet<&String> = named.collect();
+    let locks = names.into_iter().map(|name| volumes.mount(name)).collect::<Result<Vec<_>, _>>()?;
+    Ok(locks.into_iter().flatten().collect())
+}
+
+/// Returns the directory of a volume, and the lock that keeps its file system mounted.
+fn opened(context: &Context, name: &str) -> Result<(PathBuf, Option<FileLock>), Report> {
+    let (all, _) = all(context, &context.records()?)?;
+    let used = all.into_iter().find(|used| used.volume.name == name).ok_or_else(|| missing(name))?;
+    let lock = if used.is_anonymous { None } else { Volumes::new(&context.root).mount(name)? };
+    Ok((used.volume.path, lock))
+}
+
+fn export(args: &ExportArgs, context: &Context) -> Result<u8, Report> {
+    let (dir, _lock) = opened(context, &args.volume)?;
+    let store = context.store()?;
+    let failed = |error: std::io::Error| Report::new("cannot write the archive").with_cause(error);
+    match &args.output {
+        Some(path) => image::write_atomically(path, &mut |out| copy::write_files(&store, &dir, out))?,
+        None if std::io::stdout().is_terminal() => {
+            return Err(Report::usage("cannot write a tar archive to a terminal")
+                .with_hint(format!("write it to a file: `gpurun volume export -o FILE {}`", args.volume)));
+        }
+        None => {
+            let mut out = std::io::stdout().lock();
+            copy::write_files(&store, &dir, &mut out)?;
+            std::io::Write::flush(&mut out).map_err(failed)?;
+        }
+    }
+    Ok(0)
+}
+
+fn import(args: &ImportArgs, context: &Context) -> Result<u8, Report> {
+    let (dir, _lock) = opened(context, &args.volume)?;
+    let store = context.store()?;
+    if args.file == Path::new("-") {
+        copy::extract_files(&store, &dir, std::io::stdin().lock())?;
+    } else {
+        let failed = |error| Report::new(format!("cannot read `{}`", args.file.display())).with_cause(error);
+        copy::extract_files(&store, &dir, File::open(&args.file).map_err(failed)?)?;
+    }
+    // What was imported is not replaced by the image's files.
+    Volumes::new(&context.root).note_use(&args.volume)?;
     Ok(0)
 }
 

@@ -25,6 +25,7 @@
 //! | image mount | any launch | flock on its lease | every command (see below); `image rm` |
 //! | layer of a driver's files | any launch with GPUs | flock on its lease | the next layer that is made; `system prune` |
 //! | `state.json` says `running` | the supervisor | record lock `alive` | the supervisor, reconcile |
+//! | file system of a volume with options | the command that launches | record locks `launching`, `alive` of its containers | every command; `volume rm` |
 //! | `compose/PROJECT`: contents of secrets | `compose up` | none: they belong to the project | `compose down` |
 //! | `/run/gpurun/ID/state.json` | supervisor, reconcile | record lock `alive` | the next write of the state |
 //!

@@ -12,6 +12,8 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(30);
 const START_INTERVAL: Duration = Duration::from_secs(5);
 const RETRIES: u32 = 3;
+/// An interval that never ends: 292 years.
+const NEVER: u64 = i64::MAX as u64;
 /// docker's shortest duration, in nanoseconds.
 const SHORTEST: u64 = 1_000_000;
 
@@ -60,6 +62,43 @@ pub(crate) struct HealthCheck {
     pub start_interval: Duration,
     /// How many failures in a row make the container unhealthy.
     pub retries: u32,
+}
+
+/// `--health-on-failure`: what happens to a container that becomes unhealthy, as in podman.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum HealthAction {
+    #[default]
+    None,
+    /// SIGKILL. The restart policy decides what happens then.
+    Kill,
+    /// A graceful stop, and another start.
+    Restart,
+    /// A graceful stop.
+    Stop,
+}
+
+impl HealthAction {
+    #[must_use]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Kill => "kill",
+            Self::Restart => "restart",
+            Self::Stop => "stop",
+        }
+    }
+
+    /// Returns the action of this name.
+    #[must_use]
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        [Self::None, Self::Kill, Self::Restart, Self::Stop].into_iter().find(|action| action.name() == name)
+    }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    pub(crate) fn is_none(&self) -> bool {
+        *self == Self::None
+    }
 }
 
 /// The flags as they were given.
@@ -177,6 +216,10 @@ impl HealthConfig {
 
 fn duration(flag: &'static str, text: Option<&str>) -> Result<u64, HealthError> {
     let Some(text) = text else { return Ok(0) };
+    // As in podman: no check runs by itself. `gpurun healthcheck run` runs one.
+    if (flag, text) == ("health-interval", "disable") {
+        return Ok(NEVER);
+    }
     let wrong = || HealthError::Duration { flag, text: text.to_owned() };
     match parse_duration(text).ok_or_else(wrong)? {
         1..SHORTEST => Err(HealthError::Short { flag, text: text.to_owned() }),

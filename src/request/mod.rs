@@ -55,7 +55,7 @@ pub(crate) use device_rule::DeviceCgroupRule;
 pub(crate) use env::{parse_env, parse_env_file, parse_time_zone, parse_umask};
 pub use gpus::GpuRequest;
 pub(crate) use gpus::{CDI_DRIVER, GpuMode, Which};
-pub(crate) use health::{HealthCheck, HealthConfig, HealthError, HealthFlags};
+pub(crate) use health::{HealthAction, HealthCheck, HealthConfig, HealthError, HealthFlags};
 pub(crate) use host_ca::HostCa;
 pub(crate) use hosts::{
     HostEntry, parse_dns_option, parse_dns_search, parse_domainname, parse_hostname, parse_name_server,
@@ -155,6 +155,9 @@ pub(crate) struct Request {
     /// `--health-*` and `--no-healthcheck`. `None` means the image's health check.
     #[serde(default)]
     pub health: Option<HealthConfig>,
+    /// `--health-on-failure`
+    #[serde(default, skip_serializing_if = "HealthAction::is_none")]
+    pub health_on_failure: HealthAction,
     pub init: bool,
     /// Descriptors of the command that the container's process inherits, with the same numbers.
     #[serde(default)]
@@ -327,6 +330,7 @@ impl Request {
             stop_timeout: STOP_TIMEOUT,
             log: LogOptions::default(),
             health: Some(HealthConfig::none()),
+            health_on_failure: HealthAction::None,
             init: false,
             passed_fds: Vec::new(),
             mounts: Vec::new(),

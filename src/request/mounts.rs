@@ -267,9 +267,10 @@ fn supported(propagation: &str) -> Result<String, String> {
 
 /// Checks a path in a volume.
 fn inner_path(text: &str) -> Result<PathBuf, String> {
-    let path = Path::new(text);
+    // podman writes a path in an image or volume from its root.
+    let path = Path::new(text.strip_prefix('/').unwrap_or(text));
     let is_inner = path.components().all(|part| matches!(part, std::path::Component::Normal(_)));
-    if is_inner && !text.is_empty() {
+    if is_inner && !path.as_os_str().is_empty() {
         Ok(path.to_owned())
     } else {
         Err(format!("`{text}` is not a path in the volume"))

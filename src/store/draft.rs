@@ -233,4 +233,12 @@ impl Store {
         names.set(name, id);
         self.write_names(&names)
     }
+
+    /// Removes names, and keeps the images.
+    pub(crate) fn untag(&self, references: &[Reference]) -> Result<(), StoreError> {
+        let _lock = self.lock()?;
+        let mut names = self.names()?;
+        references.iter().for_each(|reference| names.remove(reference));
+        self.write_names(&names)
+    }
 }

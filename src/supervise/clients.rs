@@ -21,6 +21,8 @@ struct Client {
     stdin: bool,
     /// Whether the container stays frozen while this client is connected.
     holds: bool,
+    /// Whether the client waits for the result of a health check.
+    checks: bool,
     queue: VecDeque<Vec<u8>>,
     queued: usize,
     gone: bool,
@@ -38,6 +40,7 @@ impl Clients {
             attached: false,
             stdin: false,
             holds: false,
+            checks: false,
             queue: VecDeque::new(),
             queued: 0,
             gone: false,
@@ -72,6 +75,25 @@ impl Clients {
     pub(super) fn set_hold(&mut self, index: usize, holds: bool) {
         if let Some(client) = self.all.get_mut(index) {
             client.holds = holds;
+        }
+    }
+
+    /// Lets the client at `index` wait for the result of a health check.
+    pub(super) fn await_check(&mut self, index: usize) {
+        if let Some(client) = self.all.get_mut(index) {
+            client.checks = true;
+        }
+    }
+
+    /// Queues and sends the result of a health check to the clients that wait for one.
+    pub(super) fn tell_check(&mut self, message: &FromSupervisor) {
+        let waiting = self.all.iter_mut().filter(|client| client.checks);
+        for client in waiting {
+            client.checks = false;
+            match message.encode() {
+                Ok(whole) => client.push_message(whole),
+                Err(error) => tracing::error!("cannot encode the result of a health check: {error}"),
+            }
         }
     }
 

@@ -10,8 +10,11 @@ use super::Supervisor;
 use super::checks::{Checks, Running};
 use super::timers::Timer;
 use crate::clock::now;
+use crate::control::FromSupervisor;
 use crate::launch::{Answer, Container};
 use crate::record::{Health, HealthResult, HealthStatus};
+use crate::report::Report;
+use crate::request::HealthAction;
 use crate::units::format_duration;
 
 /// How long a helper may take to answer after its check has been killed.
@@ -32,6 +35,43 @@ impl Supervisor {
         self.timers.set(Timer::Health, None);
         if let Some(health) = &mut self.state.health {
             health.status = HealthStatus::Unhealthy;
+        }
+    }
+
+    /// Begins a check as soon as possible, for a command that asks for it.
+    pub(super) fn ask_health(&mut self, runs: bool) -> Result<(), Report> {
+        let name = &self.entry.record.name;
+        let Some(checks) = self.checks.as_ref().filter(|_| runs) else {
+            return Err(match runs {
+                true => Report::new(format!("container `{name}` has no health check"))
+                    .with_hint("define one with `--health-cmd` when you create the container"),
+                false => Report::new(format!("container `{name}` is not running")),
+            });
+        };
+        if checks.held.is_some() {
+            return Err(Report::new(format!("container `{name}` is paused"))
+                .with_hint(format!("resume it with `gpurun resume {name}`")));
+        }
+        // The result of a check that runs already is as good.
+        if checks.running.is_none() {
+            self.timers.set(Timer::Health, Some(Instant::now()));
+        }
+        Ok(())
+    }
+
+    /// Does what `--health-on-failure` says after a container has become unhealthy.
+    pub(super) fn act_on_health(&mut self, container: &mut Container) {
+        if !std::mem::take(&mut self.unhealthy) {
+            return;
+        }
+        match self.entry.record.request.health_on_failure {
+            HealthAction::None => {}
+            HealthAction::Kill => container.kill(),
+            HealthAction::Stop => self.stop(container, None),
+            HealthAction::Restart => {
+                self.again = true;
+                self.end_gracefully(container, None);
+            }
         }
     }
 
@@ -94,9 +134,13 @@ impl Supervisor {
 
     fn take_result(&mut self, start: u64, is_excused: bool, answer: Answer) {
         let retries = self.checks.as_ref().map_or(1, |checks| checks.check.retries);
-        let result = HealthResult { start, end: now(), exit_code: answer.exit_code, output: answer.output };
-        self.state.health.get_or_insert_default().add(result, retries, is_excused);
+        let exit_code = answer.exit_code;
+        let result = HealthResult { start, end: now(), exit_code, output: answer.output };
+        let health = self.state.health.get_or_insert_default();
+        health.add(result, retries, is_excused);
+        self.unhealthy = exit_code != 0 && health.status == HealthStatus::Unhealthy;
         self.save();
+        self.clients.tell_check(&FromSupervisor::Checked { exit_code });
         self.schedule_check();
     }
 

@@ -56,6 +56,10 @@ impl Supervisor {
                 };
                 self.clients.answer(client, &FromSupervisor::Done(done));
             }
+            (ToSupervisor::CheckHealth, container) => match self.ask_health(container.is_some()) {
+                Ok(()) => self.clients.await_check(client),
+                Err(report) => self.clients.answer(client, &FromSupervisor::Done(Err(report))),
+            },
             (ToSupervisor::Update { limits, restart, times }, container) => {
                 let done = self.update(&limits, restart, times, container);
                 self.clients.answer(client, &FromSupervisor::Done(done));
@@ -67,6 +71,11 @@ impl Supervisor {
     /// Sends the stop signal now, and schedules SIGKILL for the end of the timeout.
     pub(super) fn stop(&mut self, container: &mut Container, timeout: Option<u64>) {
         self.stopping = true;
+        self.end_gracefully(container, timeout);
+    }
+
+    /// Does the same, and leaves it to the restart policy whether the container is started again.
+    pub(super) fn end_gracefully(&mut self, container: &mut Container, timeout: Option<u64>) {
         let patience = Duration::from_secs(timeout.unwrap_or(self.entry.record.request.stop_timeout));
         container.stop();
         self.thaw(container);

@@ -137,6 +137,8 @@ impl Supervisor {
             paused: false,
             timers: Timers::default(),
             oom_looks: 0,
+            unhealthy: false,
+            again: false,
             checks: None,
             watch: Watch::begin(),
             ooms_told: 0,
@@ -181,7 +183,8 @@ impl Supervisor {
                 }
             };
             let policy = self.entry.record.request.restart;
-            if self.stopping || !policy.restarts(ending.code, self.state.restarts) {
+            let again = std::mem::take(&mut self.again) || policy.restarts(ending.code, self.state.restarts);
+            if self.stopping || !again {
                 self.finish();
                 self.last_message(&FromSupervisor::Exited(Box::new(self.state.clone())));
                 break;

@@ -29,6 +29,10 @@ pub(crate) struct Supervisor {
     pub(super) timers: Timers,
     /// How many more times to count OOM kills: the kernel reports an OOM before it has killed a process.
     pub(super) oom_looks: u32,
+    /// The last health check has found the container unhealthy.
+    pub(super) unhealthy: bool,
+    /// The container is started again when it has ended, whatever its restart policy says.
+    pub(super) again: bool,
     /// The health checks of the running container.
     pub(super) checks: Option<Checks>,
     /// The number of this run's OOM kills that have been reported.

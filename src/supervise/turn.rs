@@ -60,7 +60,10 @@ impl Supervisor {
             Timer::Kill => container.kill(),
             Timer::Oom => self.count_oom_kills(container, self.oom_looks),
             Timer::Slim => crate::sys::memory::release_unused(),
-            Timer::Health => self.serve_health_timer(container),
+            Timer::Health => {
+                self.serve_health_timer(container);
+                self.act_on_health(container);
+            }
             Timer::Watch => self.check_watch(container),
         }
     }
@@ -184,7 +187,10 @@ impl Supervisor {
                 container.take_oom_event();
                 self.hear_oom(container);
             }
-            (Source::Health, Some(container)) => self.hear_health(container),
+            (Source::Health, Some(container)) => {
+                self.hear_health(container);
+                self.act_on_health(container);
+            }
             (Source::Probe, Some(container)) => self.hear_probe(container),
             (Source::Output(_) | Source::Input | Source::Oom | Source::Health | Source::Probe, None) => {}
         }

@@ -43,6 +43,7 @@ mod network;
 mod networks;
 mod oom;
 mod oracle;
+mod podman;
 mod queue;
 mod race;
 mod recipe;
@@ -151,6 +152,7 @@ fn main() {
         ("compose_networks", compose_networks::TESTS),
         ("compose_projects", compose_projects::TESTS),
         ("docker", docker::TESTS),
+        ("podman", podman::TESTS),
         ("health", health::TESTS),
         ("recipe", recipe::TESTS),
         ("boot", boot::TESTS),

@@ -35,6 +35,9 @@ pub(crate) struct SaveArgs {
     /// Compression of the layers in the OCI formats
     #[arg(long, value_name = "gzip|zstd|none", default_value = "none")]
     pub compression: Packing,
+    /// Accepted for compatibility with podman: nothing is printed
+    #[arg(short, long, hide = true)]
+    pub quiet: bool,
     #[command(flatten)]
     pub registry: RegistryFlags,
 }
@@ -57,6 +60,9 @@ pub(crate) struct ImportArgs {
     /// Comment in the image's history
     #[arg(short, long, value_name = "TEXT", default_value = "")]
     pub message: String,
+    /// Accepted for compatibility with podman: only the ID is printed
+    #[arg(short, long, hide = true)]
+    pub quiet: bool,
     /// Archive (plain, gzip or zstd), or `-` for standard input
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
@@ -107,6 +113,9 @@ pub(crate) struct UnmountArgs {
     /// Unmount all images
     #[arg(short, long, conflicts_with = "images")]
     pub all: bool,
+    /// Accepted for compatibility with podman: a mount that a container uses stays until the container ends
+    #[arg(short, long, hide = true)]
+    pub force: bool,
 }
 
 #[derive(Debug, Args)]

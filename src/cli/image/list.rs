@@ -33,7 +33,7 @@ pub(crate) struct LsArgs {
     /// Show the digests of the manifests
     #[arg(long)]
     pub digests: bool,
-    /// Select images: dangling=true, reference=PATTERN, label=KEY[=VALUE], before=IMAGE, since=IMAGE, until=TIME
+    /// Select images: dangling=true, reference=PATTERN, label=KEY[=VALUE], before=IMAGE, since=IMAGE, until=TIME, id=ID
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub filter: Vec<String>,
     /// Print a table of chosen fields (`table {{.ID}}\t{{.Tag}}`), JSON lines (`json`), or a Go template for each image
@@ -77,7 +77,7 @@ impl Sort {
     }
 }
 
-const FILTERS: [&str; 6] = ["dangling", "reference", "label", "before", "since", "until"];
+const FILTERS: [&str; 8] = ["dangling", "reference", "label", "before", "since", "after", "until", "id"];
 
 const TITLES: &Titles = &[
     ("ID", "IMAGE ID"),
@@ -160,6 +160,7 @@ pub(super) fn ls(store: &Store, args: &LsArgs, users: &Usages<'_>) -> Result<(),
     if args.json {
         let list = rows.iter().map(|(image, _)| {
             json!({"Id": image.id.to_string(), "Names": names(&image.names), "Size": image.size, "Created": image.created,
+                "CreatedAt": image.created, "Digest": image.manifest_digest, "Labels": image.config.labels,
                 "Os": image.os, "Architecture": image.architecture, "Variant": image.variant, "LoadedAt": image.loaded_at,
                 "ManifestDigest": image.manifest_digest})
         });
@@ -271,7 +272,8 @@ impl<'a> Select<'a> {
             filters,
             dangling: filters.truth("dangling")?,
             before: time("before")?,
-            since: time("since")?,
+            // podman's other name for it.
+            since: time("since")?.max(time("after")?),
             until,
             patterns,
         })
@@ -284,6 +286,7 @@ impl<'a> Select<'a> {
     fn takes(&self, image: &Image) -> bool {
         let time = created(image).unwrap_or(0);
         self.dangling.is_none_or(|dangling| dangling == image.names.is_empty())
+            && self.filters.any("id", |id| image.id.hex().starts_with(id.trim_start_matches("sha256:")))
             && self.filters.labels(&image.config.labels)
             && self.before.is_none_or(|before| time < before)
             && self.since.is_none_or(|since| time > since)
@@ -332,6 +335,7 @@ pub(crate) fn inspect_json(store: &Store, image: &Image) -> Value {
     let digests = names(&store.repo_digests_of(&image.id).unwrap_or_default());
     json!({
         "Id": image.id.to_string(),
+        "Digest": image.manifest_digest.map(|digest| digest.to_string()),
         "RepoTags": names(&image.names),
         "RepoDigests": digests,
         "Created": image.created,
@@ -410,6 +414,7 @@ pub(super) fn history(store: &Store, args: &HistoryArgs) -> Result<(), Report> {
     const TITLES: &Titles = &[
         ("ID", "IMAGE"),
         ("CreatedSince", "CREATED"),
+        ("Created", "CREATED"),
         ("CreatedAt", "CREATED AT"),
         ("CreatedBy", "CREATED BY"),
         ("Size", "SIZE"),
@@ -420,6 +425,7 @@ pub(super) fn history(store: &Store, args: &HistoryArgs) -> Result<(), Report> {
             format::row([
                 ("ID", id.as_str().into()),
                 ("CreatedSince", since.as_str().into()),
+                ("Created", since.as_str().into()),
                 ("CreatedAt", step.created.as_str().into()),
                 ("CreatedBy", by.as_str().into()),
                 ("Size", size.as_str().into()),

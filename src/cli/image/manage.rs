@@ -66,6 +66,16 @@ pub(crate) struct TagArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct UntagArgs {
+    /// Name or ID of an image
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+    /// Names to remove (default: all names of the image)
+    #[arg(value_name = "NAME[:TAG]")]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
     /// Names or IDs of images (default: all)
     #[arg(value_name = "IMAGE")]
@@ -135,6 +145,24 @@ pub(super) fn rm(store: &Store, args: &RmArgs, mounts: &Mounts<'_>, users: &NewU
         print_json(&Value::Array(list))?;
     }
     first.map_or(Ok(()), Err)
+}
+
+/// Removes names of an image. As in podman, the image stays, also without a name.
+pub(super) fn untag(store: &Store, args: &UntagArgs) -> Result<(), Report> {
+    let image = store.resolve(&args.image).map_err(in_store)?;
+    let mut names = Vec::new();
+    for text in &args.names {
+        let name = image.names.iter().find(|name| store.is_name(text, name)).ok_or_else(|| {
+            let known: Vec<String> = image.names.iter().map(|name| format!("`{}`", name.familiar())).collect();
+            let hint = match known.is_empty() {
+                true => "the image has no names".to_owned(),
+                false => format!("its names are {}", known.join(", ")),
+            };
+            Report::new(format!("the image `{}` has no name `{text}`", image.label())).with_hint(hint)
+        })?;
+        names.push(name.clone());
+    }
+    Ok(store.untag(if args.names.is_empty() { &image.names } else { &names })?)
 }
 
 fn describe(removed: &Removed) -> String {

@@ -16,6 +16,7 @@ mod users;
 pub(crate) use cache::{Part as CachePart, Selection as CacheSelection, parts as cache_parts, prune as prune_cache};
 pub(crate) use files::{FormatFlag, save_image, write_atomically};
 pub(crate) use list::inspect_json;
+pub(crate) use manage::UntagArgs;
 pub(super) use manage::in_store;
 pub(crate) use push::push_image;
 pub(crate) use text::size;
@@ -28,6 +29,7 @@ use std::cell::OnceCell;
 use clap::{Args, Subcommand};
 
 use super::Context;
+use super::system::{ExistsArgs, existence};
 use crate::launch;
 use crate::names::Digest;
 use crate::report::Report;
@@ -68,6 +70,8 @@ pub(super) enum ImageCommand {
     History(HistoryArgs),
     /// Add a name to an image
     Tag(TagArgs),
+    /// Exit with status 0 if an image exists, and with 1 if not
+    Exists(ExistsArgs),
     /// Remove unused images
     Prune(PruneArgs),
     /// Show disk usage
@@ -106,6 +110,7 @@ pub(super) fn run(args: &ImageArgs, context: &Context) -> Result<u8, Report> {
         ImageCommand::Inspect(args) => list::inspect(&store, args),
         ImageCommand::History(args) => list::history(&store, args),
         ImageCommand::Tag(args) => manage::tag(&store, args),
+        ImageCommand::Exists(args) => return Ok(existence(store.resolve(&args.name).is_ok())),
         ImageCommand::Prune(args) => manage::prune(&store, args, &mounts, &users()),
         ImageCommand::Df(args) => usage::df(&store, args, &users()),
         ImageCommand::Verify(args) => return manage::verify(&store, args, &mounts),
@@ -114,6 +119,12 @@ pub(super) fn run(args: &ImageArgs, context: &Context) -> Result<u8, Report> {
         ImageCommand::Unmount(args) => files::unmount(&store, args, &mounts),
         ImageCommand::Unpack(args) => files::unpack(&store, args),
     }?;
+    Ok(0)
+}
+
+/// `gpurun untag`
+pub(super) fn untag(args: &UntagArgs, context: &Context) -> Result<u8, Report> {
+    manage::untag(&context.store()?, args)?;
     Ok(0)
 }
 

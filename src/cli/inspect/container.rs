@@ -34,6 +34,8 @@ pub(super) fn json(view: &View<'_>, with_size: bool) -> Value {
         "HostnamePath": in_run("hostname").unwrap_or_default(),
         "HostsPath": in_run("hosts").unwrap_or_default(),
         "LogPath": entry.log(),
+        "ImageName": record.request.image,
+        "ImageDigest": view.image.as_ref().and_then(|image| image.manifest_digest).map(|digest| digest.to_string()).unwrap_or_default(),
         "Name": format!("/{}", record.name),
         "RestartCount": state.restarts,
         "Driver": "overlay2",
@@ -73,6 +75,11 @@ fn state_json(view: &View<'_>) -> Value {
         "StartedAt": moment(state.started),
         "FinishedAt": moment(state.finished.filter(|_| state.phase != Phase::Running)),
     });
+    // More of it under podman's names.
+    if let Some(object) = all.as_object_mut() {
+        object.insert("StoppedByUser".into(), state.stopped_by_user.into());
+        object.insert("ConmonPid".into(), view.entry.supervisor().ok().flatten().unwrap_or(0).into());
+    }
     // As in docker, the key is missing without a health check.
     if let (Some(health), Some(object)) = (&state.health, all.as_object_mut()) {
         let log = health.log.iter().map(|result| {
@@ -81,6 +88,7 @@ fn state_json(view: &View<'_>) -> Value {
         });
         let health = json!({ "Status": health.status.name(), "FailingStreak": health.failing_streak,
             "Log": log.collect::<Vec<_>>() });
+        object.insert("Healthcheck".into(), health.clone());
         object.insert("Health".into(), health);
     }
     all
@@ -173,6 +181,7 @@ fn config(view: &View<'_>) -> Value {
     });
     if let (false, Some(object)) = (health.test.is_empty(), all.as_object_mut()) {
         object.insert("Healthcheck".into(), json!(health));
+        object.insert("HealthcheckOnFailureAction".into(), request.health_on_failure.name().into());
     }
     all
 }
@@ -186,6 +195,10 @@ fn mount_json(mount: &Shown) -> Value {
         "RW": !mount.read_only,
         "Propagation": mount.propagation,
     });
+    if let (Some(name), "image") = (&mount.name, mount.kind) {
+        all["Source"] = name.as_str().into();
+        return all;
+    }
     if let (Some(name), Some(object)) = (&mount.name, all.as_object_mut()) {
         object.insert("Name".into(), name.as_str().into());
         object.insert("Driver".into(), "local".into());
@@ -299,11 +312,13 @@ fn host_config(view: &View<'_>, mounts: &[Shown]) -> Value {
     let mut all = json!({
         "Binds": binds.collect::<Vec<_>>(),
         "ContainerIDFile": request.cidfile.clone().unwrap_or_default(),
-        "LogConfig": { "Type": request.log.driver.name(), "Config": log_config(&request.log) },
+        "LogConfig": { "Type": request.log.driver.name(), "Config": log_config(&request.log),
+            "Path": log_path(view), "Size": log_size(&request.log) },
         "NetworkMode": view.network(),
         "PortBindings": ports_asked(view),
         "RestartPolicy": { "Name": policy, "MaximumRetryCount": retries },
         "AutoRemove": request.auto_remove,
+        "AutoRemoveImage": request.remove_image,
         "VolumeDriver": "",
         "VolumesFrom": if request.volumes_from.is_empty() { Value::Null } else { json!(request.volumes_from) },
         "CapAdd": stored["cap_add"],
@@ -363,6 +378,22 @@ fn host_config(view: &View<'_>, mounts: &[Shown]) -> Value {
 /// A limit as docker shows it: -1 is none.
 fn ulimit(limit: u64) -> i128 {
     if limit == u64::MAX { -1 } else { limit.into() }
+}
+
+/// The largest size of a file of the log, as podman shows it.
+fn log_size(log: &LogOptions) -> String {
+    match log.max_size {
+        u64::MAX => "0B".to_owned(),
+        bytes => crate::cli::image::size(bytes),
+    }
+}
+
+/// The file with the container's output.
+fn log_path(view: &View<'_>) -> String {
+    match view.entry.record.request.log.driver {
+        LogDriver::None => String::new(),
+        _ => view.entry.log().display().to_string(),
+    }
 }
 
 fn pid_mode(request: &Request) -> String {
