@@ -41,7 +41,7 @@ impl Context {
         lab::sweep()?;
         let volumes = crate::volume::Volumes::new(&self.root);
         volumes.sweep();
-        volumes.unmount_unused(&|name| super::volume::is_in_use(&records, name));
+        volumes.unmount_unused(&|name| super::volume_use::is_in_use(&records, name));
         Ok(records)
     }
 

@@ -121,7 +121,7 @@ pub(super) fn run(args: &CopyArgs, context: &Context) -> Result<u8, Report> {
     let store = context.store()?;
     let records = context.records()?;
     let entry = records.find(name)?;
-    let mounted = super::volume::mount_all(context, &entry)?;
+    let mounted = super::volume_use::mount_all(&context.root, &entry)?;
     let inside = launch::inside(&context.root, &records, &entry)?;
     // The container's own lock keeps them mounted from here on.
     drop(mounted);
@@ -165,7 +165,7 @@ fn between(args: &CopyArgs, context: &Context, from: (&str, &str), to: (&str, &s
     let records = context.records()?;
     let open = |name: &str| -> Result<(launch::Inside, Side), Report> {
         let entry = records.find(name)?;
-        let mounted = super::volume::mount_all(context, &entry)?;
+        let mounted = super::volume_use::mount_all(&context.root, &entry)?;
         let inside = launch::inside(&context.root, &records, &entry)?;
         drop(mounted);
         Ok((inside, Side::Container { name: name.to_owned(), runs: entry.supervisor()?.is_some() }))

@@ -51,7 +51,7 @@ impl<'a> Launch<'a> {
 
     /// Mounts the file systems of volumes with options. The lock of the launch keeps them mounted.
     fn mount_volumes(&self) -> Result<(), Report> {
-        let mounted = super::volume::mount_all(self.context, &self.entry);
+        let mounted = super::volume_use::mount_all(&self.context.root, &self.entry);
         mounted.map(drop).map_err(|report| report.with_exit_code(EXIT_GPURUN))
     }
 

@@ -25,6 +25,7 @@ mod docker_hints;
 mod doctor;
 mod events;
 mod exec;
+mod exists;
 mod explain;
 mod filter;
 mod flags;
@@ -73,6 +74,7 @@ mod usage_errors;
 mod versions;
 mod view;
 mod volume;
+mod volume_use;
 mod waiting;
 
 use std::ffi::OsString;

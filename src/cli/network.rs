@@ -9,9 +9,9 @@ use serde_json::{Map, Value, json};
 
 use super::change::ask;
 use super::confirm::confirm;
+use super::exists::{ExistsArgs, existence};
 use super::filter::Filters;
 use super::format::{self, Format, Titles};
-use super::system::{ExistsArgs, existence};
 use super::{Context, moment, network_ids, print, view};
 use crate::clock::rfc3339;
 use crate::config::Config;

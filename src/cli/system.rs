@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::confirm::confirm;
 use super::disk_usage::{self, DfArgs};
+use super::exists::{ExistsArgs, existence};
 use super::filter::Filters;
 use super::view::{Images, View};
 use super::{Context, image, moment, network, print, view, volume};
@@ -54,19 +55,6 @@ enum ContainerCommand {
     Exists(ExistsArgs),
     /// Remove all containers that do not run
     Prune(ContainerPruneArgs),
-}
-
-/// The argument of `container exists`, `image exists`, `volume exists` and `network exists`.
-#[derive(Debug, Args)]
-pub(super) struct ExistsArgs {
-    /// Name or ID
-    #[arg(value_name = "NAME")]
-    pub(super) name: String,
-}
-
-/// The exit status of `exists`.
-pub(super) fn existence(exists: bool) -> u8 {
-    u8::from(!exists)
 }
 
 #[derive(Debug, Args)]

@@ -9,16 +9,16 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::confirm::confirm;
+use super::exists::{ExistsArgs, existence};
 use super::filter::Filters;
 use super::format::{self, Format, Titles};
-use super::system::{ExistsArgs, existence};
 use super::view::{self, Images, View};
+use super::volume_use::users;
 use super::{Context, copy, image, print};
 use crate::clock::rfc3339;
 use crate::durable::FileLock;
-use crate::record::{Entry, Records};
+use crate::record::Records;
 use crate::report::Report;
-use crate::request::MountSource;
 use crate::template;
 use crate::volume::{ANONYMOUS, Volume, Volumes};
 
@@ -231,16 +231,6 @@ fn all(context: &Context, records: &Records) -> Result<(Vec<Used>, Option<Report
     Ok((all, unreadable.into_iter().next().map(|container| container.error.into())))
 }
 
-/// The containers that use a named volume.
-fn users(entries: &[Entry], name: &str) -> Vec<String> {
-    let uses = |entry: &&Entry| {
-        let named =
-            |source: &MountSource| matches!(source, MountSource::Volume { name: Some(known), .. } if known == name);
-        entry.record.request.mounts.iter().any(|mount| named(&mount.source))
-    };
-    entries.iter().filter(uses).map(|entry| entry.record.name.clone()).collect()
-}
-
 /// Whether each volume is used, and its size in bytes.
 pub(super) fn sizes(context: &Context, records: &Records) -> Result<Vec<(bool, u64)>, Report> {
     let (all, _) = all(context, records)?;
@@ -295,29 +285,6 @@ fn option(text: &str) -> Result<(String, String), Report> {
         Report::usage(format!("`--opt {text}` is not `KEY=VALUE`"))
             .with_hint("for example `--opt type=none --opt o=bind --opt device=/DIR`")
     })
-}
-
-/// Whether a container that runs, or that is being launched, uses a named volume. One whose use is unknown counts as used.
-pub(super) fn is_in_use(records: &Records, name: &str) -> bool {
-    let Ok((entries, unreadable)) = records.list_all() else { return true };
-    let uses = |entry: &Entry| {
-        !users(std::slice::from_ref(entry), name).is_empty() && !entry.is_idle().is_ok_and(|is_idle| is_idle)
-    };
-    !unreadable.is_empty() || entries.iter().any(uses)
-}
-
-/// Mounts the file systems of a container's volumes. They stay mounted while the caller holds the locks, or the lock of
-/// the container's launch.
-pub(super) fn mount_all(context: &Context, entry: &Entry) -> Result<Vec<FileLock>, Report> {
-    let volumes = Volumes::new(&context.root);
-    let named = entry.record.request.mounts.iter().filter_map(|mount| match &mount.source {
-        MountSource::Volume { name: Some(name), .. } => Some(name),
-        _ => None,
-    });
-    // A container may mount a volume more than once.
-    let names: std::collections::BTreeSet<&String> = named.collect();
-    let locks = names.into_iter().map(|name| volumes.mount(name)).collect::<Result<Vec<_>, _>>()?;
-    Ok(locks.into_iter().flatten().collect())
 }
 
 /// Returns the directory of a volume, and the lock that keeps its file system mounted.

@@ -29,7 +29,7 @@ use std::cell::OnceCell;
 use clap::{Args, Subcommand};
 
 use super::Context;
-use super::system::{ExistsArgs, existence};
+use super::exists::{ExistsArgs, existence};
 use crate::launch;
 use crate::names::Digest;
 use crate::report::Report;
