@@ -487,9 +487,10 @@ fn environment() {
     let cluster = Cluster::new(1, 0);
     // Slurm sleeps for a second if it finds a process in the step when a task has ended: the command ends after its supervisor.
     let script = "$G run --rm --name lab box sleep 1000 & command=$!
-until pid=$(pgrep -f \"[s]upervise .*--run-dir $RUN\") && $G inspect lab >/dev/null 2>&1; do sleep 0.1; done
+until [ \"$($G inspect -f '{{.State.Running}}' lab 2>/dev/null)\" = true ]; do kill -0 $command || exit; sleep 0.1; done
+pid=$(pgrep -o -f \"[s]upervise .*--run-dir $RUN\")
 strace -qq -o /dev/null -p $pid -e trace=exit_group -e inject=exit_group:delay_enter=700000 &
-until grep -q 'TracerPid:.[1-9]' /proc/$pid/status; do sleep 0.1; done
+until grep -q 'TracerPid:.[1-9]' /proc/$pid/status; do kill -0 $! || exit; sleep 0.1; done
 $G kill lab >/dev/null
 wait $command
 [ -e /proc/$pid/exe ] && echo alive || echo gone
