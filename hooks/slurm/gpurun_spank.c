@@ -6,14 +6,16 @@
  * options and creates the container.
  *
  *     slurmstepd  user_init              starts `gpurun step-enter`: the request is its standard input
- *     slurmstepd  task_post_fork         sends the pid of each task; the container is made after the last one
+ *     slurmstepd  task_post_fork         sends the pid of each task; the container is made after the last one. It does not
+ *                                        wait: until the step runs, Slurm cannot cancel it
  *     task        task_init_privileged   limits the capabilities
- *     task        task_init              joins the container, as the job's user
+ *     task        task_init              waits for the container and joins it, as the job's user
  *     slurmstepd  task_exit              the container ends with the last task
  *     slurmd      job_epilog             `gpurun step-clean JOB` removes the files of --container-name
  *
  * Two sockets keep message boundaries (SOCK_SEQPACKET). On the first one, slurmstepd and gpurun talk. On the second one, gpurun
- * sends one message for each task, with the descriptors of the namespace, the filter and the settings.
+ * sends text for the user, which one of the tasks shows, and one message for each task, with the descriptors of the namespace,
+ * the filter and the settings.
  *
  * A task keeps CAP_SYS_ADMIN from task_init_privileged to task_init, because joining needs it and must come last: Slurm uses
  * the host's files in between, and changes to the job's working directory. Only code of Slurm runs meanwhile. A task that cannot
@@ -93,14 +95,12 @@ static char *values[OPTIONS];
 /* The step on this node. */
 static struct {
 	bool enabled;
-	bool is_ready;
 	int control;
 	int tasks;
 	pid_t helper;
 	pid_t owner;
 	uid_t uid;
 	uint32_t local_tasks;
-	uint32_t started;
 	uint32_t ended;
 } step = {.control = -1, .tasks = -1};
 
@@ -335,8 +335,8 @@ static void show(char *text)
 		slurm_spank_log("%s", line);
 }
 
-/* Shows messages until gpurun has done what it was asked for: `R` or `F`. Returns whether it succeeded. */
-static bool await_answer(void)
+/* Shows messages until gpurun has done what it was asked for: `R` or `F`. */
+static void await_answer(void)
 {
 	static char message[LONGEST + 1];
 
@@ -346,11 +346,11 @@ static bool await_answer(void)
 			continue;
 		if (size <= 0) {
 			slurm_spank_log("gpurun: error: `gpurun step-enter` has ended unexpectedly");
-			return false;
+			return;
 		}
 		message[size] = '\0';
 		if (message[0] == 'R' || message[0] == 'F')
-			return message[0] == 'R';
+			return;
 		show(message + 1);
 	}
 }
@@ -370,8 +370,6 @@ int slurm_spank_task_post_fork(spank_t spank, int ac, char **av)
 	int size = snprintf(message, sizeof(message), "P%d", (int)pid);
 	if (send(step.control, message, (size_t)size, MSG_NOSIGNAL) != size)
 		slurm_spank_log("gpurun: error: `gpurun step-enter` does not run");
-	if (++step.started == step.local_tasks)
-		step.is_ready = await_answer();
 	return 0;
 }
 
@@ -426,16 +424,44 @@ static void refuse(const char *what)
 	_exit(FAILED);
 }
 
-/* Receives the message for one task: the namespace, the filter and the settings. */
+/* Writes text of gpurun's to the task's standard error. */
+static void show_in_task(const char *text, size_t size)
+{
+	while (size > 0) {
+		ssize_t part = write(STDERR_FILENO, text, size);
+		if (part < 0 && errno == EINTR)
+			continue;
+		if (part <= 0)
+			return;
+		text += part;
+		size -= (size_t)part;
+	}
+}
+
+/* Receives the message for one task: the namespace, the filter and the settings. Shows the text that comes before. */
 static bool receive(int fds[3])
 {
-	char byte, space[CMSG_SPACE(3 * sizeof(int))];
-	struct iovec part = {.iov_base = &byte, .iov_len = 1};
-	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof(space)};
+	static char bytes[LONGEST + 1];
+	char space[CMSG_SPACE(3 * sizeof(int))];
+	struct msghdr message;
 	ssize_t size;
 
-	while ((size = recvmsg(step.tasks, &message, MSG_CMSG_CLOEXEC)) < 0 && errno == EINTR)
-		;
+	for (;;) {
+		struct iovec part = {.iov_base = bytes, .iov_len = LONGEST};
+		message = (struct msghdr){.msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof(space)};
+		size = recvmsg(step.tasks, &message, MSG_CMSG_CLOEXEC);
+		if (size < 0 && errno == EINTR)
+			continue;
+		if (size <= 0) {
+			slurm_error("gpurun: `gpurun step-enter` has ended unexpectedly");
+			return false;
+		}
+		if (bytes[0] != 'N')
+			break;
+		if (bytes[size - 1] != '\n')
+			bytes[size++] = '\n';
+		show_in_task(bytes + 1, (size_t)size - 1);
+	}
 	struct cmsghdr *header = size == 1 ? CMSG_FIRSTHDR(&message) : NULL;
 	if (header == NULL || header->cmsg_type != SCM_RIGHTS || header->cmsg_len != CMSG_LEN(3 * sizeof(int)))
 		return false;
@@ -559,8 +585,9 @@ int slurm_spank_task_exit(spank_t spank, int ac, char **av)
 	(void)av;
 	if (!step.enabled || step.control < 0 || ++step.ended != step.local_tasks)
 		return 0;
-	if (step.is_ready && send(step.control, "X", 1, MSG_NOSIGNAL) == 1)
-		await_answer();
+	/* After an error, gpurun has answered already. */
+	send(step.control, "X", 1, MSG_NOSIGNAL);
+	await_answer();
 	finish();
 	return 0;
 }

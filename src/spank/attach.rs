@@ -4,7 +4,8 @@
 //! file system and never in a directory of the user. A destination below another mount of the user must exist. Paths are
 //! resolved in the container's root, whatever links the image has.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -12,8 +13,9 @@ use nix::fcntl::OFlag;
 use nix::sched::CloneFlags;
 use nix::unistd::{Gid, Uid, User};
 
-use super::caller::{Caller, finish};
+use super::caller::Caller;
 use super::request::StepRequest;
+use super::tasks::Tasks;
 use crate::report::Report;
 use crate::rootfs::{self, MountpointKind};
 use crate::sys::mount::{self, Attr, FsContext, fd_path};
@@ -32,26 +34,29 @@ struct Ready {
 
 /// Mounts everything in the container, and makes its root the user's. With `--container-readonly`, the root is made
 /// read-only at the end.
-pub(super) fn attach(request: &StepRequest, namespace: &OwnedFd) -> Result<(), Report> {
-    let mounts = ready(request)?;
+pub(super) fn attach(request: &StepRequest, namespace: &OwnedFd, tasks: &Tasks) -> Result<(), Report> {
+    let mounts = ready(request, tasks)?;
     let names = Names::of(&request.caller);
     let failed = |error: io::Error| Report::new("cannot enter the container's mount namespace").with_cause(error);
-    let (reading, writing) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed(errno.into()))?;
+    let answer = process::memory_file(c"answer", b"").map_err(failed)?;
     // In a child, because this process needs the host's files afterwards.
     match process::fork(false).map_err(failed)? {
         Fork::Child => {
             let done = nix::sched::setns(namespace, CloneFlags::CLONE_NEWNS)
                 .map_err(|errno| failed(errno.into()))
                 .and_then(|()| inside(request, mounts, &names));
-            let text = done.err().map(|report| serde_json::to_vec(&report).unwrap_or_default());
-            let _ = std::fs::File::from(writing).write_all(&text.unwrap_or_default());
-            process::exit_now(0)
+            let written = done.map_or_else(
+                |report| serde_json::to_writer(File::from(answer), &report).map_err(io::Error::other),
+                |()| Ok(()),
+            );
+            process::exit_now(i32::from(written.is_err()))
         }
         Fork::Parent(pid) => {
-            drop(writing);
-            let mut text = String::new();
-            let read = io::Read::read_to_string(&mut std::fs::File::from(reading), &mut text);
-            finish(nix::unistd::Pid::from_raw(pid)).and(read.map(drop)).map_err(failed)?;
+            if tasks.wait_for(pid)? != 0 {
+                return Err(failed(io::ErrorKind::Interrupted.into()));
+            }
+            let (mut text, mut answer) = (String::new(), File::from(answer));
+            answer.rewind().and_then(|()| answer.read_to_string(&mut text)).map_err(failed)?;
             if text.is_empty() {
                 Ok(())
             } else {
@@ -62,7 +67,7 @@ pub(super) fn attach(request: &StepRequest, namespace: &OwnedFd) -> Result<(), R
 }
 
 /// Opens the sources on the host, those of the user with the user's credentials.
-fn ready(request: &StepRequest) -> Result<Vec<Ready>, Report> {
+fn ready(request: &StepRequest, tasks: &Tasks) -> Result<Vec<Ready>, Report> {
     let mut all = Vec::new();
     // A terminal of the host has its name in the container, too.
     let terminals = mount::clone(Path::new("/dev/pts"), false)
@@ -72,11 +77,11 @@ fn ready(request: &StepRequest) -> Result<Vec<Ready>, Report> {
         let home = User::from_uid(Uid::from_raw(request.caller.uid)).ok().flatten().map(|user| user.dir);
         let home =
             home.ok_or_else(|| Report::new("cannot mount the home directory: the node does not know your user"))?;
-        all.push(of_caller(&request.caller, &home, &home, false)?);
+        all.push(of_caller(&request.caller, &home, &home, false, tasks)?);
     }
     for option in &request.options.mounts {
         all.push(match &option.source {
-            Some(source) => of_caller(&request.caller, source, &option.destination, option.read_only)?,
+            Some(source) => of_caller(&request.caller, source, &option.destination, option.read_only, tasks)?,
             None => tmpfs(&request.caller, &option.destination)?,
         });
     }
@@ -87,7 +92,7 @@ fn ready(request: &StepRequest) -> Result<Vec<Ready>, Report> {
             .map_err(|error| Report::new("cannot mount the batch script").with_cause(error))?;
         all.push(Ready { tree, destination: script.clone(), kind: MountpointKind::File });
     }
-    all.extend(pmix_dir(request)?);
+    all.extend(pmix_dir(request, tasks)?);
     // A shallow mount must not hide a deep one.
     all.sort_by_key(|mount| mount.destination.components().count());
     Ok(all)
@@ -96,20 +101,26 @@ fn ready(request: &StepRequest) -> Result<Vec<Ready>, Report> {
 /// The directory in which Slurm's PMIx server and the tasks share memory, if the step has one. Only the tasks know its
 /// variables, so this is its usual place. Others may create files in `/tmp`: it must be the user's, who alone can replace it
 /// then.
-fn pmix_dir(request: &StepRequest) -> Result<Option<Ready>, Report> {
+fn pmix_dir(request: &StepRequest, tasks: &Tasks) -> Result<Option<Ready>, Report> {
     let (uid, job, step) = (request.caller.uid, request.job, request.step_name());
     for name in [format!("spmix_appdir_{uid}_{job}.{step}"), format!("spmix_appdir_{job}.{step}")] {
         let dir = Path::new("/tmp").join(name);
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
-        let Ok(opened) = request.caller.open(&dir, flags) else { continue };
+        let Ok(opened) = request.caller.open(&dir, flags, tasks) else { continue };
         if nix::sys::stat::fstat(&opened).is_ok_and(|stat| stat.st_uid == uid) {
-            return of_caller(&request.caller, &dir, &dir, false).map(Some);
+            return of_caller(&request.caller, &dir, &dir, false, tasks).map(Some);
         }
     }
     Ok(None)
 }
 
-fn of_caller(caller: &Caller, source: &Path, destination: &Path, read_only: bool) -> Result<Ready, Report> {
+fn of_caller(
+    caller: &Caller,
+    source: &Path,
+    destination: &Path,
+    read_only: bool,
+    tasks: &Tasks,
+) -> Result<Ready, Report> {
     let failed = |error: io::Error| {
         let hint = match error.raw_os_error() {
             Some(libc::ELOOP) => "name the directory itself: links of /proc are not followed",
@@ -119,7 +130,7 @@ fn of_caller(caller: &Caller, source: &Path, destination: &Path, read_only: bool
             .with_cause(error)
             .with_hint(hint)
     };
-    let opened = caller.open(source, OFlag::O_PATH).map_err(failed)?;
+    let opened = caller.open(source, OFlag::O_PATH, tasks).map_err(failed)?;
     let mode = nix::sys::stat::fstat(&opened).map_err(|errno| failed(errno.into()))?.st_mode & libc::S_IFMT;
     let tree = mount::clone(&fd_path(&opened), true).map_err(failed)?;
     let mut attr = Attr::NOSUID;

@@ -1,21 +1,24 @@
 //! The user of the job: everything that concerns the user's files is done by a process with the user's credentials.
 //!
 //! Such a process is a fork of this one, which has a single thread. It becomes the user for good, does one thing, and ends
-//! with the error number as its status. It runs no other program, and the user cannot trace it, because its credentials
-//! changed. The kernel decides what it may do, on network file systems as well.
+//! with the error number as its status. The user cannot trace it, because its credentials changed, but may stop it, or let a
+//! file system of the user's own keep it waiting. So every wait for it has an end. The kernel decides what it may do, on
+//! network file systems as well.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::stat::Mode;
-use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{AccessFlags, Gid, Pid, Uid};
 
+use super::tasks::{self, Tasks};
+use crate::sys::file::read_text;
 use crate::sys::process::{self, Fork};
 
 /// The credentials of a job.
@@ -29,17 +32,16 @@ pub(super) struct Caller {
 impl Caller {
     /// Opens a path as the user, relative to the job's directory. Links of /proc (`/proc/self/root`, for example) are not
     /// followed.
-    pub(super) fn open(&self, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
+    pub(super) fn open(&self, path: &Path, flags: OFlag, tasks: &Tasks) -> io::Result<OwnedFd> {
         let (here, there) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         let child = self.fork(|| process::send_fd(there.as_fd(), open(path, flags)?.as_fd()))?;
         drop(there);
-        let received = process::receive_fd(here.as_fd());
-        finish(child)?;
-        received
+        finish(child, tasks)?;
+        process::receive_fd(here.as_fd())
     }
 
     /// Returns whether the user may write to a path, or create it.
-    pub(super) fn check_writable(&self, path: &Path) -> io::Result<()> {
+    pub(super) fn check_writable(&self, path: &Path, tasks: &Tasks) -> io::Result<()> {
         let child = self.fork(|| match nix::sys::stat::lstat(path) {
             Ok(stat) if stat.st_mode & libc::S_IFMT != libc::S_IFREG => Err(io::Error::from_raw_os_error(libc::EEXIST)),
             Ok(_) => may(path, AccessFlags::W_OK),
@@ -49,7 +51,7 @@ impl Caller {
             }
             Err(errno) => Err(errno.into()),
         })?;
-        finish(child)
+        finish(child, tasks)
     }
 
     /// Writes a file as the user, from a pipe. A link in the last component is not followed.
@@ -65,7 +67,7 @@ impl Caller {
             io::copy(&mut from, &mut file).map(drop)
         })?;
         drop(from);
-        finish(child)
+        finish_writing(child)
     }
 
     /// Does something in a process of the user.
@@ -102,14 +104,32 @@ fn may(path: &Path, access: AccessFlags) -> io::Result<()> {
 }
 
 /// Waits for such a process, and returns its error.
-pub(super) fn finish(child: Pid) -> io::Result<()> {
-    loop {
-        match waitpid(child, None) {
-            Err(Errno::EINTR) => {}
-            Ok(WaitStatus::Exited(_, 0)) => return Ok(()),
-            Ok(WaitStatus::Exited(_, code)) => return Err(io::Error::from_raw_os_error(code)),
-            Ok(_) => return Err(io::ErrorKind::Interrupted.into()),
-            Err(errno) => return Err(errno.into()),
+fn finish(child: Pid, tasks: &Tasks) -> io::Result<()> {
+    tasks.wait_for(child.as_raw()).map_err(|report| io::Error::other(report.message)).and_then(status)
+}
+
+/// Waits for a process that writes, after the tasks. Kills it when it has not written anything for a while: Slurm drains a
+/// node on which a step does not end.
+fn finish_writing(child: Pid) -> io::Result<()> {
+    let process = process::open_pidfd(child.as_raw())?;
+    let (mut written, mut since) = (None, Instant::now());
+    while !process::wait_pidfd(&process, LOOK) {
+        let now = read_text(format!("/proc/{child}/io")).ok();
+        if now != written {
+            (written, since) = (now, Instant::now());
+        } else if since.elapsed() > STALL {
+            process::signal(&process, libc::SIGKILL)?;
+            let _ = tasks::end_of(child);
+            return Err(io::ErrorKind::TimedOut.into());
         }
     }
+    status(tasks::end_of(child))
+}
+
+/// How often to look whether a process still writes, and how long it may pause.
+const LOOK: Duration = Duration::from_secs(1);
+const STALL: Duration = Duration::from_secs(50);
+
+fn status(code: i32) -> io::Result<()> {
+    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
 }

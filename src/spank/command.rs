@@ -2,16 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
-
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::Pid;
 
 use super::dirs::Dirs;
 use super::tasks::Tasks;
-use crate::report::{EXIT_GPURUN, Report};
+use crate::report::Report;
 use crate::sys::process;
 
 /// How a command ended.
@@ -50,7 +46,7 @@ pub(super) fn run(mut command: Command, tasks: &Tasks) -> Result<Ran, Report> {
     let copy = |fd: &OwnedFd| fd.try_clone().map(Stdio::from);
     command.stdin(Stdio::null()).stdout(copy(&out).map_err(failed)?).stderr(copy(&err).map_err(failed)?);
     let child = command.spawn().map_err(failed)?;
-    let code = await_child(child.id() as i32, tasks)?.code;
+    let code = tasks.wait_for(child.id() as i32)?;
     let text = |fd: OwnedFd| -> io::Result<String> {
         let mut file = File::from(fd);
         let mut bytes = Vec::new();
@@ -59,41 +55,4 @@ pub(super) fn run(mut command: Command, tasks: &Tasks) -> Result<Ran, Report> {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
     Ok(Ran { code, out: text(out).map_err(failed)?, err: text(err).map_err(failed)? })
-}
-
-/// Waits for the end of a child, and kills it when all tasks have ended before.
-pub(super) fn await_child(pid: i32, tasks: &Tasks) -> Result<Ran, Report> {
-    let failed = |error: io::Error| Report::new("cannot wait for a process of gpurun").with_cause(error);
-    let child = process::open_pidfd(pid).map_err(failed)?;
-    let mut others: Vec<&OwnedFd> = tasks.processes().iter().collect();
-    let is_cancelled = loop {
-        let fds = std::iter::once(&child).chain(others.iter().copied());
-        let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)).collect();
-        match poll(&mut fds, PollTimeout::NONE) {
-            Err(nix::Error::EINTR) => continue,
-            Err(errno) => return Err(failed(errno.into())),
-            Ok(_) => {}
-        }
-        if fds[0].any().unwrap_or(true) {
-            break false;
-        }
-        let ended: Vec<bool> = fds[1..].iter().map(|fd| fd.any().unwrap_or(true)).collect();
-        let mut ended = ended.iter();
-        others.retain(|_| !ended.next().copied().unwrap_or_default());
-        if others.is_empty() {
-            let _ = process::signal(&child, libc::SIGKILL);
-            break true;
-        }
-    };
-    let status = loop {
-        match waitpid(Pid::from_raw(pid), None) {
-            Err(nix::Error::EINTR) => {}
-            Ok(WaitStatus::Exited(_, code)) => break code,
-            Ok(_) | Err(_) => break i32::from(EXIT_GPURUN),
-        }
-    };
-    if is_cancelled {
-        return Err(Report::new("the step has ended before its container was ready"));
-    }
-    Ok(Ran { code: status, out: String::new(), err: String::new() })
 }

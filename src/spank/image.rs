@@ -17,18 +17,19 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use nix::fcntl::OFlag;
 use sha2::{Digest as _, Sha256};
 
-use super::command::{await_child, gpurun, run};
+use super::command::{gpurun, run};
 use super::dirs::Dirs;
 use super::request::StepRequest;
 use super::talk::Sockets;
-use super::tasks::Tasks;
-use super::{caller, kept, login};
+use super::tasks::{self, Tasks};
+use super::{kept, login};
 use crate::durable;
 use crate::names::{Digest, Reference};
 use crate::report::Report;
@@ -82,7 +83,7 @@ pub(super) fn provide(
         return Ok(by_id(image));
     }
     sockets.say(&format!("gpurun: pulling {reference}"));
-    let (logins, is_private) = login::of_user(request, &reference);
+    let (logins, is_private) = login::of_user(request, &reference, tasks);
     let known_as = if is_private || is_loopback(&reference.domain) { &own } else { &name };
     pull(dirs, &reference, known_as, &logins, tasks)?;
     store.resolve(known_as).map(by_id).map_err(Report::from)
@@ -129,11 +130,11 @@ fn of_path(dirs: &Dirs, store: &Store, request: &StepRequest, path: &Path, tasks
         Report::new(format!("cannot read the image `{}`", path.display())).with_cause(error).with_hint(HINT)
     };
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
-    let opened = File::from(request.caller.open(path, flags).map_err(failed)?);
+    let opened = File::from(request.caller.open(path, flags, tasks).map_err(failed)?);
     let about = opened.metadata().map_err(failed)?;
     let is_layout = about.is_dir();
     let about = match is_layout {
-        true => File::from(request.caller.open(&path.join("index.json"), flags).map_err(failed)?)
+        true => File::from(request.caller.open(&path.join("index.json"), flags, tasks).map_err(failed)?)
             .metadata()
             .map_err(failed)?,
         false => about,
@@ -233,7 +234,9 @@ fn load(
     });
     drop(input);
     if let Some(child) = reader {
-        let _ = caller::finish(child);
+        // It may have been stopped.
+        let _ = nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL);
+        tasks::end_of(child);
     }
     Ok(by_id(store.resolve(&id?)?))
 }
@@ -243,8 +246,8 @@ fn pack(dir: &OwnedFd, out: &OwnedFd) -> io::Result<()> {
     nix::unistd::fchdir(dir)?;
     let mut command = Command::new("tar");
     command.args(["-cf", "-", "."]).env_clear().env("PATH", "/usr/bin:/bin");
-    command.stdin(std::process::Stdio::null()).stdout(out.try_clone()?).stderr(std::process::Stdio::null());
-    command.status().map(drop)
+    command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(Stdio::null());
+    Err(command.exec())
 }
 
 /// Does something in a child, which may have threads, and ends it when the step ends. `input` becomes its standard input.
@@ -268,7 +271,7 @@ fn in_child(
             process::exit_now(i32::from(write().is_err()))
         }
     };
-    await_child(child, tasks)?;
+    tasks.wait_for(child)?;
     let mut text = String::new();
     io::Seek::rewind(&mut File::from(answer.try_clone().map_err(failed)?)).map_err(failed)?;
     File::from(answer).read_to_string(&mut text).map_err(failed)?;

@@ -15,12 +15,13 @@ use super::dirs::Dirs;
 use super::kept;
 use super::request::StepRequest;
 use super::talk::Sockets;
+use super::tasks::Tasks;
 use crate::report::Report;
 use crate::store::Store;
 
 /// Reports an error before the step runs for hours.
-pub(super) fn check_save(caller: &Caller, path: &Path) -> Result<(), Report> {
-    caller.check_writable(path).map_err(|error| unwritable(path, error))
+pub(super) fn check_save(caller: &Caller, path: &Path, tasks: &Tasks) -> Result<(), Report> {
+    caller.check_writable(path, tasks).map_err(|error| unwritable(path, error))
 }
 
 fn unwritable(path: &Path, error: io::Error) -> Report {
@@ -47,7 +48,7 @@ pub(super) fn keep(dirs: &Dirs, request: &StepRequest, container: &Container, so
         let _ = output(remove, "remove the saved image");
     }
     saved?;
-    sockets.say(&format!("gpurun: saved the container to {}", path.display()));
+    sockets.tell(&format!("gpurun: saved the container to {}", path.display()));
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use nix::unistd::{Uid, User};
 use serde_json::{Map, Value, json};
 
 use super::request::StepRequest;
+use super::tasks::Tasks;
 use crate::names::Reference;
 
 /// Larger files are not read.
@@ -23,11 +24,11 @@ const HUB: [&str; 3] = ["docker.io", "index.docker.io", "auth.docker.io"];
 type Logins = Map<String, Value>;
 
 /// Returns the user's logins as the text of podman's auth.json, and whether one of them is for the registry of an image.
-pub(super) fn of_user(request: &StepRequest, image: &Reference) -> (String, bool) {
+pub(super) fn of_user(request: &StepRequest, image: &Reference, tasks: &Tasks) -> (String, bool) {
     let home = User::from_uid(Uid::from_raw(request.caller.uid)).ok().flatten().map(|user| user.dir);
     let mut all = Logins::new();
     for path in files(request, home.as_deref()) {
-        let Some(text) = read(request, &path) else { continue };
+        let Some(text) = read(request, &path, tasks) else { continue };
         let found = if path.ends_with(CREDENTIALS) { netrc(&text) } else { auths(&text) };
         for (name, login) in found {
             all.entry(name).or_insert(login);
@@ -57,8 +58,8 @@ fn files(request: &StepRequest, home: Option<&Path>) -> Vec<PathBuf> {
     all.into_iter().flatten().collect()
 }
 
-fn read(request: &StepRequest, path: &Path) -> Option<String> {
-    let file = File::from(request.caller.open(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK).ok()?);
+fn read(request: &StepRequest, path: &Path, tasks: &Tasks) -> Option<String> {
+    let file = File::from(request.caller.open(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK, tasks).ok()?);
     let mut text = String::new();
     let is_file = file.metadata().is_ok_and(|about| about.is_file() && about.len() <= MAX_FILE);
     (is_file && file.take(MAX_FILE).read_to_string(&mut text).is_ok()).then_some(text)

@@ -85,13 +85,8 @@ pub(crate) fn step_enter_main(root: PathBuf, run_dir: PathBuf) -> Result<(), Rep
         Ok((request, container))
     });
     match begun {
-        Ok((request, container)) => {
-            sockets.ready();
-            serve(&dirs, &request, &container, &tasks, &sockets);
-        }
-        Err(report) => {
-            sockets.fail(&report, count);
-        }
+        Ok((request, container)) => serve(&dirs, &request, &container, &tasks, &sockets),
+        Err(report) => sockets.fail_tasks(&report, count),
     }
     Ok(())
 }
@@ -100,12 +95,12 @@ pub(crate) fn step_enter_main(root: PathBuf, run_dir: PathBuf) -> Result<(), Rep
 fn begin(dirs: &Dirs, request: &StepRequest, tasks: &Tasks, sockets: &Sockets) -> Result<Container, Report> {
     request.options.check()?;
     if let Some(path) = &request.options.save {
-        keep::check_save(&request.caller, path)?;
+        keep::check_save(&request.caller, path, tasks)?;
     }
     let image = image::provide(dirs, request, tasks, sockets)?;
     let container = Container::start(dirs, request, &image, tasks, sockets)?;
     let prepared = (|| {
-        attach::attach(request, &container.namespace)?;
+        attach::attach(request, &container.namespace, tasks)?;
         let settings = settings::settings(request, &container.environment, &image);
         sockets.send_tasks(request.tasks, &container.namespace, &settings::filter(&request.caller)?, &settings)
     })();
@@ -132,7 +127,7 @@ fn serve(dirs: &Dirs, request: &StepRequest, container: &Container, tasks: &Task
         container.remove(dirs);
         match kept {
             Ok(()) => sockets.ready(),
-            Err(report) => sockets.fail(&report, 0),
+            Err(report) => sockets.fail(&report),
         }
     } else {
         tasks.kill();

@@ -6,13 +6,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::caller;
 use crate::cgroup::{Hierarchy, Host};
 use crate::cluster::Step;
 use crate::gpu;
-use crate::report::Report;
+use crate::report::{EXIT_GPURUN, Report};
 use crate::spec::Limits;
 use crate::sys::file::read_text;
 use crate::sys::process::{self, Fork};
@@ -49,9 +51,36 @@ impl Tasks {
         Ok(())
     }
 
-    /// The processes, for a wait that their end ends.
-    pub(super) fn processes(&self) -> &[OwnedFd] {
-        &self.processes
+    /// Waits for a child and returns its exit status, or 125 if a signal has ended it. Kills it when all tasks have ended
+    /// before: Slurm waits for this process, and the user may have stopped a child with the user's credentials.
+    pub(super) fn wait_for(&self, pid: i32) -> Result<i32, Report> {
+        let failed = |error: io::Error| Report::new("cannot wait for a process of gpurun").with_cause(error);
+        let child = process::open_pidfd(pid).map_err(failed)?;
+        let mut others: Vec<&OwnedFd> = self.processes.iter().collect();
+        let is_cancelled = loop {
+            if others.is_empty() {
+                let _ = process::signal(&child, libc::SIGKILL);
+                break true;
+            }
+            let fds = std::iter::once(&child).chain(others.iter().copied());
+            let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)).collect();
+            match poll(&mut fds, PollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(failed(errno.into())),
+                Ok(_) => {}
+            }
+            if fds[0].any().unwrap_or(true) {
+                break false;
+            }
+            let ended: Vec<bool> = fds[1..].iter().map(|fd| fd.any().unwrap_or(true)).collect();
+            let mut ended = ended.iter();
+            others.retain(|_| !ended.next().copied().unwrap_or_default());
+        };
+        let status = end_of(Pid::from_raw(pid));
+        if is_cancelled {
+            return Err(Report::new("the step has ended before its container was ready"));
+        }
+        Ok(status)
     }
 
     /// Whether all tasks have ended.
@@ -85,11 +114,30 @@ impl Tasks {
             let Some(path) = cgroups.lines().find_map(|line| line.strip_prefix("0::/")) else { continue };
             // Slurm removes the cgroup of a task that has ended.
             let Ok(cgroup) = File::open(mount.join(path)) else { continue };
-            for (at, node) in allowed_in(&cgroup, nodes).map_err(failed)?.into_iter().enumerate() {
+            for (at, node) in self.allowed_in(&cgroup, nodes).map_err(failed)?.into_iter().enumerate() {
                 found[at] |= node;
             }
         }
         Ok(nodes.iter().zip(found).filter(|(_, found)| *found).map(|((name, _), _)| name.clone()).collect())
+    }
+
+    /// Returns which nodes a process in a cgroup of version 2 may open.
+    fn allowed_in(&self, cgroup: &File, nodes: &[(String, PathBuf)]) -> io::Result<Vec<bool>> {
+        let answer = process::memory_file(c"nodes", b"")?;
+        match process::fork_into(cgroup.as_fd(), false)? {
+            Fork::Child => {
+                let bytes: Vec<u8> = nodes.iter().map(|(_, path)| u8::from(gpu::step::may_open(path))).collect();
+                process::exit_now(i32::from(File::from(answer).write_all(&bytes).is_err()))
+            }
+            Fork::Parent(pid) => {
+                self.wait_for(pid).map_err(|report| io::Error::other(report.message))?;
+                let mut bytes = Vec::new();
+                let mut answer = File::from(answer);
+                answer.rewind()?;
+                answer.read_to_end(&mut bytes)?;
+                Ok(bytes.into_iter().map(|byte| byte == 1).collect())
+            }
+        }
     }
 
     fn directories(&self) -> Result<Vec<PathBuf>, Report> {
@@ -132,21 +180,32 @@ impl Tasks {
     }
 }
 
-/// Returns which nodes a process in a cgroup of version 2 may open.
-fn allowed_in(cgroup: &File, nodes: &[(String, PathBuf)]) -> io::Result<Vec<bool>> {
-    let answer = process::memory_file(c"nodes", b"")?;
-    match process::fork_into(cgroup.as_fd(), false)? {
-        Fork::Child => {
-            let bytes: Vec<u8> = nodes.iter().map(|(_, path)| u8::from(gpu::step::may_open(path))).collect();
-            process::exit_now(i32::from(File::from(answer).write_all(&bytes).is_err()))
+/// Waits for a child, and returns its exit status, or 125.
+pub(super) fn end_of(child: Pid) -> i32 {
+    loop {
+        match waitpid(child, None) {
+            Err(Errno::EINTR) => {}
+            Ok(WaitStatus::Exited(_, code)) => return code,
+            Ok(_) | Err(_) => return i32::from(EXIT_GPURUN),
         }
-        Fork::Parent(pid) => {
-            caller::finish(Pid::from_raw(pid))?;
-            let mut bytes = Vec::new();
-            let mut answer = File::from(answer);
-            answer.rewind()?;
-            answer.read_to_end(&mut bytes)?;
-            Ok(bytes.into_iter().map(|byte| byte == 1).collect())
-        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_stopped_child_is_not_waited_for_after_the_tasks() {
+        let spawn = |line: &str| Command::new("sh").args(["-c", line]).spawn().unwrap();
+        let mut task = spawn("sleep 0.1");
+        let tasks = Tasks { processes: vec![process::open_pidfd(task.id() as i32).unwrap()], ..Tasks::default() };
+        assert_eq!(tasks.wait_for(spawn("exit 7").id() as i32).unwrap(), 7);
+        let report = tasks.wait_for(spawn("kill -STOP $$").id() as i32).unwrap_err();
+        assert!(report.message.contains("the step has ended"), "{}", report.message);
+        task.wait().unwrap();
+        assert!(Tasks::default().wait_for(spawn("sleep 1000").id() as i32).is_err());
     }
 }

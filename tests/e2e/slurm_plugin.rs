@@ -555,12 +555,28 @@ fn killed() {
         plugin.nothing_is_left();
         assert!(number > 0);
     }
+    // A step whose container is not ready yet: a registry that does not answer.
+    let mut silent = plugin.cluster.host.program("busybox", &["nc", "-l", "-p", "5555"]).stdout(Stdio::null()).spawn().unwrap();
+    let mut job = plugin.begin("srun -n2 --mem=1000 --container-image=10.9.9.1:5555#tools true");
+    let mut err = std::io::BufReader::new(job.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("gpurun: pulling 10.9.9.1:5555/tools:latest") {
+        line.clear();
+        assert!(std::io::BufRead::read_line(&mut err, &mut line).unwrap() > 0);
+    }
+    let pulling = || !sh("pgrep -f [d]ocker://10.9.9.1:5555/tools; exit 0").is_empty();
+    crate::host::eventually("the registry is asked", pulling);
+    plugin.ok("scancel --signal=KILL 4; scancel 4");
+    job.wait().unwrap();
+    let _ = (silent.kill(), silent.wait());
+    plugin.nothing_is_left();
+    assert!(!pulling());
     // SIGKILL of slurmstepd, of gpurun's process beside it, and of both at once.
     let parent = |pid: i32| -> i32 {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap()
     };
-    for (number, kills) in [(4, "daemon"), (5, "helper"), (6, "daemon helper")] {
+    for (number, kills) in [(5, "daemon"), (6, "helper"), (7, "daemon helper")] {
         let (mut job, _out, pid) = begin("trap : TERM; sleep 1000 & echo $$; sleep 1000");
         let daemon = parent(pid);
         let helper = sh(&format!("pgrep -P {daemon} -f step-enter"));
