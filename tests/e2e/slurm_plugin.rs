@@ -556,7 +556,8 @@ fn killed() {
         assert!(number > 0);
     }
     // A step whose container is not ready yet: a registry that does not answer.
-    let mut silent = plugin.cluster.host.program("busybox", &["nc", "-l", "-p", "5555"]).stdout(Stdio::null()).spawn().unwrap();
+    let mut silent =
+        plugin.cluster.host.program("busybox", &["nc", "-l", "-p", "5555"]).stdout(Stdio::null()).spawn().unwrap();
     let mut job = plugin.begin("srun -n2 --mem=1000 --container-image=10.9.9.1:5555#tools true");
     let mut err = std::io::BufReader::new(job.stderr.take().unwrap());
     let mut line = String::new();
