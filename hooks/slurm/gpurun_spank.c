@@ -22,6 +22,7 @@
  * join ends here, also where plugstack.conf says `optional`: its program must never run outside of the container.
  */
 #define _GNU_SOURCE
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
@@ -59,9 +60,10 @@ SPANK_PLUGIN(gpurun, 1)
 static int on_option(int value, const char *argument, int remote);
 
 /* The names are those of pyxis. The numbers are positions in `values`. */
-enum option { IMAGE, MOUNTS, WORKDIR, NAME, SAVE, MOUNT_HOME, REMAP_ROOT, ENTRYPOINT, WRITABLE, ENV, OPTIONS };
+enum option { IMAGE, MOUNTS, WORKDIR, NAME, SAVE, MOUNT_HOME, REMAP_ROOT, ENTRYPOINT, ENTRYPOINT_LOG, WRITABLE, ENV, OPTIONS };
 static const char *const keys[OPTIONS] = {
-	"image", "mounts", "workdir", "name", "save", "mount-home", "remap-root", "entrypoint", "writable", "env",
+	"image", "mounts", "workdir", "name", "save", "mount-home", "remap-root", "entrypoint", "entrypoint-log", "writable",
+	"env",
 };
 /* A flag's number is twice its position, and one more for "yes". */
 #define YES(option) (2 * (option) + 1)
@@ -83,6 +85,7 @@ static struct spank_option options[] = {
 	{"container-entrypoint", NULL, "[gpurun] run the image's entrypoint once, and use its environment", 0, YES(ENTRYPOINT),
 	 on_option},
 	{"no-container-entrypoint", NULL, "[gpurun] do not run the image's entrypoint (default)", 0, NO(ENTRYPOINT), on_option},
+	{"container-entrypoint-log", NULL, "[gpurun] show what the entrypoint writes", 0, YES(ENTRYPOINT_LOG), on_option},
 	{"container-writable", NULL, "[gpurun] make the container's files writable (default)", 0, YES(WRITABLE), on_option},
 	{"container-readonly", NULL, "[gpurun] make the container's files read-only", 0, NO(WRITABLE), on_option},
 	{"container-env", "NAME[,NAME...]", "[gpurun] variables of the job that win over those of the image", 1, YES(ENV), on_option},
@@ -108,7 +111,7 @@ static int on_option(int value, const char *argument, int remote)
 {
 	(void)remote;
 	enum option option = value / 2;
-	bool is_flag = option == MOUNT_HOME || option == REMAP_ROOT || option == ENTRYPOINT || option == WRITABLE;
+	bool is_flag = option >= MOUNT_HOME && option <= WRITABLE;
 	/* slurmstepd passes an empty argument with a flag. */
 	const char *given = !is_flag && argument != NULL ? argument : value % 2 ? "1" : "0";
 
@@ -124,6 +127,34 @@ static int on_option(int value, const char *argument, int remote)
 	free(values[option]);
 	values[option] = strdup(given);
 	return values[option] == NULL ? -1 : 0;
+}
+
+/* Returns the value of pyxis' variable for an option, or NULL. */
+static const char *of_variable(char *const env[], const char *key)
+{
+	char name[64];
+	int size = snprintf(name, sizeof(name), "PYXIS_CONTAINER_%s=", key);
+
+	for (char *c = name; *c != '\0'; c++)
+		*c = *c == '-' ? '_' : (char)toupper((unsigned char)*c);
+	for (size_t i = 0; env != NULL && env[i] != NULL; i++)
+		if (strncmp(env[i], name, (size_t)size) == 0 && env[i][size] != '\0')
+			return env[i] + size;
+	return NULL;
+}
+
+/* The value of PYXIS_CONTAINER_READONLY, or NULL. */
+static const char *readonly;
+
+/* Takes the options that the command line does not have from the environment. gpurun checks the values. */
+static void take_variables(char *const env[])
+{
+	for (int option = 0; option < OPTIONS; option++) {
+		const char *value = values[option] == NULL ? of_variable(env, keys[option]) : NULL;
+		if (value != NULL)
+			values[option] = strdup(value);
+	}
+	readonly = of_variable(env, "readonly");
 }
 
 static bool is_used(void)
@@ -152,14 +183,16 @@ int slurm_spank_init_post_opt(spank_t spank, int ac, char **av)
 	(void)spank;
 	(void)ac;
 	(void)av;
-	if (spank_context() == S_CTX_REMOTE || is_used())
+	if (spank_context() == S_CTX_REMOTE)
 		return 0;
-	for (int option = 0; option < OPTIONS; option++)
-		if (values[option] != NULL) {
-			slurm_error("gpurun: the options for --container-%s need --container-image or --container-name", keys[option]);
-			return -1;
-		}
-	return 0;
+	int given = 0;
+	while (given < OPTIONS && values[given] == NULL)
+		given++;
+	take_variables(environ);
+	if (is_used() || given == OPTIONS)
+		return 0;
+	slurm_error("gpurun: the options for --container-%s need --container-image or --container-name", keys[given]);
+	return -1;
 }
 
 /* Writes one text with its NUL. */
@@ -206,6 +239,8 @@ static int write_request(spank_t spank)
 	for (int option = 0; option < OPTIONS; option++)
 		if (values[option] != NULL)
 			is_written = is_written && put(file, keys[option], values[option]);
+	if (values[WRITABLE] == NULL && readonly != NULL)
+		is_written = is_written && put(file, "readonly", readonly);
 	for (size_t i = 0; env != NULL && env[i] != NULL; i++)
 		is_written = is_written && put(file, "variable", env[i]);
 	/* The descriptor stays open as another one. */
@@ -261,7 +296,8 @@ static pid_t start(const char *program, char *const env[], int request, int cont
 }
 
 /*
- * The arguments in plugstack.conf: gpurun=PATH, and GPURUN_NAME=VALUE for gpurun's own variables. `env` has room for all of them
+ * The arguments in plugstack.conf: gpurun=PATH, container_scope=job|global as for pyxis, and GPURUN_NAME=VALUE for gpurun's own
+ * variables. `env` has room for all of them
  * and three more. Returns the path of the program, or NULL.
  */
 static const char *configure(int ac, char **av, char **env)
@@ -276,8 +312,12 @@ static const char *configure(int ac, char **av, char **env)
 			program = av[i] + 7;
 		else if (strncmp(av[i], "GPURUN_", 7) == 0)
 			env[count++] = av[i];
+		else if (strcmp(av[i], "container_scope=global") == 0)
+			env[count++] = "GPURUN_SLURM_GLOBAL=1";
+		else if (strcmp(av[i], "container_scope=job") == 0)
+			continue;
 		else {
-			slurm_error("gpurun: `%s` in plugstack.conf is neither gpurun=PATH nor GPURUN_NAME=VALUE", av[i]);
+			slurm_error("gpurun: `%s` in plugstack.conf is not gpurun=PATH, container_scope=job|global or GPURUN_NAME=VALUE", av[i]);
 			return NULL;
 		}
 	}
@@ -289,8 +329,10 @@ static const char *configure(int ac, char **av, char **env)
 int slurm_spank_user_init(spank_t spank, int ac, char **av)
 {
 	int control[2] = {-1, -1}, tasks[2] = {-1, -1}, request = -1;
-	char **env = calloc((size_t)ac + 3, sizeof(*env));
+	char **env = calloc((size_t)ac + 3, sizeof(*env)), **variables = NULL;
 
+	if (spank_get_item(spank, S_JOB_ENV, &variables) == ESPANK_SUCCESS)
+		take_variables(variables);
 	if (!is_used() || env == NULL)
 		goto done;
 	step.enabled = true;

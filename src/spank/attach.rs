@@ -14,6 +14,7 @@ use nix::sched::CloneFlags;
 use nix::unistd::{Gid, Uid, User};
 
 use super::caller::Caller;
+use super::grammar::{MountFlags, Propagation};
 use super::request::StepRequest;
 use super::tasks::Tasks;
 use crate::report::Report;
@@ -30,6 +31,7 @@ struct Ready {
     tree: OwnedFd,
     destination: PathBuf,
     kind: MountpointKind,
+    propagation: Propagation,
 }
 
 /// Mounts everything in the container, and makes its root the user's. With `--container-readonly`, the root is made
@@ -69,20 +71,21 @@ pub(super) fn attach(request: &StepRequest, namespace: &OwnedFd, tasks: &Tasks) 
 /// Opens the sources on the host, those of the user with the user's credentials.
 fn ready(request: &StepRequest, tasks: &Tasks) -> Result<Vec<Ready>, Report> {
     let mut all = Vec::new();
+    let propagation = Propagation::default();
     // A terminal of the host has its name in the container, too.
     let terminals = mount::clone(Path::new("/dev/pts"), false)
         .map_err(|error| Report::new("cannot mount the node's terminals").with_cause(error))?;
-    all.push(Ready { tree: terminals, destination: "/dev/pts".into(), kind: MountpointKind::Directory });
+    all.push(Ready { tree: terminals, destination: "/dev/pts".into(), kind: MountpointKind::Directory, propagation });
     if request.options.mount_home {
         let home = User::from_uid(Uid::from_raw(request.caller.uid)).ok().flatten().map(|user| user.dir);
         let home =
             home.ok_or_else(|| Report::new("cannot mount the home directory: the node does not know your user"))?;
-        all.push(of_caller(&request.caller, &home, &home, false, tasks)?);
+        all.push(of_caller(&request.caller, &home, &home, &MountFlags::default(), tasks)?);
     }
     for option in &request.options.mounts {
         all.push(match &option.source {
-            Some(source) => of_caller(&request.caller, source, &option.destination, option.read_only, tasks)?,
-            None => tmpfs(&request.caller, &option.destination)?,
+            Some(source) => of_caller(&request.caller, source, &option.destination, &option.flags, tasks)?,
+            None => tmpfs(&request.caller, &option.destination, &option.flags)?,
         });
     }
     if let Some(script) = &request.script {
@@ -90,7 +93,7 @@ fn ready(request: &StepRequest, tasks: &Tasks) -> Result<Vec<Ready>, Report> {
         let tree = mount::clone(script, false)
             .and_then(|tree| mount::set(&tree, Attr::RDONLY.and(Attr::NOSUID).and(Attr::NODEV), false).map(|()| tree))
             .map_err(|error| Report::new("cannot mount the batch script").with_cause(error))?;
-        all.push(Ready { tree, destination: script.clone(), kind: MountpointKind::File });
+        all.push(Ready { tree, destination: script.clone(), kind: MountpointKind::File, propagation });
     }
     all.extend(pmix_dir(request, tasks)?);
     // A shallow mount must not hide a deep one.
@@ -108,7 +111,7 @@ fn pmix_dir(request: &StepRequest, tasks: &Tasks) -> Result<Option<Ready>, Repor
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
         let Ok(opened) = request.caller.open(&dir, flags, tasks) else { continue };
         if nix::sys::stat::fstat(&opened).is_ok_and(|stat| stat.st_uid == uid) {
-            return of_caller(&request.caller, &dir, &dir, false, tasks).map(Some);
+            return of_caller(&request.caller, &dir, &dir, &MountFlags::default(), tasks).map(Some);
         }
     }
     Ok(None)
@@ -118,7 +121,7 @@ fn of_caller(
     caller: &Caller,
     source: &Path,
     destination: &Path,
-    read_only: bool,
+    flags: &MountFlags,
     tasks: &Tasks,
 ) -> Result<Ready, Report> {
     let failed = |error: io::Error| {
@@ -138,28 +141,37 @@ fn of_caller(
     if mode != libc::S_IFCHR && mode != libc::S_IFBLK {
         attr = attr.and(Attr::NODEV);
     }
-    if read_only {
-        attr = attr.and(Attr::RDONLY);
+    for (is_set, more) in
+        [(flags.read_only, Attr::RDONLY), (flags.no_exec, Attr::NOEXEC), (flags.no_atime, Attr::NOATIME)]
+    {
+        attr = if is_set { attr.and(more) } else { attr };
     }
     mount::set(&tree, attr, true).map_err(failed)?;
-    mount::make_private(&tree).map_err(failed)?;
+    let propagation = if flags.propagation == Propagation::Slave { libc::MS_SLAVE } else { libc::MS_PRIVATE };
+    mount::set_propagation(&tree, propagation).map_err(failed)?;
     let kind = if mode == libc::S_IFDIR { MountpointKind::Directory } else { MountpointKind::File };
-    Ok(Ready { tree, destination: destination.into(), kind })
+    Ok(Ready { tree, destination: destination.into(), kind, propagation: flags.propagation })
 }
 
-fn tmpfs(caller: &Caller, destination: &Path) -> Result<Ready, Report> {
+fn tmpfs(caller: &Caller, destination: &Path, flags: &MountFlags) -> Result<Ready, Report> {
     let make = || -> io::Result<OwnedFd> {
         let context = FsContext::open(c"tmpfs")?;
         let set = |key, value: String| context.string(key, value.as_bytes()).map_err(|error| error.source_errno);
-        set(c"mode", "0700".into())?;
+        set(c"mode", flags.mode.clone().unwrap_or_else(|| "0700".into()))?;
+        if let Some(size) = &flags.size {
+            set(c"size", size.clone())?;
+        }
         set(c"uid", caller.uid.to_string())?;
         set(c"gid", caller.gid.to_string())?;
-        context.mount(Attr::NOSUID.and(Attr::NODEV)).map_err(|error| error.source_errno)
+        let attr = Attr::NOSUID.and(Attr::NODEV);
+        let attr = if flags.no_exec { attr.and(Attr::NOEXEC) } else { attr };
+        let attr = if flags.read_only { attr.and(Attr::RDONLY) } else { attr };
+        context.mount(attr).map_err(|error| error.source_errno)
     };
     let tree = make().map_err(|error| {
         Report::new(format!("cannot mount a tmpfs on `{}`", destination.display())).with_cause(error)
     })?;
-    Ok(Ready { tree, destination: destination.into(), kind: MountpointKind::Directory })
+    Ok(Ready { tree, destination: destination.into(), kind: MountpointKind::Directory, propagation: flags.propagation })
 }
 
 /// Runs in the container's mount namespace, as root.
@@ -187,6 +199,10 @@ fn inside(request: &StepRequest, mounts: Vec<Ready>, names: &Names) -> Result<()
         };
         let point = rootfs::resolve_in_root(&root, path)?.ok_or_else(|| failed("it does not exist"))?;
         mount::attach(mount.tree.as_fd(), point.as_fd()).map_err(|error| failed(&error.to_string()))?;
+        // An unbindable mount cannot be attached.
+        if mount.propagation == Propagation::Unbindable {
+            mount::set_propagation(&mount.tree, libc::MS_UNBINDABLE).map_err(|error| failed(&error.to_string()))?;
+        }
     }
     let attr = Attr::NOSUID.and(Attr::NODEV);
     let attr = if request.options.read_only { attr.and(Attr::RDONLY) } else { attr };

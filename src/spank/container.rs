@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::command::{gpurun, run};
 use super::dirs::Dirs;
+use super::grammar;
 use super::image::Provided;
 use super::request::StepRequest;
 use super::talk::Sockets;
@@ -26,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(10);
 const END: Duration = Duration::from_secs(5);
 /// The variables that say whether the step has GPUs.
 const GPU_VARIABLES: [&str; 3] = ["SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE"];
-/// The variable with which a user refuses the step's GPUs.
+/// The variable with which a user selects some of the step's GPUs, or none.
 const VISIBLE: &str = "NVIDIA_VISIBLE_DEVICES";
 
 #[derive(Debug)]
@@ -47,7 +48,7 @@ impl Container {
         sockets: &Sockets,
     ) -> Result<Self, Report> {
         let mut command = gpurun(dirs)?;
-        command.args(arguments(request, image));
+        command.args(arguments(request, image)?);
         command.envs(request.env.iter().filter(|(name, _)| GPU_VARIABLES.contains(&name.as_str())).cloned());
         if tasks.len() > 1 {
             let nodes = tasks.nodes_of_others(&gpu::step::nodes(&launch::driver_root()))?;
@@ -63,6 +64,15 @@ impl Container {
         }
         let id = ran.out.trim().to_owned();
         wait(dirs, &id, request, image, tasks).inspect_err(|_| remove(dirs, &id))
+    }
+
+    /// Shows what the entrypoint has written.
+    pub(super) fn show_log(&self, dirs: &Dirs, tasks: &Tasks, sockets: &Sockets) -> Result<(), Report> {
+        let mut command = gpurun(dirs)?;
+        command.args(["logs", &self.id]);
+        let ran = run(command, tasks)?;
+        sockets.say(&(ran.out + &ran.err));
+        Ok(())
     }
 
     /// Ends and removes the container.
@@ -164,7 +174,7 @@ fn remove(dirs: &Dirs, id: &str) {
 
 /// The arguments of `gpurun run`. None of them is text of the user, except for the image, which was parsed, and values of
 /// variables.
-fn arguments(request: &StepRequest, image: &Provided) -> Vec<String> {
+fn arguments(request: &StepRequest, image: &Provided) -> Result<Vec<String>, Report> {
     let caller = &request.caller;
     let name = format!("slurm-{}.{}-{}", request.job, request.step_name(), std::process::id());
     let user = format!("{}:{}", caller.uid, caller.gid);
@@ -176,8 +186,12 @@ fn arguments(request: &StepRequest, image: &Provided) -> Vec<String> {
     for group in caller.groups.iter().filter(|group| **group != caller.gid) {
         args.extend(["--group-add".into(), group.to_string()]);
     }
-    if request.variable(VISIBLE).is_some_and(|value| ["", "none", "void"].contains(&value)) {
-        args.extend(["--env".into(), format!("{VISIBLE}=void")]);
+    let has_gpus = GPU_VARIABLES.iter().any(|name| request.variable(name).is_some());
+    match request.variable(VISIBLE) {
+        None | Some("all") => {}
+        Some("" | "none" | "void") => args.extend(["--env".into(), format!("{VISIBLE}=void")]),
+        Some(list) if has_gpus => args.extend(["--gpus".into(), grammar::gpus(VISIBLE, list)?]),
+        Some(_) => {}
     }
     if request.options.entrypoint {
         for name in &request.options.env {
@@ -187,5 +201,5 @@ fn arguments(request: &StepRequest, image: &Provided) -> Vec<String> {
     } else {
         args.extend(["--entrypoint".into(), WAIT.into(), image.argument.clone()]);
     }
-    args
+    Ok(args)
 }

@@ -11,7 +11,27 @@ pub(super) struct MountOption {
     /// `None` for a tmpfs.
     pub source: Option<PathBuf>,
     pub destination: PathBuf,
+    pub flags: MountFlags,
+}
+
+/// What differs from a private bind mount without setuid programs and devices.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct MountFlags {
     pub read_only: bool,
+    pub no_exec: bool,
+    pub no_atime: bool,
+    pub propagation: Propagation,
+    /// The options `size` and `mode` of a tmpfs.
+    pub size: Option<String>,
+    pub mode: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Propagation {
+    #[default]
+    Private,
+    Slave,
+    Unbindable,
 }
 
 /// The name of `--container-name`, which becomes a tag.
@@ -40,6 +60,9 @@ fn mount(text: &str) -> Result<MountOption, Report> {
     if source.is_empty() || destination.is_empty() {
         return Err(wrong("a path is empty"));
     }
+    if source == "umount" {
+        return Err(wrong("a container has no mounts that a user may remove"));
+    }
     let is_tmpfs = source == "tmpfs";
     if !is_tmpfs && !source.starts_with(['/', '.']) {
         return Err(wrong("the source must begin with `/` or `.`, or be `tmpfs`"));
@@ -54,17 +77,36 @@ fn mount(text: &str) -> Result<MountOption, Report> {
     if path == Path::new("/") {
         return Err(wrong("the destination is the container's root"));
     }
-    let mut read_only = false;
+    let mut flags = MountFlags::default();
     for flag in parts.next().unwrap_or_default().split('+').filter(|flag| !flag.is_empty()) {
         match flag {
-            "ro" => read_only = true,
+            "ro" => flags.read_only = true,
+            "noexec" => flags.no_exec = true,
+            "noatime" => flags.no_atime = true,
+            "slave" | "rslave" => flags.propagation = Propagation::Slave,
+            "unbindable" | "runbindable" => flags.propagation = Propagation::Unbindable,
             // All mounts are bind mounts with those below them, private, and without setuid programs and devices.
-            "rw" | "bind" | "rbind" | "private" | "rprivate" | "nosuid" | "nodev" => {}
-            _ => return Err(wrong(&format!("the flag `{}` is unknown", flag.escape_debug()))),
+            "rw" | "exec" | "bind" | "rbind" | "private" | "rprivate" | "nosuid" | "nodev" | "relatime" => {}
+            "x-create=auto" | "x-create=dir" | "x-create=file" => {}
+            _ => match flag.split_once('=') {
+                Some(("size", size)) if is_tmpfs && is_size(size) => flags.size = Some(size.into()),
+                Some(("mode", mode)) if is_tmpfs && is_mode(mode) => flags.mode = Some(mode.into()),
+                _ => return Err(wrong(&format!("the flag `{}` is unknown", flag.escape_debug()))),
+            },
         }
     }
     let source = (!is_tmpfs).then(|| source.into());
-    Ok(MountOption { source, destination: path.into(), read_only })
+    Ok(MountOption { source, destination: path.into(), flags })
+}
+
+/// The size of a tmpfs: a number of bytes with or without a unit, or a percentage of the node's memory.
+fn is_size(text: &str) -> bool {
+    let number = text.strip_suffix(['k', 'K', 'm', 'M', 'g', 'G', '%']).unwrap_or(text);
+    number.len() <= 15 && number.parse::<u64>().is_ok_and(|number| number > 0) && !number.starts_with('+')
+}
+
+fn is_mode(text: &str) -> bool {
+    (3..=4).contains(&text.len()) && text.chars().all(|c| ('0'..='7').contains(&c))
 }
 
 impl FromStr for ContainerName {
@@ -85,6 +127,32 @@ impl FromStr for ContainerName {
             "exec" => Err(wrong("a step does not enter the container of another step")),
             _ => Err(wrong("the flag must be `auto`, `create` or `no_exec`")),
         }
+    }
+}
+
+/// Parses the value of a variable `PYXIS_CONTAINER_…` for a flag.
+pub(super) fn flag(key: &str, text: &str) -> Result<bool, Report> {
+    match text {
+        "1" | "true" | "yes" | "y" => Ok(true),
+        "0" | "false" | "no" | "n" => Ok(false),
+        _ => Err(Report::usage(format!(
+            "cannot use `{}` for `--container-{key}`: it is neither 1 nor 0",
+            text.escape_debug()
+        ))
+        .with_hint("set the variable `PYXIS_CONTAINER_…` to 1 or 0, or use the option")),
+    }
+}
+
+/// Parses the value of NVIDIA_VISIBLE_DEVICES, and returns that of `--gpus`.
+pub(super) fn gpus(variable: &str, text: &str) -> Result<String, Report> {
+    let is_good = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-:".contains(c));
+    match text.split(',').all(is_good) {
+        true => Ok(format!("device={text}")),
+        false => Err(Report::usage(format!(
+            "cannot use `{variable}={}`: it is not a list of GPUs",
+            text.escape_debug()
+        ))
+        .with_hint(format!("list indexes or UUIDs: `{variable}=0,1`, or unset it"))),
     }
 }
 
@@ -130,7 +198,7 @@ mod tests {
         let one = |source: &str, destination: &str, read_only| MountOption {
             source: (source != "tmpfs").then(|| source.into()),
             destination: destination.into(),
-            read_only,
+            flags: MountFlags { read_only, ..MountFlags::default() },
         };
         for (text, expected) in [
             ("/a:/b", vec![one("/a", "/b", false)]),
@@ -151,7 +219,11 @@ mod tests {
             "/a:../b",
             "/a:/b/../c",
             "/a:/",
-            "/a:/b:exec",
+            "/a:/b:suid",
+            "/a:/b:size=1G",
+            "tmpfs:/b:size=1x",
+            "tmpfs:/b:mode=9",
+            "tmpfs:/b:size=1G\0,uid=0",
             "/a:/b,",
             "./x",
             "tmpfs",
@@ -159,6 +231,24 @@ mod tests {
         ] {
             assert!(mounts(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn flags_of_mounts() {
+        let flags = |text: &str| mounts(text).unwrap().remove(0).flags;
+        let wanted = MountFlags {
+            read_only: true,
+            no_exec: true,
+            no_atime: true,
+            propagation: Propagation::Unbindable,
+            ..MountFlags::default()
+        };
+        assert_eq!(flags("/a:/b:ro+noexec+noatime+runbindable+x-create=dir"), wanted);
+        assert_eq!(flags("/a:/b:rslave").propagation, Propagation::Slave);
+        let tmpfs = flags("tmpfs:/b:size=10M+mode=1777");
+        assert_eq!((tmpfs.size.as_deref(), tmpfs.mode.as_deref()), (Some("10M"), Some("1777")));
+        assert_eq!((flag("writable", "yes").unwrap(), flag("writable", "0").unwrap()), (true, false));
+        assert!(flag("writable", "maybe").is_err() && flag("writable", "").is_err());
     }
 
     #[test]

@@ -16,7 +16,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -57,18 +57,16 @@ pub(super) fn provide(
     let store = Store::open(&dirs.root)?;
     if let Some(name) = &request.options.name {
         let known = kept::reference(request, name);
+        let scope = if kept::is_global() { "for this user" } else { "in this job" };
         match (store.resolve(&known), name.create, &request.options.image) {
             (Ok(_), true, _) => {
-                return Err(Report::new(format!("the container `{}` exists in this job", name.name))
+                return Err(Report::new(format!("the container `{}` exists {scope}", name.name))
                     .with_hint("omit `:create`, or choose another name"));
             }
             (Ok(image), false, _) => return Ok(by_id(image)),
             (Err(_), _, Some(_)) => {}
             (Err(_), _, None) => {
-                return Err(Report::new(format!(
-                    "the container `{}` does not exist in this job on this node",
-                    name.name
-                ))
+                return Err(Report::new(format!("the container `{}` does not exist {scope} on this node", name.name))
                 .with_hint("create it with an image: `srun --container-image=IMAGE --container-name=NAME …`"));
             }
         }
@@ -141,6 +139,11 @@ fn of_path(dirs: &Dirs, store: &Store, request: &StepRequest, path: &Path, tasks
     };
     if !about.is_file() {
         return Err(failed(io::Error::other("it is neither a file nor a directory")));
+    }
+    let mut magic = [0; 4];
+    if opened.read_at(&mut magic, 0).is_ok() && &magic == b"hsqs" {
+        return Err(Report::new(format!("cannot read the image `{}`: it is a squashfs image of enroot", path.display()))
+            .with_hint("save the image as an archive: `srun --container-image=NAME --container-save=./image.tar true`"));
     }
     let keeps = request.options.save.is_some() || request.options.name.is_some();
     if !is_layout && is_roots(&opened, &about) && !keeps {

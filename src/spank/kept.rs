@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! localhost/slurm/job<JOB>/uid<UID>:<NAME>    the kept files, a layer on the step's image; the end of the job removes it
+//! localhost/slurm/kept/uid<UID>:<NAME>        the same with `container_scope=global` in plugstack.conf; nothing removes it
 //! localhost/slurm/uid<UID>/<IMAGE>            an image that was pulled with a login of the user
 //! ```
 
@@ -9,9 +10,21 @@ use super::grammar::ContainerName;
 use super::request::StepRequest;
 use crate::names::Reference;
 
+/// The plugin sets it for files that the jobs of a user share.
+const SCOPE: &str = "GPURUN_SLURM_GLOBAL";
+
+/// Whether kept files belong to a user, and not to a job.
+pub(super) fn is_global() -> bool {
+    std::env::var_os(SCOPE).is_some()
+}
+
 /// Returns the name of the image with the files of a step.
 pub(super) fn reference(request: &StepRequest, name: &ContainerName) -> String {
-    format!("localhost/slurm/job{}/uid{}:{}", request.job, request.caller.uid, name.name)
+    let uid = request.caller.uid;
+    match is_global() {
+        true => format!("localhost/slurm/kept/uid{uid}:{}", name.name),
+        false => format!("localhost/slurm/job{}/uid{uid}:{}", request.job, name.name),
+    }
 }
 
 /// Returns the name of an image that only one user may use. A colon of a port becomes `__`, which no other name contains, and a

@@ -100,6 +100,9 @@ fn begin(dirs: &Dirs, request: &StepRequest, tasks: &Tasks, sockets: &Sockets) -
     let image = image::provide(dirs, request, tasks, sockets)?;
     let container = Container::start(dirs, request, &image, tasks, sockets)?;
     let prepared = (|| {
+        if request.options.entrypoint && request.options.entrypoint_log {
+            container.show_log(dirs, tasks, sockets)?;
+        }
         attach::attach(request, &container.namespace, tasks)?;
         let settings = settings::settings(request, &container.environment, &image);
         sockets.send_tasks(request.tasks, &container.namespace, &settings::filter(&request.caller)?, &settings)

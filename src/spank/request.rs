@@ -32,6 +32,7 @@ pub(super) struct Options {
     pub mount_home: bool,
     pub remap_root: bool,
     pub entrypoint: bool,
+    pub entrypoint_log: bool,
     pub read_only: bool,
     /// The variables of the job that win over the image's.
     pub env: Vec<String>,
@@ -98,17 +99,19 @@ const HINT: &str = "build the plugin from the same release as gpurun: \
 
 impl Options {
     fn set(&mut self, key: &str, value: &str) -> Result<(), Report> {
-        let is = value == "1";
+        let is = || grammar::flag(key, value);
         match key {
             "image" => self.image = Some(value.into()),
             "mounts" => self.mounts = grammar::mounts(value)?,
             "workdir" => self.workdir = Some(grammar::workdir(value)?),
             "name" => self.name = Some(value.parse()?),
             "save" => self.save = Some(grammar::save(value)?),
-            "mount-home" => self.mount_home = is,
-            "remap-root" => self.remap_root = is,
-            "entrypoint" => self.entrypoint = is,
-            "writable" => self.read_only = !is,
+            "mount-home" => self.mount_home = is()?,
+            "remap-root" => self.remap_root = is()?,
+            "entrypoint" => self.entrypoint = is()?,
+            "entrypoint-log" => self.entrypoint_log = is()?,
+            "writable" => self.read_only = !is()?,
+            "readonly" => self.read_only = is()?,
             "env" => self.env = grammar::variables(value)?,
             _ => {
                 return Err(Report::new(format!("cannot understand `{}` of the Slurm plugin", key.escape_debug()))

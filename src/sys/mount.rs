@@ -187,9 +187,9 @@ pub(crate) fn set(mount: &OwnedFd, attr: Attr, recursive: bool) -> io::Result<()
     super::idmap::set_attr(mount, &attr, recursive)
 }
 
-/// Makes a detached mount, and those below it, private: no mount of the host appears in them.
-pub(crate) fn make_private(mount: &OwnedFd) -> io::Result<()> {
-    let attr = super::idmap::MountAttr { propagation: libc::MS_PRIVATE, ..Default::default() };
+/// Sets the propagation of a mount, and of those below it. With `MS_PRIVATE`, no mount of the host appears in them.
+pub(crate) fn set_propagation(mount: &OwnedFd, propagation: libc::c_ulong) -> io::Result<()> {
+    let attr = super::idmap::MountAttr { propagation, ..Default::default() };
     super::idmap::set_attr(mount, &attr, true)
 }
 

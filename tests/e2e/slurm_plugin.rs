@@ -171,11 +171,12 @@ fn archives() {
     plugin.ok("mv gone layout/blobs && srun -n1 --container-image=./layout true");
     // A compressed one, and what is no image.
     plugin.ok("gzip -k box.tar; srun -n1 --container-image=./box.tar.gz true");
-    plugin.ok("mkfifo pipe; echo text >text; chmod 0 box.tar.gz");
+    plugin.ok("mkfifo pipe; echo text >text; echo hsqs >squashed; chmod 0 box.tar.gz");
     for (image, part) in [
         ("./text", "`./text` is not a readable tar archive"),
         ("./nothing", "No such file"),
         ("./pipe", "it is neither a file nor a directory"),
+        ("./squashed", "it is a squashfs image of enroot"),
         ("/dev/zero", "it is neither a file nor a directory"),
         ("./box.tar.gz", "Permission denied"),
     ] {
@@ -202,6 +203,12 @@ fn mounts() {
     }
     let written = fs::metadata(plugin.home.join("data/new")).unwrap();
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&written).to_string(), plugin.ok("id -u").trim());
+    let mounts = "./data:/data:unbindable+ro,./data:/x:noexec+noatime,tmpfs:/t:size=1M+mode=1777";
+    let script = "grep -E \" /(data|x|t) \" /proc/self/mountinfo; ls -ld /t; dd if=/dev/zero of=/t/x bs=64k 2>&1; cp /bin/busybox /x/tool; /x/tool true 2>&1; exit 0";
+    let out = plugin.ok(&format!("srun -n1 --container-mounts={mounts} --container-image=box sh -c '{script}'"));
+    for part in [" /data ro,nosuid,nodev", " unbindable - ", " /x rw,nosuid,nodev,noexec,noatime", "drwxrwxrwt", "No space left", "Permission denied"] {
+        assert!(out.contains(part), "no `{part}` in: {out}");
+    }
     let home = plugin.home.display();
     assert_eq!(
         plugin.ok(&format!("srun -n1 --container-image=box --container-mount-home cat {home}/file")),
@@ -226,7 +233,8 @@ fn mounts() {
         ("./data:/", "is the container's root"),
         ("devpts:/x", "must begin with"),
         (":", "is empty"),
-        ("./data:/x:exec", "the flag `exec` is unknown"),
+        ("./data:/x:suid", "the flag `suid` is unknown"),
+        ("umount:/tmp", "a user may remove"),
     ] {
         let line = format!("srun -n1 --container-image=box --container-mounts={mounts} true");
         plugin.fails(125, &line, &["gpurun: error: cannot ", part, "hint: "]);
@@ -240,7 +248,7 @@ fn mounts() {
 
 fn environment() {
     let plugin = Plugin::new(1, 0);
-    let script = "#!/bin/sh\nexport MADE=by-entrypoint\n[ -z \"$ASK\" ] || export ANSWER=$ASK\nexec \"$@\"\n";
+    let script = "#!/bin/sh\necho the entrypoint runs\nexport MADE=by-entrypoint\n[ -z \"$ASK\" ] || export ANSWER=$ASK\nexec \"$@\"\n";
     let file = "FROM box\nENV PATH=/opt/tools:/bin OF_IMAGE=image\nWORKDIR /opt/work\nCOPY --chmod=755 start /start\nCOPY --chmod=755 tool /opt/tools/tool\n\
         ENTRYPOINT [\"/start\"]\n";
     let dir = plugin.cluster.host.dir.join("context");
@@ -273,6 +281,19 @@ fn environment() {
         run("ASK=asked", "--container-entrypoint --container-env=ASK", "echo $MADE $ANSWER"),
         "by-entrypoint asked\n"
     );
+    // pyxis' variables are the options that the command line does not have.
+    assert_eq!(plugin.ok("PYXIS_CONTAINER_IMAGE=env srun -n1 tool"), "tool\n");
+    let line = "PYXIS_CONTAINER_WORKDIR=/tmp PYXIS_CONTAINER_IMAGE=nothing srun -n1 --container-image=box";
+    assert_eq!(plugin.ok(&format!("{line} pwd")), "/tmp\n");
+    assert_eq!(plugin.ok(&format!("{line} --container-workdir=/bin pwd")), "/bin\n");
+    plugin.fails(1, &format!("PYXIS_CONTAINER_READONLY=1 {line} touch /new"), &["Read-only file system"]);
+    plugin.fails(1, &format!("PYXIS_CONTAINER_WRITABLE=0 {line} touch /new"), &["Read-only file system"]);
+    plugin.ok(&format!("PYXIS_CONTAINER_READONLY=1 {line} --container-writable touch /new"));
+    plugin.ok("PYXIS_CONTAINER_MOUNTS=/tmp:/tmp srun -n1 test -e /etc/shadow");
+    plugin.fails(125, &format!("PYXIS_CONTAINER_MOUNT_HOME=maybe {line} true"), &["`maybe`", "neither 1 nor 0", "hint: "]);
+    plugin.fails(125, &format!("PYXIS_CONTAINER_REMAP_ROOT=1 {line} true"), &["user namespace"]);
+    let ran = plugin.run("srun -n1 --container-image=env --container-entrypoint --container-entrypoint-log true");
+    assert!(ran.code == 0 && ran.err.contains("the entrypoint runs\n"), "{}", ran.err);
     let out = plugin
         .run("script -qec \"srun -n1 --pty --container-image=box sh -c 'tty; test -w \\$(tty); exit 7'\" /dev/null");
     assert!(out.code == 7 && out.out.contains("/dev/pts/"), "{} {}", out.code, out.out);
@@ -304,6 +325,17 @@ srun --container-name=lab:create true || echo exists
     crate::host::eventually("the end of the job removes the files", || {
         !plugin.cluster.host.ok(&["images"]).contains("localhost/slurm")
     });
+    // With the scope that is pyxis' default, the next job of the same user has them.
+    let conf = plugin.cluster.dir.join("plugstack.conf");
+    let line = fs::read_to_string(&conf).unwrap();
+    fs::write(&conf, format!("{} container_scope=global\n", line.trim())).unwrap();
+    plugin.ok("srun -n1 --container-image=box --container-name=lab sh -c 'echo kept >/made'");
+    assert_eq!(plugin.ok("srun -n1 --container-name=lab cat /made"), "kept\n");
+    let other = plugin.cluster.run("srun -n1 --container-name=lab cat /made");
+    assert!(other.code == 125 && other.err.contains("the container `lab` does not exist for this user"), "{}", other.err);
+    let uid = plugin.ok("id -u");
+    plugin.cluster.host.ok(&["rmi", &format!("localhost/slurm/kept/uid{}:lab", uid.trim())]);
+    fs::write(&conf, line).unwrap();
     // An archive of the user's own.
     let saved = plugin.run(
         "srun -n1 --container-image=box --container-save=./saved.tar sh -c 'echo kept >/kept; mkdir -m 700 /mine'",
@@ -414,6 +446,15 @@ fn gpus() {
     let out =
         plugin.ok(&format!("NVIDIA_VISIBLE_DEVICES=void srun -n1 --gres=gpu:1 --container-image=box sh -c '{look}'"));
     assert!(out.starts_with("0\n0\n"), "{out}");
+    // The user selects from the step's GPUs. A job without GPUs does not care.
+    for (visible, expected) in [("GPU-cccccccc-0000-0000-0000-000000000000", "open 2\n1\n"), ("1", "open 1\n1\n")] {
+        let out = plugin.ok(&format!("NVIDIA_VISIBLE_DEVICES={visible} srun -n1 --gres=gpu:2 --container-image=box sh -c '{look}'"));
+        assert!(out.starts_with(expected), "{visible}: {out}");
+    }
+    plugin.ok("NVIDIA_VISIBLE_DEVICES=0 srun -n1 --container-image=box true");
+    for (visible, parts) in [("0", ["does not have the GPU `0`", "hint: "]), ("1,driver=x", ["is not a list of GPUs", "hint: "])] {
+        plugin.fails(125, &format!("NVIDIA_VISIBLE_DEVICES={visible} srun -n1 --gres=gpu:2 --container-image=box true"), &parts);
+    }
     // Each of two tasks in one container opens the GPU that is bound to it.
     let out = plugin.ok(&format!(
         "srun -n2 --label --mem=1000 --gpus-per-task=1 --container-image=box sh -c '{look}' | grep -E \"open|: 0$\" | sort"
