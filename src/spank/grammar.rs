@@ -148,11 +148,10 @@ pub(super) fn gpus(variable: &str, text: &str) -> Result<String, Report> {
     let is_good = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-:".contains(c));
     match text.split(',').all(is_good) {
         true => Ok(format!("device={text}")),
-        false => Err(Report::usage(format!(
-            "cannot use `{variable}={}`: it is not a list of GPUs",
-            text.escape_debug()
-        ))
-        .with_hint(format!("list indexes or UUIDs: `{variable}=0,1`, or unset it"))),
+        false => {
+            Err(Report::usage(format!("cannot use `{variable}={}`: it is not a list of GPUs", text.escape_debug()))
+                .with_hint(format!("list indexes or UUIDs: `{variable}=0,1`, or unset it")))
+        }
     }
 }
 

@@ -67,7 +67,7 @@ pub(super) fn provide(
             (Err(_), _, Some(_)) => {}
             (Err(_), _, None) => {
                 return Err(Report::new(format!("the container `{}` does not exist {scope} on this node", name.name))
-                .with_hint("create it with an image: `srun --container-image=IMAGE --container-name=NAME …`"));
+                    .with_hint("create it with an image: `srun --container-image=IMAGE --container-name=NAME …`"));
             }
         }
     }
@@ -142,8 +142,11 @@ fn of_path(dirs: &Dirs, store: &Store, request: &StepRequest, path: &Path, tasks
     }
     let mut magic = [0; 4];
     if opened.read_at(&mut magic, 0).is_ok() && &magic == b"hsqs" {
-        return Err(Report::new(format!("cannot read the image `{}`: it is a squashfs image of enroot", path.display()))
-            .with_hint("save the image as an archive: `srun --container-image=NAME --container-save=./image.tar true`"));
+        return Err(Report::new(format!(
+            "cannot read the image `{}`: it is a squashfs image of enroot",
+            path.display()
+        ))
+        .with_hint("save the image as an archive: `srun --container-image=NAME --container-save=./image.tar true`"));
     }
     let keeps = request.options.save.is_some() || request.options.name.is_some();
     if !is_layout && is_roots(&opened, &about) && !keeps {

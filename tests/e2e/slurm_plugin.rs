@@ -206,7 +206,14 @@ fn mounts() {
     let mounts = "./data:/data:unbindable+ro,./data:/x:noexec+noatime,tmpfs:/t:size=1M+mode=1777";
     let script = "grep -E \" /(data|x|t) \" /proc/self/mountinfo; ls -ld /t; dd if=/dev/zero of=/t/x bs=64k 2>&1; cp /bin/busybox /x/tool; /x/tool true 2>&1; exit 0";
     let out = plugin.ok(&format!("srun -n1 --container-mounts={mounts} --container-image=box sh -c '{script}'"));
-    for part in [" /data ro,nosuid,nodev", " unbindable - ", " /x rw,nosuid,nodev,noexec,noatime", "drwxrwxrwt", "No space left", "Permission denied"] {
+    for part in [
+        " /data ro,nosuid,nodev",
+        " unbindable - ",
+        " /x rw,nosuid,nodev,noexec,noatime",
+        "drwxrwxrwt",
+        "No space left",
+        "Permission denied",
+    ] {
         assert!(out.contains(part), "no `{part}` in: {out}");
     }
     let home = plugin.home.display();
@@ -290,7 +297,11 @@ fn environment() {
     plugin.fails(1, &format!("PYXIS_CONTAINER_WRITABLE=0 {line} touch /new"), &["Read-only file system"]);
     plugin.ok(&format!("PYXIS_CONTAINER_READONLY=1 {line} --container-writable touch /new"));
     plugin.ok("PYXIS_CONTAINER_MOUNTS=/tmp:/tmp srun -n1 test -e /etc/shadow");
-    plugin.fails(125, &format!("PYXIS_CONTAINER_MOUNT_HOME=maybe {line} true"), &["`maybe`", "neither 1 nor 0", "hint: "]);
+    plugin.fails(
+        125,
+        &format!("PYXIS_CONTAINER_MOUNT_HOME=maybe {line} true"),
+        &["`maybe`", "neither 1 nor 0", "hint: "],
+    );
     plugin.fails(125, &format!("PYXIS_CONTAINER_REMAP_ROOT=1 {line} true"), &["user namespace"]);
     let ran = plugin.run("srun -n1 --container-image=env --container-entrypoint --container-entrypoint-log true");
     assert!(ran.code == 0 && ran.err.contains("the entrypoint runs\n"), "{}", ran.err);
@@ -332,7 +343,11 @@ srun --container-name=lab:create true || echo exists
     plugin.ok("srun -n1 --container-image=box --container-name=lab sh -c 'echo kept >/made'");
     assert_eq!(plugin.ok("srun -n1 --container-name=lab cat /made"), "kept\n");
     let other = plugin.cluster.run("srun -n1 --container-name=lab cat /made");
-    assert!(other.code == 125 && other.err.contains("the container `lab` does not exist for this user"), "{}", other.err);
+    assert!(
+        other.code == 125 && other.err.contains("the container `lab` does not exist for this user"),
+        "{}",
+        other.err
+    );
     let uid = plugin.ok("id -u");
     plugin.cluster.host.ok(&["rmi", &format!("localhost/slurm/kept/uid{}:lab", uid.trim())]);
     fs::write(&conf, line).unwrap();
@@ -448,12 +463,20 @@ fn gpus() {
     assert!(out.starts_with("0\n0\n"), "{out}");
     // The user selects from the step's GPUs. A job without GPUs does not care.
     for (visible, expected) in [("GPU-cccccccc-0000-0000-0000-000000000000", "open 2\n1\n"), ("1", "open 1\n1\n")] {
-        let out = plugin.ok(&format!("NVIDIA_VISIBLE_DEVICES={visible} srun -n1 --gres=gpu:2 --container-image=box sh -c '{look}'"));
+        let out = plugin.ok(&format!(
+            "NVIDIA_VISIBLE_DEVICES={visible} srun -n1 --gres=gpu:2 --container-image=box sh -c '{look}'"
+        ));
         assert!(out.starts_with(expected), "{visible}: {out}");
     }
     plugin.ok("NVIDIA_VISIBLE_DEVICES=0 srun -n1 --container-image=box true");
-    for (visible, parts) in [("0", ["does not have the GPU `0`", "hint: "]), ("1,driver=x", ["is not a list of GPUs", "hint: "])] {
-        plugin.fails(125, &format!("NVIDIA_VISIBLE_DEVICES={visible} srun -n1 --gres=gpu:2 --container-image=box true"), &parts);
+    for (visible, parts) in
+        [("0", ["does not have the GPU `0`", "hint: "]), ("1,driver=x", ["is not a list of GPUs", "hint: "])]
+    {
+        plugin.fails(
+            125,
+            &format!("NVIDIA_VISIBLE_DEVICES={visible} srun -n1 --gres=gpu:2 --container-image=box true"),
+            &parts,
+        );
     }
     // Each of two tasks in one container opens the GPU that is bound to it.
     let out = plugin.ok(&format!(
