@@ -384,7 +384,8 @@ static void await_answer(void)
 
 	for (;;) {
 		ssize_t size = recv(step.control, message, LONGEST, 0);
-		if (size < 0 && errno == EINTR)
+		/* gpurun may have ended without reading the last message. Its answer comes after this error. */
+		if (size < 0 && (errno == EINTR || errno == ECONNRESET))
 			continue;
 		if (size <= 0) {
 			slurm_spank_log("gpurun: error: `gpurun step-enter` has ended unexpectedly");

@@ -109,8 +109,8 @@ fn pmix_dir(request: &StepRequest, tasks: &Tasks) -> Result<Option<Ready>, Repor
     for name in [format!("spmix_appdir_{uid}_{job}.{step}"), format!("spmix_appdir_{job}.{step}")] {
         let dir = Path::new("/tmp").join(name);
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
-        let Ok(opened) = request.caller.open(&dir, flags, tasks) else { continue };
-        if nix::sys::stat::fstat(&opened).is_ok_and(|stat| stat.st_uid == uid) {
+        let Ok((_, about)) = request.caller.open(&dir, flags, tasks) else { continue };
+        if about.uid == uid {
             return of_caller(&request.caller, &dir, &dir, &MountFlags::default(), tasks).map(Some);
         }
     }
@@ -133,12 +133,11 @@ fn of_caller(
             .with_cause(error)
             .with_hint(hint)
     };
-    let opened = caller.open(source, OFlag::O_PATH, tasks).map_err(failed)?;
-    let mode = nix::sys::stat::fstat(&opened).map_err(|errno| failed(errno.into()))?.st_mode & libc::S_IFMT;
+    let (opened, about) = caller.open(source, OFlag::O_PATH, tasks).map_err(failed)?;
     let tree = mount::clone(&fd_path(&opened), true).map_err(failed)?;
     let mut attr = Attr::NOSUID;
     // A device that the user names is wanted as one, and the step's device filter holds for it.
-    if mode != libc::S_IFCHR && mode != libc::S_IFBLK {
+    if ![libc::S_IFCHR, libc::S_IFBLK].contains(&about.kind()) {
         attr = attr.and(Attr::NODEV);
     }
     for (is_set, more) in
@@ -149,7 +148,7 @@ fn of_caller(
     mount::set(&tree, attr, true).map_err(failed)?;
     let propagation = if flags.propagation == Propagation::Slave { libc::MS_SLAVE } else { libc::MS_PRIVATE };
     mount::set_propagation(&tree, propagation).map_err(failed)?;
-    let kind = if mode == libc::S_IFDIR { MountpointKind::Directory } else { MountpointKind::File };
+    let kind = if about.is_dir() { MountpointKind::Directory } else { MountpointKind::File };
     Ok(Ready { tree, destination: destination.into(), kind, propagation: flags.propagation })
 }
 

@@ -6,7 +6,7 @@
 //! network file systems as well.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{FileStat, Mode};
 use nix::unistd::{AccessFlags, Gid, Pid, Uid};
+use serde::{Deserialize, Serialize};
 
 use super::tasks::{self, Tasks};
 use crate::sys::file::read_text;
@@ -29,15 +30,60 @@ pub(super) struct Caller {
     pub groups: Vec<u32>,
 }
 
+/// What a file is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct About {
+    /// The type and the permissions.
+    pub mode: u32,
+    pub uid: u32,
+    pub size: i64,
+    /// The device and the inode.
+    pub place: (u64, u64),
+    /// Of the last change of the content and of the inode: seconds and nanoseconds.
+    pub times: [i64; 4],
+}
+
+impl From<FileStat> for About {
+    fn from(stat: FileStat) -> Self {
+        Self {
+            mode: stat.st_mode,
+            uid: stat.st_uid,
+            size: stat.st_size,
+            place: (stat.st_dev, stat.st_ino),
+            times: [stat.st_mtime, stat.st_mtime_nsec, stat.st_ctime, stat.st_ctime_nsec],
+        }
+    }
+}
+
+impl About {
+    pub(super) fn kind(&self) -> u32 {
+        self.mode & libc::S_IFMT
+    }
+    pub(super) fn is_file(&self) -> bool {
+        self.kind() == libc::S_IFREG
+    }
+    pub(super) fn is_dir(&self) -> bool {
+        self.kind() == libc::S_IFDIR
+    }
+}
+
 impl Caller {
     /// Opens a path as the user, relative to the job's directory. Links of /proc (`/proc/self/root`, for example) are not
-    /// followed.
-    pub(super) fn open(&self, path: &Path, flags: OFlag, tasks: &Tasks) -> io::Result<OwnedFd> {
+    /// followed. A file system of the user may not even let root ask what the file is, so the process of the user asks.
+    pub(super) fn open(&self, path: &Path, flags: OFlag, tasks: &Tasks) -> io::Result<(OwnedFd, About)> {
         let (here, there) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-        let child = self.fork(|| process::send_fd(there.as_fd(), open(path, flags)?.as_fd()))?;
+        let answer = process::memory_file(c"about", b"")?;
+        let child = self.fork(|| {
+            let opened = open(path, flags)?;
+            let about = About::from(nix::sys::stat::fstat(&opened)?);
+            serde_json::to_writer(File::from(answer.try_clone()?), &about)?;
+            process::send_fd(there.as_fd(), opened.as_fd())
+        })?;
         drop(there);
         finish(child, tasks)?;
-        process::receive_fd(here.as_fd())
+        let mut answer = File::from(answer);
+        answer.rewind()?;
+        Ok((process::receive_fd(here.as_fd())?, serde_json::from_reader(answer)?))
     }
 
     /// Returns whether the user may write to a path, or create it.
@@ -119,7 +165,7 @@ fn finish_writing(child: Pid) -> io::Result<()> {
             (written, since) = (now, Instant::now());
         } else if since.elapsed() > STALL {
             process::signal(&process, libc::SIGKILL)?;
-            let _ = tasks::end_of(child);
+            tasks::end_killed(&process, child.as_raw());
             return Err(io::ErrorKind::TimedOut.into());
         }
     }

@@ -46,8 +46,15 @@ const MOUNT_HINT: &str = "use `--container-mounts=SOURCE:DESTINATION[:ro]`, with
 
 /// Parses `SRC:DST[:FLAGS][,…]`.
 pub(super) fn mounts(text: &str) -> Result<Vec<MountOption>, Report> {
+    // Each one is opened by a process.
+    if text.split(',').count() > MOST_MOUNTS {
+        return Err(Report::usage(format!("cannot use `--container-mounts`: there are more than {MOST_MOUNTS} mounts"))
+            .with_hint("mount a directory that contains the others"));
+    }
     text.split(',').map(mount).collect()
 }
+
+const MOST_MOUNTS: usize = 1000;
 
 fn mount(text: &str) -> Result<MountOption, Report> {
     let wrong = |why: &str| {
@@ -208,7 +215,9 @@ mod tests {
         ] {
             assert_eq!(mounts(text).unwrap(), expected, "{text}");
         }
+        let many = vec!["/a:/b"; 1001].join(",");
         for wrong in [
+            &many,
             "",
             ":",
             "/a:",

@@ -24,6 +24,7 @@ use std::process::{Command, Stdio};
 use nix::fcntl::OFlag;
 use sha2::{Digest as _, Sha256};
 
+use super::caller::About;
 use super::command::{gpurun, run};
 use super::dirs::Dirs;
 use super::request::StepRequest;
@@ -128,13 +129,11 @@ fn of_path(dirs: &Dirs, store: &Store, request: &StepRequest, path: &Path, tasks
         Report::new(format!("cannot read the image `{}`", path.display())).with_cause(error).with_hint(HINT)
     };
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
-    let opened = File::from(request.caller.open(path, flags, tasks).map_err(failed)?);
-    let about = opened.metadata().map_err(failed)?;
+    let (opened, about) = request.caller.open(path, flags, tasks).map_err(failed)?;
+    let opened = File::from(opened);
     let is_layout = about.is_dir();
     let about = match is_layout {
-        true => File::from(request.caller.open(&path.join("index.json"), flags, tasks).map_err(failed)?)
-            .metadata()
-            .map_err(failed)?,
+        true => request.caller.open(&path.join("index.json"), flags, tasks).map_err(failed)?.1,
         false => about,
     };
     if !about.is_file() {
@@ -178,20 +177,18 @@ fn of_path(dirs: &Dirs, store: &Store, request: &StepRequest, path: &Path, tasks
 const HINT: &str = "name a docker-archive, an OCI archive or an OCI layout that you may read on the node";
 
 /// Whether only root can change a file.
-fn is_roots(file: &File, about: &fs::Metadata) -> bool {
+fn is_roots(file: &File, about: &About) -> bool {
     let is_fuse = nix::sys::statfs::fstatfs(file).map_or(true, |stat| stat.filesystem_type().0 == FUSE);
-    about.uid() == 0 && about.mode() & 0o022 == 0 && !is_fuse
+    about.uid == 0 && about.mode & 0o022 == 0 && !is_fuse
 }
 
 /// The identity of a user's file, in its current state.
-fn key(uid: u32, about: &fs::Metadata) -> String {
-    let identity = (uid, about.dev(), about.ino(), about.len());
-    let times = [about.mtime(), about.mtime_nsec(), about.ctime(), about.ctime_nsec()];
-    hex::encode(Sha256::digest(format!("{identity:?}{times:?}")))
+fn key(uid: u32, about: &About) -> String {
+    hex::encode(Sha256::digest(format!("{:?}", (uid, about.place, about.size, about.times))))
 }
 
 /// Prepares an archive to be used in place, if that is possible. Root opens its path again, so it must be the same file.
-fn in_place(store: &Store, path: &Path, about: &fs::Metadata, tasks: &Tasks) -> Result<Option<Image>, Report> {
+fn in_place(store: &Store, path: &Path, about: &About, tasks: &Tasks) -> Result<Option<Image>, Report> {
     if File::open(path).is_err() {
         return Ok(None);
     }
@@ -203,7 +200,7 @@ fn in_place(store: &Store, path: &Path, about: &fs::Metadata, tasks: &Tasks) -> 
     let image = store.image_of(id)?;
     let Some(place) = &image.in_place else { return Ok(Some(image)) };
     let is_same =
-        |file: &Path| file.metadata().is_ok_and(|other| (other.dev(), other.ino()) == (about.dev(), about.ino()));
+        |file: &Path| file.metadata().is_ok_and(|other| (other.dev(), other.ino()) == about.place);
     if place.layers.iter().all(|layer| is_same(&layer.path)) && is_same(path) {
         return Ok(Some(image));
     }
@@ -241,8 +238,10 @@ fn load(
     drop(input);
     if let Some(child) = reader {
         // It may have been stopped.
-        let _ = nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL);
-        tasks::end_of(child);
+        if let Ok(process) = process::open_pidfd(child.as_raw()) {
+            let _ = process::signal(&process, libc::SIGKILL);
+            tasks::end_killed(&process, child.as_raw());
+        }
     }
     Ok(by_id(store.resolve(&id?)?))
 }
@@ -317,9 +316,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
         fs::write(&path, "").unwrap();
-        let about = path.metadata().unwrap();
+        let look = || About::from(nix::sys::stat::stat(&path).unwrap());
+        let about = look();
         assert_ne!(key(1, &about), key(2, &about));
         fs::write(&path, "x").unwrap();
-        assert_ne!(key(1, &about), key(1, &path.metadata().unwrap()));
+        assert_ne!(key(1, &about), key(1, &look()));
     }
 }

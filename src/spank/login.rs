@@ -59,10 +59,9 @@ fn files(request: &StepRequest, home: Option<&Path>) -> Vec<PathBuf> {
 }
 
 fn read(request: &StepRequest, path: &Path, tasks: &Tasks) -> Option<String> {
-    let file = File::from(request.caller.open(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK, tasks).ok()?);
+    let (file, about) = request.caller.open(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK, tasks).ok()?;
     let mut text = String::new();
-    let is_file = file.metadata().is_ok_and(|about| about.is_file() && about.len() <= MAX_FILE);
-    (is_file && file.take(MAX_FILE).read_to_string(&mut text).is_ok()).then_some(text)
+    (about.is_file() && File::from(file).take(MAX_FILE).read_to_string(&mut text).is_ok()).then_some(text)
 }
 
 /// Returns the logins in a file of docker or podman.

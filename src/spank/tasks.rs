@@ -76,11 +76,11 @@ impl Tasks {
             let mut ended = ended.iter();
             others.retain(|_| !ended.next().copied().unwrap_or_default());
         };
-        let status = end_of(Pid::from_raw(pid));
         if is_cancelled {
+            end_killed(&child, pid);
             return Err(Report::new("the step has ended before its container was ready"));
         }
-        Ok(status)
+        Ok(end_of(Pid::from_raw(pid)))
     }
 
     /// Whether all tasks have ended.
@@ -177,6 +177,13 @@ impl Tasks {
         }
         host.end_step(&step.place("none"), END);
         host.remove_job(&step.place("none"), END);
+    }
+}
+
+/// Waits for a child that was killed. A file system of the user may keep it for any time (fuse), so this does not.
+pub(super) fn end_killed(child: &OwnedFd, pid: i32) {
+    if process::wait_pidfd(child, END) {
+        end_of(Pid::from_raw(pid));
     }
 }
 

@@ -74,6 +74,7 @@ impl Plugin {
         for part in parts {
             assert!(answer.err.contains(part), "{line}: no `{part}` in: {}", answer.err);
         }
+        assert!(!answer.err.contains("unexpectedly"), "{line}: {}", answer.err);
         answer
     }
 
@@ -169,6 +170,21 @@ fn archives() {
     plugin.ok("mv layout/blobs gone && srun -n1 --container-image=./layout true && touch layout/index.json");
     plugin.fails(125, "srun -n1 --container-image=./layout true", &["gpurun: error: "]);
     plugin.ok("mv gone layout/blobs && srun -n1 --container-image=./layout true");
+    // A file system of the user, which root cannot read.
+    plugin.ok("mkdir low up work own && cp box.tar low/ && echo mine >low/file && touch low/box.tar && fuse-overlayfs -o lowerdir=low,upperdir=up,workdir=work own");
+    assert!(fs::metadata(plugin.home.join("own/file")).is_err(), "root reads the user's file system");
+    assert_eq!(plugin.ok("srun -n1 --container-image=./own/box.tar --container-mounts=./own:/own,./own/file:/x --container-save=./own/saved.tar cat /own/file /x"), "mine\nmine\n");
+    plugin.ok("srun -n1 --container-image=./own/saved.tar true");
+    // One that does not answer ends with the step.
+    plugin.ok("pkill -STOP -u $(id -u) -x fuse-overlayfs");
+    let mut job = plugin.begin("srun -n1 --job-name=waits --container-image=kept --container-mounts=./own/new:/x true");
+    crate::host::eventually("the plugin waits for the file system", || {
+        !sh(&format!("pgrep -u {} -f step-enter; exit 0", plugin.user)).is_empty()
+    });
+    plugin.ok("scancel --signal=KILL --name=waits; scancel --name=waits");
+    job.wait().unwrap();
+    plugin.cluster.nothing_is_left("none");
+    plugin.ok("pkill -CONT -u $(id -u) -x fuse-overlayfs; fusermount3 -u own");
     // A compressed one, and what is no image.
     plugin.ok("gzip -k box.tar; srun -n1 --container-image=./box.tar.gz true");
     plugin.ok("mkfifo pipe; echo text >text; echo hsqs >squashed; chmod 0 box.tar.gz");
