@@ -48,8 +48,10 @@ const MOUNT_HINT: &str = "use `--container-mounts=SOURCE:DESTINATION[:ro]`, with
 pub(super) fn mounts(text: &str) -> Result<Vec<MountOption>, Report> {
     // Each one is opened by a process.
     if text.split(',').count() > MOST_MOUNTS {
-        return Err(Report::usage(format!("cannot use `--container-mounts`: there are more than {MOST_MOUNTS} mounts"))
-            .with_hint("mount a directory that contains the others"));
+        return Err(Report::usage(format!(
+            "cannot use `--container-mounts`: there are more than {MOST_MOUNTS} mounts"
+        ))
+        .with_hint("mount a directory that contains the others"));
     }
     text.split(',').map(mount).collect()
 }

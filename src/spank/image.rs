@@ -199,8 +199,7 @@ fn in_place(store: &Store, path: &Path, about: &About, tasks: &Tasks) -> Result<
     let Ok(id) = id.parse::<Digest>() else { return Ok(None) };
     let image = store.image_of(id)?;
     let Some(place) = &image.in_place else { return Ok(Some(image)) };
-    let is_same =
-        |file: &Path| file.metadata().is_ok_and(|other| (other.dev(), other.ino()) == about.place);
+    let is_same = |file: &Path| file.metadata().is_ok_and(|other| (other.dev(), other.ino()) == about.place);
     if place.layers.iter().all(|layer| is_same(&layer.path)) && is_same(path) {
         return Ok(Some(image));
     }
