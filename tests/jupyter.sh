@@ -72,6 +72,21 @@ if on "$there" timeout 3 bash -c 'exec 3<>/dev/tcp/192.0.2.1/8888' 2>/dev/null; 
 echo "ok: without -p it is for this host only"
 run rm -f tok tok2 >/dev/null
 
+# Ctrl-c before Jupyter answers.
+on "$here" "$gpurun" --image jupyter --name early >/dev/null 2>"$dir/early" &
+early=$!
+until [ "$(run inspect -f '{{.State.Running}}' early 2>/dev/null)" = true ] || ! kill -0 "$early"; do sleep 0.05; done
+kill -INT "$early"
+wait "$early" && code=0 || code=$?
+expect "an interrupted launch ends with 130" 130 "$code"
+grep -q "the launch was interrupted before Jupyter answered" "$dir/early" || fail "an interrupted launch says: $(cat "$dir/early")"
+expect "its container has ended" exited "$(run inspect -f '{{.State.Status}}' early)"
+run rm early >/dev/null
+run --image jupyter --name late --ready-timeout 0 -d >/dev/null 2>"$dir/late" && fail "a launch without time to start succeeds"
+grep -q "hint: give it more time with .--ready-timeout SECONDS.*; .gpurun logs late. shows" "$dir/late" || fail "a late launch says: $(cat "$dir/late")"
+run rm late >/dev/null
+echo "ok: a launch that is too late says what to do"
+
 hash=$(run token --algorithm sha256 --password-file "$dir/password")
 url=$(run --image jupyter --rm --name hashed -d --password-hash "$hash" -p 127.0.0.1:9000:8888)
 expect "1+1 by a password known as a hash" 2 "$(on "$here" python3 tests/notebook.py "$url" password "$dir/password" 1+1)"

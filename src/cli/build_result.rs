@@ -172,7 +172,9 @@ fn files(store: &Store, image: &Image, dir: &Path) -> Result<(), Report> {
     let fd = directory::open_root(&dir.canonicalize().map_err(failed)?).map_err(failed)?;
     let (tree, sources) = store.tree_and_sources(image)?;
     let tree = tree.portable(Some((owner.uid, owner.gid)));
-    Ok(directory::render_over(&tree, &sources, fd.as_fd())?)
+    directory::render_over(&tree, &sources, fd.as_fd()).map_err(|error| {
+        Report::from(error).under(format!("cannot write the files of the build to `{}`", dir.display()))
+    })
 }
 
 /// Pushes the image under each of its names. Returns the digest of the manifest.

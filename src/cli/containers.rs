@@ -14,7 +14,7 @@ use super::chosen::ChosenFlags;
 use super::detach::DetachKeys;
 use super::launching::Launch;
 use super::resources::seconds;
-use super::session::{Event, Keys, Session, attachment, take_signals};
+use super::session::{Event, Keys, Session, attachment, no_signals, pending, take_signals};
 use super::waiting::Waiting;
 use super::{Context, print};
 use crate::control::{Connection, FromSupervisor, ToSupervisor};
@@ -185,6 +185,9 @@ pub(super) fn start(args: &StartArgs, context: &Context) -> Result<u8, Report> {
 fn start_attached(args: &StartArgs, entry: &Entry, context: &Context) -> Result<u8, Report> {
     let tty = entry.record.request.tty;
     let keys = if args.interactive && entry.record.request.interactive { Keys::Typed { tty } } else { Keys::Ignored };
+    if keys == (Keys::Typed { tty: true }) {
+        attach::need_terminal()?;
+    }
     let signals = take_signals()?;
     let detach = DetachKeys::parse(&args.detach_keys)?;
     let first = attachment(keys, tty);
@@ -197,6 +200,11 @@ fn start_attached(args: &StartArgs, entry: &Entry, context: &Context) -> Result<
 
 /// Starts a container. A running container is left unchanged, as in docker.
 pub(super) fn start_one(entry: &Entry, context: &Context) -> Result<(), Report> {
+    start_by(entry, context, true)
+}
+
+/// Does the same. `cancels` is whether ctrl-c cancels the start.
+fn start_by(entry: &Entry, context: &Context, cancels: bool) -> Result<(), Report> {
     // A supervisor that is still cleaning up does not mean that the container runs.
     let deadline = Instant::now() + PATIENCE;
     while entry.supervisor()?.is_some() {
@@ -207,6 +215,7 @@ pub(super) fn start_one(entry: &Entry, context: &Context) -> Result<(), Report> 
     }
     let signals = take_signals()?;
     let (spawned, launch) = spawn(entry, context, &[], &signals)?;
+    let signals = if cancels { signals } else { no_signals()? };
     let mut session = Session::new(spawned, signals, Keys::Ignored, DetachKeys::parse("")?);
     launch.wait_running(&mut session).map(drop)
 }
@@ -242,8 +251,16 @@ pub(super) fn restart(args: &RestartArgs, context: &Context) -> Result<u8, Repor
     };
     let names = args.chosen.names(&args.containers, every, &records, context)?;
     let mut all = records.snapshot()?;
+    // A stop and its start belong together: ctrl-c takes effect after them.
+    let signals = take_signals()?;
+    let mut interrupted = None;
     for_each(&names, |name| {
         let entry = all.find_whole(name)?;
+        interrupted = interrupted.or_else(|| pending(&signals));
+        if let Some(signal) = interrupted {
+            return Err(Report::new(format!("container `{name}` is not restarted: the command was interrupted"))
+                .with_exit_code(128 + signal as u8));
+        }
         if entry.supervisor()?.is_some() {
             // Do not stop a container that cannot be started again.
             launch::check_restart(&context.root, &entry, &entry.state()?).map_err(|report| {
@@ -252,8 +269,9 @@ pub(super) fn restart(args: &RestartArgs, context: &Context) -> Result<u8, Repor
             })?;
             stop_by(&entry, args.time, signal)?;
         }
-        start_one(&entry, context)
+        start_by(&entry, context, false)
     })
+    .map(|code| interrupted.or_else(|| pending(&signals)).map_or(code, |signal| 128 + signal as u8))
 }
 
 pub(super) fn stop(args: &StopArgs, context: &Context) -> Result<u8, Report> {

@@ -141,13 +141,13 @@ pub(super) fn run(args: &CopyArgs, context: &Context) -> Result<u8, Report> {
             let source = Source::find(&inside, Path::new("/"), path, at, args.follow_link)?;
             let target = Target::find(&host_root, &absolute(host)?, host, &Side::Host, &source, LINKS)?;
             let owner = (!args.archive).then(|| (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()));
-            transfer(&store, &source, &target, owner)
+            transfer(&store, &source, &target, host, owner)
         }
         (End::Host(host), End::Container(_, path)) => {
             let host_root = open_dir(Path::new("/"))?;
             let source = Source::find(&host_root, &absolute(host)?, host, &Side::Host, args.follow_link)?;
             let target = Target::find(&inside, &Path::new("/").join(path), path, at, &source, LINKS)?;
-            transfer(&store, &source, &target, (!args.archive).then_some((0, 0)))
+            transfer(&store, &source, &target, &args.destination, (!args.archive).then_some((0, 0)))
         }
         (End::Stream, End::Container(_, path)) => in_from_stream(&store, &inside, at, path),
         _ => Ok(()),
@@ -174,7 +174,7 @@ fn between(args: &CopyArgs, context: &Context, from: (&str, &str), to: (&str, &s
     let source = Source::find(&inside, Path::new("/"), from.1, &side, args.follow_link)?;
     let (other, other_side) = open(to.0)?;
     let target = Target::find(&other, &Path::new("/").join(to.1), to.1, &other_side, &source, LINKS)?;
-    transfer(&store, &source, &target, (!args.archive).then_some((0, 0)))?;
+    transfer(&store, &source, &target, &args.destination, (!args.archive).then_some((0, 0)))?;
     if !args.quiet && io::stderr().is_terminal() {
         print::say(&format!("copied to {}", args.destination));
     }
@@ -368,21 +368,27 @@ fn reopen(fd: &OwnedFd) -> Result<OwnedFd, Report> {
         .map_err(|errno| Report::new("cannot open the destination").with_cause(errno))
 }
 
-fn transfer(store: &Store, source: &Source, target: &Target, owner: Option<(u32, u32)>) -> Result<(), Report> {
+fn transfer(
+    store: &Store,
+    source: &Source,
+    target: &Target,
+    typed: &str,
+    owner: Option<(u32, u32)>,
+) -> Result<(), Report> {
     let file = source.archive(store, &target.name)?;
-    render_at(file, &target.directory, owner)
+    render_at(file, &target.directory, typed, owner)
 }
 
-/// Extracts a tar archive into a directory.
-fn render_at(file: File, directory: &OwnedFd, owner: Option<(u32, u32)>) -> Result<(), Report> {
+/// Extracts a tar archive into a directory, which an error names as the user `typed` it.
+fn render_at(file: File, directory: &OwnedFd, typed: &str, owner: Option<(u32, u32)>) -> Result<(), Report> {
     let failed = |cause: &dyn std::fmt::Display| Report::new("cannot use the archive").with_cause(cause);
     let length = file.metadata().map_err(|error| failed(&error))?.len();
     let entries = tar::scan_file(&file, 0, length).map_err(|error| failed(&error))?;
     let mut merger = Merger::new();
     merger.apply(Digest([0; 32]), entries).map_err(|error| failed(&error.problem))?;
     let tree = merger.finish().portable(owner);
-    directory::render_over(&tree, &[file], directory.as_fd())?;
-    Ok(())
+    directory::render_over(&tree, &[file], directory.as_fd())
+        .map_err(|error| Report::from(error).under(format!("cannot copy to `{typed}`")))
 }
 
 fn out_to_stream(args: &CopyArgs, store: &Store, inside: &launch::Inside, at: &Side, path: &str) -> Result<(), Report> {
@@ -409,7 +415,7 @@ fn in_from_stream(store: &Store, inside: &launch::Inside, at: &Side, path: &str)
         return Err(at.no_directory(&path.display().to_string()));
     }
     let file = build::inflated(store, io::stdin().lock(), "the archive")?;
-    render_at(file, &reopen(&fd)?, None)
+    render_at(file, &reopen(&fd)?, &path.display().to_string(), None)
 }
 
 /// Writes the files of a directory as a tar archive.
@@ -429,7 +435,7 @@ pub(super) fn write_files(store: &Store, dir: &Path, out: &mut dyn io::Write) ->
 /// Extracts a tar archive into a directory.
 pub(super) fn extract_files(store: &Store, dir: &Path, archive: impl io::Read) -> Result<(), Report> {
     let file = build::inflated(store, archive, "the archive")?;
-    render_at(file, &reopen(&open_dir(dir)?)?, None)
+    render_at(file, &reopen(&open_dir(dir)?)?, &dir.display().to_string(), None)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use nix::sys::signal::Signal;
 
 use super::attach::{self, Interrupt};
 use super::containers::stop_session;
@@ -23,7 +24,7 @@ use super::{Context, prepare, print};
 use crate::control::{FromSupervisor, ToSupervisor};
 use crate::jupyter::tls::Pinned;
 use crate::jupyter::{self, Algorithm, Announcement, Auth, Host, PasswordSource, Probe};
-use crate::record::{Secrets, State};
+use crate::record::{Secrets, State, short};
 use crate::report::Report;
 use crate::request::{JupyterRequest, NetworkMode, Payload, PortSpec, Protocol, Request, TlsRequest};
 
@@ -122,6 +123,11 @@ pub(super) fn run(args: &JupyterArgs, context: &Context, remove: prepare::Remove
     let mut session = Session::new(spawned, signals, Keys::Ignored, detach_keys.clone());
     let state = launch.wait_running(&mut session)?;
     cidfile.into_iter().for_each(prepare::CidFile::keep);
+    if let Some(signal) = session.interrupted() {
+        let _ = stop_session(&mut session);
+        let name = super::attach::name_of(context, &id).unwrap_or_else(|_| short(&id).to_owned());
+        return Err(failed(interruption(signal), &Held::new(), &name, flags.rm));
+    }
     let name = super::attach::name_of(context, &id)?;
     let address = jupyter::address(&state, port);
     let base_url = jupyter::base_url(&args.jupyter_arg);
@@ -311,6 +317,10 @@ fn wait_ready(
         }
     }
     let result = waiting.join().map_err(|_| Report::new("the thread that waits for Jupyter panicked"))?;
+    if let (Some(signal), Some(_)) = (session.interrupted(), &exit) {
+        // What Jupyter printed is not the reason.
+        return Ok(Err((interruption(signal), Held::new())));
+    }
     Ok(match (result, exit) {
         (_, Some(state)) => {
             let how =
@@ -327,7 +337,11 @@ fn wait_ready(
     })
 }
 
-/// Adds the last output lines of Jupyter to an error.
+fn interruption(signal: Signal) -> Report {
+    Report::new("the launch was interrupted before Jupyter answered").with_exit_code(128 + signal as u8)
+}
+
+/// Prints the last output lines of Jupyter, and says in the hint what is left of the launch.
 fn failed(mut report: Report, held: &Held, name: &str, removed: bool) -> Report {
     let mut output = Vec::new();
     for message in held {
@@ -340,8 +354,10 @@ fn failed(mut report: Report, held: &Held, name: &str, removed: bool) -> Report 
     for line in &lines[lines.len().saturating_sub(LAST_LINES)..] {
         print::say(&format!("  {line}"));
     }
-    if report.hint.is_none() && !removed {
-        report.hint = Some(format!("read all of its output with `gpurun logs {name}`"));
+    if !removed {
+        let left =
+            format!("`gpurun logs {name}` shows all of its output, and `gpurun rm {name}` removes the container");
+        report.hint = Some(report.hint.map_or_else(|| left.clone(), |hint| format!("{hint}; {left}")));
     }
     report
 }

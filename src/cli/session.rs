@@ -107,6 +107,8 @@ pub(super) struct Session {
     /// input, but the container's output is still passed on. Waiting only for the supervisor would deadlock, because
     /// the container may itself be waiting for its output to be read.
     waiting: VecDeque<ToSupervisor>,
+    /// The first signal to end that has arrived.
+    interrupted: Option<Signal>,
 }
 
 /// Blocks the signals that a session receives through a descriptor. Call this before the supervisor is spawned so that
@@ -119,6 +121,19 @@ pub(super) fn take_signals() -> Result<SignalFd, Report> {
     let failed = |errno: nix::Error| Report::new("cannot take signals by descriptor").with_cause(errno);
     set.thread_block().map_err(failed)?;
     SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(failed)
+}
+
+/// Returns a descriptor by which no signal arrives.
+pub(super) fn no_signals() -> Result<SignalFd, Report> {
+    SignalFd::with_flags(&SigSet::empty(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(|errno| Report::new("cannot take signals by descriptor").with_cause(errno))
+}
+
+/// Takes a signal to end that has arrived, if there is one.
+pub(super) fn pending(signals: &SignalFd) -> Option<Signal> {
+    std::iter::from_fn(|| signals.read_signal().ok().flatten())
+        .filter_map(|info| i32::try_from(info.ssi_signo).ok()?.try_into().ok())
+        .find(|signal| *signal != Signal::SIGWINCH)
 }
 
 /// Returns the messages that attach a command to a container's streams. The window size comes first so that it is set
@@ -147,7 +162,14 @@ impl Session {
             tty: matches!(keys, Keys::Typed { tty: true }),
             shown: (true, true),
             waiting: VecDeque::new(),
+            interrupted: None,
         }
+    }
+
+    /// The first signal to end that this command has received.
+    #[must_use]
+    pub(super) fn interrupted(&self) -> Option<Signal> {
+        self.interrupted
     }
 
     /// Sets which of the container's output streams are shown.
@@ -374,7 +396,10 @@ impl Session {
                 }
                 Ok(None)
             }
-            Ok(signal) => Ok(Some(Event::Signal(signal))),
+            Ok(signal) => {
+                self.interrupted.get_or_insert(signal);
+                Ok(Some(Event::Signal(signal)))
+            }
             Err(_) => Ok(None),
         }
     }

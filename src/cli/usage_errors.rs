@@ -146,10 +146,18 @@ fn unknown_command(typed: &str, path: &[String], args: &[String], similar: Optio
     Some(Report::usage(format!("gpurun has no command `{}`", command.trim())).with_hint(hint))
 }
 
-/// Whether one name may be a typing error for another: one letter is missing, too many or wrong, or two are, in a longer
-/// name. clap's own measure takes `pods` for `ps`.
+/// Whether one name may be a typing error for another: two letters are exchanged, one is missing, too many or wrong, or
+/// two are, in a longer name. clap's own measure takes `pods` for `ps`.
 fn is_typo(typed: &str, name: &str) -> bool {
     let (typed, name): (Vec<char>, Vec<char>) = (typed.chars().take(64).collect(), name.chars().collect());
+    let exchanged = |at: usize| {
+        let mut other = typed.clone();
+        other.swap(at - 1, at);
+        other == name
+    };
+    if (1..typed.len()).any(exchanged) {
+        return true;
+    }
     let mut row: Vec<usize> = (0..=name.len()).collect();
     for (at, letter) in typed.iter().enumerate() {
         let mut before = std::mem::replace(&mut row[0], at + 1);
@@ -323,6 +331,7 @@ mod tests {
 
         hint: use `gpurun network ls`
         ");
+        assert!(message("exce lab sh").unwrap().ends_with("hint: did you mean `exec`?"));
         assert!(message("imagse").unwrap().ends_with("gpurun has no command `imagse`\n\nhint: did you mean `image`?"));
         assert!(message("frobnicate").unwrap().ends_with("hint: list the commands with `gpurun --help`"));
         assert!(message("image frobnicate").unwrap().starts_with("error: gpurun has no command `image frobnicate`"));

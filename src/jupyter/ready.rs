@@ -53,10 +53,8 @@ pub(crate) enum ReadyError {
 impl Explain for ReadyError {
     fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Died { .. } => "read its log for the reason: `gpurun logs CONTAINER`".into(),
             Self::Late { .. } => {
-                "read its log for the progress (`gpurun logs CONTAINER`); a start takes longer with a small \
-                 `--cpus` or `--mem`"
+                "give it more time with `--ready-timeout SECONDS`; a start takes longer with a small `--cpus` or `--mem`"
                     .into()
             }
             Self::Open { .. } | Self::WrongAccepted { .. } => {
@@ -69,7 +67,7 @@ impl Explain for ReadyError {
                  setting of the image overrides gpurun's"
                     .into()
             }
-            Self::Random => return None,
+            Self::Died { .. } | Self::Random => return None,
         })
     }
 }

@@ -47,7 +47,7 @@ impl Explain for RenderError {
                  size (ext4 stores one block of them for each file)"
                     .into(),
             ),
-            libc::ENOSPC => Some("choose another directory, or remove unused images with `gpurun image rm`".into()),
+            libc::ENOSPC => Some("free some space on its disk, or choose another directory".into()),
             libc::EEXIST => Some("choose an empty directory".into()),
             _ => None,
         }
@@ -120,7 +120,10 @@ impl<'a> Renderer<'a> {
     }
 
     fn failed<E: Into<io::Error>>(&self, action: &'static str) -> impl FnOnce(E) -> RenderError + use<E> {
-        let path = format!("/{}", self.path.join(&b'/').escape_ascii());
+        let path = match &self.path[..] {
+            [] => ".".to_owned(),
+            names => names.join(&b'/').escape_ascii().to_string(),
+        };
         move |cause| RenderError { action, path, cause: cause.into() }
     }
 

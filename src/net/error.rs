@@ -83,6 +83,9 @@ impl Explain for NetError {
             Self::Address { network, .. } => {
                 format!("omit `--ip`, or choose a free address: `gpurun network inspect {network}` lists the others")
             }
+            Self::NameTaken(name) if network::BUILT_IN.contains(&name.as_str()) => {
+                "choose another name: every host has this network".into()
+            }
             Self::NameTaken(name) => {
                 format!("use it, or remove it first with `gpurun network rm {name}`")
             }

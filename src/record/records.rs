@@ -37,10 +37,16 @@ impl Records {
     /// files). A run directory other than the root's is refused while the root is in use.
     pub(crate) fn open(root: &Path, run: &Path) -> Result<Self, RecordError> {
         let containers = root.join("containers");
-        for dir in [&containers, &run.to_path_buf()] {
-            make_dir(dir)?;
+        make_dir(&containers)?;
+        let is_new = !run.exists();
+        make_dir(run)?;
+        if let Err(error) = binding::bind(&containers, run) {
+            if is_new {
+                // Another command may use it by now: then it is not empty.
+                let _ = std::fs::remove_dir(run);
+            }
+            return Err(error);
         }
-        binding::bind(&containers, run)?;
         Ok(Self { containers, run: run.to_path_buf() })
     }
 

@@ -11,6 +11,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("exec_is_like_init", exec),
     ("logs_and_follow", logs),
     ("start_again_keeps_the_files", start_again),
+    ("a_restart_is_not_left_half_done", interrupted_restart),
     ("restart_policies", restart_policies),
     ("wait_and_kill", wait_and_kill),
     ("stop_signal_and_patience", stop_signal),
@@ -42,6 +43,48 @@ fn detached() {
     let state = host.inspect("one")["State"].clone();
     assert_eq!((state["Status"].as_str(), state["ExitCode"].as_u64()), (Some("exited"), Some(137)));
     assert_eq!(state["OOMKilled"], false, "137 alone is not OOM");
+    assert_eq!(host.leftovers(), "");
+}
+
+/// Ctrl-c while a restart waits for the end of the container takes effect after the start.
+fn interrupted_restart() {
+    let host = Host::with_box();
+    for name in ["one", "two"] {
+        // sleep is pid 1 and ignores SIGTERM.
+        up(&host, name, &["--stop-timeout", "3", "box", "sleep", "1000"]);
+    }
+    let pid = |name: &str| host.inspect(name)["State"]["Pid"].clone();
+    let before = (pid("one"), pid("two"));
+    let mut command = host.command(&["restart", "one", "two"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    eventually("the signals are taken", || {
+        let text = std::fs::read_to_string(&status).unwrap();
+        let blocked = text.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap();
+        u64::from_str_radix(blocked, 16).unwrap() & 2 != 0
+    });
+    let id = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGINT).unwrap();
+    let answer = host::answer(child.wait_with_output().unwrap());
+    assert_eq!((answer.code, answer.out.trim()), (130, "one"), "{}", answer.err);
+    assert!(answer.err.contains("container `two` is not restarted: the command was interrupted"), "{}", answer.err);
+    assert!(host.inspect("one")["State"]["Running"] == true && pid("one") != before.0);
+    assert_eq!(pid("two"), before.1);
+    host.ok(&["rm", "-f", "one", "two"]);
+    // A terminal for the keys is needed before anything starts.
+    host.ok(&["create", "-it", "--name", "keys", "--network", "none", "box", "sh"]);
+    assert!(host.fails(1, &["start", "-ai", "keys"]).contains("`-t` needs a terminal"));
+    assert_eq!(host.inspect("keys")["State"]["Status"], "created");
+    // What cannot be written is named where it was to be written.
+    let full = host.dir.join("full");
+    std::fs::create_dir(&full).unwrap();
+    host::sh(&format!("mount -t tmpfs -o size=4k none {}", full.display()));
+    let error = host.fails(1, &["cp", "keys:/bin", &full.display().to_string()]);
+    host::sh(&format!("umount {}", full.display()));
+    let message = format!("cannot copy to `{}`\n  caused by: cannot ", full.display());
+    assert!(error.contains(&message) && error.contains("`bin/"), "{error}");
+    assert!(error.contains("hint: free some space on its disk"), "{error}");
+    host.ok(&["rm", "keys"]);
     assert_eq!(host.leftovers(), "");
 }
 

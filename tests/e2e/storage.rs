@@ -31,6 +31,7 @@ fn other_run_dir() {
         let code = if args[0] == "run" { 125 } else { 1 };
         let error = host.fails(code, &[&["--run-dir", &other], args].concat());
         assert!(error.contains(&format!("`{}`", run.display())), "{args:?}: {error}");
+        assert!(!Path::new(&other).exists(), "a refused command leaves nothing");
         alive();
     }
     // The hint works when pasted.

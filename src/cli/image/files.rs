@@ -297,6 +297,7 @@ pub(super) fn unpack(store: &Store, args: &UnpackArgs) -> Result<(), Report> {
     let dir = directory::open_root(&args.dir).map_err(failed)?;
     let tree = store.tree(&image)?;
     let sources = store.open_sources(&tree)?;
-    directory::render(&tree, &sources, dir.as_fd())?;
-    Ok(())
+    directory::render(&tree, &sources, dir.as_fd()).map_err(|error| {
+        Report::from(error).under(format!("cannot unpack the image `{}` into `{}`", image.label(), args.dir.display()))
+    })
 }

@@ -140,6 +140,6 @@ fn a_directory_that_is_not_empty_is_refused() {
     let error = render(&merger.finish(), &[], fd.as_fd()).expect_err("a name is taken");
     assert_eq!(
         (error.to_string().as_str(), error.hint().as_deref()),
-        ("cannot create the link `/a`", Some("choose an empty directory"))
+        ("cannot create the link `a`", Some("choose an empty directory"))
     );
 }
