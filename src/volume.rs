@@ -5,6 +5,7 @@
 //!     NAME              the files of a volume
 //!     .NAME.json        the labels of a volume that `gpurun volume create` made with labels, or without a name
 //!     .NAME.options     the options of a volume that stands for a file system (`volume create --opt`)
+//!     .NAME.kept        a volume whose file system stays mounted without containers (`volume mount`)
 //!     .NAME.new         a volume that `gpurun volume create` made and that no container has used: its first use fills
 //!                       it with the image's files
 //!     .NAME.lock        held while a volume is created, see [`lock`]
@@ -218,6 +219,31 @@ impl Volumes {
         Ok(Some(lock))
     }
 
+    /// Mounts the file system of a volume, so that it stays mounted until [`Volumes::release`]. A volume without options
+    /// needs no mount.
+    pub(crate) fn keep(&self, name: &str) -> Result<(), VolumeError> {
+        self.note_use(name)?;
+        if let Some(_lock) = self.mount(name)? {
+            let failed = |source| VolumeError::Io { action: "mount", name: name.to_owned(), source };
+            fs::write(self.kept(name), "").map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Ends [`Volumes::keep`]: from now on, the file system is unmounted when no container uses it.
+    pub(crate) fn release(&self, name: &str) -> Result<(), VolumeError> {
+        match fs::remove_file(self.kept(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(VolumeError::Io { action: "unmount", name: name.to_owned(), source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn kept(&self, name: &str) -> PathBuf {
+        beside(&self.dir.join(name), "kept")
+    }
+
     /// Unmounts the file systems of the volumes that are not used. `is_used` is called under the volume's lock.
     pub(crate) fn unmount_unused(&self, is_used: &dyn Fn(&str) -> bool) {
         let mounted = match self.mounted() {
@@ -228,7 +254,8 @@ impl Volumes {
             let path = self.dir.join(&name);
             // A command that has the lock is mounting it.
             let Ok(Some(_lock)) = FileLock::try_exclusive(&lock_path(&path)) else { continue };
-            if !is_used(&name)
+            if !self.kept(&name).exists()
+                && !is_used(&name)
                 && let Err(error) = unmount(&path)
             {
                 tracing::warn!("cannot unmount the volume `{name}`: {error}");
@@ -291,7 +318,7 @@ impl Volumes {
         unmount(&volume.path).map_err(failed)?;
         let aside = self.dir.join(format!("{REMOVED}{}.{name}", std::process::id()));
         fs::rename(&volume.path, &aside).map_err(failed)?;
-        for beside in [self.labels(name), self.options(name), new_mark(&volume.path), lock_path(&volume.path)] {
+        for beside in [self.labels(name), self.options(name), self.kept(name), new_mark(&volume.path), lock_path(&volume.path)] {
             match fs::remove_file(beside) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
                 _ => {}

@@ -159,6 +159,19 @@ impl Context {
         Ok(context)
     }
 
+    /// Opens a directory with this ignore file, wherever it is.
+    pub(super) fn ignoring(path: &Path, ignore: &Path) -> Result<Self, ContextError> {
+        let mut context = Self::bare(path)?;
+        let failed = |source| ContextError::Ignore { path: ignore.into(), source };
+        let text = match context.ignore_text(ignore, false)? {
+            Some(text) => text,
+            None => return Err(failed(io::ErrorKind::NotFound.into())),
+        };
+        context.ignore = Ignore::parse(&text).map_err(|source| ContextError::BadIgnore { path: ignore.into(), source })?;
+        context.ignore_file = ignore.display().to_string();
+        Ok(context)
+    }
+
     /// Opens a directory without an ignore file.
     pub(super) fn bare(path: &Path) -> Result<Self, ContextError> {
         let failed = |source| ContextError::Open { path: path.into(), source };

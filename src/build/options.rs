@@ -17,6 +17,8 @@ pub(crate) struct Options {
     pub file: Containerfile,
     /// The context directory, or `None` if only a Containerfile was given.
     pub context: Option<PathBuf>,
+    /// The ignore file, if it is none of the usual ones.
+    pub ignore_file: Option<PathBuf>,
     /// Further contexts, by name.
     pub contexts: BTreeMap<String, NamedContext>,
     pub names: Vec<Reference>,

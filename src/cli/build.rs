@@ -85,13 +85,19 @@ pub(super) struct BuildArgs {
     /// Image to use as a cache; it has no effect, because the cache is in the store
     #[arg(long, value_name = "IMAGE")]
     cache_from: Vec<String>,
+    /// File with the patterns of files that the context leaves out [default: .containerignore, else .dockerignore]
+    #[arg(long, value_name = "FILE")]
+    ignorefile: Option<PathBuf>,
+    /// Accepted for compatibility with podman: the same as --pull=never
+    #[arg(long, hide = true)]
+    pull_never: bool,
     /// Accepted for compatibility: a build leaves no intermediate containers
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", alias = "force-rm")]
     rm: Option<bool>,
     /// Accepted for compatibility with podman: an image here is saved in any format
     #[arg(long, hide = true, value_parser = ["oci", "docker"])]
     format: Option<String>,
-    /// Accepted for compatibility with podman: steps are always cached
+    /// Accepted for compatibility with podman: `false` builds all steps again, as --no-cache does
     #[arg(long, hide = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     layers: Option<bool>,
     /// Accepted for compatibility with podman: stages are built one after the other
@@ -264,7 +270,8 @@ fn options(args: &BuildArgs, context: &Context) -> Result<(Options, Option<Piped
         args: build_args,
         target: args.target.clone(),
         labels: resources::each(&args.label, parse_label)?,
-        no_cache: args.no_cache,
+        no_cache: args.no_cache || args.layers == Some(false),
+        ignore_file: args.ignorefile.clone(),
         network: match args.network.as_str() {
             "default" => None,
             mode => Some(mode.parse()?),
@@ -283,7 +290,8 @@ fn options(args: &BuildArgs, context: &Context) -> Result<(Options, Option<Piped
 
 /// Returns a base image from the store or, depending on `--pull`, from a registry.
 fn base(store: &Store, name: &str, args: &BuildArgs) -> Result<Image, Report> {
-    let found = provide(store, name, args.pull, &args.registry).and_then(|name| Ok(store.resolve(&name)?));
+    let pull = if args.pull_never { PullPolicy::Never } else { args.pull };
+    let found = provide(store, name, pull, &args.registry).and_then(|name| Ok(store.resolve(&name)?));
     found.map_err(|report| {
         let distribution = ["debian:", "ubuntu:"].iter().any(|prefix| name.starts_with(prefix));
         if !distribution {

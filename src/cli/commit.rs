@@ -50,9 +50,15 @@ pub(super) struct DiffArgs {
     /// Print as JSON
     #[arg(long)]
     json: bool,
+    /// Print an object with a list for each kind of change: json
+    #[arg(long, value_name = "FORMAT", value_parser = ["json"], hide_possible_values = true, conflicts_with = "json")]
+    format: Option<String>,
+    /// List the files of the newest container
+    #[arg(short, long, conflicts_with = "container")]
+    latest: bool,
     /// Name or ID of the container
-    #[arg(value_name = "CONTAINER")]
-    container: String,
+    #[arg(required_unless_present = "latest", value_name = "CONTAINER")]
+    container: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -120,13 +126,32 @@ impl<'a> Paused<'a> {
 }
 
 pub(super) fn diff(args: &DiffArgs, context: &Context) -> Result<u8, Report> {
-    let entry = context.records()?.find(&args.container)?;
+    let records = context.records()?;
+    let entry = match &args.container {
+        Some(name) => records.find(name)?,
+        None => records.find(&super::chosen::newest(&records)?)?,
+    };
     let changes = build::changes(&context.store()?, &entry)?;
     let letter = |change: &Change| match change {
         Change::Added => "A",
         Change::Changed => "C",
         Change::Deleted => "D",
     };
+    let path = |path: &[u8]| format!("/{}", String::from_utf8_lossy(path));
+    if args.format.is_some() {
+        // podman's shape.
+        let of = |kind: &str| -> Vec<String> {
+            changes.iter().filter(|(_, change)| letter(change) == kind).map(|(name, _)| path(name)).collect()
+        };
+        let all = [("added", of("A")), ("changed", of("C")), ("deleted", of("D"))];
+        let all: serde_json::Map<String, serde_json::Value> = all
+            .into_iter()
+            .filter(|(_, names)| !names.is_empty())
+            .map(|(kind, names)| (kind.to_owned(), names.into()))
+            .collect();
+        print::json(&all)?;
+        return Ok(0);
+    }
     if args.json {
         let all: Vec<_> = changes
             .iter()

@@ -47,6 +47,9 @@ pub(super) struct ContainerFlags {
     /// Pass all of the caller's environment variables; the image's variables override them
     #[arg(long)]
     pub env_host: bool,
+    /// Accepted for compatibility with podman: the proxies of this host are not passed on
+    #[arg(long, hide = true, require_equals = true, value_name = "false", value_parser = ["false"])]
+    pub http_proxy: Option<String>,
     /// Unset a variable that the image sets
     #[arg(long, value_name = "KEY")]
     pub unsetenv: Vec<String>,

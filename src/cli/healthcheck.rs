@@ -51,7 +51,7 @@ pub(super) fn run(args: &HealthcheckArgs, context: &Context) -> Result<u8, Repor
         match answer {
             Some(FromSupervisor::Checked { exit_code }) => break exit_code,
             Some(FromSupervisor::Done(Err(report))) => return Err(report),
-            Some(FromSupervisor::Exited(_) | FromSupervisor::Restarting { .. }) | None => {
+            Some(FromSupervisor::Exited(_)) | None => {
                 return Err(Report::new(format!("container `{name}` ended before its health check")));
             }
             Some(_) => {}

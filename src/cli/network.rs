@@ -158,6 +158,9 @@ struct RmArgs {
     /// Do not fail if a network does not exist
     #[arg(short, long)]
     force: bool,
+    /// Accepted for compatibility with podman: a network that a container uses stays
+    #[arg(short, long, hide = true, value_name = "SECONDS", allow_hyphen_values = true)]
+    time: Option<String>,
     /// Names or IDs of networks
     #[arg(required = true, value_name = "NETWORK")]
     networks: Vec<String>,
@@ -350,13 +353,15 @@ fn own(network: &Shown, action: &str) -> Result<(), Report> {
 }
 
 fn rm(args: &RmArgs, context: &Context) -> Result<u8, Report> {
-    super::containers::for_each(&args.networks, |name| {
+    // As in docker, what does not exist is not printed either.
+    let mut names = args.networks.clone();
+    if args.force {
         let all = all(context)?;
-        let network = match find(&all, name) {
-            Ok(network) => network,
-            Err(_) if args.force => return Ok(()),
-            Err(report) => return Err(report),
-        };
+        names.retain(|name| find(&all, name).is_ok());
+    }
+    super::containers::for_each(&names, |name| {
+        let all = all(context)?;
+        let network = find(&all, name)?;
         own(network, "remove")?;
         net::remove(&state_dir(context), &Networks::new(&context.root), &network.name)?;
         Ok(())

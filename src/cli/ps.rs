@@ -93,8 +93,8 @@ const FILTERS: [&str; 15] = [
     "restart-policy",
 ];
 
-/// The kinds of restart policies.
-const POLICIES: [&str; 4] = ["no", "always", "unless-stopped", "on-failure"];
+/// The kinds of restart policies, and podman's other name for `no`.
+const POLICIES: [&str; 5] = ["no", "always", "unless-stopped", "on-failure", "none"];
 
 /// docker's states, and podman's word for an exited container.
 const STATES: [&str; 8] = ["created", "running", "paused", "restarting", "exited", "removing", "dead", "stopped"];
@@ -360,7 +360,9 @@ impl<'a> Select<'a> {
             && filters
                 .any("status", |status| status == view.status() || (status == "stopped" && view.status() == "exited"))
             && filters.any("exited", exited)
-            && filters.any("restart-policy", |kind| record.request.restart.to_string().split(':').next() == Some(kind))
+            && filters.any("restart-policy", |kind| {
+                record.request.restart.to_string().split(':').next() == Some(if kind == "none" { "no" } else { kind })
+            })
             && (!filters.has("ancestor") || self.ancestors.contains(&record.image.to_string()))
             && self.before.is_none_or(|time| record.created < time)
             && self.since.is_none_or(|time| record.created > time)

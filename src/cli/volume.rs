@@ -43,11 +43,15 @@ enum VolumeCommand {
     /// List volumes
     #[command(alias = "list")]
     Ls(LsArgs),
+    /// Mount the file system of a volume until `unmount`, and print the volume's directory
+    Mount(MountArgs),
     /// Remove unused volumes
     Prune(PruneArgs),
     /// Remove volumes that no container uses
     #[command(alias = "remove")]
     Rm(RmArgs),
+    /// Unmount the file system of a volume that `mount` mounted
+    Unmount(MountArgs),
 }
 
 #[derive(Debug, Args)]
@@ -80,6 +84,13 @@ struct ExportArgs {
     /// Name of a volume
     #[arg(value_name = "VOLUME")]
     volume: String,
+}
+
+#[derive(Debug, Args)]
+struct MountArgs {
+    /// Names of volumes
+    #[arg(required = true, value_name = "VOLUME")]
+    volumes: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -149,7 +160,7 @@ struct RmArgs {
     #[arg(short, long, conflicts_with = "volumes")]
     all: bool,
     /// Accepted for compatibility with podman: a volume that a container uses stays
-    #[arg(short, long, hide = true, value_name = "SECONDS")]
+    #[arg(short, long, hide = true, value_name = "SECONDS", allow_hyphen_values = true)]
     time: Option<String>,
     /// Names of volumes
     #[arg(required_unless_present = "all", value_name = "VOLUME")]
@@ -177,6 +188,8 @@ pub(super) fn run(args: &VolumeArgs, context: &Context) -> Result<u8, Report> {
         VolumeCommand::Import(args) => import(args, context),
         VolumeCommand::Inspect(args) => inspect(args, context),
         VolumeCommand::Ls(args) => ls(args, context),
+        VolumeCommand::Mount(args) => mount(args, true, context),
+        VolumeCommand::Unmount(args) => mount(args, false, context),
         VolumeCommand::Prune(args) => prune(args, context),
         VolumeCommand::Rm(args) => rm(args, context),
     }
@@ -312,6 +325,31 @@ fn export(args: &ExportArgs, context: &Context) -> Result<u8, Report> {
         }
     }
     Ok(0)
+}
+
+/// Makes the files of volumes available on this host, or ends that.
+fn mount(args: &MountArgs, mount: bool, context: &Context) -> Result<u8, Report> {
+    let records = context.records()?;
+    let mut first: Option<Report> = None;
+    for name in &args.volumes {
+        let one = || -> Result<String, Report> {
+            let volumes = Volumes::new(&context.root);
+            let volume = volumes.get(name)?;
+            if mount {
+                volumes.keep(name)?;
+                return Ok(volume.path.display().to_string());
+            }
+            volumes.release(name)?;
+            volumes.unmount_unused(&|name| super::volume_use::is_in_use(&records, name));
+            Ok(name.clone())
+        };
+        match one() {
+            Ok(line) => print::out(&format!("{line}\n"))?,
+            Err(report) if first.is_none() => first = Some(report),
+            Err(report) => print::say(&report.to_string()),
+        }
+    }
+    first.map_or(Ok(0), Err)
 }
 
 fn import(args: &ImportArgs, context: &Context) -> Result<u8, Report> {

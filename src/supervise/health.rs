@@ -29,10 +29,22 @@ impl Supervisor {
         self.schedule_check();
     }
 
+    /// Answers the commands that wait for a check after which something was done with the container.
+    pub(super) fn tell_late_check(&mut self) {
+        if let Some(exit_code) = self.late_check.take() {
+            self.clients.tell_check(&FromSupervisor::Checked { exit_code });
+        }
+    }
+
     /// Ends the checks of a container that has ended. As in docker, it is unhealthy from then on.
     pub(super) fn end_health(&mut self) {
         self.checks = None;
         self.timers.set(Timer::Health, None);
+        if self.late_check.is_none() {
+            let name = &self.entry.record.name;
+            let ended = Report::new(format!("container `{name}` ended before its health check"));
+            self.clients.tell_check(&FromSupervisor::Done(Err(ended)));
+        }
         if let Some(health) = &mut self.state.health {
             health.status = HealthStatus::Unhealthy;
         }
@@ -140,7 +152,11 @@ impl Supervisor {
         health.add(result, retries, is_excused);
         self.unhealthy = exit_code != 0 && health.status == HealthStatus::Unhealthy;
         self.save();
-        self.clients.tell_check(&FromSupervisor::Checked { exit_code });
+        // As in podman, the answer comes when the action is done.
+        match self.unhealthy && !self.entry.record.request.health_on_failure.is_none() {
+            true => self.late_check = Some(exit_code),
+            false => self.clients.tell_check(&FromSupervisor::Checked { exit_code }),
+        }
         self.schedule_check();
     }
 

@@ -138,6 +138,7 @@ impl Supervisor {
             timers: Timers::default(),
             oom_looks: 0,
             unhealthy: false,
+            late_check: None,
             again: false,
             checks: None,
             watch: Watch::begin(),
@@ -219,6 +220,7 @@ impl Supervisor {
         while let Ok(Some(connection)) = self.listener.accept() {
             self.clients.add(connection);
         }
+        self.tell_late_check();
         self.clients.tell(message);
     }
 
@@ -291,6 +293,7 @@ impl Supervisor {
         self.state.url = None;
         container.describe(&mut self.state);
         self.save();
+        self.tell_late_check();
         self.clients.tell(&FromSupervisor::Running(Box::new(self.state.clone())));
     }
 

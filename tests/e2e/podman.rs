@@ -308,6 +308,18 @@ fn mounted() {
         host.ok(&["ps"]);
         mounts(&host, "memory") == 0
     });
+    // It stays mounted without a container until it is unmounted.
+    let dir = host.ok(&["volume", "mount", "memory"]);
+    fs::write(format!("{dir}/kept"), "").unwrap();
+    host.ok(&["ps"]);
+    assert_eq!(mounts(&host, "memory"), 1);
+    assert_eq!(host.ok(&["volume", "unmount", "memory"]), "memory");
+    assert_eq!(mounts(&host, "memory"), 0);
+    host.ok(&["volume", "create", "plain"]);
+    assert!(fs::read_dir(host.ok(&["volume", "mount", "plain"])).unwrap().next().is_none());
+    host.ok(&["volume", "unmount", "plain"]);
+    assert!(host.fails(1, &["volume", "mount", "nosuch"]).contains("there is no volume `nosuch`"));
+    host.ok(&["volume", "rm", "plain"]);
     host.ok(&["start", "two"]);
     assert_eq!((mounts(&host, "memory"), host.ok(&["exec", "two", "ls", "/w"])), (1, String::new()));
     host.ok(&["rm", "-f", "two"]);
@@ -320,7 +332,7 @@ fn fields() {
     run(&host, &["--name", "lab", "--init", "--log-opt", "max-size=2m", "box", "sh", "-c", "echo text; sleep 1000"]);
     let shown = host.inspect("lab");
     let text = |value: &Value| value.as_str().unwrap().to_owned();
-    assert_eq!((text(&shown["ImageName"]), &shown["HostConfig"]["AutoRemoveImage"]), ("box".into(), &false.into()));
+    assert_eq!((text(&shown["ImageName"]), &shown["HostConfig"]["AutoRemoveImage"]), ("docker.io/library/box:latest".into(), &false.into()));
     assert_eq!(shown["State"]["ConmonPid"], shown["Gpurun"]["Supervisor"]["Pid"]);
     let log = text(&shown["HostConfig"]["LogConfig"]["Path"]);
     eventually("the output", || fs::read_to_string(&log).is_ok_and(|log| log.ends_with(" stdout F text\n")));
@@ -341,8 +353,41 @@ fn fields() {
     let filter = |text: &str| host.ok(&["images", "-q", "--filter", text]).lines().count();
     assert_eq!((filter(&format!("id={}", &id[7..15])), filter("id=0000"), filter("after=box")), (1, 0, 0));
     assert!(host.ok(&["history", "--format", "{{.Created}}", "box"]).lines().count() > 0);
+    // In seconds, as docker has it.
+    host.ok(&["commit", "lab", "committed"]);
+    let times = host.ok(&["history", "--format", "{{.CreatedAt}}", "committed"]);
+    let time = times.lines().next().unwrap();
+    assert!(is_time(time) && !time.contains('.'), "{time}");
+    let script = ["--name", "changes", "box", "sh", "-c", "touch /new; rm /etc/passwd"];
+    host.ok(&[&["run", "--network", "none"], &script[..]].concat());
+    let changes: Value = serde_json::from_str(&host.ok(&["diff", "--format", "json", "-l"])).unwrap();
+    let want = serde_json::json!({ "added": ["/new"], "changed": ["/etc"], "deleted": ["/etc/passwd"] });
+    assert_eq!(changes, want);
+    // A network that does not exist is no failure with --force, and is not printed, as in docker.
+    host.ok(&["network", "create", "net"]);
+    assert_eq!(host.ok(&["network", "rm", "-f", "nosuch", "net"]), "net");
     // A build without a directory is of this one, if a file is named.
     fs::write(host.dir.join("File"), "FROM box\nLABEL built=here\n").unwrap();
     host.ok(&["build", "-q", "-t", "made", "-f", "File"]);
     assert_eq!(host.ok(&["image", "inspect", "-f", "{{.Config.Labels.built}}", "made"]), "here");
+    // Another ignore file, and a build without the cache.
+    fs::create_dir(host.dir.join("context")).unwrap();
+    for name in ["kept", "left"] {
+        fs::write(host.dir.join("context").join(name), name).unwrap();
+    }
+    fs::write(host.dir.join("ignored"), "left\n").unwrap();
+    fs::write(host.dir.join("File"), "FROM box\nCOPY . /copied\nRUN ls /copied\n").unwrap();
+    let build = |flags: &[&str]| host.run(&[&["build", "-t", "made", "-f", "File"], flags, &["context"]].concat()).err;
+    let log = build(&["--ignorefile", "ignored"]);
+    assert!(log.contains("kept") && !log.contains("left"), "{log}");
+    assert!(build(&["--ignorefile", "ignored"]).contains("CACHED"));
+    assert!(!build(&["--ignorefile", "ignored", "--layers=false"]).contains("CACHED"));
+    let error = host.fails(1, &["build", "--ignorefile", "nosuch", "context", "-f", "File"]);
+    assert!(error.contains("cannot read the ignore file `nosuch`"), "{error}");
+}
+
+/// Whether a text is a time such as `2026-01-31T12:00:00Z`.
+fn is_time(text: &str) -> bool {
+    let (date, time) = text.split_once('T').unwrap_or_default();
+    date.len() == 10 && time.len() >= 9 && time.as_bytes()[2] == b':'
 }

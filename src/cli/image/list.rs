@@ -401,7 +401,8 @@ pub(super) fn history(store: &Store, args: &HistoryArgs) -> Result<(), Report> {
             let created = match (time(step), args.human) {
                 (Some(time), true) => view::ago(time),
                 (None, true) => "N/A".into(),
-                (_, false) => step.created.clone(),
+                (Some(time), false) => seconds(time),
+                (None, false) => step.created.clone(),
             };
             let command = step.created_by.split_whitespace().collect::<Vec<_>>().join(" ");
             let command = match args.no_trunc || command.chars().count() <= 45 {
@@ -426,7 +427,7 @@ pub(super) fn history(store: &Store, args: &HistoryArgs) -> Result<(), Report> {
                 ("ID", id.as_str().into()),
                 ("CreatedSince", since.as_str().into()),
                 ("Created", since.as_str().into()),
-                ("CreatedAt", step.created.as_str().into()),
+                ("CreatedAt", time(step).map_or_else(|| step.created.clone(), seconds).into()),
                 ("CreatedBy", by.as_str().into()),
                 ("Size", size.as_str().into()),
                 ("Comment", comment.as_str().into()),
@@ -439,6 +440,12 @@ pub(super) fn history(store: &Store, args: &HistoryArgs) -> Result<(), Report> {
     }
     let titles = ["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"].map(str::to_owned);
     print(&table(&std::iter::once(titles).chain(rows).collect::<Vec<_>>()))
+}
+
+/// A time as docker's history has it: in seconds, in the caller's time zone.
+fn seconds(nanos: u64) -> String {
+    let time = chrono::DateTime::from_timestamp_nanos(i64::try_from(nanos).unwrap_or(0)).with_timezone(&chrono::Local);
+    time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
 }
 
 type Step = (History, Option<(Digest, u64)>);

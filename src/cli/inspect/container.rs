@@ -8,6 +8,7 @@ use super::super::network_ids::{endpoint_id, network_id};
 use super::super::view::{Shown, View};
 use crate::clock::rfc3339;
 use crate::control::Announcement;
+use crate::names::{Digest, Reference};
 use crate::net::Endpoint;
 use crate::record::{Entry, Phase};
 use crate::request::{DeviceRequest, HealthConfig, LogDriver, LogOptions, Request, RestartPolicy, Seccomp, Which};
@@ -34,7 +35,7 @@ pub(super) fn json(view: &View<'_>, with_size: bool) -> Value {
         "HostnamePath": in_run("hostname").unwrap_or_default(),
         "HostsPath": in_run("hosts").unwrap_or_default(),
         "LogPath": entry.log(),
-        "ImageName": record.request.image,
+        "ImageName": image_name(&record.request.image),
         "ImageDigest": view.image.as_ref().and_then(|image| image.manifest_digest).map(|digest| digest.to_string()).unwrap_or_default(),
         "Name": format!("/{}", record.name),
         "RestartCount": state.restarts,
@@ -378,6 +379,14 @@ fn host_config(view: &View<'_>, mounts: &[Shown]) -> Value {
 /// A limit as docker shows it: -1 is none.
 fn ulimit(limit: u64) -> i128 {
     if limit == u64::MAX { -1 } else { limit.into() }
+}
+
+/// The full name of an image, as podman shows it. Anything else than a name is shown as it was written.
+fn image_name(image: &str) -> String {
+    match image.parse::<Reference>() {
+        Ok(name) if image.parse::<Digest>().is_err() => name.to_string(),
+        _ => image.to_owned(),
+    }
 }
 
 /// The largest size of a file of the log, as podman shows it.
