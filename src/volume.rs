@@ -318,7 +318,9 @@ impl Volumes {
         unmount(&volume.path).map_err(failed)?;
         let aside = self.dir.join(format!("{REMOVED}{}.{name}", std::process::id()));
         fs::rename(&volume.path, &aside).map_err(failed)?;
-        for beside in [self.labels(name), self.options(name), self.kept(name), new_mark(&volume.path), lock_path(&volume.path)] {
+        for beside in
+            [self.labels(name), self.options(name), self.kept(name), new_mark(&volume.path), lock_path(&volume.path)]
+        {
             match fs::remove_file(beside) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
                 _ => {}

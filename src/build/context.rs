@@ -167,7 +167,8 @@ impl Context {
             Some(text) => text,
             None => return Err(failed(io::ErrorKind::NotFound.into())),
         };
-        context.ignore = Ignore::parse(&text).map_err(|source| ContextError::BadIgnore { path: ignore.into(), source })?;
+        context.ignore =
+            Ignore::parse(&text).map_err(|source| ContextError::BadIgnore { path: ignore.into(), source })?;
         context.ignore_file = ignore.display().to_string();
         Ok(context)
     }

@@ -110,9 +110,9 @@ pub(crate) fn build(
     let steps = |at: &usize| 1 + stages.all[*at].lines.iter().filter(|line| stages::is_step(&line.instruction)).count();
     let context = match &options.context {
         Some(path) => Some(match &options.ignore_file {
-                Some(ignore) => Context::ignoring(path, ignore)?,
-                None => Context::open(path, &options.file.place)?,
-            }),
+            Some(ignore) => Context::ignoring(path, ignore)?,
+            None => Context::open(path, &options.file.place)?,
+        }),
         None => None,
     };
     let mut engine = Engine {

@@ -21,7 +21,7 @@ use crate::control::{Connection, FromSupervisor, ToSupervisor};
 use crate::gpu::queue;
 use crate::launch::{self, Spawned};
 use crate::names::ContainerName;
-use crate::record::{Entry, Found, HealthStatus, Phase, RecordError, Records, State, Unreadable, short};
+use crate::record::{Entry, Found, HealthStatus, Phase, RecordError, Records, State, Unreadable, history, short};
 use crate::report::Report;
 use crate::request::parse_signal;
 use crate::supervise::diagnostics;
@@ -528,7 +528,9 @@ fn remove(records: &Records, entry: &Entry) -> Result<(), Report> {
     if !entry.is_idle()? {
         return Err(Report::new(format!("container `{}` is being started by another command", entry.record.name)));
     }
+    let state = entry.state()?;
     launch::remove(records, entry)?;
+    history::note_removal(records.run_dir(), &entry.record, &state);
     diagnostics::remove(&entry.diagnostics());
     Ok(())
 }

@@ -148,7 +148,7 @@ const DIFFERENT: &[(&str, &str)] = &[
     ),
     (
         "events",
-        "`--stream=false` ends after the past, as in podman; there is no history: `--since` shows what the records of containers still have; a line without `--format` is shorter",
+        "`--stream=false` ends after the past, as in podman; events of containers only, and `--since` shows the last run of each, also of removed ones; a line without `--format` is shorter",
     ),
     ("cp", "also from one container to another, as in podman"),
     ("exec", "the program gets its own pipes or terminal, never the caller's descriptors"),

@@ -16,6 +16,7 @@ use super::format::Format;
 use super::{Context, moment, print};
 use crate::cgroup::{Cgroup, Host, Stats};
 use crate::clock::{now, rfc3339};
+use crate::record::history::{self, Removed};
 use crate::record::{Entry, HealthStatus, Phase, State};
 use crate::report::Report;
 use crate::template::Value;
@@ -31,13 +32,13 @@ pub(super) struct EventsArgs {
     /// Select events: event=start, container=NAME, image=NAME, label=KEY[=VALUE], type=container
     #[arg(short, long, value_name = "KEY=VALUE")]
     filter: Vec<String>,
-    /// First show recorded starts and ends since this time, as far as the containers still exist: 10m, 2026-01-31T12:00:00
+    /// First show what is recorded since this time, of the last run of each container: 10m, 2026-01-31T12:00:00
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
     /// End at this time
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
-    /// Wait for further events; with `false`, end after those of the past
+    /// Wait for further events; with `false`, end after those of the past, which are all without --since
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     stream: bool,
     /// Print a Go template for each event, or docker's JSON (`json`, `{{json .}}`)
@@ -103,9 +104,22 @@ pub(super) fn run(args: &EventsArgs, context: &Context) -> Result<u8, Report> {
     let shown = Shown::new(args)?;
     let until = args.until.as_deref().map(|text| moment::parse("--until", text)).transpose()?;
     let is_over = || until.is_some_and(|until| now() >= until);
+    // The time of the last removal that was shown.
+    let mut last = now();
     let mut before = look()?;
-    if let Some(since) = args.since.as_deref().map(|text| moment::parse("--since", text)).transpose()? {
+    let since = args.since.as_deref().map(|text| moment::parse("--since", text)).transpose()?;
+    let removed = || {
+        let all = history::removed(&context.run_dir).into_iter();
+        all.filter(|gone| named.is_empty() || named.contains(&gone.id))
+    };
+    let mut mark = history::mark(&context.run_dir);
+    // As in podman, a command that does not wait shows all that is known.
+    if let Some(since) = since.or((!args.stream).then_some(0)) {
         let mut past: Vec<Event> = before.iter().flat_map(|(id, seen)| past(id, seen)).collect();
+        for gone in removed().filter(|gone| !before.contains_key(&gone.id)) {
+            last = last.max(gone.removed);
+            past.extend(whole(&gone));
+        }
         past.sort_by_key(|event| event.nanos);
         let is_in = |event: &&Event| event.nanos >= since && until.is_none_or(|until| event.nanos < until);
         past.iter().filter(is_in).try_for_each(|event| shown.show(event))?;
@@ -114,6 +128,20 @@ pub(super) fn run(args: &EventsArgs, context: &Context) -> Result<u8, Report> {
     while args.stream && !is_over() {
         std::thread::sleep(LOOK);
         let after = look()?;
+        if history::mark(&context.run_dir) != mark {
+            mark = history::mark(&context.run_dir);
+            for gone in removed().filter(|gone| gone.removed > last).collect::<Vec<_>>() {
+                last = last.max(gone.removed);
+                // A container that was seen has its removal below.
+                let news = match before.get(&gone.id) {
+                    None => whole(&gone),
+                    Some(seen) => end(seen, &gone).into_iter().collect(),
+                };
+                for event in news {
+                    pace.pass(event, Instant::now()).iter().try_for_each(|event| shown.show(event))?;
+                }
+            }
+        }
         for (id, seen) in &after {
             let earlier = before.get(id).cloned().unwrap_or_default();
             for event in events(id, &earlier, seen) {
@@ -122,7 +150,6 @@ pub(super) fn run(args: &EventsArgs, context: &Context) -> Result<u8, Report> {
         }
         pace.due(Instant::now()).iter().try_for_each(|event| shown.show(event))?;
         for (id, gone) in before.iter().filter(|(id, _)| !after.contains_key(*id)) {
-            // With --rm, the exit report was removed with the container.
             let remove = event(id, gone, "remove");
             pace.pass(remove, Instant::now()).iter().try_for_each(|event| shown.show(event))?;
         }
@@ -145,6 +172,31 @@ fn past(id: &str, seen: &Seen) -> Vec<Event> {
     all
 }
 
+/// A removed container as it was at its end.
+fn seen(gone: &Removed) -> Seen {
+    let about = About { image: gone.image.clone(), labels: gone.labels.clone() };
+    let phase = if gone.finished.is_some() { Phase::Exited } else { Phase::Created };
+    let (started, finished, exit_code) = (gone.started, gone.finished, gone.exit_code);
+    let state = State { phase, started, finished, exit_code, ..State::default() };
+    Seen { name: gone.name.clone(), created: gone.created, about, state, stats: Stats::default() }
+}
+
+/// All events of a removed container that are still known.
+fn whole(gone: &Removed) -> Vec<Event> {
+    let seen = seen(gone);
+    let mut all = past(&gone.id, &seen);
+    all.push(event_at(&gone.id, &seen, "remove", gone.removed));
+    all
+}
+
+/// The end of a container that was removed before its end was seen.
+fn end(before: &Seen, gone: &Removed) -> Option<Event> {
+    let is_known = before.state.started == gone.started && before.state.phase == Phase::Exited;
+    let time = gone.finished.filter(|_| !is_known)?;
+    let seen = seen(gone);
+    Some(Event { exit_code: gone.exit_code, ..event_at(&gone.id, &seen, "exit", time) })
+}
+
 /// docker's name of an event.
 fn dockers(event: &str) -> &str {
     match event {
@@ -165,7 +217,8 @@ struct Shown {
 
 impl Shown {
     fn new(args: &EventsArgs) -> Result<Self, Report> {
-        const FILTERS: [&str; 6] = ["event", "container", "image", "label", "type", "scope"];
+        // `status` is podman's other name for `event`.
+        const FILTERS: [&str; 7] = ["event", "container", "image", "label", "type", "scope", "status"];
         let format = args.format.as_deref().map(Format::parse).transpose()?;
         Ok(Self { filters: Filters::parse(&args.filter, &FILTERS)?, format, json: args.json })
     }
@@ -174,9 +227,14 @@ impl Shown {
         let filters = &self.filters;
         let image = |wanted: &str| event.about.image == wanted || event.about.image.split(':').next() == Some(wanted);
         let matches = |name: &str| {
-            name == event.event || name == dockers(event.event) || event.event.split(':').next() == Some(name)
+            let is_podmans = name == "died" && event.event == "exit";
+            name == event.event
+                || name == dockers(event.event)
+                || is_podmans
+                || event.event.split(':').next() == Some(name)
         };
         filters.any("event", matches)
+            && filters.any("status", matches)
             && filters.any("container", |name| name == event.name || (name.len() >= 4 && event.id.starts_with(name)))
             && filters.any("image", image)
             && filters.any("type", |kind| kind == "container")

@@ -1,6 +1,6 @@
 //! IDs of networks and of connections to them, and the networks that a request names.
 
-use super::Context;
+use super::{Context, print};
 use crate::image::digest_of;
 use crate::net::Endpoint;
 use crate::network::Networks;
@@ -35,6 +35,10 @@ pub(super) fn resolve(request: &mut Request, context: &Context) -> Result<(), Re
     names.sort_unstable();
     if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
         return Err(Report::usage(format!("the network `{}` is named twice", twice[0])).with_hint("name it once"));
+    }
+    if request.network_container.is_some() && !request.publish.is_empty() {
+        let instead = "publish them with the other container";
+        print::say(&format!("gpurun: published ports are discarded with `--network container`: {instead}"));
     }
     if let Some(name) = &mut request.network_container {
         *name = context.records()?.find(name)?.record.id;

@@ -354,7 +354,12 @@ impl<'a> Select<'a> {
             let wanted = if port.contains('/') { port.to_owned() } else { format!("{port}/tcp") };
             exposed.contains(&wanted) || publish(port)
         };
-        Ok(filters.any("id", |id| record.id.starts_with(&id.to_ascii_lowercase()))
+        // As in podman, a regular expression at the beginning of the ID.
+        let id = |id: &str| {
+            let pattern = format!("^(?:{})", id.to_ascii_lowercase());
+            regex::Regex::new(&pattern).is_ok_and(|form| form.is_match(&record.id))
+        };
+        Ok(filters.any("id", id)
             && filters.any("name", name)
             && filters.labels(&view.labels())
             && filters

@@ -9,7 +9,7 @@ use super::filter::Filters;
 use super::view::{Images, View};
 use super::{Context, image, moment, network, print, view, volume};
 use crate::launch;
-use crate::record::{Phase, State};
+use crate::record::{Phase, State, history};
 use crate::report::Report;
 use crate::supervise::diagnostics;
 
@@ -116,6 +116,7 @@ fn prune_containers(filters: &[String], context: &Context) -> Result<(Vec<String
         }
         bytes += view::size_of(&entry.dir);
         launch::remove(&records, &entry)?;
+        history::note_removal(records.run_dir(), &entry.record, &state);
         diagnostics::remove(&entry.diagnostics());
         ids.push(entry.record.id.clone());
     }

@@ -19,6 +19,7 @@
 //! | DNS resolver | the supervisor | PDEATHSIG KILL, a socket pair | the supervisor; the kernel |
 //! | `/run/gpurun/net/ID.names` | any process that changes a lease | record lock `alive` | with the lease |
 //! | image `localhost/slurm/jobN/uidU`: files of steps | `step-enter` | none: they belong to the job | `step-clean` at its end |
+//! | `removed`: the last runs of removed containers | the command or supervisor that removes a record | none: it only informs | a reboot |
 //! | `loaded/KEY`: the ID of an archive's image | `step-enter` | none: it only saves time | a reboot |
 //! | GPU lease | the supervisor | pid and start time in it | the supervisor, reconcile, the next GPU selection |
 //! | ticket in the queue for GPUs | the command | flock on it | the command, the launch, the next one that joins |

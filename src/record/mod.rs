@@ -20,6 +20,7 @@
 //!     launching             record lock of the command that is starting the container
 //!     step.json             replaces record.json for a build's step
 //!     state.json            replaces the state above while the disk is full
+//! /run/gpurun/removed       what is known of removed containers: see `history`
 //! ```
 //!
 //! `record.json` is never changed in place. A writer (`rename`, `update`, a supervisor) takes the lock of the
@@ -46,6 +47,7 @@ mod files;
 mod find;
 mod format;
 mod health;
+pub(crate) mod history;
 mod owner;
 mod paths;
 mod records;

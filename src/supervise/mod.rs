@@ -41,7 +41,7 @@ use crate::control::{Announcement, Connection, FromSupervisor, Listener};
 use crate::durable::ProcessLock;
 use crate::gpu::lease;
 use crate::launch::{self, Container, Ending, Progress};
-use crate::record::{Phase, Records, State};
+use crate::record::{Phase, Records, State, history};
 use crate::report::Report;
 use clients::Clients;
 use log::Log;
@@ -317,6 +317,9 @@ impl Supervisor {
         }
         if let Err(error) = lease::release(&self.records.run_dir().join("gpus"), &self.entry.record.id) {
             tracing::warn!("{error}");
+        }
+        if self.remove {
+            history::note_removal(self.records.run_dir(), &self.entry.record, &self.state);
         }
         let removed = match (self.remove, self.clean) {
             (true, clean) => launch::remove_own(&self.records, &self.entry, clean),

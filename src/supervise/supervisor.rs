@@ -31,7 +31,7 @@ pub(crate) struct Supervisor {
     pub(super) oom_looks: u32,
     /// The last health check has found the container unhealthy.
     pub(super) unhealthy: bool,
-    /// The exit code of a check whose result is told when the action after it is done.
+    /// The exit code of a check whose result the commands that wait for it get when the action after it is done.
     pub(super) late_check: Option<i32>,
     /// The container is started again when it has ended, whatever its restart policy says.
     pub(super) again: bool,

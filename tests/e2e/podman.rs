@@ -20,6 +20,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("a_volume_stands_for_a_file_system", driver),
     ("a_volume_is_mounted_while_it_is_used", mounted),
     ("details_have_podmans_names", fields),
+    ("removed_containers_have_a_history", history),
 ];
 
 fn run(host: &Host, more: &[&str]) -> String {
@@ -332,7 +333,10 @@ fn fields() {
     run(&host, &["--name", "lab", "--init", "--log-opt", "max-size=2m", "box", "sh", "-c", "echo text; sleep 1000"]);
     let shown = host.inspect("lab");
     let text = |value: &Value| value.as_str().unwrap().to_owned();
-    assert_eq!((text(&shown["ImageName"]), &shown["HostConfig"]["AutoRemoveImage"]), ("docker.io/library/box:latest".into(), &false.into()));
+    assert_eq!(
+        (text(&shown["ImageName"]), &shown["HostConfig"]["AutoRemoveImage"]),
+        ("docker.io/library/box:latest".into(), &false.into())
+    );
     assert_eq!(shown["State"]["ConmonPid"], shown["Gpurun"]["Supervisor"]["Pid"]);
     let log = text(&shown["HostConfig"]["LogConfig"]["Path"]);
     eventually("the output", || fs::read_to_string(&log).is_ok_and(|log| log.ends_with(" stdout F text\n")));
@@ -384,6 +388,46 @@ fn fields() {
     assert!(!build(&["--ignorefile", "ignored", "--layers=false"]).contains("CACHED"));
     let error = host.fails(1, &["build", "--ignorefile", "nosuch", "context", "-f", "File"]);
     assert!(error.contains("cannot read the ignore file `nosuch`"), "{error}");
+}
+
+fn history() {
+    let host = Host::with_box();
+    let box_run = |flags: &[&str], code: &str| {
+        host.run(&[&["run", "--network", "none"], flags, &["box", "sh", "-c", &format!("exit {code}")]].concat());
+    };
+    box_run(&["--name", "first", "--rm", "-l", "n=1"], "3");
+    box_run(&["--name", "second"], "4");
+    host.ok(&["rm", "second"]);
+    box_run(&["--name", "third"], "5");
+    host.ok(&["container", "prune", "-f"]);
+    host.ok(&["create", "--name", "never", "--network", "none", "box"]);
+    host.ok(&["rm", "never"]);
+    let past = |flags: &[&str]| host.ok(&[&["events", "--stream=false", "--format"], flags].concat());
+    for (name, code) in [("first", "3"), ("second", "4"), ("third", "5")] {
+        let shown = past(&["{{.Action}} {{.Actor.Attributes.exitCode}}", "--filter", &format!("container={name}")]);
+        let shown: Vec<&str> = shown.lines().map(str::trim).collect();
+        let died = format!("die {code}");
+        let want = ["create <no value>", "start <no value>", &died, "destroy <no value>"];
+        assert_eq!(shown, want, "{name}");
+    }
+    assert_eq!(past(&["{{.Action}}", "--filter", "container=never"]), "create\ndestroy");
+    assert_eq!(past(&["{{.Actor.Attributes.name}}", "--filter", "label=n=1", "--filter", "status=died"]), "first");
+    assert_eq!(past(&["x", "--since", "-1h"]), "", "nothing was removed in the future");
+    // A container that comes and goes between two looks is seen as it happens.
+    let mut command = host.command(&["events", "--filter", "container=fast", "--format", "{{.Action}}"]);
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    let mut seen = Vec::new();
+    eventually("the events of a fast container", || {
+        // The command may have begun after the last one.
+        box_run(&["--name", "fast", "--rm"], "0");
+        seen.extend(receiver.try_iter());
+        ["create", "start", "die", "destroy"].iter().all(|event| seen.iter().any(|line| line == event))
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 /// Whether a text is a time such as `2026-01-31T12:00:00Z`.
