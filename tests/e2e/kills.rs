@@ -38,10 +38,12 @@ const CASES: &[Case] = &[
     ("run", &["--name", "new", "-p", "8081:80", "box", "true"], Well),
     ("run", &["--rm", "--memory", "64m", "-v", "volume:/v", "box", "true"], Well),
     ("run", &["-d", "--name", "new", "--restart", "always", "box", "sleep", "1000"], Well),
+    ("run", &["--rm", "-v", "memory:/v", "box", "true"], Well),
     ("create", &["--name", "new", "-v", "kept:/data", "box", "true"], Well),
     ("port", &["up"], Well),
     ("top", &["up"], Well),
     ("container prune", &["--force"], Well),
+    ("container exists", &["up"], Well),
     // These two change the host's own systemd, so only their help is interrupted.
     ("boot enable", &["--help"], Well),
     ("boot disable", &["--help"], Well),
@@ -51,10 +53,16 @@ const CASES: &[Case] = &[
     ("system df", &[], Well),
     ("system prune", &["--force"], Well),
     ("volume create", &["data"], Well),
+    ("volume exists", &["files"], Well),
+    ("volume export", &["-o", "files.tar", "files"], Well),
+    ("volume import", &["files", "box.tar"], Well),
     ("volume inspect", &["data"], Somehow),
     ("volume ls", &[], Well),
+    ("volume mount", &["files"], Well),
     ("volume prune", &["--force", "--all"], Well),
     ("volume rm", &["--force", "data"], Well),
+    ("volume unmount", &["files"], Well),
+    ("untag", &["spare"], Well),
     ("login", &["-u", "ann", "-p", "x", "127.0.0.1:1"], Somehow),
     ("logout", &["--authfile", "auth.json", "127.0.0.1:1"], Well),
     ("search", &["127.0.0.1:1/x"], Somehow),
@@ -65,6 +73,7 @@ const CASES: &[Case] = &[
     ("network connect", &["bridge", "up"], Somehow),
     ("network create", &["lan"], Well),
     ("network disconnect", &["bridge", "up"], Somehow),
+    ("network exists", &["bridge"], Well),
     ("network inspect", &["bridge"], Well),
     ("network ls", &[], Well),
     ("network prune", &["--force"], Well),
@@ -97,6 +106,7 @@ const CASES: &[Case] = &[
     ("resume", &["up"], Somehow),
     ("stats", &[], Never),
     ("events", &[], Never),
+    ("healthcheck run", &["up"], Somehow),
     ("wait", &["up"], Never),
     ("inspect", &["up"], Well),
     ("commit", &["up", "made"], Well),
@@ -110,6 +120,7 @@ const CASES: &[Case] = &[
     ("image bootstrap", &["--mirror", "http://127.0.0.1:1", "debian:trixie"], Somehow),
     ("image pull", &["127.0.0.1:1/x"], Somehow),
     ("image push", &["box", "127.0.0.1:1/x"], Somehow),
+    ("image exists", &["box"], Well),
     ("image ls", &[], Well),
     ("image rm", &["spare"], Well),
     ("image inspect", &["box"], Well),
@@ -282,6 +293,8 @@ fn ready() -> Host {
     std::fs::write(host.dir.join("context/Containerfile"), "FROM box\nRUN echo x > /f\nRUN echo y > /g\n").unwrap();
     std::fs::write(host.dir.join("compose.yaml"), "services:\n  one:\n    image: box\n").unwrap();
     host.ok(&["image", "tag", "box", "spare"]);
+    host.ok(&["volume", "create", "files"]);
+    host.ok(&["volume", "create", "-o", "type=tmpfs", "-o", "device=tmpfs", "memory"]);
     host.ok(&["run", "-d", "--name", "up", "-p", "8080:80", "--memory", "64m", "box", "sleep", "1000"]);
     host.ok(&["run", "--name", "down", "--network", "none", "box", "touch", "/kept"]);
     host
