@@ -73,7 +73,7 @@ echo "ok: without -p it is for this host only"
 run rm -f tok tok2 >/dev/null
 
 # Ctrl-c before Jupyter answers.
-on "$here" "$gpurun" --image jupyter --name early >/dev/null 2>"$dir/early" &
+(exec nsenter --net="/run/netns/$here" "$gpurun" --image jupyter --name early >/dev/null 2>"$dir/early") &
 early=$!
 until [ "$(run inspect -f '{{.State.Running}}' early 2>/dev/null)" = true ] || ! kill -0 "$early"; do sleep 0.05; done
 kill -INT "$early"
