@@ -53,7 +53,8 @@ fn names() {
         ("system info --format {{.Containers}}", "info --format {{.Containers}}"),
     ] {
         let words = |line: &'static str| line.split(' ').collect::<Vec<_>>();
-        assert_eq!(host.ok(&words(docker)), host.ok(&words(own)), "{docker}");
+        // An age may change between the two.
+        eventually(docker, || host.ok(&words(docker)) == host.ok(&words(own)));
         let help = host.ok(&[&words(docker)[..], &["--help"]].concat());
         assert!(
             help.contains(&format!(

@@ -233,9 +233,10 @@ fn shown() {
     host.ok(&["rm", "lab"]);
     host.ok(&["create", "--name", "lab", "--uts", "host", "--log-driver", "none", "--cidfile", "id", "box"]);
     let host_config = host.inspect("lab")["HostConfig"].clone();
+    let log = &host_config["LogConfig"];
     assert_eq!(
-        (&host_config["UTSMode"], &host_config["LogConfig"]),
-        (&json!("host"), &json!({"Type": "none", "Config": {}}))
+        (&host_config["UTSMode"], &log["Type"], &log["Config"], &log["Path"]),
+        (&json!("host"), &json!("none"), &json!({}), &json!(""))
     );
     assert_eq!(host_config["ContainerIDFile"], host.dir.join("id").to_str().unwrap());
     assert_eq!(host_config["VolumesFrom"], json!(null));

@@ -197,6 +197,7 @@ fn mount_json(mount: &Shown) -> Value {
         "Propagation": mount.propagation,
     });
     if let (Some(name), "image") = (&mount.name, mount.kind) {
+        all["Name"] = name.as_str().into();
         all["Source"] = name.as_str().into();
         return all;
     }
