@@ -37,9 +37,12 @@ impl Plugin {
     fn new(nodes: usize, gpus: usize) -> Self {
         let cluster = Cluster::prepared(nodes, gpus, install);
         let dir = &cluster.host.dir;
-        let user = format!("gpurun-{}-{}", std::process::id(), USERS.fetch_add(1, Ordering::Relaxed));
+        let number = USERS.fetch_add(1, Ordering::Relaxed);
+        let user = format!("gpurun-{}-{number}", std::process::id());
         let home = dir.join("home");
-        sh(&format!("useradd --create-home --home-dir {} {user}", home.display()));
+        // No user of an image has this number.
+        let uid = 100_000 + std::process::id() * 32 + number;
+        sh(&format!("useradd --uid {uid} --create-home --home-dir {} {user}", home.display()));
         Self { cluster, user, home }
     }
 
@@ -524,49 +527,49 @@ fn registry() {
     let host = &plugin.cluster.host;
     let open = Registry::start(host, 5000, false);
     let closed = Registry::start(host, 5001, true);
-    for (tag, creds) in [("localhost:5000/tools:1", ""), ("localhost:5001/tools:1", "--creds ann:secret")] {
+    for (tag, creds) in [("127.0.0.1:5000/tools:1", ""), ("127.0.0.1:5001/tools:1", "--creds ann:secret")] {
         plugin.cluster.ok(&format!("$G tag box {tag} && $G push -q {creds} {tag} && $G rmi {tag}"));
     }
     // The first step pulls, and the others use the store of the node.
-    let image = "localhost:5000#tools:1";
+    let image = "127.0.0.1:5000#tools:1";
     let line = format!("srun -n1 --container-image={image} sh -c 'echo $SLURM_STEP_ID'");
     let first = plugin.run(&line);
-    assert!(first.code == 0 && first.err.contains("gpurun: pulling localhost:5000/tools:1"), "{}", first.err);
+    assert!(first.code == 0 && first.err.contains("gpurun: pulling 127.0.0.1:5000/tools:1"), "{}", first.err);
     drop(open);
     let second = plugin.run(&line);
     assert!(second.code == 0 && second.out == "0\n" && !second.err.contains("gpurun:"), "{}", second.err);
     // Another user may have started that registry: the image is only this user's.
     let failed = plugin.cluster.run(&line);
-    assert!(failed.code == 125 && failed.err.contains("cannot pull `localhost:5000/tools:1`"), "{}", failed.err);
+    assert!(failed.code == 125 && failed.err.contains("cannot pull `127.0.0.1:5000/tools:1`"), "{}", failed.err);
     // Neither the logins of root nor a program that a file names.
-    let line = "srun -n1 --container-image=localhost:5001#tools:1 echo inside";
+    let line = "srun -n1 --container-image=127.0.0.1:5001#tools:1 echo inside";
     let auth = plugin.cluster.host.dir.join("auth.json");
-    plugin.cluster.ok(&format!("$G login --authfile {} -u ann -p secret localhost:5001", auth.display()));
-    plugin.fails(125, line, &["cannot pull `localhost:5001/tools:1`", "hint: "]);
+    plugin.cluster.ok(&format!("$G login --authfile {} -u ann -p secret 127.0.0.1:5001", auth.display()));
+    plugin.fails(125, line, &["cannot pull `127.0.0.1:5001/tools:1`", "hint: "]);
     plugin.fails(125, &format!("REGISTRY_AUTH_FILE={} {line}", auth.display()), &["cannot pull"]);
     plugin.ok("mkdir -p .docker; printf '#!/bin/sh\\ntouch /tmp/helper-ran\\n' >docker-credential-x; chmod +x docker-credential-x");
-    plugin.ok("echo '{\"credHelpers\":{\"localhost:5001\":\"x\"},\"credsStore\":\"x\"}' >.docker/config.json");
+    plugin.ok("echo '{\"credHelpers\":{\"127.0.0.1:5001\":\"x\"},\"credsStore\":\"x\"}' >.docker/config.json");
     plugin.fails(125, &format!("PATH=$HOME:$PATH {line}"), &["cannot pull"]);
     // The user's own login, in the file of docker or of enroot.
-    let own = serde_json::json!({"auths": {"localhost:5001": {"auth": "YW5uOnNlY3JldA=="}}});
+    let own = serde_json::json!({"auths": {"127.0.0.1:5001": {"auth": "YW5uOnNlY3JldA=="}}});
     fs::write(plugin.home.join("login"), own.to_string()).unwrap();
     assert_eq!(plugin.ok(&format!("cp login .docker/config.json; {line}")), "inside\n");
     // It stays this user's, also without the login.
     assert_eq!(plugin.ok(&format!("rm .docker/config.json; {line}")), "inside\n");
     let uid = plugin.ok("id -u");
-    let name = format!("localhost/slurm/uid{}/localhost__5001/tools:1", uid.trim());
+    let name = format!("localhost/slurm/uid{}/127.0.0.1__5001/tools:1", uid.trim());
     plugin.cluster.ok(&format!("$G image inspect {name} && $G rmi {name}"));
     plugin.fails(125, &format!("srun -n1 --container-image={name} true"), &["these are files of a step"]);
     plugin.ok(
-        "mkdir -p .config/enroot; echo machine localhost:5001 login ann password secret >.config/enroot/.credentials",
+        "mkdir -p .config/enroot; echo machine 127.0.0.1:5001 login ann password secret >.config/enroot/.credentials",
     );
     assert_eq!(plugin.ok(line), "inside\n");
     // `gpurun run` in a step of root.
     let line =
-        "srun -n2 --cpu-bind=none --mem=1000 $G run --rm --authfile auth.json localhost:5001/tools:1 echo inside";
+        "srun -n2 --cpu-bind=none --mem=1000 $G run --rm --authfile auth.json 127.0.0.1:5001/tools:1 echo inside";
     assert_eq!(plugin.cluster.ok(line), "inside\ninside\n");
     drop(closed);
-    assert_eq!(plugin.cluster.ok("srun -n1 $G run --rm localhost:5001/tools:1 echo again"), "again\n");
+    assert_eq!(plugin.cluster.ok("srun -n1 $G run --rm 127.0.0.1:5001/tools:1 echo again"), "again\n");
     plugin.nothing_is_left();
 }
 
