@@ -23,7 +23,7 @@ use crate::launch::{self, Spawned};
 use crate::names::ContainerName;
 use crate::record::{Entry, Found, HealthStatus, Phase, RecordError, Records, State, Unreadable, history, short};
 use crate::report::Report;
-use crate::request::parse_signal;
+use crate::request::{IpcMode, MountRequest, MountSource, parse_signal};
 use crate::supervise::diagnostics;
 
 const KEYS: &str = "ctrl-p,ctrl-q";
@@ -114,6 +114,9 @@ pub(super) struct RmArgs {
     /// Accepted for compatibility: the container's anonymous volumes are always removed
     #[arg(short, long)]
     volumes: bool,
+    /// First remove the containers that use the network, PID or IPC namespace or the volumes of another one
+    #[arg(long)]
+    depend: bool,
     /// Remove all containers; with --force, also the running ones
     #[arg(short, long, conflicts_with = "containers")]
     all: bool,
@@ -436,6 +439,9 @@ pub(super) fn rm(args: &RmArgs, context: &Context) -> Result<u8, Report> {
         false => None,
     };
     let mut names = args.chosen.names(&args.containers, every, &records, context)?;
+    if args.depend {
+        names = with_dependents(&names, &records)?;
+    }
     let mut all = records.snapshot()?;
     if args.force {
         // As in docker, what does not exist is no failure then.
@@ -469,6 +475,42 @@ pub(super) fn rm(args: &RmArgs, context: &Context) -> Result<u8, Report> {
         all.forget(&entry.record.id);
         Ok(())
     })
+}
+
+/// The names with the IDs of the containers that depend on them, each before what it depends on.
+fn with_dependents(names: &[String], records: &Records) -> Result<Vec<String>, Report> {
+    let entries = records.list()?;
+    let mut snapshot = records.snapshot()?;
+    let (mut all, mut known) = (Vec::new(), Vec::new());
+    for name in names {
+        match snapshot.find(name) {
+            Ok(entry) => add_with_dependents(name, &entry.record.id, &entries, &mut known, &mut all),
+            // The removal reports it.
+            Err(_) => all.push(name.clone()),
+        }
+    }
+    Ok(all)
+}
+
+fn add_with_dependents(name: &str, id: &str, entries: &[Entry], known: &mut Vec<String>, all: &mut Vec<String>) {
+    if known.iter().any(|other| other == id) {
+        return;
+    }
+    known.push(id.to_owned());
+    for user in entries.iter().filter(|entry| depends_on(entry, id)).map(|entry| &entry.record.id) {
+        add_with_dependents(user, user, entries, known, all);
+    }
+    all.push(name.to_owned());
+}
+
+/// Whether a container uses a namespace or a volume of another one.
+fn depends_on(entry: &Entry, id: &str) -> bool {
+    let request = &entry.record.request;
+    let ipc = matches!(&request.ipc, IpcMode::Container(other) if other == id);
+    let volumes =
+        |mount: &MountRequest| matches!(&mount.source, MountSource::VolumeOf { container, .. } if container == id);
+    let joined = [&request.network_container, &request.pid_container];
+    ipc || joined.iter().any(|other| other.as_deref() == Some(id)) || request.mounts.iter().any(volumes)
 }
 
 /// Removes a container that neither runs nor waits for its GPUs.

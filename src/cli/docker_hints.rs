@@ -170,7 +170,10 @@ const DIFFERENT: &[(&str, &str)] = &[
         "ps",
         "a column GPU where a container has GPUs; Jupyter's URL is shown with the ports; the command has no quotation marks; `--sort` and `--noheading`, as in podman",
     ),
-    ("rm", "anonymous volumes are removed with their container, with `--volumes` or without"),
+    (
+        "rm",
+        "anonymous volumes are removed with their container, with `--volumes` or without; `--depend` and `--time`, as in podman",
+    ),
     ("search", "of other registries than Docker Hub, the list of names is searched"),
     ("stats", "more columns: throttling, pressure, GPUs"),
     (

@@ -14,6 +14,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("the_logs_of_several_containers_name_them", logs),
     ("the_newest_container_is_chosen", latest),
     ("a_filter_selects_from_the_names", filtered),
+    ("containers_are_removed_with_those_that_depend_on_them", depend),
     ("a_stop_that_kills_says_so", killed),
     ("a_wait_ends_with_the_first_exit", wait),
     ("the_files_of_a_volume_are_exported_and_imported", archive),
@@ -172,6 +173,24 @@ fn filtered() {
     assert_eq!(host.ok(&["ps", "-a", "--format", "{{.Names}}"]), "three\ntwo");
     assert_eq!(host.ok(&["rm", "--filter", "label=kind=b", "three"]), "");
     assert_eq!(host.ok(&["rm", "--filter", "label=kind"]).lines().count(), 2);
+}
+
+fn depend() {
+    let host = Host::with_box();
+    let create = |name: &str, flags: &[&str]| host.ok(&[&["create", "--name", name], flags, &["box", "true"]].concat());
+    create("base", &["--network", "none", "--ipc", "shareable"]);
+    let one = create("one", &["--network", "container:base"]);
+    let two = create("two", &["--network", "none", "--ipc", "container:base"]);
+    let three = create("three", &["--network", "container:one"]);
+    create("other", &["--network", "none"]);
+    let removed = host.ok(&["rm", "--depend", "base"]);
+    let removed: Vec<&str> = removed.lines().collect();
+    assert_eq!(removed.len(), 4, "{removed:?}");
+    let at = |name: &str| removed.iter().position(|line| *line == name).unwrap();
+    assert!(at(&three) < at(&one) && at(&one) < at("base") && at(&two) < at("base"), "{removed:?}");
+    assert_eq!(host.ok(&["ps", "-a", "--format", "{{.Names}}"]), "other");
+    assert_eq!(host.ok(&["rm", "--depend", "other"]), "other");
+    assert!(host.fails(1, &["rm", "--depend", "nosuch"]).contains("nosuch"));
 }
 
 fn killed() {
