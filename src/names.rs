@@ -289,6 +289,25 @@ fn random(bytes: &mut [u8]) {
     getrandom::fill(bytes).expect("getrandom(2) fails only on kernels older than 3.17");
 }
 
+/// Returns the Levenshtein distance of two short words.
+#[must_use]
+pub(crate) fn distance(one: &str, other: &str) -> usize {
+    if one.len().max(other.len()) > 40 {
+        return usize::MAX;
+    }
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (line, a) in one.chars().enumerate() {
+        let mut before = std::mem::replace(&mut row[0], line + 1);
+        for (column, b) in other.iter().enumerate() {
+            let cost = before + usize::from(a != *b);
+            before = row[column + 1];
+            row[column + 1] = cost.min(before + 1).min(row[column] + 1);
+        }
+    }
+    row[other.len()]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

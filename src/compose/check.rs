@@ -5,22 +5,23 @@ use super::error::Wrong;
 use super::error::join;
 use super::schema::{Object, Pairs, Type};
 use super::value::{Map, Node, Value};
+use crate::names::distance;
 
 /// Checks a value. `path` names it in messages.
 pub(super) fn check(node: &mut Node, ty: &'static Type, path: &str) -> Result<(), Wrong> {
     let at = node.at;
     let wrong = |node: &Node, expected: &str| {
-        Err(Wrong::new(node.at, path, format!("this must be {expected}, and it is {}", node.value.kind())))
+        Err(Wrong::new(node.at, path, format!("this must be {expected}, not {}", node.value.kind())))
     };
     match ty {
         Type::Any => Ok(()),
         Type::Text => match &node.value {
             Value::Text(_) | Value::Null => Ok(()),
-            _ => wrong(node, "text").map_err(|wrong| wrong.with_hint("put the value in quotes")),
+            _ => wrong(node, "a string").map_err(|wrong| quoted(wrong, node)),
         },
         Type::TextOrNumber => match &node.value {
             Value::Text(_) | Value::Int(_) | Value::Float(_) => Ok(()),
-            _ => wrong(node, "text or a number"),
+            _ => wrong(node, "a string or a number"),
         },
         Type::Word(words) => match node.as_text() {
             Some(text) if words.contains(&text) => Ok(()),
@@ -48,7 +49,7 @@ pub(super) fn check(node: &mut Node, ty: &'static Type, path: &str) -> Result<()
         },
         Type::NumberList => match &node.value {
             Value::List(list) if list.iter().all(|item| item.scalar().is_some()) => Ok(()),
-            _ => wrong(node, "a list of text and numbers"),
+            _ => wrong(node, "a list of strings and numbers"),
         },
         Type::Pairs(kind) => pairs(node, *kind, path),
         Type::List(item) => match &mut node.value {
@@ -111,7 +112,7 @@ fn name(key: &str, node: &Node, path: &str) -> Result<(), Wrong> {
 fn object(node: &mut Node, of: &'static Object, path: &str) -> Result<(), Wrong> {
     let at = node.at;
     let Value::Map(map) = &mut node.value else {
-        return Err(Wrong::new(at, path, format!("{} must be a mapping, and this is {}", of.name, node.value.kind())));
+        return Err(Wrong::new(at, path, format!("{} must be a mapping, not {}", of.name, node.value.kind())));
     };
     let mut empty = Vec::new();
     for (name, value) in map.iter_mut() {
@@ -144,34 +145,21 @@ fn unknown(of: &Object, name: &str, value: &Node, path: &str) -> Wrong {
     }
 }
 
-/// Returns the Levenshtein distance of two short words.
-fn distance(one: &str, other: &str) -> usize {
-    if one.len().max(other.len()) > 40 {
-        return usize::MAX;
-    }
-    let other: Vec<char> = other.chars().collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (line, a) in one.chars().enumerate() {
-        let mut before = std::mem::replace(&mut row[0], line + 1);
-        for (column, b) in other.iter().enumerate() {
-            let cost = before + usize::from(a != *b);
-            before = row[column + 1];
-            row[column + 1] = cost.min(before + 1).min(row[column] + 1);
-        }
-    }
-    row[other.len()]
+/// Adds a hint for a value that is a string with quotes.
+fn quoted(wrong: Wrong, node: &Node) -> Wrong {
+    if node.scalar().is_some() { wrong.with_hint("put the value in quotes") } else { wrong }
 }
 
 fn text_list(node: &Node, path: &str, repeated: bool) -> Result<(), Wrong> {
     let Some(list) = node.as_list() else {
-        return Err(Wrong::new(node.at, path, format!("this must be a list of text, and it is {}", node.value.kind())));
+        return Err(Wrong::new(node.at, path, format!("this must be a list of strings, not {}", node.value.kind())));
     };
     let mut seen = std::collections::BTreeSet::new();
     for (index, item) in list.iter().enumerate() {
         let path = format!("{path}[{index}]");
         let Some(text) = item.as_text() else {
-            return Err(Wrong::new(item.at, path, format!("this must be text, and it is {}", item.value.kind()))
-                .with_hint("put the value in quotes"));
+            let wrong = Wrong::new(item.at, path, format!("this must be a string, not {}", item.value.kind()));
+            return Err(quoted(wrong, item));
         };
         if !repeated && !seen.insert(text) {
             return Err(Wrong::new(item.at, path, format!("`{text}` is repeated")));
@@ -190,13 +178,13 @@ fn pairs(node: &mut Node, kind: Pairs, path: &str) -> Result<(), Wrong> {
                 Some((key, value)) => Err(Wrong::new(
                     value.at,
                     join(path, key),
-                    format!("this must be text or a number, and it is {}", value.value.kind()),
+                    format!("this must be a string or a number, not {}", value.value.kind()),
                 )),
                 None => Ok(()),
             }
         }
         Value::List(_) if kind != Pairs::Options => text_list(node, path, false),
-        _ => Err(Wrong::new(node.at, path, format!("this must be a mapping, and it is {}", node.value.kind()))),
+        _ => Err(Wrong::new(node.at, path, format!("this must be a mapping, not {}", node.value.kind()))),
     }
 }
 
@@ -214,7 +202,7 @@ fn integer(node: &mut Node, path: &str) -> Result<(), Wrong> {
         }
         None => {
             let shown = node.scalar().map_or_else(|| node.value.kind().to_owned(), |text| format!("`{text}`"));
-            Err(Wrong::new(node.at, path, format!("this must be an integer, and it is {shown}")))
+            Err(Wrong::new(node.at, path, format!("this must be an integer, not {shown}")))
         }
     }
 }
@@ -229,9 +217,8 @@ fn boolean(node: &mut Node, path: &str) -> Result<(), Wrong> {
         },
         _ => None,
     };
-    let value = value.ok_or_else(|| {
-        Wrong::new(node.at, path, format!("this must be true or false, and it is {}", node.value.kind()))
-    })?;
+    let value = value
+        .ok_or_else(|| Wrong::new(node.at, path, format!("this must be true or false, not {}", node.value.kind())))?;
     node.value = Value::Bool(value);
     Ok(())
 }
@@ -249,7 +236,7 @@ fn single(node: &mut Node, path: &str) -> Result<(), Wrong> {
             node.value = Value::Single(value);
             Ok(())
         }
-        None => Err(Wrong::new(node.at, path, format!("this must be a number, and it is {}", node.value.kind()))),
+        None => Err(Wrong::new(node.at, path, format!("this must be a number, not {}", node.value.kind()))),
     }
 }
 

@@ -114,7 +114,7 @@ fn size(value: &Value) -> Result<i64, String> {
             let bytes = parse_memory(text).map_err(|error| error.to_string())?;
             i64::try_from(bytes).map_err(|_| format!("`{text}` is too large"))
         }
-        other => Err(format!("this must be a size, and it is {}", other.kind())),
+        other => Err(format!("this must be a size, not {}", other.kind())),
     }
 }
 

@@ -125,12 +125,12 @@ fn keys_become_flags() {
 fn errors_name_the_file_the_line_and_the_key() {
     for (text, parts) in [
         ("services:\n  a:\n    imag: x\n", &["line 3", "`services.a.imag`", "no key `imag`"][..]),
-        ("services:\n  a:\n    image: 5\n", &["line 3", "`services.a.image`", "must be text"]),
+        ("services:\n  a:\n    image: 5\n", &["line 3", "`services.a.image`", "must be a string, not"]),
         ("services:\n  a:\n    image: x\n    ports: ['x:y']\n", &["line 4", "`services.a.ports[0]`", "not a port"]),
         ("services:\n  a:\n    image: x\n    cpus: many\n", &["line 4", "must be a number"]),
         ("services:\n  a:\n    image: x\n    mem_limit: 1x\n", &["line 4", "`services.a.mem_limit`"]),
         ("services:\n  a:\n    image: x\n    tty: maybe\n", &["line 4", "true or false"]),
-        ("services:\n  a:\n    image: x\n    restart: [a]\n", &["line 4", "must be text"]),
+        ("services:\n  a:\n    image: x\n    restart: [a]\n", &["line 4", "must be a string, not"]),
         ("services:\n  a:\n    command: x\n", &["line 2", "neither `image` nor `build`"]),
         ("services:\n  a:\n    image: x\n    networks: [n]\n", &["line 4", "no network `n`"]),
         ("services:\n  a:\n    image: x\n    depends_on: [n]\n", &["line 4", "no service `n`"]),

@@ -49,7 +49,7 @@ impl Value {
             Self::Bool(_) => "a boolean",
             Self::Int(_) => "an integer",
             Self::Float(_) | Self::Single(_) => "a number",
-            Self::Text(_) => "text",
+            Self::Text(_) => "a string",
             Self::List(_) => "a list",
             Self::Map(_) => "a mapping",
         }
