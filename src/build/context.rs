@@ -235,9 +235,8 @@ impl Context {
         Ok(inside.to_owned())
     }
 
-    /// Finds the sources that an argument of `COPY` names: one path, or all paths that match a pattern. The filter
-    /// selects a part of each of them.
-    pub(super) fn select(&self, word: &str, filter: &Filter) -> Result<Vec<Source>, ContextError> {
+    /// The paths that an argument of `COPY` stands for: one path, or all paths that match a pattern.
+    fn paths(&self, word: &str) -> Result<Vec<PathBuf>, ContextError> {
         let names: Vec<&str> = word.split('/').filter(|name| !matches!(*name, "" | ".")).collect();
         let mut paths = vec![PathBuf::new()];
         for name in &names {
@@ -258,25 +257,38 @@ impl Context {
                 paths.iter_mut().for_each(|path| path.push(name));
             }
         }
+        Ok(paths)
+    }
+
+    /// Opens a path that an argument names. `None` means that the argument is a pattern, and the path is not copied.
+    fn open_named(&self, path: &Path, literal: bool) -> Result<Option<OwnedFd>, ContextError> {
+        let name = path.as_os_str();
+        if self.ignore.excludes(name.as_bytes()) && !name.is_empty() && !self.ignore.takes_back() {
+            return if literal { Err(self.ignored(path)) } else { Ok(None) };
+        }
+        match self.look(path) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(error) if is_nowhere(&error) && !literal => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.missing(path)),
+            Err(source) => Err(ContextError::Read { path: path.display().to_string(), source }),
+        }
+    }
+
+    /// Checks that the path exists which an argument of `COPY` names. A pattern need not match anything.
+    pub(super) fn check(&self, word: &str) -> Result<(), ContextError> {
+        if ignore::is_pattern(word) {
+            return Ok(());
+        }
+        self.paths(word)?.iter().try_for_each(|path| self.open_named(path, true).map(drop))
+    }
+
+    /// Finds the sources that an argument of `COPY` names. The filter selects a part of each of them.
+    pub(super) fn select(&self, word: &str, filter: &Filter) -> Result<Vec<Source>, ContextError> {
         let literal = !ignore::is_pattern(word);
         let mut sources = Vec::new();
-        for path in paths {
+        for path in self.paths(word)? {
             let shown = || path.display().to_string();
-            if self.ignore.excludes(path.as_os_str().as_bytes())
-                && !path.as_os_str().is_empty()
-                && !self.ignore.takes_back()
-            {
-                if literal {
-                    return Err(self.ignored(&path));
-                }
-                continue;
-            }
-            let fd = match self.look(&path) {
-                Ok(fd) => fd,
-                Err(error) if is_nowhere(&error) && !literal => continue,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(self.missing(&path)),
-                Err(source) => return Err(ContextError::Read { path: shown(), source }),
-            };
+            let Some(fd) = self.open_named(&path, literal)? else { continue };
             let real = self.real(&fd).map_err(|source| ContextError::Read { path: shown(), source })?;
             let name = path.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default();
             let mut source = Source { name, found: Vec::new() };

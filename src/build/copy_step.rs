@@ -17,7 +17,7 @@ use super::{fetch, run};
 use crate::report::Report;
 
 /// The expanded flags and arguments of a `COPY` or `ADD`.
-struct Arguments {
+pub(super) struct Arguments {
     add: bool,
     sources: Vec<String>,
     /// An absolute path, with a final `/` if it must be a directory.
@@ -31,7 +31,7 @@ struct Arguments {
 }
 
 impl Arguments {
-    fn read(engine: &Engine<'_>, state: &State, copy: &Copy) -> Result<Self, Report> {
+    pub(super) fn read(engine: &Engine<'_>, state: &State, copy: &Copy) -> Result<Self, Report> {
         let expand = |text: &str| engine.expand(state, text);
         let values = |name: &'static str| {
             let flags = copy.flags.iter().filter(move |flag| flag.name == name);
@@ -59,6 +59,17 @@ impl Arguments {
         };
         arguments.check(copy)?;
         Ok(arguments)
+    }
+
+    /// The stage or image to copy from.
+    pub(super) fn from(&self) -> Option<&str> {
+        self.from.as_deref()
+    }
+
+    /// The sources that must exist in the context. With `--parents`, a part of a source is not a path.
+    pub(super) fn of_context(&self) -> impl Iterator<Item = &str> {
+        let is_path = |source: &&String| !self.parents && !(self.add && fetch::is_url(source));
+        self.sources.iter().filter(is_path).map(String::as_str)
     }
 
     /// Checks the sources before any of them is read.

@@ -25,7 +25,7 @@ use crate::clock::rfc3339;
 use crate::durable::FileLock;
 use crate::image::{Config, History, ImageDocument, Platform, architecture};
 use crate::layer::{Tree, merge};
-use crate::names::Digest;
+use crate::names::{Digest, distance};
 use crate::record::Records;
 use crate::report::Report;
 use crate::request::NetworkMode;
@@ -95,7 +95,11 @@ pub(crate) fn build(
     let syntax = |error: parse::SyntaxError| {
         // A file that is not a Containerfile may have lines of any length.
         let problem: String = super::printable(&error.problem.to_string()).chars().take(300).collect();
-        Report::new(format!("`{}`, line {}: {problem}", options.file.name, error.line)).with_exit_code(1)
+        let report = Report::new(format!("`{}`, line {}: {problem}", options.file.name, error.line)).with_exit_code(1);
+        match error.problem.hint() {
+            Some(hint) => report.with_hint(hint),
+            None => report,
+        }
     };
     let file = parse::parse(&options.file.text).map_err(syntax)?;
     let given = |name: &str| options.args.get(name).cloned().or_else(|| platform_arg(name));
@@ -136,6 +140,7 @@ pub(crate) fn build(
         total: needed.iter().map(steps).sum::<usize>() + options.directories(),
         cached: 0,
     };
+    engine.check_all(&stages, &needed)?;
     engine.load_contexts()?;
     for at in &needed {
         let state = engine.stage(&stages, *at)?;
@@ -163,6 +168,24 @@ fn runs_here(name: &str, document: ImageDocument) -> Result<ImageDocument, Repor
         .with_hint(
             "pull the image for this machine with `gpurun build --pull`: builds for other platforms are not supported",
         ))
+}
+
+/// Names the stages in the error of an image that cannot be pulled, because its name may be that of a stage with a typing error.
+/// The name after `FROM` is that of an image, unless it is similar to that of a stage.
+fn mistyped(stages: &Stages<'_>, at: usize, name: &str, is_from: bool, report: Report) -> Report {
+    let near = stages.all[..at].iter().filter_map(|stage| stage.name.as_deref());
+    let near = near.map(|known| (distance(known, name), known)).min().filter(|(distance, _)| *distance <= 2);
+    match stages.before(at) {
+        Some(names) if !name.contains(['/', ':', '@']) && report.exit_code != 130 && (near.is_some() || !is_from) => {
+            let report =
+                report.under(format!("there is no stage or image `{name}`; the stages before this one are {names}"));
+            match near {
+                Some((_, known)) => report.with_hint(format!("did you mean `{known}`?")),
+                None => report,
+            }
+        }
+        _ => report,
+    }
 }
 
 fn no_stage(options: &Options, name: &str, stages: &Stages<'_>) -> Report {
@@ -197,7 +220,8 @@ impl Engine<'_> {
             Base::Stage(base) => self.finished[base].document.clone(),
             Base::Context(name) => self.contexts[name].document.clone(),
             Base::Image(name) => {
-                let document = self.base(name).and_then(|document| runs_here(name, document));
+                let document = self.base(name).map_err(|report| mistyped(stages, at, name, true, report));
+                let document = document.and_then(|document| runs_here(name, document));
                 document.map_err(|report| self.failed(stage.from, report))?
             }
         };
@@ -208,11 +232,15 @@ impl Engine<'_> {
             current.state.args.clone_from(&self.finished[base].args);
         }
         // The base image's `ONBUILD` instructions come first.
-        for text in std::mem::take(&mut current.state.document.config.on_build) {
-            let line =
-                Line { number: stage.from.number, text: text.clone(), instruction: self.trigger(stage.from, &text)? };
+        let triggers = std::mem::take(&mut current.state.document.config.on_build).into_iter().map(|text| {
+            let instruction = self.trigger(stage.from, &text)?;
+            Ok(Line { number: stage.from.number, text, instruction })
+        });
+        let triggers: Vec<Line> = triggers.collect::<Result<_, Report>>()?;
+        self.check_stage(&current, &triggers)?;
+        for line in &triggers {
             self.total += usize::from(stages::is_step(&line.instruction));
-            self.line(&mut current, &line)?;
+            self.line(&mut current, line)?;
         }
         for line in stage.lines {
             self.line(&mut current, line)?;
@@ -254,15 +282,7 @@ impl Engine<'_> {
             self.begin(current.stages, current.at, &line.text);
         }
         let done = match &line.instruction {
-            Instruction::Arg(args) => {
-                let outside = |name: &str| {
-                    let given = self.options.args.get(name).cloned().or_else(|| platform_arg(name));
-                    // An `ARG NAME` without a default also takes the value declared before the first stage.
-                    let bare = args.iter().any(|(arg, default)| arg == name && default.is_none());
-                    given.or_else(|| current.stages.globals.get(name).filter(|_| bare).cloned())
-                };
-                current.state.declare(args, self.escape, &outside).map_err(|error| Report::new(error.to_string()))
-            }
+            Instruction::Arg(args) => self.declare(current, args),
             Instruction::Run { flags, command, documents } => self.run(current, flags, command, documents),
             Instruction::Copy(copy) => self.copy(current, copy),
             Instruction::Workdir(path) => self.workdir(current, path),
@@ -282,8 +302,19 @@ impl Engine<'_> {
         budget::check(&current.state).map_err(|report| self.failed(line, report))
     }
 
+    /// Executes an `ARG`.
+    pub(super) fn declare(&self, current: &mut Current<'_>, args: &[(String, Option<String>)]) -> Result<(), Report> {
+        let outside = |name: &str| {
+            let given = self.options.args.get(name).cloned().or_else(|| platform_arg(name));
+            // An `ARG NAME` without a default also takes the value declared before the first stage.
+            let bare = args.iter().any(|(arg, default)| arg == name && default.is_none());
+            given.or_else(|| current.stages.globals.get(name).filter(|_| bare).cloned())
+        };
+        current.state.declare(args, self.escape, &outside).map_err(|error| Report::new(error.to_string()))
+    }
+
     /// Adds the file, line and instruction to an error.
-    fn failed(&self, line: &Line, report: Report) -> Report {
+    pub(super) fn failed(&self, line: &Line, report: Report) -> Report {
         if report.exit_code == 130 {
             return report;
         }
@@ -392,17 +423,12 @@ impl Engine<'_> {
         if let Some(stage) = current.stages.find(name, current.at) {
             return Ok(self.finished[&stage].document.diff_ids.clone());
         }
-        // Without a context of this name, a number always means a stage. An image with such a name could come from any registry.
-        let is_context = self.options.named(name).is_some();
-        if !is_context && !name.is_empty() && name.len() < 6 && name.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(Report::new(format!("cannot find stage {name} before this one: the first stage is 0")));
-        }
         let image = match self.options.named(name) {
             Some((name, NamedContext::Directory(_))) => return Ok(self.contexts[name].document.diff_ids.clone()),
             Some((_, NamedContext::Image(image))) => image,
             None => name,
         };
-        Ok(self.base(image)?.diff_ids)
+        Ok(self.base(image).map_err(|report| mistyped(current.stages, current.at, image, false, report))?.diff_ids)
     }
 
     pub(super) fn expand(&self, state: &State, text: &str) -> Result<String, Report> {
@@ -467,7 +493,7 @@ impl Engine<'_> {
 }
 
 /// The config of a stage `FROM scratch`: the working directory is `/`, as in BuildKit.
-fn from_scratch() -> ImageDocument {
+pub(super) fn from_scratch() -> ImageDocument {
     let mut document = ImageDocument::scratch();
     document.config.working_dir = "/".into();
     document
@@ -475,7 +501,7 @@ fn from_scratch() -> ImageDocument {
 
 /// Sets a PATH if the image has none, as BuildKit does. Programs copied into an image from scratch are then found by
 /// name.
-fn with_path(mut document: ImageDocument) -> ImageDocument {
+pub(super) fn with_path(mut document: ImageDocument) -> ImageDocument {
     let env = &mut document.config.env;
     if !env.iter().any(|entry| entry.starts_with("PATH=")) {
         env.push(format!("PATH={DEFAULT_PATH}"));

@@ -27,6 +27,7 @@ mod agent;
 mod bootstrap;
 mod budget;
 mod cache;
+mod check;
 mod commit;
 mod containerfile;
 mod context;

@@ -11,6 +11,7 @@
 
 use super::limits::{INSTRUCTIONS, STAGES};
 use super::words::{self, WordError};
+use crate::names::distance;
 
 /// An error and its line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +55,40 @@ pub(super) enum Problem {
     Escape(String),
     #[error(transparent)]
     Word(#[from] WordError),
+}
+
+/// All instructions.
+const INSTRUCTION_NAMES: [&str; 18] = [
+    "ADD",
+    "ARG",
+    "CMD",
+    "COPY",
+    "ENTRYPOINT",
+    "ENV",
+    "EXPOSE",
+    "FROM",
+    "HEALTHCHECK",
+    "LABEL",
+    "MAINTAINER",
+    "ONBUILD",
+    "RUN",
+    "SHELL",
+    "STOPSIGNAL",
+    "USER",
+    "VOLUME",
+    "WORKDIR",
+];
+
+impl Problem {
+    pub(super) fn hint(&self) -> Option<String> {
+        let Self::Unknown(name) = self else { return None };
+        let upper = name.to_ascii_uppercase();
+        let near = INSTRUCTION_NAMES.iter().map(|known| (distance(&upper, known), known)).min()?;
+        match near {
+            (0..=2, known) if upper.len() > 2 => Some(format!("did you mean `{known}`?")),
+            _ => Some("an instruction that continues on the next line needs `\\` at the end of its line".into()),
+        }
+    }
 }
 
 /// A parsed Containerfile.

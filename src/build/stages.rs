@@ -121,6 +121,14 @@ impl Stages<'_> {
         named.or_else(|| name.parse().ok().filter(|number| *number < end))
     }
 
+    /// The names of the stages before `end`, for a hint. `None` if no stage has a name.
+    #[must_use]
+    pub(super) fn before(&self, end: usize) -> Option<String> {
+        let names = self.all[..end].iter().filter_map(|stage| Some(format!("`{}`", stage.name.as_ref()?)));
+        let names: Vec<String> = names.collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    }
+
     /// The stages that `target` needs, including itself, in build order.
     #[must_use]
     pub(super) fn needed(&self, target: usize) -> BTreeSet<usize> {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::copy::{Plan, Target};
 use super::engine::{Current, Engine};
 use super::hostca::HostFile;
-use super::mount;
+use super::mount::{self, Mount};
 use super::mounted::Mounted;
 use super::parse::{Command, Flag, HereDocument};
 use super::run;
@@ -15,7 +15,7 @@ use super::state::{PREDEFINED, State};
 use super::{hostca, network};
 use crate::names::Digest;
 use crate::report::Report;
-use crate::request::{LimitsRequest, UserSpec};
+use crate::request::{LimitsRequest, NetworkMode, UserSpec};
 use crate::rootfs::users::{self, LookupError};
 use crate::store::Draft;
 
@@ -55,7 +55,7 @@ impl Engine<'_> {
 
     /// Looks up `user[:group]` in the image so far. A number alone, as in `--chown=1000`, is also the group.
     pub(super) fn owner(&mut self, below: &[Digest], text: &str) -> Result<(u32, u32), Report> {
-        Ok(self.find_owner(below, text)??)
+        self.find_owner(below, text)?.map_err(|error| with_hint(&error, "--chown=1000:1000", Report::of(&error)))
     }
 
     /// The owner of a new working directory. As in BuildKit, it is root if the image does not have the user yet: a later
@@ -84,15 +84,8 @@ impl Engine<'_> {
         Ok(users::lookup_in(&passwd, &groups, &UserSpec::of(text)).map(|user| (user.uid, user.gid)))
     }
 
-    pub(super) fn run(
-        &mut self,
-        current: &mut Current<'_>,
-        flags: &[Flag],
-        command: &Command,
-        documents: &[HereDocument],
-    ) -> Result<(), Report> {
-        let state = &current.state;
-        let (words, script) = words(state, command, documents);
+    /// The mounts and the network that the flags of a `RUN` request.
+    pub(super) fn run_flags(&self, state: &State, flags: &[Flag]) -> Result<(Vec<Mount>, Option<NetworkMode>), Report> {
         let mut mounts = Vec::new();
         let mut network = None;
         for flag in flags {
@@ -106,7 +99,19 @@ impl Engine<'_> {
                 _ => return Err(Report::new(format!("`RUN --{}` is not supported", flag.name))),
             }
         }
-        let network = network::asked(network.as_deref(), self.options.network)?;
+        Ok((mounts, network::asked(network.as_deref(), self.options.network)?))
+    }
+
+    pub(super) fn run(
+        &mut self,
+        current: &mut Current<'_>,
+        flags: &[Flag],
+        command: &Command,
+        documents: &[HereDocument],
+    ) -> Result<(), Report> {
+        let state = &current.state;
+        let (words, script) = words(state, command, documents);
+        let (mounts, network) = self.run_flags(state, flags)?;
         let mut env: Vec<(String, String)> = state.args.clone().into_iter().collect();
         env.extend(state.environment());
         let mut key = self.key("RUN", &state.document.diff_ids);
@@ -150,7 +155,7 @@ impl Engine<'_> {
     fn execute(&mut self, run: Run, draft: &mut Draft<'_>, below: &[Digest]) -> Result<Option<Digest>, Report> {
         let mut tail = Tail::default();
         let (root, records, signals) = (&self.options.root, self.records, self.signals);
-        let limits = run.limits.clone();
+        let (limits, user) = (run.limits.clone(), run.user.clone());
         let output = &mut *self.output;
         let step = run::run(root, records, run, signals, &mut |heard| match heard {
             Heard::Output(bytes) => {
@@ -159,7 +164,11 @@ impl Engine<'_> {
             }
             Heard::Notice(line) => output.notice(line),
             Heard::Nothing => output.tick(),
-        })?;
+        });
+        let step = match step {
+            Ok(step) => step,
+            Err(report) => return Err(self.unknown_user(below, &user, report)),
+        };
         let code = step.state.exit_code.unwrap_or(0);
         if code != 0 {
             let mut report = failure(code, step.state.oom_killed, &limits, &tail);
@@ -179,6 +188,14 @@ impl Engine<'_> {
         Ok(layer)
     }
 
+    /// Corrects the hint of a step that failed because the image does not have its user: a build has no `--user`.
+    fn unknown_user(&mut self, below: &[Digest], user: &str, report: Report) -> Report {
+        match self.find_owner(below, user) {
+            Ok(Err(error)) if !user.is_empty() => with_hint(&error, "USER 1000:1000", report),
+            _ => report,
+        }
+    }
+
     /// Adds the proxy arguments and, with `--host-ca`, the host's certificates and pip settings. They apply to this
     /// step only.
     fn host_settings(&mut self, env: &mut Vec<(String, String)>, mounted: &mut Mounted) -> Result<(), Report> {
@@ -195,6 +212,20 @@ impl Engine<'_> {
         more.retain(|(name, _)| !env.iter().any(|(other, _)| other == name));
         env.extend(more);
         Ok(())
+    }
+}
+
+/// Gives an error about a user or group that the image does not have a hint for Containerfiles. `form` is what can be written
+/// instead.
+fn with_hint(error: &LookupError, form: &str, report: Report) -> Report {
+    match error {
+        LookupError::NoUser { user } => {
+            report.with_hint(format!("create it with `RUN useradd {user}`, or write `{form}`"))
+        }
+        LookupError::NoGroup { group } => {
+            report.with_hint(format!("create it with `RUN groupadd {group}`, or write `{form}`"))
+        }
+        _ => report,
     }
 }
 
