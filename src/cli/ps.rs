@@ -420,23 +420,38 @@ fn gpus(row: &Row) -> String {
     }
 }
 
+/// The command of a container on one line, the image's if it has none of its own.
+pub(super) fn command(view: &View<'_>, whole: bool) -> String {
+    let command = view.command().map_or_else(|| "(image's)".to_owned(), |words| words.join(" "));
+    if whole { command } else { shorten(&command, 24) }
+}
+
+/// The published ports. A container that has ended keeps its ports on record for its next start, and publishes none.
+pub(super) fn published(state: &State) -> &[PublishedPort] {
+    if matches!(state.phase, Phase::Running) { &state.ports } else { &[] }
+}
+
+/// The published and exposed ports as text.
+pub(super) fn ports_shown(view: &View<'_>) -> String {
+    let mut shown = port_ranges(published(view.state));
+    if view.state.phase == Phase::Running && view.entry.record.request.network == NetworkMode::Bridge {
+        let is_published = |port: &String| {
+            let known = view.state.ports.iter();
+            known.map(|known| format!("{}/{}", known.container_port, known.protocol)).any(|known| known == *port)
+        };
+        shown.extend(view.exposed().into_iter().filter(|port| !is_published(port)));
+    }
+    shown.join(", ")
+}
+
 fn row(view: &View<'_>, whole: bool, with_size: bool) -> Row {
     let (entry, state) = (view.entry, view.state);
     let request = &entry.record.request;
-    let command = view.command().map_or_else(|| "(image's)".to_owned(), |words| words.join(" "));
-    // A container that has ended keeps its ports on record for its next start, and publishes none.
-    let published = if matches!(state.phase, Phase::Running) { state.ports.as_slice() } else { &[] };
+    let published = published(state);
     let ports = published
         .iter()
         .map(|port| format!("{}:{}->{}/{}", port.host_ip, port.host_port, port.container_port, port.protocol))
         .collect();
-    let mut shown_ports = port_ranges(published);
-    if state.phase == Phase::Running && request.network == NetworkMode::Bridge {
-        let is_published = |port: &String| {
-            state.ports.iter().any(|known| format!("{}/{}", known.container_port, known.protocol) == *port)
-        };
-        shown_ports.extend(view.exposed().into_iter().filter(|port| !is_published(port)));
-    }
     let mounts = view.mounts();
     let source = |mount: &view::Shown| {
         let source = mount.source.as_ref().map(|source| source.display().to_string());
@@ -447,7 +462,7 @@ fn row(view: &View<'_>, whole: bool, with_size: bool) -> Row {
         name: entry.record.name.clone(),
         owner: Some(entry.record.owner.name()),
         image: request.image.clone(),
-        command: if whole { command } else { shorten(&command, 24) },
+        command: command(view, whole),
         created: Some(entry.record.created),
         status: status(state),
         phase: Some(state.phase),
@@ -457,7 +472,7 @@ fn row(view: &View<'_>, whole: bool, with_size: bool) -> Row {
         stop_reason: state.stop_reason.clone(),
         ports,
         shown: Shown {
-            ports: shown_ports.join(", "),
+            ports: ports_shown(view),
             state: view.status(),
             size: if with_size {
                 let (own, image) = view.size();

@@ -5,14 +5,14 @@ use serde::Serialize;
 
 use super::super::filter::Filters;
 use super::super::versions::COMPOSE_VERSION;
-use super::super::{Context, format, print};
+use super::super::view::{Images, View};
+use super::super::{Context, format, print, ps};
 use super::args::{ComposeArgs, index};
 use super::child;
 use super::containers::{self, Container};
 use crate::compose::labels;
-use crate::record::{Phase, PublishedPort, short};
+use crate::record::{Phase, short};
 use crate::report::Report;
-use crate::request::Payload;
 use crate::template;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -29,6 +29,9 @@ pub(super) struct PsArgs {
     /// Print only IDs
     #[arg(short, long)]
     quiet: bool,
+    /// Do not truncate commands
+    #[arg(long)]
+    no_trunc: bool,
     /// Print only the names of services
     #[arg(long)]
     services: bool,
@@ -184,34 +187,22 @@ fn status(container: &Container) -> String {
     }
 }
 
-fn ports(container: &Container) -> String {
-    let text = |port: &PublishedPort| {
-        format!("{}:{}->{}/{}", port.host_ip, port.host_port, port.container_port, port.protocol)
-    };
-    container.state.ports.iter().map(text).collect::<Vec<_>>().join(", ")
-}
-
-fn row(container: &Container, project: &str) -> Row {
+fn row(container: &Container, project: &str, images: &Images, context: &Context, whole: bool) -> Row {
     let request = &container.entry.record.request;
-    let words = match &request.payload {
-        Payload::Command(words) => words.join(" "),
-        Payload::Jupyter(_) => "(jupyter)".to_owned(),
-    };
+    let view = View::new(&container.entry, &container.state, images, &context.root);
     Row {
         id: container.entry.record.id.clone(),
         name: container.name().to_owned(),
         image: request.image.clone(),
-        command: words,
+        command: ps::command(&view, whole),
         project: project.to_owned(),
         service: container.service.clone(),
         state: state(container),
         status: status(container),
         health: health(container),
         exit_code: container.state.exit_code.unwrap_or(0),
-        ports: ports(container),
-        publishers: container
-            .state
-            .ports
+        ports: ps::ports_shown(&view),
+        publishers: ps::published(&container.state)
             .iter()
             .map(|port| Publisher {
                 url: port.host_ip.clone(),
@@ -259,7 +250,10 @@ pub(super) fn ps(args: &PsArgs, compose: &ComposeArgs, context: &Context) -> Res
         names.dedup();
         return print::out(&names.iter().map(|name| format!("{name}\n")).collect::<String>()).map(|()| 0);
     }
-    let rows: Vec<Row> = all.iter().map(|container| row(container, &scope.name)).collect();
+    let images = Images::new(context.store().ok());
+    // JSON is for programs, which get the whole command.
+    let whole = args.no_trunc || matches!(format, format::Format::Json);
+    let rows: Vec<Row> = all.iter().map(|container| row(container, &scope.name, &images, context, whole)).collect();
     match format {
         format::Format::Table => {}
         // docker prints one object in each line.
@@ -276,11 +270,10 @@ pub(super) fn ps(args: &PsArgs, compose: &ComposeArgs, context: &Context) -> Res
         .zip(&all)
         .map(|(row, container)| {
             let age = print::ago(crate::clock::now().saturating_sub(container.entry.record.created));
-            let command: String = row.command.chars().take(24).collect();
             vec![
                 row.name.clone(),
                 row.image.clone(),
-                command,
+                row.command.clone(),
                 row.service.clone(),
                 format!("{age} ago"),
                 row.status.clone(),
