@@ -234,7 +234,14 @@ fn log_options(flags: &ContainerFlags) -> Result<LogOptions, Report> {
 /// Reads a text file of at most `max` bytes.
 pub(super) fn read_small_text(path: &Path, max: u64) -> Result<String, Report> {
     use std::io::Read;
-    let failed = |error: std::io::Error| Report::new(format!("cannot read `{}`", path.display())).with_cause(error);
+    let failed = |error: std::io::Error| {
+        let report = Report::new(format!("cannot read `{}`", path.display()));
+        match error.kind() {
+            std::io::ErrorKind::NotFound => report.with_hint("create the file, or correct its path"),
+            _ => report,
+        }
+        .with_cause(error)
+    };
     let mut text = String::new();
     let file = std::fs::File::open(path).map_err(failed)?;
     file.take(max + 1).read_to_string(&mut text).map_err(failed)?;

@@ -162,6 +162,17 @@ pub(crate) fn save_image(
     write_images(store, &[image], output, format, compression, &hint)
 }
 
+/// The error of an output file.
+fn failed(path: &Path, error: io::Error) -> Report {
+    let report = Report::new(format!("cannot write `{}`", path.display()));
+    let directory = path.parent().filter(|directory| *directory != Path::new("") && !directory.exists());
+    match directory {
+        Some(directory) => report.with_hint(format!("create the directory: `mkdir -p {}`", directory.display())),
+        None => report,
+    }
+    .with_cause(error)
+}
+
 /// Writes images to a file or directory, or to standard output.
 fn write_images(
     store: &Store,
@@ -172,8 +183,6 @@ fn write_images(
     no_terminal: &dyn Fn() -> String,
 ) -> Result<(), Report> {
     let packing = compression.into();
-    let failed =
-        |path: &Path, error: io::Error| Report::new(format!("cannot write `{}`", path.display())).with_cause(error);
     match (output, format) {
         (Some(dir), FormatFlag::OciDir) => Ok(store.save(list, Format::OciDirectory, packing, Sink::Directory(dir))?),
         (None, FormatFlag::OciDir) => Err(Report::usage("an OCI layout is a directory: name it with `--output DIR`")),
@@ -201,7 +210,7 @@ pub(crate) fn write_atomically(
     path: &Path,
     write: &mut dyn FnMut(&mut File) -> Result<(), Report>,
 ) -> Result<(), Report> {
-    let failed = |error: io::Error| Report::new(format!("cannot write `{}`", path.display())).with_cause(error);
+    let failed = |error: io::Error| failed(path, error);
     if output::is_stream(path) {
         return write(&mut File::options().write(true).open(path).map_err(failed)?);
     }
