@@ -20,6 +20,8 @@ pub(crate) struct ComposeError {
     pub(super) key: String,
     pub(super) reason: String,
     pub(super) hint: Option<String>,
+    /// Messages about the files that were read, which may explain the error: unset variables.
+    pub(crate) notices: Vec<String>,
 }
 
 impl std::error::Error for ComposeError {}

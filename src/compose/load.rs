@@ -63,6 +63,7 @@ impl Loader {
             key: wrong.key,
             reason: wrong.reason,
             hint: wrong.hint,
+            notices: Vec::new(),
         }
     }
 
@@ -80,6 +81,7 @@ impl Loader {
             key: String::new(),
             reason,
             hint: None,
+            notices: Vec::new(),
         };
         if self.files.len() >= MAX_FILES {
             return Err(failed(format!("the project consists of more than {MAX_FILES} files")));
@@ -110,6 +112,7 @@ impl Loader {
                 key: String::new(),
                 reason: error.reason,
                 hint: None,
+                notices: Vec::new(),
             })?;
             for document in documents {
                 let main = files.first().unwrap_or(file);
@@ -179,7 +182,7 @@ impl Loader {
                 let mut lookup = Lookup { get: &get, missing: Vec::new() };
                 let result = substitute(text, &mut lookup);
                 for name in lookup.missing {
-                    self.notice(format!("the variable `{name}` is not set: an empty text takes its place"));
+                    self.notice(format!("the variable `{name}` is not set: an empty string is used"));
                 }
                 *text = result.map_err(|error| self.locate(template_error(error, at, path)))?;
                 Ok(())
@@ -335,8 +338,12 @@ pub(super) fn env_files_values(files: &[PathBuf], environment: &Environment) -> 
             key: String::new(),
             reason,
             hint: None,
+            notices: Vec::new(),
         };
-        let text = read_text(file).map_err(|reason| error(0, reason))?;
+        let text = read_text(file).map_err(|reason| ComposeError {
+            hint: (!file.exists()).then(|| "create the file, or correct its path".to_owned()),
+            ..error(0, reason)
+        })?;
         let lookup = |name: &str| environment.get(name).or_else(|| found.get(name)).cloned();
         let values = dotenv::parse(&text, &lookup).map_err(|wrong| error(wrong.line, wrong.reason))?;
         found.extend(values);

@@ -110,12 +110,21 @@ fn uses_default(root: &Map) -> bool {
 /// Loads a project. If `selected` names services, only these and their dependencies are enabled; that also enables
 /// their profiles. `dependencies` is false for `--no-deps`.
 pub(crate) fn load(source: &Source, selected: &[String], dependencies: bool) -> Result<Project, ComposeError> {
-    let begun = begin(source)?;
     let mut loader = Loader::default();
-    let root = tree(&mut loader, &begun, false, source.as_written)?;
+    let project = load_with(&mut loader, source, selected, dependencies);
+    project.map_err(|error| ComposeError { notices: loader.notices, ..error })
+}
+
+fn load_with(
+    loader: &mut Loader,
+    source: &Source,
+    selected: &[String],
+    dependencies: bool,
+) -> Result<Project, ComposeError> {
+    let begun = begin(source)?;
+    let root = tree(loader, &begun, false, source.as_written)?;
     let Begun { files, directory, environment, name } = begun;
-    let located = |loader: &Loader, wrong| loader.locate(wrong);
-    let decoded = decode(root, &ROOT, "", true).map_err(|wrong| located(&loader, wrong))?;
+    let decoded = decode(root, &ROOT, "", true).map_err(|wrong| loader.locate(wrong))?;
     let Some(Node { value: Value::Map(mut rest), .. }) = decoded else { return Err(whole("there are no services")) };
     rest.remove("name");
     let services = match rest.remove("services").map(|node| node.value) {
@@ -135,13 +144,13 @@ pub(crate) fn load(source: &Source, selected: &[String], dependencies: bool) -> 
     };
     let profiles = profiles(source, &project.environment);
     project.enable(&profiles);
-    project.enable_selected(selected, &profiles).map_err(|wrong| located(&loader, wrong))?;
-    project.check().map_err(|wrong| located(&loader, wrong))?;
-    project.resolve_env_files(&loader)?;
-    project.select(selected, dependencies).map_err(|wrong| located(&loader, wrong))?;
+    project.enable_selected(selected, &profiles).map_err(|wrong| loader.locate(wrong))?;
+    project.check().map_err(|wrong| loader.locate(wrong))?;
+    project.resolve_env_files(loader)?;
+    project.select(selected, dependencies).map_err(|wrong| loader.locate(wrong))?;
     project.drop_unused();
-    project.notices = loader.notices;
-    project.sources = loader.files;
+    project.notices.clone_from(&loader.notices);
+    project.sources.clone_from(&loader.files);
     Ok(project)
 }
 
@@ -167,14 +176,13 @@ pub(super) fn raw_tree(source: &Source, selected: &[String]) -> Result<(Node, Ve
 
 impl Source {
     /// Returns the name of a project without reading its files, if the caller has set it.
-    pub(crate) fn fixed_name(&self) -> Option<String> {
-        let from_environment = || self.environment.get("COMPOSE_PROJECT_NAME").cloned();
-        self.name.clone().or_else(from_environment).filter(|name| !name.is_empty())
+    pub(crate) fn fixed_name(&self) -> Result<Option<String>, ComposeError> {
+        chosen_name(self, &self.environment)
     }
 }
 
 fn whole(reason: impl Into<String>) -> ComposeError {
-    ComposeError { file: None, line: 0, key: String::new(), reason: reason.into(), hint: None }
+    ComposeError { file: None, line: 0, key: String::new(), reason: reason.into(), hint: None, notices: Vec::new() }
 }
 
 impl ComposeError {
@@ -251,13 +259,24 @@ fn normal_name(text: &str) -> String {
     name.trim_start_matches(['_', '-']).to_owned()
 }
 
-/// Returns the project's name as the caller or the directory gives it, and whether it is the caller's.
-fn early_name(source: &Source, environment: &Environment, directory: &Path) -> Result<(String, bool), ComposeError> {
+/// Returns the project's name as the caller gives it. It becomes part of paths, so it is checked.
+fn chosen_name(source: &Source, environment: &Environment) -> Result<Option<String>, ComposeError> {
     let from_environment = || environment.get("COMPOSE_PROJECT_NAME").cloned();
     match source.name.clone().or_else(from_environment).filter(|name| !name.is_empty()) {
-        Some(name) if normal_name(&name) == name => Ok((name, true)),
-        Some(name) => Err(whole(format!("`{name}` is not a project name"))
-            .hinted(format!("use lower-case letters, digits, `-` and `_`: `-p {}`", normal_name(&name)))),
+        Some(name) if normal_name(&name) != name => {
+            let normal = normal_name(&name);
+            let example = if normal.is_empty() { String::new() } else { format!(": `-p {normal}`") };
+            Err(whole(format!("`{name}` is not a project name"))
+                .hinted(format!("use lower-case letters, digits, `-` and `_`{example}")))
+        }
+        name => Ok(name),
+    }
+}
+
+/// Returns the project's name as the caller or the directory gives it, and whether it is the caller's.
+fn early_name(source: &Source, environment: &Environment, directory: &Path) -> Result<(String, bool), ComposeError> {
+    match chosen_name(source, environment)? {
+        Some(name) => Ok((name, true)),
         None => {
             let base = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
             Ok((normal_name(&base), false))
@@ -467,7 +486,8 @@ impl Project {
                 let all: Vec<&str> = open.keys().copied().collect();
                 let at = self.services.get(*name).map_or_else(At::default, |node| node.at);
                 let reason = format!("services depend on each other in a circle: {}", all.join(", "));
-                Err(Wrong::new(at, format!("services.{name}.depends_on"), reason))
+                Err(Wrong::new(at, format!("services.{name}.depends_on"), reason)
+                    .with_hint("remove one of the dependencies from its `depends_on`"))
             }
         }
     }

@@ -19,6 +19,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("services_find_each_other_by_name", names),
     ("up_in_the_foreground_shows_lines_and_stops", foreground),
     ("an_exit_code_comes_from_a_service", exit_code),
+    ("ps_shows_the_command_and_the_ports_as_gpurun_ps_does", listed),
     ("exec_run_cp_port_and_kill_find_their_container", commands),
     ("images_are_built_and_the_cache_can_be_left_out", builds),
     ("services_are_paused_and_resumed", pauses),
@@ -533,6 +534,7 @@ services:
     let up = compose(&host, &["up", "-t", "1", "--exit-code-from", "tests"]);
     assert_eq!(up.code, 3, "{}{}", up.out, up.err);
     assert!(up.out.contains("tests-1  | testing"), "{}", up.out);
+    assert!(up.out.contains("tests-1 exited with code 3\n"), "{}", up.out);
     assert_eq!(ok(&host, &["ps", "-q"]), "", "the server is stopped");
     let again = compose(&host, &["up", "-t", "1", "--exit-code-from", "tests"]);
     assert_eq!(
@@ -540,6 +542,10 @@ services:
         (3, 1),
         "the output of the first run is not shown again"
     );
+    // Without these flags, `up` ends with 0.
+    write(&host, "services:\n  a: {image: box, command: sh -c 'exit 3'}\n");
+    let up = compose(&host, &["up", "--remove-orphans"]);
+    assert_eq!((up.code, up.out.as_str()), (0, "a-1 exited with code 3\n"), "{}", up.err);
     // A dependency that fails stops the start.
     write(
         &host,
@@ -552,6 +558,36 @@ services:
     let error = fails(&host, &["up", "-d", "--remove-orphans"]);
     assert!(error.contains("service `first` ended with status 4"), "{error}");
     assert!(!host.ok(&["ps", "-a"]).contains("lab-second-1"));
+    ok(&host, &["down"]);
+}
+
+/// The command of the image, cut with an ellipsis, and no ports of a container that has ended.
+fn listed() {
+    let host = project(
+        "
+services:
+  a: {image: cmd, ports: ['127.0.0.1:18080:80'], init: true}
+",
+    );
+    fs::write(
+        host.dir.join("lab/Containerfile"),
+        "FROM box\nCMD [\"sh\", \"-c\", \"exec sleep 1000\", \"and more\"]\n",
+    )
+    .unwrap();
+    host.ok(&["build", "-t", "cmd", "lab"]);
+    ok(&host, &["up", "-d"]);
+    let whole = "sh -c exec sleep 1000 and more";
+    let json = || serde_json::from_str::<serde_json::Value>(&ok(&host, &["ps", "-a", "--format", "json"])).unwrap();
+    let (running, port) = (json(), "127.0.0.1:18080->80/tcp");
+    assert_eq!((running["Command"].as_str(), running["Ports"].as_str()), (Some(whole), Some(port)));
+    assert_eq!(running["Publishers"][0]["PublishedPort"], 18080);
+    let table = ok(&host, &["ps"]);
+    assert!(table.contains(" sh -c exec sleep 1000 a… ") && table.contains(port), "{table}");
+    assert!(ok(&host, &["ps", "--no-trunc"]).contains(whole));
+    ok(&host, &["kill"]);
+    let ended = json();
+    assert_eq!((ended["Ports"].as_str(), ended["Publishers"].as_array().map(Vec::len)), (Some(""), Some(0)));
+    assert!(!ok(&host, &["ps", "-a"]).contains("18080"));
     ok(&host, &["down"]);
 }
 

@@ -14,6 +14,8 @@ pub const TESTS: &[(&str, fn())] = &[
     ("errors_about_images", images),
     ("errors_about_containers", containers),
     ("errors_of_builds", builds),
+    ("errors_of_late_instructions_come_before_the_first_step", late),
+    ("errors_of_compose_files", compose_files),
     ("errors_of_the_configuration_file", configuration),
 ];
 
@@ -158,6 +160,79 @@ fn builds() {
     check("builds", &text);
     assert_eq!(successful, [""; 0], "these Containerfiles are not refused");
     assert_eq!(host.leftovers(), "");
+}
+
+/// Nothing is executed or pulled before an error that needs no execution.
+fn late() {
+    let host = Host::with_box();
+    let context = host.dir.join("context");
+    fs::create_dir(&context).unwrap();
+    fs::write(context.join("a"), "a").unwrap();
+    for (line, what) in [
+        ("EXPOSE abc", "`EXPOSE` needs ports"),
+        ("STOPSIGNAL NOPE", "`STOPSIGNAL` needs a signal"),
+        ("HEALTHCHECK --interval=x CMD true", "`HEALTHCHECK --interval`"),
+        ("COPY nope /x", "the build context has no `nope`"),
+        ("COPY --chmod=x a /x", "--chmod=x"),
+        ("COPY --from=1 /a /x", "copies from itself"),
+        ("COPY --from=last /a /x", "copies from itself"),
+        ("RUN --mount=type=bind,from=last,target=/x true", "copies from itself"),
+        ("RUN --mount=type=nosuch,target=/x true", "unknown type `nosuch`"),
+        ("RUN --mount=type=bind,source=nope,target=/x true", "the build context has no `nope`"),
+        // Known as soon as the base image is here.
+        ("ENV PORT=abc\nEXPOSE $PORT", "`EXPOSE` needs ports"),
+        ("ARG PORT=abc\nEXPOSE $PORT", "`EXPOSE` needs ports"),
+    ] {
+        let text = format!("FROM box AS first\nFROM box AS last\nRUN echo executed\n{line}\n");
+        fs::write(context.join("Containerfile"), text).unwrap();
+        let answer = host.run(&["build", "--network", "none", "--no-cache", "context"]);
+        assert_eq!(answer.code, 1, "{line}");
+        assert!(answer.err.contains(what), "{line}: {}", answer.err);
+        assert!(!format!("{}{}", answer.out, answer.err).contains("executed"), "{line}: {}", answer.err);
+    }
+    // A stage that is not built is not checked, and a pattern need not match anything. The variables of an image are known.
+    let image = "FROM box\nENV PORT=80\n";
+    fs::write(context.join("Containerfile"), image).unwrap();
+    host.ok(&["build", "--quiet", "-t", "ported", "context"]);
+    let text = "FROM box AS unused\nEXPOSE abc\nFROM ported\nRUN true\nEXPOSE $PORT\nCOPY a no* /x/\n";
+    fs::write(context.join("Containerfile"), text).unwrap();
+    host.ok(&["build", "--quiet", "--network", "none", "context"]);
+    assert_eq!(host.leftovers(), "");
+}
+
+/// Each file, and a command that reads it.
+fn compose_files() {
+    let host = Host::with_box();
+    let mut text = String::new();
+    for (file, args) in [
+        ("services:\n  a:\n    image: ${IMG}\n", &["up", "-d"][..]),
+        ("services:\n  a:\n    image: ${IMG}\n", &["ps"]),
+        ("services:\n  a:\n    image: box\n    mem_limit: ${MEM}\n", &["up", "-d"]),
+        ("services:\n  a:\n    image: box\n    mem_limit: ${MEM}\n", &["config"]),
+        ("services:\n  a:\n    image: box\n    secrets: [key]\nsecrets:\n  key:\n    file: nosuch\n", &["up", "-d"]),
+        ("services:\n  a:\n    image: box\n    configs: [key]\nconfigs:\n  key:\n    file: nosuch\n", &["up", "-d"]),
+        ("services:\n  a:\n    image: box\n    secrets: [key]\nsecrets:\n  key:\n    file: nosuch\n", &["run", "a"]),
+        (
+            "services:\n  a:\n    image: box\n    volumes:\n      - {type: bind, source: ./nosuch, target: /x, bind: {create_host_path: false}}\n",
+            &["up", "-d"],
+        ),
+        ("services:\n  a: {image: box, depends_on: [b]}\n  b: {image: box, depends_on: [a]}\n", &["config"]),
+        ("services:\n  a:\n    image: 5\n", &["config"]),
+        ("services:\n  a:\n    image: box\n    restart: [a]\n", &["config"]),
+        ("services:\n  a:\n    image: box\n    cap_add: [1]\n", &["config"]),
+        ("services:\n  a:\n    image: box\n    tty: maybe\n", &["config"]),
+        ("services:\n  a:\n    image: box\n    labels: text\n", &["config"]),
+        ("services:\n  a: box\n", &["config"]),
+        ("services:\n  a: {image: box}\n", &["--env-file", "nosuch.env", "config"]),
+        ("services:\n  a: {image: box}\n  b: {image: box}\n", &["kill", "-s", "NOPE"]),
+    ] {
+        fs::write(host.dir.join("compose.yaml"), file).unwrap();
+        let answer = host.run(&[&["compose", "-p", "lab", "-f", "compose.yaml"], args].concat());
+        let err = stable(&host, answer.err.trim_end());
+        writeln!(text, "{file}$ gpurun compose {}\n[{}] {err}\n", args.join(" "), answer.code).unwrap();
+    }
+    check("compose", &text);
+    assert_eq!(host.ok(&["ps", "-aq"]), "");
 }
 
 fn configuration() {

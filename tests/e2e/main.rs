@@ -13,6 +13,7 @@ mod cli;
 mod compose;
 mod compose_gpu;
 mod compose_lab;
+mod compose_lock;
 mod compose_networks;
 mod compose_projects;
 mod compose_start;
@@ -149,6 +150,7 @@ fn main() {
         ("compose_start", compose_start::TESTS),
         ("compose_gpu", compose_gpu::TESTS),
         ("compose_lab", compose_lab::TESTS),
+        ("compose_lock", compose_lock::TESTS),
         ("compose_networks", compose_networks::TESTS),
         ("compose_projects", compose_projects::TESTS),
         ("docker", docker::TESTS),

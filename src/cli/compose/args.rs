@@ -98,19 +98,15 @@ impl ComposeArgs {
 
     /// Loads the project and prints the notices about its files.
     pub(super) fn project(&self, services: &[String], dependencies: bool) -> Result<Project, Report> {
-        let project = crate::compose::load(&self.source()?, services, dependencies)?;
-        for notice in &project.notices {
-            print::say(&format!("gpurun: {notice}"));
-        }
+        let project = load(&self.source()?, services, dependencies)?;
+        say(&project.notices);
         Ok(project)
     }
 
     /// Plans the services of a project and prints the notices about keys without an effect.
     pub(super) fn plans(&self, project: &Project) -> Result<Plans, Report> {
         let plans = project.plans()?;
-        for notice in &plans.notices {
-            print::say(&format!("gpurun: {notice}"));
-        }
+        say(&plans.notices);
         Ok(plans)
     }
 
@@ -118,12 +114,12 @@ impl ComposeArgs {
     pub(super) fn scope(&self, services: &[String]) -> Result<Scope, Report> {
         let source = self.source()?;
         if source.files.is_empty()
-            && let Some(name) = source.fixed_name()
+            && let Some(name) = source.fixed_name()?
         {
             let project = crate::compose::load(&source, services, true).ok();
             return Ok(Scope { name, project });
         }
-        let project = crate::compose::load(&source, services, true)?;
+        let project = load(&source, services, true)?;
         Ok(Scope { name: project.name.clone(), project: Some(project) })
     }
 
@@ -145,6 +141,21 @@ impl ComposeArgs {
                 count => report.with_hint(format!("it has {count}: use `--index N`")),
             }
         })
+    }
+}
+
+/// Loads a project. If that fails, the notices about its files are printed: a variable without a value is often the cause.
+pub(super) fn load(source: &Source, services: &[String], dependencies: bool) -> Result<Project, Report> {
+    crate::compose::load(source, services, dependencies).map_err(|error| {
+        say(&error.notices);
+        error.into()
+    })
+}
+
+/// Prints notices.
+pub(super) fn say(notices: &[String]) {
+    for notice in notices {
+        print::say(&format!("gpurun: {notice}"));
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::super::print;
-use super::args::ComposeArgs;
+use super::args::{self, ComposeArgs};
 use crate::compose::{Raw, Source};
 use crate::report::Report;
 use crate::sys::process::CallerUmask;
@@ -122,10 +122,8 @@ fn raw(args: &ConfigArgs, compose: &ComposeArgs) -> Result<String, Report> {
 
 fn resolved(args: &ConfigArgs, compose: &ComposeArgs) -> Result<String, Report> {
     let source = Source { as_written: args.no_normalize, ..compose.source()? };
-    let project = crate::compose::load(&source, &args.names, true)?;
-    for notice in &project.notices {
-        print::say(&format!("gpurun: {notice}"));
-    }
+    let project = args::load(&source, &args.names, true)?;
+    args::say(&project.notices);
     Ok(if args.services {
         lines(project.service_names())
     } else if args.volumes {

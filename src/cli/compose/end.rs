@@ -7,8 +7,10 @@ use super::super::{Context, print};
 use super::args::{ComposeArgs, Scope};
 use super::containers::{self, Container, stop_order};
 use super::group::{parallel, remove, stop, words};
-use super::{act, child, networks};
+use super::{act, child, lock, networks};
+use crate::durable::FileLock;
 use crate::report::Report;
+use crate::request::parse_signal;
 
 #[derive(Debug, Args)]
 pub(super) struct DownArgs {
@@ -84,6 +86,7 @@ pub(super) struct WaitArgs {
 
 pub(super) fn down(args: &DownArgs, compose: &ComposeArgs, context: &Context) -> Result<u8, Report> {
     let scope = compose.scope(&[])?;
+    let _lock = lock::of_project(context, &scope.name)?;
     let mut all = containers::every(context, &scope.name)?;
     let whole = args.services.is_empty();
     if whole {
@@ -183,6 +186,19 @@ fn chosen(compose: &ComposeArgs, context: &Context, services: &[String]) -> Resu
     Ok((scope, all))
 }
 
+/// Does the same under the lock of the project.
+fn locked(
+    compose: &ComposeArgs,
+    context: &Context,
+    services: &[String],
+) -> Result<(Option<FileLock>, Scope, Vec<Container>), Report> {
+    let scope = compose.scope(&[])?;
+    let lock = lock::of_project(context, &scope.name)?;
+    let mut all = containers::of(context, &scope.name)?;
+    containers::select(&mut all, services, &scope.services())?;
+    Ok((lock, scope, all))
+}
+
 pub(super) fn stop_command(args: &StopArgs, compose: &ComposeArgs, context: &Context) -> Result<u8, Report> {
     let (_, all) = chosen(compose, context, &args.services)?;
     stop(context, all, args.timeout).map(|()| 0)
@@ -190,7 +206,7 @@ pub(super) fn stop_command(args: &StopArgs, compose: &ComposeArgs, context: &Con
 
 /// Starts containers that exist, in the order of their dependencies.
 pub(super) fn start(args: &ServicesArgs, compose: &ComposeArgs, context: &Context) -> Result<u8, Report> {
-    let (scope, all) = chosen(compose, context, &args.services)?;
+    let (_lock, scope, all) = locked(compose, context, &args.services)?;
     if all.is_empty() {
         return Err(Report::new(format!("the project `{}` has no containers", scope.name))
             .with_hint("create them with `gpurun compose up -d`"));
@@ -228,7 +244,7 @@ pub(super) fn pause(args: &ServicesArgs, compose: &ComposeArgs, context: &Contex
 }
 
 pub(super) fn restart(args: &StopArgs, compose: &ComposeArgs, context: &Context) -> Result<u8, Report> {
-    let (scope, all) = chosen(compose, context, &args.services)?;
+    let (_lock, scope, all) = locked(compose, context, &args.services)?;
     let mut names: Vec<String> = all.iter().map(|container| container.name().to_owned()).collect();
     // Services that depend on these with `restart: true` are restarted with them.
     let services: Vec<&str> = all.iter().map(|container| container.service.as_str()).collect();
@@ -247,7 +263,7 @@ pub(super) fn restart(args: &StopArgs, compose: &ComposeArgs, context: &Context)
 }
 
 pub(super) fn rm(args: &RmArgs, compose: &ComposeArgs, context: &Context) -> Result<u8, Report> {
-    let (_, mut all) = chosen(compose, context, &args.services)?;
+    let (scope, mut all) = chosen(compose, context, &args.services)?;
     if !args.stop {
         all.retain(|container| !container.is_running());
     }
@@ -267,10 +283,13 @@ pub(super) fn rm(args: &RmArgs, compose: &ComposeArgs, context: &Context) -> Res
             return Ok(0);
         }
     }
+    // The wait for an answer is not under the lock. A container that has gone meanwhile counts as removed.
+    let _lock = lock::of_project(context, &scope.name)?;
     remove(context, all, None, false).map(|()| 0)
 }
 
 pub(super) fn kill(args: &KillArgs, compose: &ComposeArgs, context: &Context) -> Result<u8, Report> {
+    parse_signal(args.signal.strip_prefix('-').unwrap_or(&args.signal))?;
     let (_, mut all) = chosen(compose, context, &args.services)?;
     all.retain(Container::is_running);
     parallel(&all, |container| {

@@ -2,6 +2,7 @@
 
 use super::super::{Context, print};
 use super::act;
+use super::child::Done;
 use super::containers::{Container, stop_order};
 use crate::report::Report;
 
@@ -14,11 +15,19 @@ pub(super) fn stop_one(context: &Context, name: &str, timeout: Option<u64>) -> R
     let mut arguments = words(&["stop"]);
     arguments.extend(timeout.map(|seconds| format!("--time={seconds}")));
     arguments.push(name.to_owned());
-    act::run(context, &arguments)?.check().map(drop)
+    unless_gone(context, name, act::run(context, &arguments)?.check())
 }
 
 pub(super) fn rm_one(context: &Context, name: &str) -> Result<(), Report> {
-    act::run(context, &words(&["rm", "--force", name]))?.check().map(drop)
+    unless_gone(context, name, act::run(context, &words(&["rm", "--force", name]))?.check())
+}
+
+/// A container that another command has removed in the meantime is stopped and removed.
+fn unless_gone(context: &Context, name: &str, done: Result<Done, Report>) -> Result<(), Report> {
+    match done {
+        Err(_) if context.records()?.snapshot()?.lacks(name) => Ok(()),
+        done => done.map(drop),
+    }
 }
 
 /// Does something with all containers of a group at the same time.

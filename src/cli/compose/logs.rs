@@ -14,6 +14,7 @@ use super::super::{Context, moment, print};
 use super::args::{Ansi, ComposeArgs};
 use super::containers::{self, Container};
 use super::{child, group};
+use crate::record::Phase;
 use crate::report::Report;
 
 #[derive(Debug, Args)]
@@ -107,6 +108,18 @@ impl Printer {
         }
     }
 
+    /// Says that a container has ended, as docker does.
+    fn ended(&self, index: usize, name: &str, code: u8) {
+        let text = format!("{name} exited with code {code}");
+        let text = match self.style.color {
+            true => format!("\x1b[{}m{text}\x1b[0m\n", COLORS[index % COLORS.len()]),
+            false => format!("{text}\n"),
+        };
+        let _one = self.lock.lock();
+        // A closed output is no error of the containers.
+        let _ = std::io::stdout().lock().write_all(text.as_bytes());
+    }
+
     /// Prints lines until the end. With `since`, each line begins with its time, and earlier ones are left out. A line is printed as it is: `gpurun logs` does not change the output of a program
     /// either.
     fn lines(&self, prefix: &str, input: impl std::io::Read, since: Option<&str>) {
@@ -140,6 +153,13 @@ impl Printer {
             }
         }
     }
+}
+
+/// Returns how a container has ended. `None` if it runs, or has been removed.
+fn exit_code(context: &Context, container: &Container) -> Option<u8> {
+    let entry = context.records().ok()?.again(&container.entry).ok()?;
+    let state = entry.state_shown().ok()?;
+    state.exit_code.filter(|_| state.phase == Phase::Exited)
 }
 
 /// Returns a container's name without the project's.
@@ -312,6 +332,9 @@ pub(super) fn foreground(context: &Context, options: &Foreground<'_>) -> Result<
                         pass(&mut out);
                     }
                 });
+                if is_shown && let Some(code) = exit_code(context, container) {
+                    printer.ended(index, short(&name, project), code);
+                }
                 if let Ok(mut first) = first.lock() {
                     first.get_or_insert(name);
                 }

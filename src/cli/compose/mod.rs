@@ -11,6 +11,7 @@ mod config;
 mod containers;
 mod end;
 mod group;
+mod lock;
 mod logs;
 mod networks;
 mod once;

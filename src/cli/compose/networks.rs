@@ -11,7 +11,7 @@ use super::{act, group};
 use crate::compose::{Plans, ProjectNetwork, labels};
 use crate::config::Config;
 use crate::net::{self, NetError, NewNetwork};
-use crate::network::{BUILT_IN, Network, Networks};
+use crate::network::{BUILT_IN, Network, NetworkError, Networks};
 use crate::report::Report;
 
 fn state_dir(context: &Context) -> PathBuf {
@@ -149,6 +149,8 @@ pub(super) fn remove(context: &Context, project: &str) -> Result<(), Report> {
         }
         match net::remove(&state_dir(context), &Networks::new(&context.root), &name) {
             Ok(_) => print::say(&format!(" Network {name}  Removed")),
+            // Another command has removed it in the meantime.
+            Err(NetError::Network(NetworkError::Missing(_))) => {}
             Err(error @ NetError::InUse { .. }) => print::say(&format!("gpurun: {}", Report::from(error).message)),
             Err(error) => return Err(error.into()),
         }

@@ -7,7 +7,7 @@ use clap::Args;
 use super::super::Context;
 use super::args::{CheckRun, ComposeArgs, index};
 use super::start::{Choice, Progress, Starter, command};
-use super::{act, child};
+use super::{act, child, lock};
 use crate::compose::{Connection, Plans};
 use crate::report::Report;
 
@@ -142,9 +142,12 @@ pub(super) fn run(args: &RunArgs, compose: &ComposeArgs, context: &Context, chec
     };
     // The dependencies first, as `up` starts them.
     let others = Starter { context, project: &project, plans: &plans, timeout: None, starts: true };
+    project.check_files(&args.service)?;
     others.images(args.build, false, None, false)?;
     others.check(check)?;
+    let lock = lock::of_project(context, &project.name)?;
     others.start(&Choice::CHANGED, &Progress::default())?;
+    drop(lock);
     let own = Plans { services: [(args.service.clone(), plan.clone())].into(), ..plans.clone() };
     let starter = Starter { context, project: &project, plans: &own, timeout: None, starts: true };
     starter.images(args.build, false, None, false)?;

@@ -182,6 +182,7 @@ impl Starter<'_> {
     /// Checks the settings of all services as the command line does, before anything is started.
     pub(super) fn check(&self, check: CheckRun) -> Result<(), Report> {
         for plan in self.plans.services.values() {
+            self.project.check_files(&plan.service)?;
             // What `prepare` will create cannot be mounted yet.
             let missing: Vec<String> =
                 plan.create.iter().map(|path| path.to_string_lossy().replace('"', "\"\"")).collect();

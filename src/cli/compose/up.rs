@@ -10,9 +10,10 @@ use super::super::Context;
 use super::super::resources::seconds;
 use super::super::session::take_signals;
 use super::args::{CheckRun, ComposeArgs};
-use super::logs;
 use super::start::{Choice, Progress, Recreate, Starter};
+use super::{lock, logs};
 use crate::compose::{Plans, Project};
+use crate::durable::FileLock;
 use crate::report::Report;
 
 /// The flags of `up` and `create`.
@@ -120,17 +121,19 @@ pub(super) fn create(
     let mut plans = compose.plans(&project)?;
     scale(&mut plans, &args.flags.scale)?;
     let starter = Starter { context, project: &project, plans: &plans, timeout: None, starts: false };
-    prepare(&starter, &args.flags, check)?;
+    let _lock = prepare(&starter, &args.flags, check)?;
     starter.start(&recreate(&args.flags, &args.services), &Progress::default())?;
     Ok(0)
 }
 
-/// Checks the services, gets their images, and handles the containers of other services.
-fn prepare(starter: &Starter<'_>, flags: &CreateFlags, check: CheckRun) -> Result<(), Report> {
+/// Checks the services, gets their images, locks the project, and handles the containers of other services.
+fn prepare(starter: &Starter<'_>, flags: &CreateFlags, check: CheckRun) -> Result<Option<FileLock>, Report> {
     starter.check(check)?;
     let all = flags.build || flags.pull.as_deref() == Some("build");
     starter.images(all, flags.no_build, flags.pull.as_deref(), flags.quiet_pull)?;
-    starter.orphans(flags.remove_orphans)
+    let lock = lock::of_project(starter.context, &starter.project.name)?;
+    starter.orphans(flags.remove_orphans)?;
+    Ok(lock)
 }
 
 pub(super) fn run(args: &UpArgs, compose: &ComposeArgs, context: &Context, check: CheckRun) -> Result<u8, Report> {
@@ -143,10 +146,11 @@ pub(super) fn run(args: &UpArgs, compose: &ComposeArgs, context: &Context, check
     let shown = shown(args, &project)?;
     let since = crate::clock::now();
     let starter = Starter { context, project: &project, plans: &plans, timeout: args.timeout, starts: !args.no_start };
-    prepare(&starter, &args.flags, check)?;
+    let lock = prepare(&starter, &args.flags, check)?;
     let progress = Progress::default();
     if args.detach || args.wait || args.no_start || context.dry_run {
         starter.start(&recreate(&args.flags, &args.services), &progress)?;
+        drop(lock);
         if args.wait && !context.dry_run {
             starter.wait(args.wait_timeout)?;
         }
@@ -175,6 +179,8 @@ pub(super) fn run(args: &UpArgs, compose: &ComposeArgs, context: &Context, check
         return logs::stop_all(context, &foreground).map(|()| 130);
     }
     started?;
+    // Other commands may change the project while its output is shown.
+    drop(lock);
     logs::foreground(context, &foreground)
 }
 

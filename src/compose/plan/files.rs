@@ -2,11 +2,45 @@
 
 use std::path::{Path, PathBuf};
 
-use super::super::error::Wrong;
+use super::super::error::{ComposeError, Wrong};
+use super::super::project::Project;
 use super::super::service::{self, FileMount, Volume};
 use super::super::value::{Node, Value};
 use super::Content;
 use super::maker::{Build, Flags, Maker};
+
+impl Project {
+    /// Checks that the files and directories of this host exist which a service mounts, and which nothing creates.
+    pub(crate) fn check_files(&self, service: &str) -> Result<(), ComposeError> {
+        let Some(service_node) = self.services.get(service) else { return Ok(()) };
+        let list = |key: &str| service_node.get(key).and_then(Node::as_list).unwrap_or_default();
+        let text = |node: &Node, key: &str| node.get(key).and_then(Node::as_text).map(str::to_owned);
+        for kind in ["secrets", "configs"] {
+            for mount in list(kind) {
+                let Some(name) = text(mount, "source") else { continue };
+                let Some(file) = self.rest.get(kind).and_then(|all| all.get(&name)?.get("file")) else { continue };
+                if let Some(path) = file.as_text().filter(|path| !Path::new(path).exists()) {
+                    let wrong = Wrong::new(file.at, format!("{kind}.{name}.file"), format!("`{path}` does not exist"));
+                    return Err(self.placed(wrong.with_hint("create the file, or correct `file`")));
+                }
+            }
+        }
+        for (index, mount) in list("volumes").iter().enumerate() {
+            let is_created = mount.get("bind").and_then(|bind| bind.get("create_host_path"));
+            let is_created = is_created.is_some_and(|node| node.value == Value::Bool(true));
+            if is_created || text(mount, "type").as_deref() != Some("bind") {
+                continue;
+            }
+            if let Some(path) = text(mount, "source").filter(|path| !Path::new(path).exists()) {
+                let key = format!("services.{service}.volumes[{index}]");
+                let wrong = Wrong::new(mount.at, key, format!("`{path}` does not exist"));
+                let hint = format!("create it with `mkdir -p {path}`, or write `bind: {{create_host_path: true}}`");
+                return Err(self.placed(wrong.with_hint(hint)));
+            }
+        }
+        Ok(())
+    }
+}
 
 impl Maker<'_> {
     /// Returns the fields of `--mount`.

@@ -159,13 +159,14 @@ impl Project {
         Ok(())
     }
 
-    fn placed(&self, wrong: Wrong) -> ComposeError {
+    pub(super) fn placed(&self, wrong: Wrong) -> ComposeError {
         ComposeError {
             file: (wrong.at.line > 0).then(|| self.sources.get(usize::from(wrong.at.file)).cloned()).flatten(),
             line: wrong.at.line,
             key: wrong.key,
             reason: wrong.reason,
             hint: wrong.hint,
+            notices: Vec::new(),
         }
     }
 
