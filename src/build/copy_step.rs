@@ -68,7 +68,7 @@ impl Arguments {
 
     /// The sources that must exist in the context. With `--parents`, a part of a source is not a path.
     pub(super) fn of_context(&self) -> impl Iterator<Item = &str> {
-        let is_path = |source: &&String| !self.parents && !(self.add && fetch::is_url(source));
+        let is_path = |source: &&String| !(self.parents || self.add && fetch::is_url(source));
         self.sources.iter().filter(is_path).map(String::as_str)
     }
 

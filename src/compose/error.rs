@@ -21,7 +21,7 @@ pub(crate) struct ComposeError {
     pub(super) reason: String,
     pub(super) hint: Option<String>,
     /// Messages about the files that were read, which may explain the error: unset variables.
-    pub(crate) notices: Vec<String>,
+    pub(crate) notices: Box<[String]>,
 }
 
 impl std::error::Error for ComposeError {}

@@ -63,7 +63,7 @@ impl Loader {
             key: wrong.key,
             reason: wrong.reason,
             hint: wrong.hint,
-            notices: Vec::new(),
+            notices: Box::default(),
         }
     }
 
@@ -81,7 +81,7 @@ impl Loader {
             key: String::new(),
             reason,
             hint: None,
-            notices: Vec::new(),
+            notices: Box::default(),
         };
         if self.files.len() >= MAX_FILES {
             return Err(failed(format!("the project consists of more than {MAX_FILES} files")));
@@ -112,7 +112,7 @@ impl Loader {
                 key: String::new(),
                 reason: error.reason,
                 hint: None,
-                notices: Vec::new(),
+                notices: Box::default(),
             })?;
             for document in documents {
                 let main = files.first().unwrap_or(file);
@@ -338,7 +338,7 @@ pub(super) fn env_files_values(files: &[PathBuf], environment: &Environment) -> 
             key: String::new(),
             reason,
             hint: None,
-            notices: Vec::new(),
+            notices: Box::default(),
         };
         let text = read_text(file).map_err(|reason| ComposeError {
             hint: (!file.exists()).then(|| "create the file, or correct its path".to_owned()),

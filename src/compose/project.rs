@@ -112,7 +112,7 @@ fn uses_default(root: &Map) -> bool {
 pub(crate) fn load(source: &Source, selected: &[String], dependencies: bool) -> Result<Project, ComposeError> {
     let mut loader = Loader::default();
     let project = load_with(&mut loader, source, selected, dependencies);
-    project.map_err(|error| ComposeError { notices: loader.notices, ..error })
+    project.map_err(|error| ComposeError { notices: loader.notices.into(), ..error })
 }
 
 fn load_with(
@@ -182,7 +182,7 @@ impl Source {
 }
 
 fn whole(reason: impl Into<String>) -> ComposeError {
-    ComposeError { file: None, line: 0, key: String::new(), reason: reason.into(), hint: None, notices: Vec::new() }
+    ComposeError { file: None, line: 0, key: String::new(), reason: reason.into(), hint: None, notices: Box::default() }
 }
 
 impl ComposeError {

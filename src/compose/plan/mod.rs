@@ -166,7 +166,7 @@ impl Project {
             key: wrong.key,
             reason: wrong.reason,
             hint: wrong.hint,
-            notices: Vec::new(),
+            notices: Box::default(),
         }
     }
 
