@@ -43,7 +43,7 @@ pub(crate) fn get(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
             Ok(Some(value))
         }
         Err(_) => match io::Error::last_os_error() {
-            error if error.raw_os_error() == Some(libc::ENODATA) => Ok(None),
+            error if [libc::ENODATA, libc::EOPNOTSUPP].map(Some).contains(&error.raw_os_error()) => Ok(None),
             error => Err(error),
         },
     }

@@ -88,7 +88,7 @@ fn lacks(test: &str) -> Option<&'static str> {
         _ if test.starts_with("upgrade::") && upgrade::binary().is_none() => Some("earlier-release"),
         _ if test.starts_with("slurm::") && !slurm::is_possible() => Some("slurm"),
         name if NEEDS_SYSTEMD.contains(&name) && !host::runs_systemd() => Some("systemd"),
-        "real_programs_find_containers" if resolver::lacks_programs() => Some("dig, node and musl-gcc"),
+        "real_programs_find_containers" if resolver::lacks_programs() => Some("dig, node, skopeo and musl-gcc"),
         NEEDS_SWAP if !swap() => Some("swap"),
         name if top::NEED_TMUX.contains(&name) && !has_program("tmux") => Some("tmux"),
         name if errors::TESTS.iter().any(|(other, _)| *other == name) && !errors::has_snapshots() => {

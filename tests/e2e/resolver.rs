@@ -19,7 +19,7 @@ pub const TESTS: &[(&str, fn())] = &[
 /// The programs of the first test.
 pub fn lacks_programs() -> bool {
     let has = |name| std::env::split_paths("/usr/bin:/bin").any(|dir| dir.join(name).exists());
-    !["dig", "node", "getent", "musl-gcc"].into_iter().all(has)
+    !["dig", "node", "getent", "musl-gcc", "skopeo"].into_iter().all(has)
 }
 
 const A: u16 = 1;
@@ -125,6 +125,9 @@ fn programs() {
     assert!(run("nslookup db").contains(&format!("Address: {db}")), "busybox");
     assert!(run("/usr/bin/getent ahostsv4 db").starts_with(&format!("{db} ")), "glibc");
     assert_eq!(run("/resolve db"), db, "static musl");
+    // Go's own resolver, which static programs have.
+    let go = run("GODEBUG=netdns=go /usr/bin/skopeo inspect --tls-verify=false docker://db:1/image 2>&1 || true");
+    assert!(go.contains(&format!("dial tcp {db}:1: connect: connection refused")), "{go}");
     assert_eq!(node("dns.resolve4('db').then(console.log)"), format!("[ '{db}' ]"), "node");
     assert_eq!(node("dns.lookup('DB.lab').then(found => console.log(found.address))"), db, "node");
     assert_eq!(node(&format!("dns.reverse('{db}').then(console.log)")), "[ 'db.lab' ]", "node");

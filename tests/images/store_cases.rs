@@ -452,7 +452,7 @@ fn attributes() {
         target.display()
     ));
     let error = fixture.fails(&["image", "unpack", "localhost/a:1", "ext4/tree"]);
-    assert!(error.contains("cannot set an extended attribute of `/f`"), "{error}");
+    assert!(error.contains("cannot set an extended attribute of `f`"), "{error}");
     assert!(
         error.contains("one block") && !error.contains("choose another directory") && !error.contains("image rm"),
         "{error}"
