@@ -238,7 +238,7 @@ fn restored() {
     terminal.keys(&["C-c"]);
     terminal.is_restored(130);
     drop(terminal);
-    let terminal = Terminal::start(&host, "GPURUN_TOP_PANIC=1");
+    let terminal = Terminal::start(&host, "RUST_BACKTRACE=0 GPURUN_TOP_PANIC=1");
     terminal.is_restored(1);
     terminal.shows("a test requested this panic");
 }
