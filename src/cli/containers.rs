@@ -570,7 +570,8 @@ fn remove(records: &Records, entry: &Entry) -> Result<(), Report> {
     if !entry.is_idle()? {
         return Err(Report::new(format!("container `{}` is being started by another command", entry.record.name)));
     }
-    let state = entry.state()?;
+    // A state that cannot be read does not prevent the removal.
+    let state = entry.state().unwrap_or_default();
     launch::remove(records, entry)?;
     history::note_removal(records.run_dir(), &entry.record, &state);
     diagnostics::remove(&entry.diagnostics());

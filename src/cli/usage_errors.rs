@@ -6,7 +6,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::docker_hints;
 use crate::jupyter::HashError;
-use crate::names::NameError;
+use crate::names::{NameError, distance};
 use crate::report::{Explain, Report};
 use crate::transport::SourceNameError;
 use crate::units::UnitError;
@@ -149,24 +149,19 @@ fn unknown_command(typed: &str, path: &[String], args: &[String], similar: Optio
 /// Whether one name may be a typing error for another: two letters are exchanged, one is missing, too many or wrong, or
 /// two are, in a longer name. clap's own measure takes `pods` for `ps`.
 fn is_typo(typed: &str, name: &str) -> bool {
-    let (typed, name): (Vec<char>, Vec<char>) = (typed.chars().take(64).collect(), name.chars().collect());
-    let exchanged = |at: usize| {
-        let mut other = typed.clone();
-        other.swap(at - 1, at);
-        other == name
-    };
-    if (1..typed.len()).any(exchanged) {
-        return true;
+    let most = if name.chars().count() > 4 { 2 } else { 1 };
+    distance(typed, name) <= most || has_exchanged(typed, name)
+}
+
+/// Whether two neighboring letters are exchanged, and nothing else differs.
+fn has_exchanged(typed: &str, name: &str) -> bool {
+    let (typed, name): (Vec<char>, Vec<char>) = (typed.chars().collect(), name.chars().collect());
+    let Some(at) = typed.iter().zip(&name).position(|(letter, other)| letter != other) else { return false };
+    let mut typed = typed;
+    if at + 1 < typed.len() {
+        typed.swap(at, at + 1);
     }
-    let mut row: Vec<usize> = (0..=name.len()).collect();
-    for (at, letter) in typed.iter().enumerate() {
-        let mut before = std::mem::replace(&mut row[0], at + 1);
-        for (column, other) in name.iter().enumerate() {
-            let best = (before + usize::from(letter != other)).min(row[column] + 1).min(row[column + 1] + 1);
-            before = std::mem::replace(&mut row[column + 1], best);
-        }
-    }
-    row[name.len()] <= if name.len() > 4 { 2 } else { 1 }
+    typed == name
 }
 
 /// Returns the command in the form in which the user types it.

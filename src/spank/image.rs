@@ -5,9 +5,9 @@
 //! ```
 //!
 //! - A name is a full reference, never a path or an ID. It is pulled if the node's store does not have it, with the user's
-//!   own login or without any: root's logins are not the users'. What a login has brought, only its user may use. The same
-//!   holds for registries on the loopback interface, where every user may start one. Names below `localhost/slurm` are
-//!   these images, and the files that steps keep.
+//!   own login or without one. root's logins are never used. An image that was pulled with a login is only for that user,
+//!   and so is one from a registry on the loopback interface, which any user may have started. Such images, and the files
+//!   that steps keep, have names below `localhost/slurm`.
 //! - An archive that only root can change is used in place. Another one is copied into the store: containers of several
 //!   users may share an image, and none of them may be able to change it afterwards. Its names are ignored.
 //! - An OCI layout is read as a tar stream, by a process of the user. Its identity is that of its `index.json`.
